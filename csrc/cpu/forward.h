@@ -1,0 +1,225 @@
+// Forward: projections and mix of all steps at once, then the recurrence.
+//
+// A step of the recurrence has two matrix products, W_r and W_z, then W_h, and a pass over rows after
+// each. A team shares columns of W and rows, and meets four times a step. Where there are many
+// samples or groups, each thread takes samples of its own instead and meets nobody. Bound: FMA
+// throughput from 8 rows on, the bandwidth of the weights (3 H^2 values a step) below.
+#pragma once
+
+#include <vector>
+
+#include "buffers.h"
+#include "gemm.h"
+#include "schedule.h"
+
+namespace mmixer::cpu::MMIXER_ISA {
+
+// Ranks [begin, end) of one group.
+struct Slice {
+  int64_t group, begin, end;
+
+  int64_t active(const Schedule& schedule, int64_t t) const {
+    return std::max<int64_t>(0, std::min(end, schedule.active(t)) - begin);
+  }
+};
+
+// Calls body(slice, rank) for the member's share of the slices' samples that are active at step t.
+template <class Body>
+void each_active(const Member& member, const Slice* slices, int64_t count,
+                 const Schedule& schedule, int64_t t, Body body) {
+  int64_t total = 0, first = 0;
+  for (int64_t i = 0; i < count; i++) total += slices[i].active(schedule, t);
+  const int64_t begin = member.begin(total), end = member.end(total);
+  for (int64_t i = 0; i < count; i++) {
+    const int64_t active = slices[i].active(schedule, t);
+    const int64_t from = std::max(begin - first, int64_t(0)), to = std::min(end - first, active);
+    for (int64_t k = from; k < to; k++) body(slices[i], slices[i].begin + k);
+    first += active;
+  }
+}
+
+// Runs recurrence(member, slices, count) over all groups and samples: blocks of samples of their own
+// for the members where that keeps all of them busy, otherwise everything for the team.
+template <class T, class Recurrence>
+void share_samples(Member& member, const Problem<T>& p, Recurrence recurrence) {
+  constexpr int64_t block = 8;
+  const int64_t blocks_of_group = (p.batch + block - 1) / block;
+  const int64_t blocks = p.groups * blocks_of_group, size = member.size();
+  if (size > 1 && (blocks >= 4 * size || blocks % size == 0)) {
+    Member alone(0, 1, nullptr);
+    for (int64_t i = member.begin(blocks); i < member.end(blocks); i++) {
+      const int64_t first = i % blocks_of_group * block;
+      const Slice slice{i / blocks_of_group, first, std::min(first + block, p.batch)};
+      recurrence(alone, &slice, 1);
+    }
+  } else {
+    std::vector<Slice> slices;
+    for (int64_t g = 0; g < p.groups; g++) slices.push_back({g, 0, p.batch});
+    recurrence(member, slices.data(), p.groups);
+  }
+}
+
+template <class T>
+void forward_recurrence(Member& member, const Problem<T>& p, const Schedule& schedule,
+                        const ForwardBuffers<T>& b, const Saved<T>* saved, const Slice* slices,
+                        int64_t count, T* output) {
+  const int64_t H_ = p.hidden;
+  for (int64_t t = 0; t < p.steps; t++) {
+    const int64_t first = schedule.first_row[t];
+    const auto step_row = [&](int64_t rank) { return b.save ? first + rank : rank; };
+    const auto product = [&](Gate gate, const T* (Group<T>::*weight), const Table<T>& operand) {
+      for (int64_t i = 0; i < count; i++) {
+        const Slice& slice = slices[i];
+        gemm<T>(
+            member, [&](int64_t m) { return operand(slice.group, slice.begin + m); },
+            slice.active(schedule, t), p.group[slice.group].*weight, H_, H_, H_,
+            [&](int64_t m) { return b.x_hat[gate](slice.group, step_row(slice.begin + m)); });
+      }
+    };
+    if (t == 0) {
+      each_active(member, slices, count, schedule, t, [&](const Slice& slice, int64_t rank) {
+        const T *h = b.h(slice.group, rank), *f = b.f_tilde(slice.group, first + rank);
+        T* u = b.u(slice.group, rank);
+        for (int64_t j = 0; j < H_; j += lanes<T>) store(u + j, load(f + j) + load(h + j));
+      });
+      member.barrier();
+    }
+    product(R, &Group<T>::weight_r, b.u);
+    product(Z, &Group<T>::weight_z, b.u);
+    member.barrier();
+    each_active(member, slices, count, schedule, t, [&](const Slice& slice, int64_t rank) {
+      const int64_t g = slice.group, row = step_row(rank);
+      T *x_r = b.x_hat[R](g, row), *x_z = b.x_hat[Z](g, row);
+      const T r_std_r = normalize(b.norms.enabled, x_r, H_, p.eps);
+      const T r_std_z = normalize(b.norms.enabled, x_z, H_, p.eps);
+      if (saved) saved->r_std[R](g, 0)[row] = r_std_r, saved->r_std[Z](g, 0)[row] = r_std_z;
+      const Norm<T> norm_r = b.norms(g, R), norm_z = b.norms(g, Z);
+      const T *h = b.h(g, rank), *f = b.f_tilde(g, first + rank);
+      T *v = b.v(g, rank), *z = b.z(g, rank);
+      for (int64_t j = 0; j < H_; j += lanes<T>) {
+        const Vector<T> r = sigmoid(norm_r(x_r, j));          // Eq. 11
+        store(z + j, sigmoid(norm_z(x_z, j)));                // Eq. 12
+        store(v + j, r * load(h + j) + load(f + j));
+      }
+    });
+    member.barrier();
+    product(H, &Group<T>::weight_h, b.v);
+    member.barrier();
+    each_active(member, slices, count, schedule, t, [&](const Slice& slice, int64_t rank) {
+      const int64_t g = slice.group, row = step_row(rank);
+      T* x_h = b.x_hat[H](g, row);
+      const T r_std = normalize(b.norms.enabled, x_h, H_, p.eps);
+      if (saved) saved->r_std[H](g, 0)[row] = r_std;
+      const Norm<T> norm = b.norms(g, H);
+      const bool continues = rank < schedule.active(t + 1);
+      const T* f_next = continues ? b.f_tilde(g, schedule.first_row[t + 1] + rank) : nullptr;
+      const T* z = b.z(g, rank);
+      T *h = b.h(g, rank), *u = b.u(g, rank), *h_saved = saved ? saved->h(g, row) : nullptr;
+      T* out = output + ((g * p.steps + t) * p.batch + schedule.sample[rank]) * H_;
+      for (int64_t j = 0; j < H_; j += lanes<T>) {
+        const Vector<T> h_tilde = tanh(norm(x_h, j));                                // Eq. 14
+        const Vector<T> next = interpolate(load(z + j), h_tilde, load(h + j));       // Eq. 13
+        store(h + j, next);
+        store(out + j, next, H_ - j);
+        if (h_saved) store(h_saved + j, next);
+        if (f_next) store(u + j, load(f_next + j) + next);
+      }
+    });
+    member.barrier();
+  }
+}
+
+// f_bar, g_bar, s and f_tilde of every row (Eq. 7-10); ends with a barrier.
+template <class T>
+void forward_mix(Member& member, const Problem<T>& p, const Schedule& schedule,
+                 const ForwardBuffers<T>& b, const Saved<T>* saved) {
+  const int64_t H_ = p.hidden, rows = schedule.rows();
+  const auto activate = [&](Gate gate, const Table<T>& bar, int64_t count) {
+    for (int64_t i = member.begin(p.groups * count); i < member.end(p.groups * count); i++) {
+      const int64_t g = i / count, row = i % count;
+      T* x = b.x_hat[gate](g, row);
+      const T r_std = normalize(b.norms.enabled, x, H_, p.eps);
+      if (saved) saved->r_std[gate](g, 0)[row] = r_std;
+      const Norm<T> norm = b.norms(g, gate);
+      for (int64_t j = 0; j < H_; j += lanes<T>) store(bar(g, row) + j, tanh(norm(x, j)));
+    }
+  };
+  for (int64_t g = 0; g < p.groups; g++) {
+    const Group<T>& group = p.group[g];
+    gemm<T>(
+        member,
+        [&](int64_t row) {
+          return group.input + schedule.step_of_row[row] * group.input_stride_step +
+                 schedule.sample[schedule.rank_of_row(row)] * group.input_stride_sample;
+        },
+        rows, group.weight_f, group.input_size, H_, group.input_size,
+        [&](int64_t row) { return b.x_hat[F](g, row); });
+    gemm<T>(
+        member,
+        [&](int64_t rank) {
+          return group.context + schedule.sample[rank] * group.context_stride_sample;
+        },
+        p.batch, group.weight_g, group.context_size, H_, group.context_size,
+        [&](int64_t rank) { return b.x_hat[G](g, rank); });
+  }
+  member.barrier();
+  activate(F, b.f_tilde, rows);   // Eq. 7
+  activate(G, b.g_bar, p.batch);  // Eq. 8
+  member.barrier();
+  for (int64_t g = 0; g < p.groups; g++) {
+    const T* weight = p.group[g].weight_s;
+    gemm<T>(
+        member, [&](int64_t row) { return b.f_tilde(g, row); }, rows, weight, 2 * H_, H_, H_,
+        [&](int64_t row) { return b.x_hat[S](g, row); });
+    gemm<T>(
+        member, [&](int64_t rank) { return b.g_bar(g, rank); }, p.batch, weight + H_, 2 * H_, H_,
+        H_, [&](int64_t rank) { return b.s_g(g, rank); });
+  }
+  member.barrier();
+  for (int64_t i = member.begin(p.groups * rows); i < member.end(p.groups * rows); i++) {
+    const int64_t g = i / rows, row = i % rows, rank = schedule.rank_of_row(row);
+    T *x = b.x_hat[S](g, row), *f = b.f_tilde(g, row);
+    const T *s_g = b.s_g(g, rank), *g_bar = b.g_bar(g, rank);
+    for (int64_t j = 0; j < H_; j += lanes<T>) store(x + j, load(x + j) + load(s_g + j));
+    const T r_std = normalize(b.norms.enabled, x, H_, p.eps);
+    if (saved) saved->r_std[S](g, 0)[row] = r_std;
+    const Norm<T> norm = b.norms(g, S);
+    for (int64_t j = 0; j < H_; j += lanes<T>) {
+      const Vector<T> y = norm(x, j);
+      store(f + j, p.mix == Mix::concat
+                       ? y
+                       : interpolate(sigmoid(y), load(f + j), load(g_bar + j)));  // Eq. 9-10
+    }
+  }
+  member.barrier();
+}
+
+template <class T>
+void forward_team(Member& member, const Problem<T>& p, const Schedule& schedule,
+                  const ForwardBuffers<T>& b, const Saved<T>* saved, T* output, T* h_n) {
+  const int64_t H_ = p.hidden, states = p.groups * p.batch;
+  b.norms.fill(member, p);
+  for (int64_t i = member.begin(states); i < member.end(states); i++) {
+    const int64_t g = i / p.batch, rank = i % p.batch;
+    T* h = b.h(g, rank);
+    const T* h_0 =
+        p.hx ? p.hx + g * p.hx_stride_group + schedule.sample[rank] * p.hx_stride_sample : nullptr;
+    for (int64_t j = 0; j < H_; j += lanes<T>)
+      store(h + j, h_0 ? load(h_0 + j, H_ - j) : Vector<T>{});
+  }
+  member.barrier();
+  forward_mix(member, p, schedule, b, saved);
+  share_samples(member, p, [&](Member& team, const Slice* slices, int64_t count) {
+    forward_recurrence(team, p, schedule, b, saved, slices, count, output);
+  });
+  member.barrier();
+  for (int64_t i = member.begin(states); i < member.end(states); i++) {
+    const int64_t g = i / p.batch, rank = i % p.batch, sample = schedule.sample[rank];
+    for (int64_t j = 0; j < H_; j += lanes<T>)
+      store(h_n + (g * p.batch + sample) * H_ + j, load(b.h(g, rank) + j), H_ - j);
+    for (int64_t t = schedule.length[rank]; t < p.steps; t++)
+      std::fill_n(output + ((g * p.steps + t) * p.batch + sample) * H_, H_, T(0));
+  }
+}
+
+}  // namespace mmixer::cpu::MMIXER_ISA

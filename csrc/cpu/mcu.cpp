@@ -1,0 +1,97 @@
+#include "mcu.h"
+
+#include <atomic>
+#include <cstring>
+#include <vector>
+
+#include "engine.h"
+
+namespace mmixer::cpu {
+namespace {
+
+struct InstructionSet {
+  const char* name;
+  const Engines* engines;
+};
+
+// Those that this build has and this processor supports, the best first.
+const std::vector<InstructionSet>& instruction_sets() {
+  static const std::vector<InstructionSet> sets = [] {
+    std::vector<InstructionSet> found;
+#ifdef MMIXER_X86
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw"))
+      found.push_back({"avx512", &avx512::engines});
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+      found.push_back({"avx2", &avx2::engines});
+#endif
+    found.push_back({"baseline", &baseline::engines});
+    return found;
+  }();
+  return sets;
+}
+
+std::atomic<const InstructionSet*>& current() {
+  static std::atomic<const InstructionSet*> set = &instruction_sets().front();
+  return set;
+}
+
+template <class T>
+const Engine<T>& engine() {
+  if constexpr (sizeof(T) == 4)
+    return current().load()->engines->of_float;
+  else
+    return current().load()->engines->of_double;
+}
+
+}  // namespace
+
+template <class T>
+int64_t saved_size(const Problem<T>& problem) {
+  return engine<T>().saved_size(problem);
+}
+
+template <class T>
+int64_t forward_workspace_size(const Problem<T>& problem, bool save) {
+  return engine<T>().forward_workspace_size(problem, save);
+}
+
+template <class T>
+int64_t backward_workspace_size(const Problem<T>& problem, bool need_weights) {
+  return engine<T>().backward_workspace_size(problem, need_weights);
+}
+
+template <class T>
+void forward(const Problem<T>& p, T* output, T* h_n, T* saved, T* workspace) {
+  engine<T>().forward(p, Schedule(p.steps, p.batch, p.lengths), output, h_n, saved, workspace);
+}
+
+template <class T>
+void backward(const Problem<T>& p, Rows<T> grad_output, Rows<T> grad_h_n, const T* saved,
+              const GroupGradient<T>* gradient, T* grad_hx, T* workspace) {
+  engine<T>().backward(p, Schedule(p.steps, p.batch, p.lengths), grad_output, grad_h_n, saved,
+                       gradient, grad_hx, workspace);
+}
+
+const char* instruction_set() { return current().load()->name; }
+
+bool use_instruction_set(const char* name) {
+  for (const InstructionSet& set : instruction_sets())
+    if (std::strcmp(set.name, name) == 0) {
+      current() = &set;
+      return true;
+    }
+  return false;
+}
+
+#define MMIXER_INSTANTIATE(T)                                                            \
+  template int64_t saved_size(const Problem<T>&);                                        \
+  template int64_t forward_workspace_size(const Problem<T>&, bool);                      \
+  template int64_t backward_workspace_size(const Problem<T>&, bool);                     \
+  template void forward(const Problem<T>&, T*, T*, T*, T*);                              \
+  template void backward(const Problem<T>&, Rows<T>, Rows<T>, const T*,                  \
+                         const GroupGradient<T>*, T*, T*);
+MMIXER_INSTANTIATE(float)
+MMIXER_INSTANTIATE(double)
+
+}  // namespace mmixer::cpu

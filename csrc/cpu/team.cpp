@@ -1,0 +1,75 @@
+#include "team.h"
+
+#include <algorithm>
+#include <atomic>
+#include <thread>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#ifdef __linux__
+#include <sched.h>
+#endif
+
+namespace mmixer::cpu {
+
+struct TeamState {
+  alignas(64) std::atomic<int> arrived{0};
+  alignas(64) std::atomic<int> round{0};
+};
+
+namespace {
+
+inline void pause() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+}  // namespace
+
+void Member::wait() {
+  const int round = state_->round.load(std::memory_order_relaxed);
+  if (state_->arrived.fetch_add(1, std::memory_order_acq_rel) == size_ - 1) {
+    state_->arrived.store(0, std::memory_order_relaxed);
+    state_->round.store(round + 1, std::memory_order_release);
+    return;
+  }
+  // A member that has lost its processor cannot arrive: give ours up after a few microseconds.
+  for (int spins = 0; state_->round.load(std::memory_order_acquire) == round; spins++) {
+    if (spins < 2000)
+      pause();
+    else
+      std::this_thread::yield();
+  }
+}
+
+int available_processors() {
+#ifdef __linux__
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) return std::max(1, CPU_COUNT(&set));
+#endif
+  return std::max(1u, std::thread::hardware_concurrency());
+}
+
+void run_team(int threads, void (*body)(Member&, void*), void* context) {
+  TeamState state;
+#ifdef _OPENMP
+  threads = std::min(threads, available_processors());
+  if (threads > 1 && !omp_in_parallel()) {
+#pragma omp parallel num_threads(threads)
+    {
+      Member member(omp_get_thread_num(), omp_get_num_threads(), &state);
+      body(member, context);
+    }
+    return;
+  }
+#endif
+  (void)threads;
+  Member member(0, 1, &state);
+  body(member, context);
+}
+
+}  // namespace mmixer::cpu

@@ -1,0 +1,48 @@
+// A team of threads that runs one function and meets at barriers.
+#pragma once
+
+#include <cstdint>
+
+namespace mmixer::cpu {
+
+struct TeamState;
+
+// One thread's view of its team.
+class Member {
+ public:
+  Member(int index, int size, TeamState* state) : index_(index), size_(size), state_(state) {}
+
+  // Waits for all members; what they wrote before is visible after.
+  void barrier() {
+    if (size_ > 1) wait();
+  }
+
+  int index() const { return index_; }
+  int size() const { return size_; }
+
+  // This member's share of `count` items, in order and without gaps.
+  int64_t begin(int64_t count) const { return count * index_ / size_; }
+  int64_t end(int64_t count) const { return count * (index_ + 1) / size_; }
+
+ private:
+  void wait();
+
+  int index_, size_;
+  TeamState* state_;
+};
+
+// Runs body on up to `threads` threads of the OpenMP pool that torch uses too (libgomp, one per
+// process); fewer inside a parallel region, where the pool gives none.
+void run_team(int threads, void (*body)(Member&, void*), void* context);
+
+// The processors that this process may use.
+int available_processors();
+
+template <class Body>
+void run_team(int threads, Body& body) {
+  run_team(
+      threads, [](Member& member, void* context) { (*static_cast<Body*>(context))(member); },
+      &body);
+}
+
+}  // namespace mmixer::cpu

@@ -1,0 +1,20 @@
+"""Fused recurrent kernels for PyTorch, and Modality Mixer action recognition built on them."""
+
+from importlib.metadata import version
+
+from . import functional, reference
+from .engines import EngineState, engines
+from .modules import FusedMCU, FusedMCUCell
+from .network import MMixer, StreamClassifiers
+
+__all__ = [
+    "EngineState",
+    "FusedMCU",
+    "FusedMCUCell",
+    "MMixer",
+    "StreamClassifiers",
+    "engines",
+    "functional",
+    "reference",
+]
+__version__ = version("mmixer_kernels")

@@ -1,0 +1,281 @@
+"""The user's own features: one array a modality in `train.npz` and `test.npz`.
+
+`ROOT/train.npz`, `ROOT/test.npz` and, if there is one, `ROOT/validation.npz` each hold
+
+- an array `[samples, T, D]` for each of two or more modalities, under the modality's name; T may
+  differ between files, D may not;
+- `label [samples]`, integers: classes are numbered from 0, and each has a training sample;
+- optionally `length [samples]`, integers in 1..T: steps past it are padding and are not read;
+- optionally, in `train.npz`, `classes [K]`, strings: the classes' names.
+
+They are read without pickle and kept in memory as float32.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .base import Data, Sample, Split
+
+RESERVED = ("label", "length", "classes")
+
+
+@dataclass(frozen=True)
+class ArraysOptions:
+    validation_share: float = 0.1
+    """Share of each class's training samples that is held out, by the seed, to validate on when
+    there is no validation.npz; never from the test set."""
+    standardize: bool = False
+    """Bring each feature to mean 0 and standard deviation 1 over the training samples' steps."""
+
+    recipe: ClassVar[dict[str, object]] = {}
+
+    def load(self, root: Path | None, seed: int) -> Data:
+        """Reads and checks the files under `root`.
+
+        Raises:
+            ValueError: no root, an option out of its range, or arrays that are not as this
+                module's documentation has them.
+            FileNotFoundError: train.npz or test.npz is missing.
+            OSError: a file that cannot be read.
+        """
+        if root is None:
+            raise ValueError(
+                "root must be the folder of train.npz and test.npz, but is not given: pass --root"
+            )
+        if not 0 < self.validation_share < 1:
+            raise ValueError(
+                f"validation_share must be between 0 and 1, but is {self.validation_share}"
+            )
+        train = _read(root / "train.npz")
+        classes = _classes(train)
+        test = _read(root / "test.npz", train, classes)
+        if (root / "validation.npz").exists():
+            validation = _read(root / "validation.npz", train, classes)
+        else:
+            train, validation = _hold_out(train, self.validation_share, seed)
+        if self.standardize:
+            moments = _moments(train)
+            train, validation, test = (
+                _standardized(arrays, moments) for arrays in (train, validation, test)
+            )
+        sizes = tuple(features.shape[-1] for features in train.features.values())
+        return Data(
+            modalities=tuple(train.features),
+            classes=classes,
+            train=ArraysSplit(train),
+            validation=ArraysSplit(validation),
+            test=ArraysSplit(test),
+            extractors=[nn.Identity() for _ in sizes],
+            feature_sizes=sizes,
+        )
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """A file's content: features `[samples, T, D]` float32, labels and lengths `[samples]` int64."""
+
+    path: Path
+    features: dict[str, Tensor]
+    labels: Tensor
+    lengths: Tensor
+    classes: tuple[str, ...] | None
+
+    def valid(self) -> Tensor:
+        """`[samples, T]`: which steps are not padding."""
+        steps = next(iter(self.features.values())).shape[1]
+        return torch.arange(steps) < self.lengths[:, None]
+
+
+class ArraysSplit(Split):
+    """Samples cut to their lengths."""
+
+    def __init__(self, arrays: Arrays) -> None:
+        super().__init__(arrays.labels)
+        self.arrays = arrays
+
+    def __getitem__(self, index: int) -> Sample:
+        length = int(self.arrays.lengths[index])
+        inputs = tuple(features[index, :length] for features in self.arrays.features.values())
+        return Sample(inputs, int(self.labels[index]), length)
+
+
+def _read(path: Path, train: Arrays | None = None, classes: tuple[str, ...] = ()) -> Arrays:
+    """A file's arrays, checked, and against those of train.npz when given."""
+    arrays = _load(path)
+    for key in arrays:
+        if key not in RESERVED:
+            _check_features(path, key, arrays[key])
+    names = [key for key in arrays if key not in RESERVED]
+    if len(names) < 2:
+        raise ValueError(
+            f"{path}: must have an array [samples, T, D] for two modalities or more, "
+            f"but has {', '.join(names) or 'none'}"
+        )
+    if train is not None:
+        _check_modalities(path, arrays, names, train)
+        names = list(train.features)
+    samples, steps = arrays[names[0]].shape[:2]
+    for name in names:
+        if arrays[name].shape[:2] != (samples, steps):
+            raise ValueError(
+                f"{path}: modalities must agree in samples and T, but {names[0]!r} has shape "
+                f"{list(arrays[names[0]].shape)} and {name!r} {list(arrays[name].shape)}"
+            )
+    if "label" not in arrays:
+        raise ValueError(f"{path}: 'label' [samples] is missing; it has {', '.join(arrays)}")
+    labels = _integers(path, "label", arrays["label"], samples)
+    _check_values(path, "label", labels, 0, len(classes) - 1 if train is not None else None)
+    lengths = torch.full((samples,), steps)
+    if "length" in arrays:
+        lengths = _integers(path, "length", arrays["length"], samples)
+        _check_values(path, "length", lengths, 1, steps)
+    result = Arrays(
+        path,
+        {name: torch.from_numpy(arrays[name].astype(np.float32)) for name in names},
+        labels,
+        lengths,
+        _names(path, arrays["classes"]) if "classes" in arrays else None,
+    )
+    if train is not None and result.classes not in (None, classes):
+        raise ValueError(f"{path}: 'classes' must be left out or be those of {train.path}")
+    for name, features in result.features.items():
+        bad = (~features.isfinite().all(-1) & result.valid()).nonzero()
+        if len(bad):
+            sample, step = bad[0].tolist()
+            raise ValueError(
+                f"{path}: {name!r} must be finite in float32, but sample {sample} has NaN or an "
+                f"infinity at step {step}; {len(bad[:, 0].unique())} of {samples} samples do"
+            )
+    return result
+
+
+def _load(path: Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist: root must be the folder of train.npz and test.npz"
+        )
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {key: file[key] for key in file.files}
+    except (OSError, EOFError, ValueError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        raise OSError(
+            f"{path} must be a file as numpy.savez writes it, without objects, "
+            f"but cannot be read: {error}"
+        ) from error
+
+
+def _check_features(path: Path, key: str, array: np.ndarray) -> None:
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"{path}: {key!r} must be numbers, but has dtype {array.dtype}")
+    if array.ndim != 3 or 0 in array.shape:
+        raise ValueError(
+            f"{path}: {key!r} must be [samples, T, D], none of them 0, "
+            f"but has shape {list(array.shape)}"
+        )
+
+
+def _check_modalities(
+    path: Path, arrays: dict[str, np.ndarray], names: list[str], train: Arrays
+) -> None:
+    if set(names) != train.features.keys():
+        raise ValueError(
+            f"{path}: modalities must be those of {train.path}, {', '.join(train.features)}, "
+            f"but are {', '.join(names)}"
+        )
+    for name, features in train.features.items():
+        if arrays[name].shape[-1] != features.shape[-1]:
+            raise ValueError(
+                f"{path}: {name!r} must have D = {features.shape[-1]} as in {train.path}, "
+                f"but has shape {list(arrays[name].shape)}"
+            )
+
+
+def _integers(path: Path, key: str, array: np.ndarray, samples: int) -> Tensor:
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"{path}: {key!r} must be integers, but has dtype {array.dtype}")
+    if array.shape != (samples,):
+        raise ValueError(
+            f"{path}: {key!r} must be [samples] = [{samples}], but has shape {list(array.shape)}"
+        )
+    return torch.from_numpy(array.astype(np.int64))
+
+
+def _check_values(path: Path, key: str, values: Tensor, least: int, most: int | None) -> None:
+    bad = (values < least) if most is None else (values < least) | (values > most)
+    if bad.any():
+        sample = int(bad.nonzero()[0])
+        expected = f"{least} or more" if most is None else f"in {least}..{most}"
+        raise ValueError(
+            f"{path}: {key!r} must be {expected}, but is {int(values[sample])} for sample {sample}"
+        )
+
+
+def _names(path: Path, array: np.ndarray) -> tuple[str, ...]:
+    if array.dtype.kind != "U" or array.ndim != 1:
+        raise ValueError(
+            f"{path}: 'classes' must be strings [K], "
+            f"but has dtype {array.dtype} and shape {list(array.shape)}"
+        )
+    return tuple(array.tolist())
+
+
+def _classes(train: Arrays) -> tuple[str, ...]:
+    """The classes' names, after a check that each has a training sample."""
+    count = int(train.labels.max()) + 1 if train.classes is None else len(train.classes)
+    _check_values(train.path, "label", train.labels, 0, count - 1)
+    missing = sorted(set(range(count)) - set(train.labels.tolist()))
+    if missing:
+        raise ValueError(
+            f"{train.path}: 'label' must have each class in 0..{count - 1}, "
+            f"but no sample has {', '.join(map(str, missing))}: number classes from 0 without gaps"
+        )
+    return tuple(map(str, range(count))) if train.classes is None else train.classes
+
+
+def _hold_out(train: Arrays, share: float, seed: int) -> tuple[Arrays, Arrays]:
+    """Train and validation: of each class with two samples or more its share, one at least."""
+    random = torch.Generator().manual_seed(seed)
+    held = torch.zeros(len(train.labels), dtype=torch.bool)
+    for label in train.labels.unique():
+        indices = (train.labels == label).nonzero()[:, 0]
+        count = min(max(round(share * len(indices)), 1), len(indices) - 1)
+        held[indices[torch.randperm(len(indices), generator=random)[:count]]] = True
+    if not held.any():
+        raise ValueError(
+            f"{train.path}: no class has two samples, so none can be held out for validation: "
+            f"provide {train.path.with_name('validation.npz')}"
+        )
+    return _select(train, ~held), _select(train, held)
+
+
+def _select(arrays: Arrays, mask: Tensor) -> Arrays:
+    features = {name: tensor[mask] for name, tensor in arrays.features.items()}
+    labels, lengths = arrays.labels[mask], arrays.lengths[mask]
+    return Arrays(arrays.path, features, labels, lengths, arrays.classes)
+
+
+def _moments(train: Arrays) -> dict[str, tuple[Tensor, Tensor]]:
+    """Each modality's mean and standard deviation, `[D]`, 1 where a feature never changes."""
+    moments = {}
+    for name, features in train.features.items():
+        steps = features[train.valid()].double()
+        deviation = steps.std(0, correction=0)
+        moments[name] = steps.mean(0), torch.where(deviation > 0, deviation, 1.0)
+    return moments
+
+
+def _standardized(arrays: Arrays, moments: dict[str, tuple[Tensor, Tensor]]) -> Arrays:
+    features = {
+        name: ((tensor - moments[name][0]) / moments[name][1]).float()
+        for name, tensor in arrays.features.items()
+    }
+    return Arrays(arrays.path, features, arrays.labels, arrays.lengths, arrays.classes)

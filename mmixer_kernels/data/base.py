@@ -1,0 +1,83 @@
+"""What every data set offers to training: samples, splits, and what goes with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+
+class Sample(NamedTuple):
+    """One clip.
+
+    Shapes: `inputs` a tensor `[T, ...]` float32 a modality; `length` its valid steps, 1..T.
+    """
+
+    inputs: tuple[Tensor, ...]
+    label: int
+    length: int
+
+
+class Batch(NamedTuple):
+    """Samples side by side.
+
+    Shapes: `inputs` a tensor `[B, T, ...]` a modality, zeros past a sample's length; `labels` [B]
+    int64; `lengths` [B] int64, None when every sample has all T steps.
+    """
+
+    inputs: list[Tensor]
+    labels: Tensor
+    lengths: Tensor | None
+
+
+class Split(Dataset[Sample]):
+    """Samples by index, each one determined by (seed, epoch, index).
+
+    Args:
+        labels: [samples] int64, known without loading any sample.
+    """
+
+    def __init__(self, labels: Tensor) -> None:
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Sample:
+        raise NotImplementedError
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch's random draws; nothing to choose in splits that never change."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set: its three splits and how each modality becomes features.
+
+    `extractors` has a module a modality, `[B, T, ...] -> [B, T', feature_sizes[i]]`; `nn.Identity`
+    where the inputs are features already. When T' is not T, every sample has all T steps.
+    """
+
+    modalities: tuple[str, ...]
+    classes: tuple[str, ...]
+    train: Split
+    validation: Split
+    test: Split
+    extractors: list[nn.Module]
+    feature_sizes: tuple[int, ...]
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Puts samples side by side; inputs shorter than the longest are padded with zeros."""
+    inputs = [
+        nn.utils.rnn.pad_sequence(list(clips), batch_first=True)
+        for clips in zip(*(sample.inputs for sample in samples), strict=True)
+    ]
+    labels = torch.tensor([sample.label for sample in samples])
+    lengths = torch.tensor([sample.length for sample in samples])
+    full = bool((lengths == inputs[0].shape[1]).all())
+    return Batch(inputs, labels, None if full else lengths)

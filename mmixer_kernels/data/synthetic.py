@@ -1,0 +1,249 @@
+"""Synthetic action clips on which what each stream can know is exact.
+
+A body crosses the frame, and every stream sees the gesture, the direction of its path. Each
+stream also sees one attribute of the body, to which the other streams are blind:
+
+    stream   frames          sees                                   attribute
+    rgb      [T, 3, S, S]    red or blue of the same brightness     colour
+    depth    [T, 1, S, S]    in front of or behind a plane          side
+    ir       [T, 1, S, S]    colder or warmer than its surroundings warmth
+
+Every scene, one draw of the gesture, the path, the surroundings and the noise, is filmed once for
+each of the 2^N combinations of the N streams' attributes. A stream's clips of one scene with its
+own attribute alike are therefore the same to the last bit, whatever the other attributes are (the
+camera is orthographic: the side changes neither size nor place, and nothing hides the body). So
+the following holds on every split as it is, and not only in expectation:
+
+Task `combine`, label = gesture and every attribute, 4 x 2^N classes. A classifier of one stream
+gives one answer to 2^(N-1) clips of a scene with different labels: it is right on at most
+1/2^(N-1) of all clips, 50 % with two streams and 25 % with three; with two streams out of three,
+50 %.
+
+Task `compare`, label = gesture and whether colour and side agree, 8 classes. With three streams
+it is whether an even number of attributes has its second value (blue, behind, warm), which for
+two is agreement.
+
+- One stream, or any N - 1 of them: half of the clips that look the same agree and half differ,
+  so at most 50 % are right.
+- Adding the streams' scores, as a linear classifier on concatenated streams that have not mixed
+  does: at most 75 %. Let d(c, s) = a(c) + b(s) be the score of "agree" less that of "differ" for
+  colour c and side s in a scene. To be right on all four of its clips, d must be positive at
+  (0, 0) and (1, 1) and negative at (0, 1) and (1, 0); but d(0, 0) + d(1, 1) = d(0, 1) + d(1, 0).
+  So at least one of four is wrong. With three streams the same holds for each value of warmth.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .base import Data, Sample, Split
+
+GESTURES = {
+    "left-right": (1.0, 0.0),
+    "right-left": (-1.0, 0.0),
+    "up-down": (0.0, 1.0),
+    "down-up": (0.0, -1.0),
+}
+"""Direction of the path as (x, y), y downwards."""
+
+
+class Stream(NamedTuple):
+    """A camera: the attribute it sees, and how each value changes its channels at the body."""
+
+    attribute: str
+    values: tuple[str, str]
+    contrast: tuple[tuple[float, ...], tuple[float, ...]]
+
+
+STREAMS = {
+    "rgb": Stream("colour", ("red", "blue"), ((1.0, -0.5, -0.5), (-0.5, -0.5, 1.0))),
+    "depth": Stream("side", ("front", "behind"), ((-1.0,), (1.0,))),
+    "ir": Stream("warmth", ("cold", "warm"), ((-1.0,), (1.0,))),
+}
+
+FEATURE_SIZE = 64
+
+
+@dataclass(frozen=True)
+class SyntheticOptions:
+    task: Literal["combine", "compare"] = "combine"
+    """What the label is made of: all that the streams see, or whether they agree."""
+    modalities: tuple[Literal["rgb", "depth", "ir"], ...] = ("rgb", "depth")
+    """The streams, two or three."""
+    frame_size: int = 16
+    """Height and width of a frame in pixels."""
+    frames: int = 8
+    """Frames in a clip."""
+    speed: float = 0.5
+    """How far the body moves in a clip, as a share of the frame; each scene varies it by 25 %."""
+    noise: float = 0.1
+    """Standard deviation of the noise on each pixel; the body's contrast is 0.3 to 0.6."""
+    samples: int = 4096
+    """Training clips in an epoch; each epoch has new ones."""
+    evaluation_samples: int = 1024
+    """Clips for validation, and again for the test."""
+
+    recipe: ClassVar[dict[str, object]] = {}
+
+    def load(self, root: Path | None, seed: int) -> Data:
+        """Clips determined by seed, split, epoch and index.
+
+        Raises:
+            ValueError: an option out of its range, or a root: there are no files to read.
+        """
+        self._check(root)
+        return Data(
+            modalities=self.modalities,
+            classes=self._classes(),
+            train=SyntheticSplit(self, (seed, 0), self.samples),
+            validation=SyntheticSplit(self, (seed, 1), self.evaluation_samples),
+            test=SyntheticSplit(self, (seed, 2), self.evaluation_samples),
+            extractors=[
+                FrameExtractor(len(STREAMS[name].contrast[0]), self.frame_size, FEATURE_SIZE)
+                for name in self.modalities
+            ],
+            feature_sizes=(FEATURE_SIZE,) * len(self.modalities),
+        )
+
+    def label(self, gesture: int, attributes: Sequence[int]) -> int:
+        """The class of a gesture with an attribute (0 or 1) a stream."""
+        if self.task == "compare":
+            return 2 * gesture + sum(attributes) % 2
+        return int(np.ravel_multi_index((gesture, *attributes), (4,) + (2,) * len(attributes)))
+
+    def _classes(self) -> tuple[str, ...]:
+        if self.task == "compare":
+            return tuple(
+                f"{gesture} {word}" for gesture in GESTURES for word in ("agree", "differ")
+            )
+        values = [STREAMS[name].values for name in self.modalities]
+        return tuple(" ".join(names) for names in itertools.product(GESTURES, *values))
+
+    def _check(self, root: Path | None) -> None:
+        if root is not None:
+            raise ValueError(f"root must be left out for synthetic clips, but is {str(root)!r}")
+        if self.task not in ("combine", "compare"):
+            raise ValueError(f"task must be combine or compare, but is {self.task!r}")
+        names = self.modalities
+        if len(names) < 2 or len(set(names)) < len(names) or not set(names) <= STREAMS.keys():
+            raise ValueError(
+                f"modalities must be two or three of {', '.join(STREAMS)}, "
+                f"each once, but are {' '.join(names)!r}"
+            )
+        for name, least in (("frame_size", 8), ("frames", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be {least} or more, but is {getattr(self, name)}")
+        if not 0 < self.speed <= 0.5:
+            raise ValueError(f"speed must be above 0 and at most 0.5, but is {self.speed}")
+        if not 0 <= self.noise < float("inf"):
+            raise ValueError(f"noise must be 0 or more and finite, but is {self.noise}")
+        scenes = len(GESTURES) * 2 ** len(names)
+        for name in ("samples", "evaluation_samples"):
+            count = getattr(self, name)
+            if count < 1 or count % scenes:
+                raise ValueError(
+                    f"{name} must be a positive multiple of {scenes}, each gesture with each "
+                    f"combination of attributes, but is {count}"
+                )
+
+
+class SyntheticSplit(Split):
+    """Clips of one split; clip `index` is scene `index // 2^N` with attributes `index % 2^N`.
+
+    Args:
+        options: what to render.
+        key: seed and number of the split.
+        samples: how many clips.
+    """
+
+    def __init__(self, options: SyntheticOptions, key: tuple[int, int], samples: int) -> None:
+        self.options, self.key, self.epoch = options, key, 0
+        self.combinations = list(itertools.product((0, 1), repeat=len(options.modalities)))
+        super().__init__(
+            torch.tensor([options.label(*self.gesture_and_attributes(i)) for i in range(samples)])
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        if self.key[1] == 0:
+            self.epoch = epoch
+
+    def gesture_and_attributes(self, index: int) -> tuple[int, tuple[int, ...]]:
+        """What clip `index` shows: the gesture's number, and 0 or 1 a stream."""
+        scene, combination = divmod(index, len(self.combinations))
+        return scene % len(GESTURES), self.combinations[combination]
+
+    def __getitem__(self, index: int) -> Sample:
+        options = self.options
+        gesture, attributes = self.gesture_and_attributes(index)
+        scene = index // len(self.combinations)
+
+        def draws(number: int) -> np.random.Generator:
+            return np.random.Generator(
+                np.random.Philox(key=self.key, counter=(0, number, scene, self.epoch))
+            )
+
+        body = _body(options, gesture, draws(0))
+        streams = [
+            _film(STREAMS[name], value, body, options.noise, draws(1 + list(STREAMS).index(name)))
+            for name, value in zip(options.modalities, attributes, strict=True)
+        ]
+        return Sample(tuple(streams), int(self.labels[index]), options.frames)
+
+
+class FrameExtractor(nn.Module):
+    """Convolutions on each frame: `[B, T, C, S, S] -> [B, T, feature_size]`."""
+
+    def __init__(self, channels: int, frame_size: int, feature_size: int) -> None:
+        super().__init__()
+        side = (frame_size + 3) // 4
+        self.layers = nn.Sequential(
+            nn.Conv2d(channels, 16, 5, stride=2, padding=2),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(32 * side * side, feature_size),
+        )
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return self.layers(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+
+
+def _body(options: SyntheticOptions, gesture: int, random: np.random.Generator) -> np.ndarray:
+    """How much of each pixel the body covers, `[T, 1, S, S]` in 0..1: an upright ellipse."""
+    direction = np.array(list(GESTURES.values())[gesture])
+    draws = random.random(5)
+    radius = np.array((0.09, 0.13)) + np.array((0.04, 0.05)) * draws[:2]
+    travel = direction * (options.speed * (0.75 + 0.5 * draws[2]))
+    margin = np.abs(travel) / 2 + radius
+    middle = margin + (1 - 2 * margin) * draws[3:]
+    time = np.arange(options.frames) / (options.frames - 1) - 0.5
+    centre = middle + time[:, None] * travel
+    pixel = (np.arange(options.frame_size) + 0.5) / options.frame_size
+    square = (1.5 * ((pixel - centre[:, :, None]) / radius[:, None]) ** 2).astype(np.float32)
+    cover = 2 - square[:, 0, None] - square[:, 1, :, None]
+    return cover.clip(0, 1)[:, None]
+
+
+def _film(
+    stream: Stream, value: int, body: np.ndarray, noise: float, random: np.random.Generator
+) -> Tensor:
+    """Frames `[T, C, S, S]`: surroundings that change evenly across the frame, body, noise."""
+    size, channels = body.shape[-1], len(stream.contrast[value])
+    frames = random.standard_normal((len(body), channels, size, size), dtype=np.float32)
+    draws = random.random((1 + 3 * channels, 1, 1), dtype=np.float32)
+    level, slope_x, slope_y = 0.2 * draws[1:].reshape(3, channels, 1, 1) - 0.1
+    pixel = np.arange(size, dtype=np.float32) / size - 0.5
+    contrast = (0.4 + 0.3 * draws[0]) * np.array(stream.contrast[value], np.float32)[:, None, None]
+    frames *= noise
+    frames += 0.5 + level + slope_x * pixel + slope_y * pixel[:, None]
+    frames += body * contrast
+    return torch.from_numpy(frames)

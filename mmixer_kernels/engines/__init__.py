@@ -1,0 +1,82 @@
+"""The engines: implementations of one recurrence, and which of them a call gets.
+
+An engine is a module with `state()` (can it run here, and if not why), `unsupported(...)` (why it
+does not take these tensors, or None), `saved_size(...)`, `forward(...)` and `backward(...)`.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from . import cpu, reference
+from .state import EngineState
+
+NAMES = ("reference", "cpu", "cuda", "triton")
+_MODULES: dict[str, ModuleType] = {"reference": reference, "cpu": cpu}
+_warned: set[str] = set()
+
+
+def engines() -> dict[str, EngineState]:
+    """Each engine's name, whether it can run here, and where it cannot, the reason."""
+    return {name: _state(name) for name in NAMES}
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError when `name` is neither "auto" nor an engine."""
+    if name != "auto" and name not in NAMES:
+        raise ValueError(f"engine must be one of auto, {', '.join(NAMES)}, but is {name!r}")
+
+
+def get(name: str) -> ModuleType:
+    """The module of an available engine."""
+    return _MODULES[name]
+
+
+def choose(engine: str, input: Tensor) -> str:
+    """The engine that a call with this input gets.
+
+    An engine asked for by name is used, or raises: ValueError for an unknown name or for tensors
+    that it does not take, RuntimeError where it cannot run. "auto" (after the environment variable
+    MMIXER_ENGINE) takes the fastest engine of the input's device, and warns once where that engine
+    exists but cannot load.
+    """
+    if engine == "auto":
+        engine = _from_environment()
+    check_name(engine)
+    if engine != "auto":
+        state = _state(engine)
+        if not state.available:
+            raise RuntimeError(f'engine="{engine}" cannot run here: {state.reason}') from state.error
+        if reason := get(engine).unsupported(input):
+            raise ValueError(f'engine="{engine}" does not take this call: {reason}')
+        return engine
+    if cpu.unsupported(input) is not None:
+        return "reference"
+    state = cpu.state()
+    if not state.available:
+        _warn_once(f'falling back to engine="reference", which is slower: {state.reason}')
+        return "reference"
+    return "cpu"
+
+
+def _state(name: str) -> EngineState:
+    if name in _MODULES:
+        return get(name).state()
+    return EngineState(False, "this version of mmixer_kernels has no such engine yet")
+
+
+@torch.compiler.assume_constant_result
+def _from_environment() -> str:
+    return os.environ.get("MMIXER_ENGINE") or "auto"
+
+
+@torch.compiler.disable
+def _warn_once(message: str) -> None:
+    if message not in _warned:
+        _warned.add(message)
+        warnings.warn(message, RuntimeWarning, stacklevel=2)

@@ -1,0 +1,60 @@
+"""`python -m mmixer_kernels.evaluate CHECKPOINT`: repeats a run's result."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from .training import command
+
+PROG = "python -m mmixer_kernels.evaluate"
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Evaluates a checkpoint of a training run; best.pt on the test set repeats result.json."""
+
+    checkpoint: Path
+    """best.pt or last.pt of a run."""
+    split: Literal["test", "validation"] = "test"
+    """The samples to evaluate on."""
+    root: Path | None = None
+    """Folder of the data set's files, where it is not the run's."""
+    batch_size: int | None = None
+    """Samples a step; when None, the run's. Another one can change a result in its last bits."""
+    workers: int | None = None
+    """Processes that load samples; when None, the run's."""
+    output: Path | None = None
+    """JSON file to write the report to."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit code of the command: 0, or 2 after a mistake of the user."""
+    return command.run(lambda: _main(sys.argv[1:] if arguments is None else arguments))
+
+
+def _main(arguments: Sequence[str]) -> int:
+    command.require(PROG, "tyro", "tqdm")
+    import tyro
+
+    positional = tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(EvaluateOptions)
+    options = tyro.cli(positional, prog=PROG, args=list(arguments))
+
+    from .training import result, run
+
+    report = run.evaluate(
+        options.checkpoint, options.split, options.root, options.batch_size, options.workers
+    )
+    print(result.describe(report, options.split))
+    if options.output is not None:
+        with command.user_errors():
+            options.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,177 @@
+"""The MCU as functions: arguments checked, an engine chosen, the op called."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from . import arguments, ops
+from .engines import choose
+from .reference import Weights
+
+__all__ = ["Weights", "mcu", "mcu_cell", "mcu_group"]
+
+
+def mcu(
+    input: Tensor | PackedSequence,
+    context: Tensor,
+    weights: Weights,
+    hx: Tensor | None = None,
+    lengths: Tensor | None = None,
+    *,
+    mix: str = "gated",
+    batch_first: bool = False,
+    eps: float = 1e-5,
+    engine: str = "auto",
+) -> tuple[Tensor | PackedSequence, Tensor]:
+    """Equations 7-14 of the paper over a sequence; `FusedMCU` without the module.
+
+    Args:
+        input: `[T, B, input_size]`, `[B, T, input_size]` when batch_first, `[T, input_size]`
+            unbatched, or a PackedSequence; float64, float32, bfloat16 or float16.
+        context: `[B, context_size]`, or `[context_size]` unbatched.
+        weights: one weight set; without `norm_weight` and `norm_bias` there is no LayerNorm.
+        hx: initial state `[1, B, H]` (`[1, H]` unbatched), zeros when None.
+        lengths: integers `[B]` in 1..T: past a sample's length the input is not used, the output
+            is 0 and h_n is the sample's own last valid step.
+        mix: "gated" is Eq. 9-10, "concat" Table 3's experiment II.
+        eps: added to LayerNorm's variance.
+        engine: "auto" or the name of an engine, see `mmixer_kernels.engines()`.
+
+    Returns:
+        output, like input with H features, and h_n `[1, B, H]` (`[1, H]` unbatched).
+
+    Raises:
+        ValueError: a wrong shape, device, length or option. TypeError: a wrong dtype.
+        RuntimeError: the engine asked for cannot run here.
+    """
+    layout = arguments.Layout.of(input, batch_first)
+    operands = layout.arrange(input, context, hx, lengths)
+    output, h_n = _run([operands], [weights], mix, eps, engine)
+    return layout.restore(output.squeeze(0), h_n.squeeze(0))
+
+
+def mcu_group(
+    inputs: Sequence[Tensor],
+    contexts: Sequence[Tensor],
+    weights: Sequence[Weights],
+    hx: Tensor | None = None,
+    lengths: Tensor | None = None,
+    *,
+    mix: str = "gated",
+    batch_first: bool = False,
+    eps: float = 1e-5,
+    engine: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """G MCUs of one hidden size, each on a sequence of its own, in one call of the engine.
+
+    Args:
+        inputs: G tensors `[T, B, input_size]` (`[B, T, input_size]` when batch_first); T and B are
+            the same for all, the input sizes may differ.
+        contexts: G tensors `[B, context_size]`; the context sizes may differ.
+        weights: G weight sets.
+        hx: `[G, B, H]`, zeros when None.
+        lengths, mix, eps, engine: as in `mcu`, one for all.
+
+    Returns:
+        output `[G, T, B, H]` (`[G, B, T, H]` when batch_first) and h_n `[G, B, H]`.
+
+    Raises:
+        As `mcu`, and ValueError where the groups do not agree.
+    """
+    groups = len(inputs)
+    if groups == 0 or len(contexts) != groups or len(weights) != groups:
+        raise ValueError(
+            "inputs, contexts and weights must have one entry a group, but have "
+            f"{groups}, {len(contexts)} and {len(weights)}"
+        )
+    if hx is not None and (hx.ndim != 3 or hx.shape[0] != groups):
+        raise ValueError(f"hx must be [G, B, H] with G = {groups}, but has shape {list(hx.shape)}")
+    operands = []
+    for i, (input, context) in enumerate(zip(inputs, contexts, strict=True)):
+        if input.ndim != 3:
+            raise ValueError(
+                f"inputs[{i}] must have three dimensions, but has shape {list(input.shape)}"
+            )
+        if input.shape[:2] != inputs[0].shape[:2]:
+            raise ValueError(
+                f"inputs must agree in T and B, but inputs[0] has shape {list(inputs[0].shape)} "
+                f"and inputs[{i}] {list(input.shape)}"
+            )
+        if weights[i].weight_r.shape != weights[0].weight_r.shape:
+            raise ValueError(
+                f"weights must agree in H, but weights[0].weight_r is "
+                f"{list(weights[0].weight_r.shape)} and weights[{i}].weight_r "
+                f"{list(weights[i].weight_r.shape)}"
+            )
+        if (weights[i].norm_weight is None) != (weights[0].norm_weight is None):
+            raise ValueError("weights must all have norm_weight and norm_bias, or none of them")
+        layout = arguments.Layout.of(input, batch_first)
+        state = None if hx is None else hx[i].unsqueeze(0)
+        operands.append(layout.arrange(input, context, state, lengths))
+    output, h_n = _run(operands, weights, mix, eps, engine)
+    return (output.transpose(1, 2) if batch_first else output), h_n
+
+
+def mcu_cell(
+    input: Tensor,
+    context: Tensor,
+    weights: Weights,
+    hx: Tensor | None = None,
+    *,
+    mix: str = "gated",
+    eps: float = 1e-5,
+    engine: str = "auto",
+) -> Tensor:
+    """One step of `mcu`; `FusedMCUCell` without the module.
+
+    Args:
+        input: `[B, input_size]`, or `[input_size]` unbatched.
+        context: `[B, context_size]`, or `[context_size]` unbatched.
+        weights, mix, eps, engine: as in `mcu`.
+        hx: `[B, H]` (`[H]` unbatched), zeros when None.
+
+    Returns:
+        The next state `[B, H]` (`[H]` unbatched).
+
+    Raises:
+        As `mcu`.
+    """
+    if input.ndim not in (1, 2):
+        raise ValueError(
+            "input must be [B, input_size], or [input_size] unbatched, "
+            f"but has shape {list(input.shape)}"
+        )
+    state = None if hx is None else hx.unsqueeze(0)
+    layout = arguments.Layout(batch_first=False, batched=input.ndim == 2, packed=None)
+    operands = layout.arrange(input.unsqueeze(0), context, state, None)
+    _, h_n = _run([operands], [weights], mix, eps, engine)
+    return h_n.squeeze(0) if input.ndim == 2 else h_n.squeeze(0).squeeze(0)
+
+
+def _run(
+    operands: Sequence[arguments.Operands],
+    weights: Sequence[Weights],
+    mix: str,
+    eps: float,
+    engine: str,
+) -> tuple[Tensor, Tensor]:
+    """Output `[G, T, B, H]` and h_n `[G, B, H]` of operands with time first."""
+    states = [group.hx for group in operands]
+    inputs, contexts, weights, states = ops.autocast(
+        [group.input for group in operands],
+        [group.context for group in operands],
+        weights,
+        states,
+    )
+    lengths = operands[0].lengths
+    for group in zip(inputs, contexts, states, weights, strict=True):
+        arguments.check(arguments.Operands(*group[:3], lengths), group[3], mix, eps)
+    name = choose(engine, inputs[0])
+    hx = None
+    if states[0] is not None:
+        hx = states[0].unsqueeze(0) if len(states) == 1 else torch.stack(states)
+    return ops.mcu(inputs, contexts, weights, hx, lengths, mix=mix, eps=eps, engine=name)

@@ -1,0 +1,137 @@
+"""`FusedMCU` and `FusedMCUCell`: the MCU as modules, evaluated by an engine."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from . import functional
+from .engines import check_name
+from .reference import MCU
+
+
+class FusedMCU(MCU):
+    """Multi-modal Contextualization Unit (Eq. 7-14) where `nn.GRU` would stand.
+
+    Args:
+        input_size: d_f, the size of a step's features.
+        context_size: (N-1) d_c, the size of the action content of the other modalities.
+        hidden_size: d_h.
+        layer_norm: False replaces every LN by the identity.
+        mix: "gated" is Eq. 9-10; "concat" is Table 3's experiment II, LN(W_s [f_bar || g_bar]).
+        batch_first: input and output are `[B, T, ...]` instead of `[T, B, ...]`.
+        eps: added to LayerNorm's variance.
+        engine: "auto" or the name of an engine, see `mmixer_kernels.engines()`; the environment
+            variable MMIXER_ENGINE overrides "auto".
+
+    Raises:
+        ValueError: a size below 1, an unknown mix or engine, or an eps that is not positive.
+
+    Parameters are `reference.MCU`'s: state_dicts move both ways.
+
+    >>> unit = FusedMCU(64, 64, 128)
+    >>> output, h_n = unit(torch.randn(16, 8, 64), torch.randn(8, 64))
+    >>> output.shape, h_n.shape
+    (torch.Size([16, 8, 128]), torch.Size([1, 8, 128]))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        context_size: int,
+        hidden_size: int,
+        *,
+        layer_norm: bool = True,
+        mix: str = "gated",
+        batch_first: bool = False,
+        eps: float = 1e-5,
+        engine: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            input_size,
+            context_size,
+            hidden_size,
+            layer_norm=layer_norm,
+            mix=mix,
+            batch_first=batch_first,
+            eps=eps,
+            device=device,
+            dtype=dtype,
+        )
+        check_name(engine)
+        self.engine = engine
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        context: Tensor,
+        hx: Tensor | None = None,
+        lengths: Tensor | None = None,
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        """Encodes a sequence in the light of `context`; see `functional.mcu`."""
+        return functional.mcu(
+            input,
+            context,
+            self.weights(),
+            hx,
+            lengths,
+            mix=self.mix,
+            batch_first=self.batch_first,
+            eps=self.eps,
+            engine=self.engine,
+        )
+
+    def extra_repr(self) -> str:
+        text = super().extra_repr()
+        return text if self.engine == "auto" else f"{text}, engine={self.engine!r}"
+
+
+class FusedMCUCell(MCU):
+    """One step of `FusedMCU`, for streaming; the same arguments but batch_first, same parameters.
+
+    >>> cell = FusedMCUCell(64, 64, 128)
+    >>> hx = cell(torch.randn(1, 64), torch.randn(1, 64))
+    >>> hx.shape
+    torch.Size([1, 128])
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        context_size: int,
+        hidden_size: int,
+        *,
+        layer_norm: bool = True,
+        mix: str = "gated",
+        eps: float = 1e-5,
+        engine: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            input_size,
+            context_size,
+            hidden_size,
+            layer_norm=layer_norm,
+            mix=mix,
+            eps=eps,
+            device=device,
+            dtype=dtype,
+        )
+        check_name(engine)
+        self.engine = engine
+
+    def forward(self, input: Tensor, context: Tensor, hx: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """The next state `[B, H]`; see `functional.mcu_cell`."""
+        return functional.mcu_cell(
+            input,
+            context,
+            self.weights(),
+            hx,
+            mix=self.mix,
+            eps=self.eps,
+            engine=self.engine,
+        )

@@ -1,0 +1,221 @@
+"""M-Mixer (Section 3.1) and the networks of the paper's ablations (Tables 1-4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from . import arguments, functional
+from .modules import FusedMCU
+
+UNITS = ("mcu", "gru", "lstm")
+SUMMARIZERS = ("avg", "max", "gru")
+CONTENTS = ("cross", "self")
+
+
+class Summarizer(nn.Module):
+    """Action Summarizing Operator (Eq. 2, Table 1): features `[B, T, D]` to a content `[B, D]`.
+
+    Args:
+        kind: "avg" and "max" pool over time; "gru" is the last state of an `nn.GRU`.
+        size: D; d_c = d_f for every kind.
+    """
+
+    def __init__(self, kind: str, size: int) -> None:
+        super().__init__()
+        _check_choice("summarizer", kind, SUMMARIZERS)
+        self.kind = kind
+        self.gru = nn.GRU(size, size, batch_first=True) if kind == "gru" else None
+
+    def forward(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
+        if self.gru is not None:
+            return _last_state(self.gru, features, lengths)
+        if lengths is None:
+            return features.mean(1) if self.kind == "avg" else features.amax(1)
+        steps = torch.arange(features.shape[1], device=features.device)
+        valid = (steps < lengths[:, None]).unsqueeze(-1)
+        if self.kind == "avg":
+            return torch.where(valid, features, 0.0).sum(1) / lengths[:, None]
+        return torch.where(valid, features, -torch.inf).amax(1)
+
+    def extra_repr(self) -> str:
+        return self.kind
+
+
+class MMixer(nn.Module):
+    """Modality Mixer network on feature sequences (Eq. 2-5), N >= 2 modalities.
+
+    Args:
+        feature_sizes: d_f of each modality.
+        num_classes: K.
+        hidden_size: d_h.
+        unit: "mcu", or Table 2's "gru" and "lstm": one a modality without action content.
+        summarizer: ASO, "avg", "max" or "gru" (Table 1).
+        content: "cross" gives each MCU the other modalities' contents (Eq. 3), "self" its own
+            (Table 4's MCU-self).
+        mix, layer_norm: the MCU's, see `FusedMCU` (Table 3).
+        batch_first: features are `[B, T, d_f]` instead of `[T, B, d_f]`.
+        engine: the MCU's engine.
+
+    Raises:
+        ValueError: fewer than two modalities, a size below 1 or an unknown option.
+
+    >>> network = MMixer([512, 512], num_classes=60)
+    >>> network([torch.randn(8, 16, 512), torch.randn(8, 16, 512)]).shape
+    torch.Size([8, 60])
+    """
+
+    def __init__(
+        self,
+        feature_sizes: Sequence[int],
+        num_classes: int,
+        *,
+        hidden_size: int = 512,
+        unit: str = "mcu",
+        summarizer: str = "avg",
+        content: str = "cross",
+        mix: str = "gated",
+        layer_norm: bool = True,
+        batch_first: bool = True,
+        engine: str = "auto",
+    ) -> None:
+        super().__init__()
+        sizes = list(feature_sizes)
+        if len(sizes) < 2:
+            raise ValueError(
+                f"feature_sizes must name two modalities or more, but has {len(sizes)}: "
+                "M-Mixer mixes modalities"
+            )
+        named = {f"feature_sizes[{i}]": size for i, size in enumerate(sizes)}
+        arguments.check_sizes({**named, "num_classes": num_classes, "hidden_size": hidden_size})
+        _check_choice("unit", unit, UNITS)
+        _check_choice("content", content, CONTENTS)
+        self.feature_sizes, self.hidden_size = sizes, hidden_size
+        self.unit, self.content, self.batch_first = unit, content, batch_first
+        self.mix, self.engine = mix, engine
+        if unit == "mcu":
+            self.summarizers = nn.ModuleList(Summarizer(summarizer, size) for size in sizes)
+            others = [sum(sizes) - size for size in sizes]
+            contexts = others if content == "cross" else sizes
+            self.units = nn.ModuleList(
+                FusedMCU(size, context, hidden_size, layer_norm=layer_norm, mix=mix, engine=engine)
+                for size, context in zip(sizes, contexts, strict=True)
+            )
+        else:
+            recurrent = nn.GRU if unit == "gru" else nn.LSTM
+            self.units = nn.ModuleList(
+                recurrent(size, hidden_size, batch_first=True) for size in sizes
+            )
+        self.classifier = nn.Linear(len(sizes) * hidden_size, num_classes)
+
+    def forward(self, features: Sequence[Tensor], lengths: Tensor | None = None) -> Tensor:
+        """Logits `[B, K]`, the argument of Eq. 5's softmax.
+
+        Args:
+            features: N tensors `[B, T, feature_sizes[i]]` (`[T, B, ...]` unless batch_first).
+            lengths: integers `[B]` in 1..T; steps past a sample's length are not used.
+
+        Raises:
+            ValueError: a wrong number of modalities, shape, device or length.
+            TypeError: a wrong dtype.
+        """
+        return self.classifier(torch.cat(self.streams(features, lengths), dim=-1))
+
+    def streams(self, features: Sequence[Tensor], lengths: Tensor | None = None) -> list[Tensor]:
+        """Each modality's h_T: N tensors `[B, hidden_size]`; arguments as in `forward`."""
+        self._check(features, lengths)
+        features = list(features) if self.batch_first else [f.transpose(0, 1) for f in features]
+        if self.unit != "mcu":
+            return [
+                _last_state(unit, f, lengths) for unit, f in zip(self.units, features, strict=True)
+            ]
+        contents = [
+            summarizer(f, lengths)
+            for summarizer, f in zip(self.summarizers, features, strict=True)
+        ]  # Eq. 2
+        if self.content == "cross":
+            contents = [
+                torch.cat(contents[:i] + contents[i + 1 :], dim=-1) for i in range(len(contents))
+            ]  # Eq. 3
+        _, h_n = functional.mcu_group(
+            features,
+            contents,
+            [unit.weights() for unit in self.units],
+            lengths=lengths,
+            mix=self.mix,
+            batch_first=True,
+            engine=self.engine,
+        )  # Eq. 4
+        return list(h_n.unbind(0))
+
+    def _check(self, features: Sequence[Tensor], lengths: Tensor | None) -> None:
+        if len(features) != len(self.feature_sizes):
+            raise ValueError(
+                f"features must have {len(self.feature_sizes)} tensors, one a modality, "
+                f"but has {len(features)}"
+            )
+        for i, (feature, size) in enumerate(zip(features, self.feature_sizes, strict=True)):
+            order = "[B, T, {}]" if self.batch_first else "[T, B, {}]"
+            if feature.ndim != 3 or feature.shape[-1] != size:
+                raise ValueError(
+                    f"features[{i}] must be {order.format(size)}, "
+                    f"but has shape {list(feature.shape)}"
+                )
+            if feature.shape[:2] != features[0].shape[:2]:
+                raise ValueError(
+                    "features must agree in B and T, but features[0] has shape "
+                    f"{list(features[0].shape)} and features[{i}] {list(feature.shape)}"
+                )
+            if 0 in feature.shape:
+                raise ValueError(
+                    f"features[{i}] must have at least one sample and one step, "
+                    f"but has shape {list(feature.shape)}"
+                )
+        if lengths is not None:
+            batch, steps = features[0].shape[:2]
+            if not self.batch_first:
+                batch, steps = steps, batch
+            arguments.check_lengths(lengths, steps, batch, features[0])
+
+
+class StreamClassifiers(nn.Module):
+    """One classifier a modality on a frozen network's h_T (Eq. 15), for Table 4.
+
+    Args:
+        network: its weights are not trained here and get no gradient (Section 4.3.4).
+
+    Raises:
+        TypeError: network is not an MMixer.
+    """
+
+    def __init__(self, network: MMixer) -> None:
+        super().__init__()
+        if not isinstance(network, MMixer):
+            raise TypeError(f"network must be an MMixer, but is a {type(network).__name__}")
+        classes = network.classifier.out_features
+        self.weights = nn.ModuleList(
+            nn.Linear(network.hidden_size, classes, bias=False) for _ in network.feature_sizes
+        )
+
+    def forward(self, streams: Sequence[Tensor]) -> list[Tensor]:
+        """Logits `[B, K]` of each modality from `MMixer.streams`; no gradient reaches the network."""
+        return [
+            weight(stream.detach()) for weight, stream in zip(self.weights, streams, strict=True)
+        ]
+
+
+def _last_state(unit: nn.Module, features: Tensor, lengths: Tensor | None) -> Tensor:
+    """`[B, H]`, the last valid state of an `nn.GRU` or `nn.LSTM` over `[B, T, D]`."""
+    sequence = features
+    if lengths is not None:
+        sequence = pack_padded_sequence(features, lengths.cpu(), True, enforce_sorted=False)
+    state = unit(sequence)[1]
+    return (state[0] if isinstance(unit, nn.LSTM) else state).squeeze(0)
+
+
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, but is {value!r}")

@@ -1,0 +1,324 @@
+"""The recurrence as dispatcher ops: schema, fake, autograd and autocast.
+
+`mmixer_kernels::mcu_forward` and `mcu_backward` take G weight sets in a call. A second derivative
+differentiates the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .engines import get
+from .reference import Weights, compute_dtype
+
+_OPERANDS = (
+    "Tensor[] inputs, Tensor[] contexts, Tensor[] weights, Tensor? hx, Tensor? lengths"
+)
+_library = torch.library.Library("mmixer_kernels", "DEF")
+_library.define(
+    f"mcu_forward({_OPERANDS}, str mix, float eps, str engine, bool save) "
+    "-> (Tensor output, Tensor h_n, Tensor saved)"
+)
+_library.define(
+    f"mcu_backward(Tensor grad_output, Tensor grad_h_n, {_OPERANDS}, Tensor saved, str mix, "
+    "float eps, str engine, bool need_input, bool need_weights) "
+    "-> (Tensor[] grad_inputs, Tensor[] grad_contexts, Tensor[] grad_weights, Tensor grad_hx)"
+)
+
+_Backward = tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]
+
+
+def mcu(
+    inputs: Sequence[Tensor],
+    contexts: Sequence[Tensor],
+    weights: Sequence[Weights],
+    hx: Tensor | None,
+    lengths: Tensor | None,
+    *,
+    mix: str,
+    eps: float,
+    engine: str,
+) -> tuple[Tensor, Tensor]:
+    """G weight sets over their sequences in one call of an engine.
+
+    Args:
+        inputs: G tensors `[T, B, input_size]`; the input sizes may differ.
+        contexts: G tensors `[B, context_size]`; likewise.
+        weights: G weight sets of one hidden size.
+        hx: `[G, B, H]` or None.
+        lengths: `[B]` or None.
+        engine: a name that `engines.choose` returned.
+
+    Returns:
+        output `[G, T, B, H]` and h_n `[G, B, H]`.
+    """
+    flat = [tensor for group in weights for tensor in group.tensors()]
+    tensors = [*inputs, *contexts, *flat, *([] if hx is None else [hx])]
+    save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    output, h_n, _ = torch.ops.mmixer_kernels.mcu_forward(
+        list(inputs), list(contexts), flat, hx, lengths, mix, eps, engine, save
+    )
+    return output, h_n
+
+
+def autocast(
+    inputs: Sequence[Tensor],
+    contexts: Sequence[Tensor],
+    weights: Sequence[Weights],
+    states: Sequence[Tensor | None],
+) -> tuple[list[Tensor], list[Tensor], list[Weights], list[Tensor | None]]:
+    """Inside `torch.autocast`, all but float64 in autocast's dtype, as for a matrix product."""
+    device_type = inputs[0].device.type
+    if not torch.is_autocast_enabled(device_type):
+        return list(inputs), list(contexts), list(weights), list(states)
+    dtype = torch.get_autocast_dtype(device_type)
+
+    def cast(tensor: Any) -> Any:
+        if tensor is None or not tensor.is_floating_point() or tensor.dtype == torch.float64:
+            return tensor
+        return tensor.to(dtype)
+
+    return (
+        [cast(tensor) for tensor in inputs],
+        [cast(tensor) for tensor in contexts],
+        [Weights(*(cast(tensor) for tensor in group)) for group in weights],
+        [cast(tensor) for tensor in states],
+    )
+
+
+def _weight_sets(flat: Sequence[Tensor], groups: int) -> list[Weights]:
+    size = len(flat) // groups
+    return [Weights(*flat[i : i + size]) for i in range(0, len(flat), size)]
+
+
+def _forward(
+    inputs: list[Tensor],
+    contexts: list[Tensor],
+    weights: list[Tensor],
+    hx: Tensor | None,
+    lengths: Tensor | None,
+    mix: str,
+    eps: float,
+    engine: str,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    sets = _weight_sets(weights, len(inputs))
+    return get(engine).forward(inputs, contexts, sets, hx, lengths, mix, eps, save)
+
+
+def _forward_fake(
+    inputs: list[Tensor],
+    contexts: list[Tensor],
+    weights: list[Tensor],
+    hx: Tensor | None,
+    lengths: Tensor | None,
+    mix: str,
+    eps: float,
+    engine: str,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    steps, batch, _ = inputs[0].shape
+    sets = _weight_sets(weights, len(inputs))
+    hidden, layer_norm = sets[0].hidden_size, sets[0].norm_weight is not None
+    size = get(engine).saved_size(inputs, contexts, hidden, layer_norm) if save else 0
+    return (
+        inputs[0].new_empty(len(inputs), steps, batch, hidden),
+        inputs[0].new_empty(len(inputs), batch, hidden),
+        inputs[0].new_empty(size, dtype=compute_dtype(inputs[0].dtype)),
+    )
+
+
+def _forward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    sequences, contexts, weights, hx, lengths, mix, eps, engine, save = inputs
+    ctx.groups, ctx.weights = len(sequences), len(weights)
+    ctx.has_hx, ctx.has_lengths = hx is not None, lengths is not None
+    ctx.options = mix, eps, engine, save
+    ctx.set_materialize_grads(False)
+    optional = [tensor for tensor in (hx, lengths) if tensor is not None]
+    ctx.save_for_backward(output[2], *sequences, *contexts, *weights, *optional)
+
+
+def _forward_autograd(
+    ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None, _: Tensor | None
+) -> tuple[Any, ...]:
+    saved, *rest = ctx.saved_tensors
+    mix, eps, engine, save = ctx.options
+    if not save:
+        raise RuntimeError(
+            "mcu_forward was called with save=False, so it has no gradient: call it with save=True"
+        )
+    groups = ctx.groups
+    inputs, contexts, rest = rest[:groups], rest[groups : 2 * groups], rest[2 * groups :]
+    weights, rest = rest[: ctx.weights], rest[ctx.weights :]
+    hx = rest[0] if ctx.has_hx else None
+    lengths = rest[-1] if ctx.has_lengths else None
+    steps, batch, _ = inputs[0].shape
+    hidden = weights[3].shape[0]
+    if grad_output is None:
+        grad_output = inputs[0].new_zeros(()).expand(groups, steps, batch, hidden)
+    if grad_h_n is None:
+        grad_h_n = inputs[0].new_zeros(()).expand(groups, batch, hidden)
+    need_input, need_context, need_weights, need_hx = (
+        any(need) if isinstance(need, (list, tuple)) else need for need in ctx.needs_input_grad[:4]
+    )
+    grad_inputs, grad_contexts, grad_weights, grad_hx = torch.ops.mmixer_kernels.mcu_backward(
+        grad_output,
+        grad_h_n,
+        inputs,
+        contexts,
+        weights,
+        hx,
+        lengths,
+        saved,
+        mix,
+        eps,
+        engine,
+        need_input,
+        need_weights,
+    )
+    return (
+        grad_inputs if need_input else [None] * groups,
+        grad_contexts if need_context else [None] * groups,
+        grad_weights if need_weights else [None] * len(weights),
+        grad_hx if need_hx and ctx.has_hx else None,
+        *[None] * 5,
+    )
+
+
+def _backward(
+    grad_output: Tensor,
+    grad_h_n: Tensor,
+    inputs: list[Tensor],
+    contexts: list[Tensor],
+    weights: list[Tensor],
+    hx: Tensor | None,
+    lengths: Tensor | None,
+    saved: Tensor,
+    mix: str,
+    eps: float,
+    engine: str,
+    need_input: bool,
+    need_weights: bool,
+) -> _Backward:
+    grad_inputs, grad_contexts, grad_weights, grad_hx = get(engine).backward(
+        grad_output,
+        grad_h_n,
+        inputs,
+        contexts,
+        _weight_sets(weights, len(inputs)),
+        hx,
+        lengths,
+        saved,
+        mix,
+        eps,
+        need_input,
+        need_weights,
+    )
+    flat = [tensor for group in grad_weights for tensor in group.tensors()]
+    return grad_inputs, grad_contexts, flat, grad_hx
+
+
+def _backward_fake(
+    grad_output: Tensor,
+    grad_h_n: Tensor,
+    inputs: list[Tensor],
+    contexts: list[Tensor],
+    weights: list[Tensor],
+    hx: Tensor | None,
+    lengths: Tensor | None,
+    saved: Tensor,
+    mix: str,
+    eps: float,
+    engine: str,
+    need_input: bool,
+    need_weights: bool,
+) -> _Backward:
+    def fresh(tensors: list[Tensor]) -> list[Tensor]:
+        return [tensor.new_empty(tensor.shape) for tensor in tensors]
+
+    return (
+        fresh(inputs) if need_input else [],
+        fresh(contexts),
+        fresh(weights) if need_weights else [],
+        grad_h_n.new_empty(grad_h_n.shape),
+    )
+
+
+def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: _Backward) -> None:
+    grad_output, grad_h_n, sequences, contexts, weights, hx, lengths, _, mix, eps = inputs[:10]
+    ctx.groups, ctx.weights = len(sequences), len(weights)
+    ctx.lengths, ctx.options = lengths, (mix, eps, "reference", *inputs[11:])
+    ctx.set_materialize_grads(False)
+    state = [] if hx is None else [hx]
+    ctx.save_for_backward(grad_output, grad_h_n, *sequences, *contexts, *weights, *state)
+
+
+def _backward_autograd(
+    ctx: Any,
+    grad_inputs: Sequence[Tensor | None],
+    grad_contexts: Sequence[Tensor | None],
+    grad_weights: Sequence[Tensor | None],
+    grad_hx: Tensor | None,
+) -> tuple[Any, ...]:
+    """The derivative of the reference's hand-derived backward, by autograd."""
+    with torch.enable_grad():
+        # Aliases, since one operand may have been computed from another: what is wanted here are
+        # the partial derivatives, still connected to the operands for a third derivative.
+        aliases = [
+            x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+            for x in ctx.saved_tensors
+        ]
+        groups = ctx.groups
+        grad_output, grad_h_n, *operands = aliases
+        inputs, contexts = operands[:groups], operands[groups : 2 * groups]
+        weights = operands[2 * groups : 2 * groups + ctx.weights]
+        hx = operands[2 * groups + ctx.weights] if len(operands) > 2 * groups + ctx.weights else None
+        first = _backward(
+            grad_output,
+            grad_h_n,
+            inputs,
+            contexts,
+            weights,
+            hx,
+            ctx.lengths,
+            grad_output.new_empty(0),
+            *ctx.options,
+        )
+        values = [*first[0], *first[1], *first[2], first[3]]
+        cotangents = [*grad_inputs, *grad_contexts, *grad_weights, grad_hx]
+        pairs = [(x, v) for x, v in zip(values, cotangents, strict=True) if v is not None]
+    second: list[Tensor | None] = list(
+        torch.autograd.grad(
+            [x for x, _ in pairs],
+            aliases,
+            [v for _, v in pairs],
+            create_graph=torch.is_grad_enabled(),
+            allow_unused=True,
+        )
+    )
+    operand_grads = second[2:]
+    return (
+        second[0],
+        second[1],
+        operand_grads[:groups],
+        operand_grads[groups : 2 * groups],
+        operand_grads[2 * groups : 2 * groups + ctx.weights],
+        None if hx is None else operand_grads[-1],
+        *[None] * 7,
+    )
+
+
+for _name, _implementation, _fake, _setup, _autograd in (
+    ("mcu_forward", _forward, _forward_fake, _forward_setup, _forward_autograd),
+    ("mcu_backward", _backward, _backward_fake, _backward_setup, _backward_autograd),
+):
+    _library.impl(_name, _implementation, "CompositeExplicitAutograd")
+    _qualified_name = f"mmixer_kernels::{_name}"
+    torch.library.register_fake(_qualified_name, _fake, lib=_library)
+    torch.library.register_autograd(
+        _qualified_name, _autograd, setup_context=_setup, lib=_library
+    )

@@ -1,0 +1,361 @@
+"""The MCU in plain PyTorch, one line an equation of Lee et al., "Modality Mixer for
+Multi-modal Action Recognition": the truth that every engine is tested against.
+
+`mcu` is the forward, `mcu_backward` its hand-derived gradient (the map of the native
+engines), `MCU` the module. All of them are differentiable any number of times.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence
+
+from . import arguments
+
+GATES = ("f", "g", "s", "r", "z", "h")
+"""The rows of `norm_weight` and `norm_bias`."""
+
+
+class Weights(NamedTuple):
+    """One weight set of an MCU, in the order in which the engines take it.
+
+    Shapes: `weight_f [H, input_size]`, `weight_g [H, context_size]`, `weight_s [H, 2H]` (first H
+    columns for f, last H for g), `weight_r`, `weight_z`, `weight_h [H, H]`; with layer norm
+    `norm_weight`, `norm_bias [6, H]`, rows in the order f g s r z h.
+    """
+
+    weight_f: Tensor
+    weight_g: Tensor
+    weight_s: Tensor
+    weight_r: Tensor
+    weight_z: Tensor
+    weight_h: Tensor
+    norm_weight: Tensor | None = None
+    norm_bias: Tensor | None = None
+
+    @property
+    def hidden_size(self) -> int:
+        return self.weight_r.shape[0]
+
+    def tensors(self) -> list[Tensor]:
+        """The six weights, then the two norm tensors where there are any."""
+        return [tensor for tensor in self if tensor is not None]
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64, float32 for every other: statistics and state are never narrower."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def mcu(
+    input: Tensor,
+    context: Tensor,
+    weights: Weights,
+    hx: Tensor | None = None,
+    lengths: Tensor | None = None,
+    *,
+    mix: str = "gated",
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor]:
+    """Equations 7-14 over a sequence.
+
+    Args:
+        input: f `[T, B, input_size]`.
+        context: g `[B, context_size]`.
+        hx: h_0 `[B, H]`, zeros when None.
+        lengths: `[B]`; past a sample's length the output is 0 and the state stands still.
+        mix: "gated" (Eq. 9-10) or "concat" (Table 3, experiment II).
+
+    Returns:
+        output `[T, B, H]` and h_n `[B, H]`, in the dtype of `input`.
+    """
+    dtype = input.dtype
+    f, g = (x.to(compute_dtype(dtype)) for x in (_without_padding(input, lengths), context))
+    w = Weights(*(x if x is None else x.to(f.dtype) for x in weights))
+
+    def norm(a: Tensor, gate: str) -> Tensor:
+        if w.norm_weight is None or w.norm_bias is None:
+            return a
+        row = GATES.index(gate)
+        return F.layer_norm(a, a.shape[-1:], w.norm_weight[row], w.norm_bias[row], eps)
+
+    f_bar = torch.tanh(norm(F.linear(f, w.weight_f), "f"))  # Eq. 7
+    g_bar = torch.tanh(norm(F.linear(g, w.weight_g), "g"))  # Eq. 8
+    joint = torch.cat([f_bar, g_bar.expand_as(f_bar)], dim=-1)
+    mixed = norm(F.linear(joint, w.weight_s), "s")
+    if mix == "gated":
+        s = torch.sigmoid(mixed)  # Eq. 9
+        f_tilde = s * f_bar + (1 - s) * g_bar  # Eq. 10
+    else:
+        f_tilde = mixed
+
+    h = f_tilde.new_zeros(f_tilde.shape[1:]) if hx is None else hx.to(f.dtype)
+    output = []
+    for t, x in enumerate(f_tilde):
+        r = torch.sigmoid(norm(F.linear(x + h, w.weight_r), "r"))  # Eq. 11
+        z = torch.sigmoid(norm(F.linear(x + h, w.weight_z), "z"))  # Eq. 12
+        h_tilde = torch.tanh(norm(F.linear(r * h + x, w.weight_h), "h"))  # Eq. 14
+        h_next = z * h_tilde + (1 - z) * h  # Eq. 13
+        if lengths is None:
+            h = h_next
+            output.append(h)
+        else:
+            valid = (t < lengths)[:, None]
+            h = torch.where(valid, h_next, h)
+            output.append(torch.where(valid, h, 0.0))
+    return torch.stack(output).to(dtype), h.to(dtype)
+
+
+def mcu_backward(
+    grad_output: Tensor,
+    grad_h_n: Tensor,
+    input: Tensor,
+    context: Tensor,
+    weights: Weights,
+    hx: Tensor | None = None,
+    lengths: Tensor | None = None,
+    *,
+    mix: str = "gated",
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor, Weights, Tensor]:
+    """The gradient of `mcu`, derived by hand; the forward is computed again.
+
+    Returns:
+        The gradients of input, context, weights and hx, in the shapes and dtypes of `mcu`'s
+        arguments (hx: `[B, H]`, also when it was None).
+    """
+    dtype = input.dtype
+    f, g = (x.to(compute_dtype(dtype)) for x in (_without_padding(input, lengths), context))
+    w = Weights(*(x if x is None else x.to(f.dtype) for x in weights))
+    hidden_size = w.hidden_size
+    norm_grads = {gate: [f.new_zeros(hidden_size), f.new_zeros(hidden_size)] for gate in GATES}
+
+    def norm(a: Tensor, gate: str) -> tuple[Tensor, Tensor, Tensor]:
+        """LN(a), and what its gradient needs: x_hat and 1 / standard deviation."""
+        if w.norm_weight is None or w.norm_bias is None:
+            return a, a, torch.ones_like(a[..., :1])
+        row = GATES.index(gate)
+        centred = a - a.mean(-1, keepdim=True)
+        r_std = torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
+        x_hat = centred * r_std
+        return x_hat * w.norm_weight[row] + w.norm_bias[row], x_hat, r_std
+
+    def norm_backward(dy: Tensor, x_hat: Tensor, r_std: Tensor, gate: str) -> Tensor:
+        if w.norm_weight is None:
+            return dy
+        norm_grads[gate][0] = norm_grads[gate][0] + (dy * x_hat).flatten(0, -2).sum(0)
+        norm_grads[gate][1] = norm_grads[gate][1] + dy.flatten(0, -2).sum(0)
+        u = dy * w.norm_weight[GATES.index(gate)]
+        projected = x_hat * (u * x_hat).mean(-1, keepdim=True)
+        return r_std * (u - u.mean(-1, keepdim=True) - projected)
+
+    def weight_grad(da: Tensor, x: Tensor) -> Tensor:
+        return da.flatten(0, -2).T @ x.flatten(0, -2)
+
+    y_f, x_hat_f, r_std_f = norm(F.linear(f, w.weight_f), "f")
+    y_g, x_hat_g, r_std_g = norm(F.linear(g, w.weight_g), "g")
+    f_bar, g_bar = torch.tanh(y_f), torch.tanh(y_g)
+    w_sf, w_sg = w.weight_s[:, :hidden_size], w.weight_s[:, hidden_size:]
+    y_s, x_hat_s, r_std_s = norm(F.linear(f_bar, w_sf) + F.linear(g_bar, w_sg), "s")
+    s = torch.sigmoid(y_s)
+    f_tilde = s * f_bar + (1 - s) * g_bar if mix == "gated" else y_s
+
+    steps, batch = f.shape[:2]
+    valid = torch.ones(steps, batch, 1, dtype=torch.bool, device=f.device)
+    if lengths is not None:
+        valid = (torch.arange(steps, device=f.device)[:, None] < lengths)[..., None]
+
+    h = f.new_zeros(batch, hidden_size) if hx is None else hx.to(f.dtype)
+    tape = []
+    for t, x in enumerate(f_tilde):
+        y_r, x_hat_r, r_std_r = norm(F.linear(x + h, w.weight_r), "r")
+        y_z, x_hat_z, r_std_z = norm(F.linear(x + h, w.weight_z), "z")
+        r, z = torch.sigmoid(y_r), torch.sigmoid(y_z)
+        y_h, x_hat_h, r_std_h = norm(F.linear(r * h + x, w.weight_h), "h")
+        n = torch.tanh(y_h)
+        tape.append((x, h, r, z, n, (x_hat_r, r_std_r), (x_hat_z, r_std_z), (x_hat_h, r_std_h)))
+        h = torch.where(valid[t], z * n + (1 - z) * h, h)
+
+    dh = grad_h_n.to(f.dtype)
+    dw_r, dw_z, dw_h = (torch.zeros_like(x) for x in (w.weight_r, w.weight_z, w.weight_h))
+    df_tilde = []
+    for t in reversed(range(steps)):
+        x, h, r, z, n, norm_r, norm_z, norm_h = tape[t]
+        d = torch.where(valid[t], dh + grad_output[t].to(f.dtype), 0.0)
+        dz, dn = d * (n - h), d * z  # Eq. 13
+        da_h = norm_backward(dn * (1 - n * n), *norm_h, "h")  # Eq. 14
+        da_z = norm_backward(dz * z * (1 - z), *norm_z, "z")  # Eq. 12
+        dv = da_h @ w.weight_h  # v = r h + f_tilde
+        da_r = norm_backward(dv * h * r * (1 - r), *norm_r, "r")  # Eq. 11
+        du = da_r @ w.weight_r + da_z @ w.weight_z  # u = f_tilde + h
+        dw_r = dw_r + weight_grad(da_r, x + h)
+        dw_z = dw_z + weight_grad(da_z, x + h)
+        dw_h = dw_h + weight_grad(da_h, r * h + x)
+        df_tilde.append(dv + du)
+        dh = torch.where(valid[t], d * (1 - z) + dv * r + du, dh)
+    df_tilde = torch.stack(df_tilde[::-1])
+
+    if mix == "gated":
+        ds = df_tilde * (f_bar - g_bar)  # Eq. 10
+        df_bar = df_tilde * s
+        dg_bar = (df_tilde * (1 - s)).sum(0)
+        da_s = norm_backward(ds * s * (1 - s), x_hat_s, r_std_s, "s")  # Eq. 9
+    else:
+        df_bar, dg_bar = torch.zeros_like(f_bar), torch.zeros_like(g_bar)
+        da_s = norm_backward(df_tilde, x_hat_s, r_std_s, "s")
+    df_bar = df_bar + da_s @ w_sf
+    dg_bar = dg_bar + da_s.sum(0) @ w_sg
+    da_f = norm_backward(df_bar * (1 - f_bar * f_bar), x_hat_f, r_std_f, "f")  # Eq. 7
+    da_g = norm_backward(dg_bar * (1 - g_bar * g_bar), x_hat_g, r_std_g, "g")  # Eq. 8
+
+    grads = Weights(
+        weight_grad(da_f, f),
+        weight_grad(da_g, g),
+        torch.cat([weight_grad(da_s, f_bar), weight_grad(da_s.sum(0), g_bar)], dim=1),
+        dw_r,
+        dw_z,
+        dw_h,
+    )
+    if w.norm_weight is not None:
+        scale, shift = zip(*norm_grads.values(), strict=True)
+        grads = grads._replace(norm_weight=torch.stack(scale), norm_bias=torch.stack(shift))
+    typed = Weights(
+        *(x if x is None or y is None else x.to(y.dtype) for x, y in zip(grads, weights, strict=True))
+    )
+    grad_input, grad_context = da_f @ w.weight_f, da_g @ w.weight_g
+    return grad_input.to(dtype), grad_context.to(context.dtype), typed, dh.to(dtype)
+
+
+class MCU(nn.Module):
+    """Multi-modal Contextualization Unit (Eq. 7-14) with `nn.GRU`'s conventions, in plain PyTorch.
+
+    Args:
+        input_size: d_f, the size of a step's features.
+        context_size: (N-1) d_c, the size of the action content of the other modalities.
+        hidden_size: d_h.
+        layer_norm: False replaces every LN by the identity.
+        mix: "gated" is Eq. 9-10; "concat" is Table 3's experiment II, LN(W_s [f_bar || g_bar]).
+        batch_first: input and output are `[B, T, ...]` instead of `[T, B, ...]`.
+        eps: added to LayerNorm's variance.
+
+    Raises:
+        ValueError: a size below 1, an unknown mix, or an eps that is not positive.
+
+    The parameters are those of `Weights`; initial values as in `nn.GRU`: weights uniform in
+    (-1/sqrt(H), 1/sqrt(H)), norms 1 and 0. As in the paper, projections have no bias.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        context_size: int,
+        hidden_size: int,
+        *,
+        layer_norm: bool = True,
+        mix: str = "gated",
+        batch_first: bool = False,
+        eps: float = 1e-5,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        sizes = {
+            "input_size": input_size,
+            "context_size": context_size,
+            "hidden_size": hidden_size,
+        }
+        arguments.check_sizes(sizes)
+        arguments.check_options(mix, eps)
+        self.input_size, self.context_size, self.hidden_size = sizes.values()
+        self.layer_norm, self.mix, self.batch_first, self.eps = layer_norm, mix, batch_first, eps
+
+        def parameter(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+
+        self.weight_f = parameter(hidden_size, input_size)
+        self.weight_g = parameter(hidden_size, context_size)
+        self.weight_s = parameter(hidden_size, 2 * hidden_size)
+        self.weight_r = parameter(hidden_size, hidden_size)
+        self.weight_z = parameter(hidden_size, hidden_size)
+        self.weight_h = parameter(hidden_size, hidden_size)
+        if layer_norm:
+            self.norm_weight = parameter(len(GATES), hidden_size)
+            self.norm_bias = parameter(len(GATES), hidden_size)
+        else:
+            self.register_parameter("norm_weight", None)
+            self.register_parameter("norm_bias", None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws new weights, uniform(-1/sqrt(H), 1/sqrt(H)), and resets the norms to 1 and 0."""
+        bound = 1 / math.sqrt(self.hidden_size)
+        for name, parameter in self.named_parameters(recurse=False):
+            if name == "norm_weight":
+                nn.init.ones_(parameter)
+            elif name == "norm_bias":
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.uniform_(parameter, -bound, bound)
+
+    def weights(self) -> Weights:
+        """The parameters as one weight set."""
+        return Weights(*(getattr(self, name) for name in Weights._fields))
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        context: Tensor,
+        hx: Tensor | None = None,
+        lengths: Tensor | None = None,
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        """Encodes a sequence in the light of `context`.
+
+        Args:
+            input: `[T, B, input_size]`, `[B, T, input_size]` when batch_first,
+                `[T, input_size]` unbatched, or a PackedSequence.
+            context: `[B, context_size]`, or `[context_size]` unbatched.
+            hx: initial state `[1, B, H]` (`[1, H]` unbatched), zeros when None.
+            lengths: integers `[B]` in 1..T: past a sample's length the input is not used, the
+                output is 0 and h_n is the sample's own last valid step.
+
+        Returns:
+            output, like input with H features, and h_n `[1, B, H]` (`[1, H]` unbatched).
+
+        Raises:
+            ValueError: a wrong shape, device or length. TypeError: a wrong dtype.
+        """
+        weights = self.weights()
+        layout = arguments.Layout.of(input, self.batch_first)
+        operands = layout.arrange(input, context, hx, lengths)
+        arguments.check(operands, weights, self.mix, self.eps)
+        output, h_n = mcu(
+            operands.input,
+            operands.context,
+            weights,
+            operands.hx,
+            operands.lengths,
+            mix=self.mix,
+            eps=self.eps,
+        )
+        return layout.restore(output, h_n)
+
+    def extra_repr(self) -> str:
+        text = f"{self.input_size}, {self.context_size}, {self.hidden_size}"
+        defaults = {"layer_norm": True, "mix": "gated", "batch_first": False, "eps": 1e-5}
+        for name, default in defaults.items():
+            if getattr(self, name) != default:
+                text += f", {name}={getattr(self, name)!r}"
+        return text
+
+
+def _without_padding(input: Tensor, lengths: Tensor | None) -> Tensor:
+    """Input with zeros past each length, so that no value there can reach a gradient."""
+    if lengths is None:
+        return input
+    steps = torch.arange(input.shape[0], device=input.device)
+    return torch.where((steps[:, None] < lengths)[..., None], input, 0.0)

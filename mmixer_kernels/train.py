@@ -1,0 +1,38 @@
+"""`python -m mmixer_kernels.train`: trains an M-Mixer and tests it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from .training import command
+
+PROG = "python -m mmixer_kernels.train"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit code of the command: 0, 2 after a mistake of the user, 130 after Ctrl-C."""
+    return command.run(lambda: _main(sys.argv[1:] if arguments is None else arguments))
+
+
+def _main(arguments: Sequence[str]) -> int:
+    command.require(PROG, "tyro", "tqdm")
+    from .training import options
+
+    chosen = options.parse(arguments, PROG)
+
+    from .training import loop, result, run
+
+    output = chosen.output
+    try:
+        report = run.train(chosen)
+    except loop.Interrupted as interruption:
+        print(f"stopped by {interruption}; go on with: {PROG} --output {output} --resume")
+        return 128 + interruption.number
+    print(result.describe(report, "test"))
+    print(f"best epoch {report['best_epoch']}; everything is in {output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,314 @@
+"""The options of a training run: dataclasses, and how the command line and TOML fill them.
+
+Precedence: general defaults < the data set's recipe < configuration file < command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
+
+from ..data import DATA, Data
+from . import toml
+from .command import UserError
+
+DEFAULT_DATA = "synthetic"
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The network: MMixer's arguments, and dropout."""
+
+    hidden_size: int = 512
+    """d_h, the size of a recurrent state."""
+    unit: Literal["mcu", "gru", "lstm"] = "mcu"
+    """Recurrent unit (Table 2): gru and lstm get no action content."""
+    summarizer: Literal["avg", "max", "gru"] = "avg"
+    """Action summarizing operator (Table 1)."""
+    content: Literal["cross", "self"] = "cross"
+    """Whose action content an MCU gets: the other modalities' or its own (Table 4)."""
+    mix: Literal["gated", "concat"] = "gated"
+    """Cross-modality mix-module: Eq. 9-10, or concatenation (Table 3)."""
+    layer_norm: bool = True
+    """LayerNorm in the MCU (Table 3)."""
+    engine: Literal["auto", "reference", "cpu", "cuda", "triton"] = "auto"
+    """What computes the MCU; python -m mmixer_kernels.info tells what can run here."""
+    feature_dropout: float = 0.0
+    """Part of the extracted features dropped in training."""
+    dropout: float = 0.0
+    """Part of the joint state dropped before the classifier in training."""
+
+    def __post_init__(self) -> None:
+        _check(self.hidden_size >= 1, "--model.hidden-size", self.hidden_size, "1 or more")
+        for name in ("feature_dropout", "dropout"):
+            value = getattr(self, name)
+            _check(0 <= value < 1, f"--model.{name}", value, "at least 0 and below 1")
+
+
+@dataclass(frozen=True)
+class OptimizerOptions:
+    """Optimizer, schedule and loss."""
+
+    name: Literal["adam", "adamw"] = "adam"
+    """Adam (weight decay in the gradient) or AdamW (decoupled)."""
+    learning_rate: float = 1e-4
+    """The rate after warm-up; the default is the paper's."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """The rate after warm-up: the same, or down to 0 at the last step."""
+    warmup_epochs: float = 0.0
+    """Epochs over which the rate rises from 0; fractions are allowed."""
+    weight_decay: float = 0.0
+    """Of weights; biases and norms do not decay."""
+    clip_norm: float = 0.0
+    """Largest norm of the whole gradient; 0 for no limit."""
+    label_smoothing: float = 0.0
+    """Part of the target spread over all classes."""
+    average_decay: float = 0.0
+    """Decay of the exponential moving average of the weights, which is then what is validated and
+    tested; 0 for none."""
+
+    def __post_init__(self) -> None:
+        finite = math.isfinite(self.learning_rate) and self.learning_rate > 0
+        _check(finite, "--optimizer.learning-rate", self.learning_rate, "positive and finite")
+        for name in ("warmup_epochs", "weight_decay", "clip_norm"):
+            value = getattr(self, name)
+            valid = 0 <= value < math.inf
+            _check(valid, f"--optimizer.{name}", value, "0 or more, and finite")
+        for name in ("label_smoothing", "average_decay"):
+            value = getattr(self, name)
+            _check(0 <= value < 1, f"--optimizer.{name}", value, "at least 0 and below 1")
+
+
+@dataclass(frozen=True)
+class LoaderOptions:
+    """How samples reach the network."""
+
+    batch_size: int = 8
+    """Samples a step, in training and in evaluation; the default is the paper's."""
+    workers: int = 0
+    """Processes that load samples; 0 loads in the training process. Changes no result."""
+
+    def __post_init__(self) -> None:
+        _check(self.batch_size >= 1, "--loader.batch-size", self.batch_size, "1 or more")
+        _check(self.workers >= 0, "--loader.workers", self.workers, "0 or more")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What every run has."""
+
+    data: str = DEFAULT_DATA
+    """Data set; it brings options and a recipe of its own."""
+    root: Path | None = None
+    """Folder of the data set's files, for data sets that have files."""
+    output: Path | None = None
+    """Folder of the run; when None, runs/DATA-SEED."""
+    config: Path | None = None
+    """TOML file of options, as a run's config.toml; the command line wins over it."""
+    epochs: int = 30
+    """Passes over the training set."""
+    seed: int = 0
+    """Of initial weights, order, augmentation and dropout."""
+    device: str = "cpu"
+    """Where the network runs, as PyTorch names it."""
+    resume: bool = False
+    """Go on from last.pt of --output, with its config.toml where there is no --config."""
+    model: ModelOptions = field(default_factory=ModelOptions)
+    optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
+    loader: LoaderOptions = field(default_factory=LoaderOptions)
+
+    def __post_init__(self) -> None:
+        _check(self.epochs >= 1, "--epochs", self.epochs, "1 or more")
+        _check(self.seed >= 0, "--seed", self.seed, "0 or more")
+
+
+class DataOptions(Protocol):
+    """The options of a data set: a dataclass with a `recipe`."""
+
+    def load(self, root: Path | None, seed: int) -> Data: ...
+
+
+@dataclass(frozen=True)
+class Options:
+    """All options of a run."""
+
+    run: RunOptions
+    data: DataOptions
+
+    @property
+    def output(self) -> Path:
+        return self.run.output or default_output(self.run.data, self.run.seed)
+
+    def load_data(self) -> Data:
+        return self.data.load(self.run.root, self.run.seed)
+
+    def config(self) -> dict[str, Any]:
+        """What decides the result, in plain types; `parse_config` reads it."""
+        run = dataclasses.asdict(self.run)
+        tables = {name: run.pop(name) for name in ("model", "optimizer", "loader")}
+        for name in ("output", "config", "resume"):
+            del run[name]
+        return _plain({**run, **dataclasses.asdict(self.data), **tables})  # type: ignore[call-overload]
+
+
+def default_output(data: str, seed: int | str) -> Path:
+    return Path("runs") / f"{data}-{seed}"
+
+
+def parse(arguments: Sequence[str], prog: str) -> Options:
+    """Options from the command line and the configuration file that it names.
+
+    Raises:
+        UserError: an unreadable file or an unknown key in it, naming both; a wrong value.
+        SystemExit: an option that is unknown or has a wrong value (after saying so), or --help.
+    """
+    first = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
+    for option in ("--data", "--config", "--output", "--seed"):
+        first.add_argument(option)
+    first.add_argument("--resume", action="store_true")
+    chosen, _ = first.parse_known_args(arguments)
+    config = Path(chosen.config) if chosen.config else None
+    if config is None and chosen.resume:
+        folder = default_output(chosen.data or DEFAULT_DATA, chosen.seed or "0")
+        written = Path(chosen.output or folder) / "config.toml"
+        config = written if written.is_file() else None
+    table = toml.read(config) if config is not None else {}
+    source = f"the configuration {config}"
+    name = chosen.data or table.get("data", DEFAULT_DATA)
+    if name not in DATA:
+        place = "--data" if chosen.data else f"data in {source}"
+        raise UserError(f"{place} must be one of {', '.join(DATA)}, but is {name!r}")
+    defaults = _defaults(name)
+    if table:
+        defaults = _parse_table({**table, "data": name}, defaults, source)
+    description = (
+        f"Trains an M-Mixer and tests it on unseen samples. --data is one of {', '.join(DATA)}; "
+        f"shown here are the options and the defaults of {name}."
+    )
+    return _parse(arguments, defaults, prog, description)
+
+
+def parse_config(config: dict[str, Any], source: str) -> Options:
+    """Options from what `Options.config` gave; UserError as in `parse`, naming `source`."""
+    if config.get("data") not in DATA:
+        raise UserError(
+            f"data in {source} must be one of {', '.join(DATA)}, but is {config.get('data')!r}"
+        )
+    return _parse_table(config, _defaults(config["data"]), source)
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """The options that differ between two `Options.config`, each with both values."""
+    before, after = dict(_leaves(old)), dict(_leaves(new))
+    return [
+        f"{_flag(key)} was {before.get(key)}, is {after.get(key)}"
+        for key in {**before, **after}
+        if before.get(key) != after.get(key)
+    ]
+
+
+def _defaults(name: str) -> Options:
+    """The general defaults under the recipe of a data set."""
+    run = RunOptions(data=name)
+    for key, value in DATA[name].recipe.items():  # type: ignore[attr-defined]
+        group, _, leaf = key.rpartition(".")
+        if group:
+            run = dataclasses.replace(
+                run, **{group: dataclasses.replace(getattr(run, group), **{leaf: value})}
+            )
+        else:
+            run = dataclasses.replace(run, **{leaf: value})  # type: ignore[arg-type]
+    return Options(run, DATA[name]())
+
+
+def _parse(arguments: Sequence[str], defaults: Options, prog: str, description: str) -> Options:
+    import tyro
+
+    flat = tyro.conf.arg(name="")
+    command = dataclasses.make_dataclass(
+        "Command",
+        [
+            ("run", Annotated[RunOptions, flat]),
+            ("data", Annotated[type(defaults.data), flat]),
+        ],
+    )
+    try:
+        parsed: Any = tyro.cli(
+            command,
+            prog=prog,
+            description=description,
+            args=list(arguments),
+            default=command(defaults.run, defaults.data),
+        )
+    except ValueError as error:  # tyro reports only those of the groups
+        raise UserError(str(error)) from error
+    return Options(parsed.run, parsed.data)
+
+
+def _parse_table(table: dict[str, Any], defaults: Options, source: str) -> Options:
+    known = [key for key, _ in _leaves(_fields(defaults))]
+    arguments: list[str] = []
+    for key, value in _leaves(table):
+        if key not in known:
+            close = difflib.get_close_matches(key, known, 1)
+            hint = f"; perhaps {close[0]}" if close else ""
+            raise UserError(
+                f"{source} has an unknown key, {key}{hint} (keys for data = "
+                f'"{defaults.run.data}": {", ".join(known)})'
+            )
+        arguments += _arguments(key, value)
+    try:
+        return _parse(arguments, defaults, "python -m mmixer_kernels.train", "")
+    except UserError as error:
+        raise UserError(f"{error}, in {source}") from error
+    except SystemExit:
+        print(f"error: the value above is in {source}", file=sys.stderr)
+        raise
+
+
+def _fields(options: Options) -> dict[str, Any]:
+    run = dataclasses.asdict(options.run)
+    del run["config"], run["resume"]
+    return {**run, **dataclasses.asdict(options.data)}  # type: ignore[call-overload]
+
+
+def _leaves(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _arguments(key: str, value: Any) -> list[str]:
+    if isinstance(value, bool):
+        group, dot, leaf = key.rpartition(".")
+        return [_flag(key) if value else _flag(f"{group}{dot}no_{leaf}")]
+    values = value if isinstance(value, list) else [value]
+    return [_flag(key), *map(str, values)]
+
+
+def _flag(key: str) -> str:
+    return "--" + key.replace("_", "-")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, Path):
+        return str(value)  # TOML has no null: "None" is what the command line takes too
+    return value
+
+
+def _check(valid: bool, option: str, value: object, expected: str) -> None:
+    if not valid:
+        raise ValueError(f"{option.replace('_', '-')} must be {expected}, but is {value}")

@@ -1,0 +1,66 @@
+"""Progress on stderr: a bar on a terminal, otherwise a line an epoch."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+
+class Progress:
+    """A context that shows a training of `epochs` epochs of `steps` steps.
+
+    Args:
+        done: steps that an earlier part of the training has taken.
+    """
+
+    def __init__(self, epochs: int, steps: int, done: int) -> None:
+        self.epochs, self.steps, self.total = epochs, steps, epochs * steps
+        self.done = self.first = done
+        self.start = time.perf_counter()
+        self.bar = tqdm(
+            total=self.total,
+            initial=done,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not sys.stderr.isatty(),
+            bar_format="{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} "
+            "ETA {remaining}, {rate_fmt}{postfix}",
+        )
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.bar.close()
+
+    def step(self, epoch: int, loss: float, accuracy: float, data_wait: float) -> None:
+        """Counts a step; the numbers are the running means of the 0-based epoch."""
+        self.done += 1
+        self.bar.set_description_str(f"epoch {epoch + 1}/{self.epochs}", refresh=False)
+        self.bar.set_postfix_str(
+            f"loss {loss:.3f}, accuracy {accuracy:.1%}, data wait {data_wait:.0%}", refresh=False
+        )
+        self.bar.update()
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """A line for an epoch's record in metrics.jsonl."""
+        width = len(str(self.epochs))
+        seconds = (time.perf_counter() - self.start) / max(1, self.done - self.first)
+        eta = tqdm.format_interval(seconds * (self.total - self.done))
+        self.bar.write(
+            f"epoch {record['epoch']:{width}}/{self.epochs}"
+            f"  loss {record['loss']:.4f}  accuracy {record['accuracy']:.1%}"
+            f"  validation {record['validation_accuracy']:.1%}"
+            f" (mean class {record['validation_mean_class_accuracy']:.1%})"
+            f"  {record['seconds']:.1f} s, data wait {record['data_wait']:.0%}  ETA {eta}",
+            file=sys.stderr,
+        )

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmixer_kernels import evaluate, train
+from mmixer_kernels.training import checkpoint
+
+NUMBERS = (
+    *("accuracy", "mean_class_accuracy", "per_class_accuracy", "confusion", "loss", "samples"),
+    "classes",
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("finished")
+    arguments = [
+        *("--frames", "4", "--frame-size", "8", "--samples", "32", "--evaluation-samples", "32"),
+        *("--model.hidden-size", "8", "--model.engine", "reference", "--loader.batch-size", "5"),
+        *("--epochs", "3", "--optimizer.learning-rate", "0.01", "--output", str(output)),
+        *("--optimizer.average-decay", "0.5"),
+    ]
+    assert train.main(arguments) == 0
+    return output
+
+
+def test_it_repeats_the_result_to_the_last_digit(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = json.loads((finished / "result.json").read_text())
+    file = tmp_path / "report.json"
+    assert evaluate.main([str(finished / "best.pt"), "--output", str(file)]) == 0
+    report = json.loads(file.read_text())
+    assert {name: report[name] for name in NUMBERS} == {name: result[name] for name in NUMBERS}
+    assert (report["split"], report["epoch"]) == ("test", result["best_epoch"])
+    assert f"test: accuracy {result['accuracy']:.2%}" in capsys.readouterr().out
+
+
+def test_validation_repeats_the_records_of_both_checkpoints(
+    finished: Path, tmp_path: Path
+) -> None:
+    lines = (finished / "metrics.jsonl").read_text().splitlines()
+    file = tmp_path / "report.json"
+    for name in ("best.pt", "last.pt"):
+        arguments = [str(finished / name), "--split", "validation", "--output", str(file)]
+        assert evaluate.main(arguments) == 0
+        report = json.loads(file.read_text())
+        record = json.loads(lines[report["epoch"] - 1])
+        for number in ("accuracy", "mean_class_accuracy", "loss"):
+            assert report[number] == record[f"validation_{number}"]
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_other_batch_sizes_count_the_same_samples(
+    finished: Path, tmp_path: Path, batch_size: int
+) -> None:
+    file = tmp_path / "report.json"
+    arguments = ["--batch-size", str(batch_size), "--workers", "1", "--output", str(file)]
+    assert evaluate.main([str(finished / "best.pt"), *arguments]) == 0
+    report, result = (json.loads(p.read_text()) for p in (file, finished / "result.json"))
+    rows = [sum(row) for row in report["confusion"]]
+    assert rows == [sum(row) for row in result["confusion"]]
+    assert report["loss"] == pytest.approx(result["loss"], rel=1e-5)
+
+
+def test_mistakes_end_in_one_line(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken.pt"
+    broken.write_bytes(b"no checkpoint")
+    other = checkpoint.load(finished / "best.pt")
+    other["data"]["classes"][0] = "something else"
+    checkpoint.save(other, tmp_path / "other.pt")
+    for arguments, message in (
+        ([str(tmp_path / "missing.pt")], "missing.pt is not a file"),
+        ([str(broken)], "broken.pt is damaged"),
+        ([str(tmp_path / "other.pt")], "classes was ['something else'"),
+        ([str(finished / "best.pt"), "--root", "somewhere"], "root"),
+        ([str(finished / "best.pt"), "--batch-size", "0"], "--loader.batch-size must be 1"),
+    ):
+        assert evaluate.main(arguments) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1, error
+        assert message in error
+
+
+def test_evaluation_does_not_depend_on_the_random_state(finished: Path, tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        assert evaluate.main([str(finished / "best.pt"), "--output", str(file)]) == 0
+        result = json.loads((finished / "result.json").read_text())
+        assert json.loads(file.read_text())["loss"] == result["loss"]

@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mmixer_kernels import train
+from mmixer_kernels.training import checkpoint, command, loop
+
+TINY = [
+    *("--frames", "4", "--frame-size", "8", "--samples", "16", "--evaluation-samples", "16"),
+    *("--model.hidden-size", "8", "--model.engine", "reference", "--loader.batch-size", "4"),
+    *("--epochs", "2", "--optimizer.learning-rate", "0.01"),
+]
+PNGS = ("learning_curves.png", "confusion.png", "class_accuracy.png")
+
+
+def run(*arguments: object) -> int:
+    return train.main([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("finished") / "deep" / "run"
+    assert run(*TINY, "--output", output) == 0
+    return output
+
+
+def test_a_run_writes_what_design_promises(finished: Path) -> None:
+    names = {path.name for path in finished.iterdir()}
+    assert names == {
+        *("config.toml", "metrics.jsonl", "last.pt", "best.pt", "result.json"),
+        *PNGS,
+    }
+    records = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [record["epoch"] for record in records] == [1, 2]
+    assert set(records[0]) == {
+        *("epoch", "loss", "accuracy", "learning_rate", "seconds", "data_wait"),
+        *("samples_per_second", "validation_loss", "validation_accuracy"),
+        "validation_mean_class_accuracy",
+    }
+    result = json.loads((finished / "result.json").read_text())
+    confusion = torch.tensor(result["confusion"])
+    assert confusion.sum() == result["samples"] == 16
+    assert result["accuracy"] == confusion.diagonal().sum().item() / 16
+    assert len(result["per_class_accuracy"]) == len(result["classes"]) == 16
+    assert result["validation"]["accuracy"] == max(r["validation_accuracy"] for r in records)
+    assert result["best_epoch"] == checkpoint.load(finished / "best.pt")["epoch"]
+    assert (result["seed"], result["engine"], result["device"]) == (0, "reference", "cpu")
+    assert set(result["versions"]) == {"mmixer_kernels", "python", "torch", "numpy", "platform"}
+    assert result["config"]["model"]["hidden_size"] == 8
+
+
+def test_the_test_set_is_not_touched_before_training_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mmixer_kernels.data import SyntheticOptions
+
+    inner = SyntheticOptions.load
+
+    def load(self: SyntheticOptions, root: Path | None, seed: int) -> Any:
+        data = inner(self, root, seed)
+
+        def sample(index: int) -> Any:
+            assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+            touched.append(index)
+            return type(data.test).__getitem__(data.test, index)
+
+        class Watched(type(data.test)):  # type: ignore[misc]
+            def __getitem__(self, index: int) -> Any:
+                assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+                touched.append(index)
+                return super().__getitem__(index)
+
+        data.test.__class__ = Watched
+        return data
+
+    touched: list[int] = []
+    monkeypatch.setattr(SyntheticOptions, "load", load)
+    assert run(*TINY, "--output", tmp_path) == 0
+    assert touched == list(range(16))
+
+
+def test_the_config_of_a_run_repeats_it(finished: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again"
+    assert run("--config", finished / "config.toml", "--output", again) == 0
+    for name in ("config.toml", "result.json"):
+        assert (again / name).read_bytes() == (finished / name).read_bytes()
+    ours, theirs = (checkpoint.load(folder / "best.pt")["model"] for folder in (again, finished))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_run_is_not_overwritten(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (finished / "result.json").read_bytes()
+    assert run(*TINY, "--seed", 1, "--output", finished) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {finished} holds a finished run")
+    assert "--resume" in error
+    assert (finished / "result.json").read_bytes() == before
+
+
+def test_the_default_output_is_named_by_data_and_seed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(*TINY, "--epochs", 1, "--seed", 5) == 0
+    assert (tmp_path / "runs" / "synthetic-5" / "result.json").is_file()
+
+
+def test_resume_needs_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(*TINY, "--output", tmp_path, "--resume") == 2
+    assert f"--resume found no checkpoint {tmp_path / 'last.pt'}" in capsys.readouterr().err
+
+
+def test_resume_refuses_other_options(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for changed, message in (
+        (["--model.hidden-size", "9"], "--model.hidden-size was 8, is 9"),
+        (["--epochs", "1"], "--epochs was 2, is 1"),
+        (["--epochs", "3", "--optimizer.schedule", "cosine"], "--epochs was 2, is 3"),
+    ):
+        assert run("--output", finished, "--resume", *changed) == 2
+        assert message in capsys.readouterr().err
+    assert run("--output", finished, "--resume", "--loader.workers", 1) == 0
+
+
+def test_a_constant_schedule_may_grow(finished: Path, tmp_path: Path) -> None:
+    short, long = tmp_path / "short", tmp_path / "long"
+    assert run(*TINY, "--output", short, "--epochs", 1) == 0
+    assert run("--output", short, "--resume", "--epochs", 2) == 0
+    assert (short / "result.json").read_bytes() == (finished / "result.json").read_bytes()
+    assert (short / "config.toml").read_bytes() == (finished / "config.toml").read_bytes()
+    assert not long.exists()
+
+
+def test_a_damaged_checkpoint_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*TINY, "--epochs", 1, "--output", tmp_path) == 0
+    last = tmp_path / "last.pt"
+    last.write_bytes(last.read_bytes()[:-100])
+    assert run("--output", tmp_path, "--resume") == 2
+    assert f"{last} is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "missing.toml"], "missing.toml"),
+        (["--data", "imagenet"], "--data must be one of"),
+        (["--root", "somewhere"], "root"),
+        (["--samples", "3"], "samples"),
+        (["--device", "abacus"], "--device abacus cannot be used"),
+        (["--model.engine", "triton"], "triton"),
+        (["--epochs", "0"], "--epochs"),
+    ],
+)
+def test_mistakes_end_in_one_line(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(*arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert message in error
+
+
+def test_a_missing_package_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inner = command.importlib.util.find_spec
+    monkeypatch.setattr(
+        command.importlib.util, "find_spec", lambda name: None if name == "tyro" else inner(name)
+    )
+    assert run("--help") == 2
+    assert "needs tyro: pip install 'mmixer_kernels[train]'" in capsys.readouterr().err
+
+
+def test_a_bug_gives_a_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fit(*arguments: object) -> None:
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(loop.Trainer, "fit", fit)
+    with pytest.raises(ValueError, match="a bug"):
+        run(*TINY, "--output", tmp_path)
+
+
+def test_ctrl_c_in_an_epoch_then_resume_equals_an_uninterrupted_run(tmp_path: Path) -> None:
+    arguments = [*TINY, "--samples", "256", "--optimizer.average-decay", "0.9"]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert run(*arguments, "--epochs", 6, "--output", whole) == 0
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mmixer_kernels.train", *arguments, "--epochs", "6"]
+        + ["--output", str(stopped), "--loader.workers", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())},
+        start_new_session=True,
+    )
+    assert process.stderr is not None
+    assert any(line.startswith("epoch 1/6") for line in process.stderr)
+    os.killpg(process.pid, signal.SIGINT)
+    output, error = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "Traceback" not in error
+    assert output.splitlines()[-1] == (
+        "stopped by SIGINT; go on with: python -m mmixer_kernels.train "
+        f"--output {stopped} --resume"
+    )
+    assert not (stopped / "result.json").exists()
+    assert run("--output", stopped, "--resume", "--loader.workers", 0) == 0
+    assert (stopped / "result.json").read_bytes() == (whole / "result.json").read_bytes()
+    for name in ("last.pt", "best.pt"):
+        ours, theirs = (checkpoint.load(folder / name) for folder in (stopped, whole))
+        assert all(torch.equal(ours["model"][key], theirs["model"][key]) for key in theirs["model"])

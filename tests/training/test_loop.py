@@ -1,0 +1,277 @@
+from __future__ import annotations
+
+import json
+import math
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mmixer_kernels.data import Sample, Split
+from mmixer_kernels.training import checkpoint, loop, model, options
+from mmixer_kernels.training.command import UserError
+from mmixer_kernels.training.options import LoaderOptions
+
+TINY = [
+    *("--frames", "4", "--frame-size", "8", "--samples", "16", "--evaluation-samples", "16"),
+    *("--model.hidden-size", "8", "--model.engine", "reference", "--model.dropout", "0.3"),
+    *("--loader.batch-size", "3", "--epochs", "2", "--optimizer.learning-rate", "0.01"),
+    *("--optimizer.average-decay", "0.9", "--optimizer.schedule", "cosine"),
+]
+STEPS = 6
+
+
+def trainer(*more: str) -> loop.Trainer:
+    chosen = options.parse([*TINY, *more], "train")
+    torch.manual_seed(chosen.run.seed)
+    data = chosen.load_data()
+    return loop.Trainer(chosen, data, model.build(chosen.run.model, data))
+
+
+def interrupt_after(steps: int, trained: loop.Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Raises SIGINT in the middle of a step."""
+    inner = trained._train_step
+    taken = 0
+
+    def step(batch: Any) -> tuple[float, int]:
+        nonlocal taken
+        taken += 1
+        if taken == steps:
+            signal.raise_signal(signal.SIGINT)
+        return inner(batch)
+
+    monkeypatch.setattr(trained, "_train_step", step)
+
+
+def final(folder: Path) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
+    """What must not depend on interruptions: last.pt, best.pt and metrics.jsonl without times."""
+    times = ("seconds", "samples_per_second", "data_wait")
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    records = [
+        {key: value for key, value in json.loads(line).items() if key not in times}
+        for line in lines
+    ]
+    last, best = checkpoint.load(folder / "last.pt"), checkpoint.load(folder / "best.pt")
+    for record in last["history"]:
+        for key in times:
+            del record[key]
+    return last, best, records
+
+
+def assert_same(a: Any, b: Any) -> None:
+    """Bit-equal tensors and equal plain values."""
+    assert type(a) is type(b)
+    if isinstance(a, dict):
+        assert list(a) == list(b)
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_same(x, y)
+    elif isinstance(a, Tensor):
+        assert a.dtype == b.dtype
+        assert torch.equal(a, b)
+    else:
+        assert a == b
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    with loop.Stop() as stop:
+        trainer().fit(folder, stop)
+    return folder
+
+
+def test_the_same_command_twice_gives_the_same_bits(uninterrupted: Path, tmp_path: Path) -> None:
+    with loop.Stop() as stop:
+        trainer().fit(tmp_path, stop)
+    assert_same(final(tmp_path), final(uninterrupted))
+
+
+def test_another_seed_gives_other_weights(uninterrupted: Path, tmp_path: Path) -> None:
+    with loop.Stop() as stop:
+        trainer("--seed", "1").fit(tmp_path, stop)
+    ours, theirs = (checkpoint.load(p / "last.pt")["model"] for p in (tmp_path, uninterrupted))
+    assert any(not torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("steps", [1, 3, STEPS, STEPS + 1, 2 * STEPS])
+def test_interrupted_and_resumed_is_bit_equal(
+    uninterrupted: Path, tmp_path: Path, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = trainer()
+    interrupt_after(steps, first, monkeypatch)
+    with pytest.raises(loop.Interrupted), loop.Stop() as stop:
+        first.fit(tmp_path, stop)
+    state = checkpoint.load(tmp_path / "last.pt")
+    assert state["epoch"] * STEPS + state["step"] == steps
+    torch.rand(steps)
+    second = trainer()
+    second.load_state(state)
+    with loop.Stop() as stop:
+        second.fit(tmp_path, stop)
+    assert_same(final(tmp_path), final(uninterrupted))
+
+
+def test_a_training_killed_between_its_writes_resumes_without_doubled_lines(
+    uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = trainer()
+    inner = checkpoint.save
+
+    def save(state: dict[str, Any], path: Path) -> None:
+        if path.name == "last.pt" and state["epoch"] == 2:
+            raise MemoryError
+        inner(state, path)
+
+    monkeypatch.setattr(checkpoint, "save", save)
+    with pytest.raises(MemoryError), loop.Stop() as stop:
+        first.fit(tmp_path, stop)
+    monkeypatch.undo()
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"epoch": 2, "lo')
+    second = trainer()
+    second.load_state(checkpoint.load(tmp_path / "last.pt"))
+    with loop.Stop() as stop:
+        second.fit(tmp_path, stop)
+    assert_same(final(tmp_path), final(uninterrupted))
+
+
+def test_a_signal_during_validation_stops_there(
+    uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = trainer()
+    inner = loop.evaluate
+
+    def evaluate(*arguments: Any, **options: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        return inner(*arguments, **options)
+
+    monkeypatch.setattr(loop, "evaluate", evaluate)
+    with pytest.raises(loop.Interrupted) as stopped, loop.Stop() as stop:
+        first.fit(tmp_path, stop)
+    assert stopped.value.number == signal.SIGTERM
+    monkeypatch.undo()
+    state = checkpoint.load(tmp_path / "last.pt")
+    assert (state["epoch"], state["step"]) == (0, STEPS)
+    second = trainer()
+    second.load_state(state)
+    with loop.Stop() as stop:
+        second.fit(tmp_path, stop)
+    assert_same(final(tmp_path), final(uninterrupted))
+
+
+def test_the_second_signal_acts_at_once() -> None:
+    with loop.Stop() as stop:
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(loop.Interrupted):
+            stop.check()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_workers_change_no_result(uninterrupted: Path, tmp_path: Path) -> None:
+    with loop.Stop() as stop:
+        trainer("--loader.workers", "2").fit(tmp_path, stop)
+    (last, best, records), (last_0, best_0, records_0) = final(tmp_path), final(uninterrupted)
+    for state, state_0 in ((last, last_0), (best, best_0)):
+        assert state.pop("config") != state_0.pop("config")
+        assert_same(state, state_0)
+    assert records == records_0
+
+
+@pytest.mark.parametrize("broken_epoch", [1, 2])
+def test_a_loss_that_is_not_finite_stops_and_leaves_the_checkpoints(
+    tmp_path: Path, broken_epoch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = trainer()
+    inner = trained.model.forward
+
+    def forward(inputs: list[Tensor], lengths: Tensor | None = None) -> Tensor:
+        broken = trained.epoch + 1 == broken_epoch and trained.step == 2
+        return inner(inputs, lengths) * (math.nan if broken else 1)
+
+    monkeypatch.setattr(trained.model, "forward", forward)
+    message = rf"loss is nan in epoch {broken_epoch} at step 3 of {STEPS}: lower --optimizer"
+    with pytest.raises(UserError, match=message), loop.Stop() as stop:
+        trained.fit(tmp_path, stop)
+    assert (tmp_path / "last.pt").exists() == (broken_epoch == 2)
+    if broken_epoch == 2:
+        assert checkpoint.load(tmp_path / "last.pt")["epoch"] == 1
+
+
+def test_weights_that_are_not_finite_after_the_last_step_are_not_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = trainer("--optimizer.average-decay", "0")
+    inner = trained.optimizer.step
+
+    def step() -> None:
+        inner()
+        if trained.step == STEPS - 1:
+            nn.init.constant_(trained.model.mixer.classifier.bias, math.nan)
+
+    monkeypatch.setattr(trained.optimizer, "step", step)
+    with pytest.raises(UserError, match="validation loss is nan in epoch 1"), loop.Stop() as stop:
+        trained.fit(tmp_path, stop)
+    assert not (tmp_path / "last.pt").exists()
+
+
+def test_the_best_epoch_breaks_ties_by_loss_then_by_order() -> None:
+    trained = trainer()
+    trained.history = [
+        {"epoch": epoch, "validation_accuracy": accuracy, "validation_loss": loss}
+        for epoch, accuracy, loss in [
+            (1, 0.5, 0.1),
+            (2, 0.75, 0.9),
+            (3, 0.75, 0.8),
+            (4, 0.75, 0.8),
+            (5, 0.5, 0.0),
+        ]
+    ]
+    assert trained.best()["epoch"] == 3
+
+
+def test_epochs_have_orders_of_their_own_and_every_sample_once() -> None:
+    first, second = (loop._batches(10, 4, seed=0, epoch=epoch) for epoch in (0, 1))
+    assert [len(batch) for batch in first] == [4, 4, 2]
+    assert sorted(sum(first, [])) == list(range(10))
+    assert first != second
+    assert first == loop._batches(10, 4, seed=0, epoch=0)
+    assert second != loop._batches(10, 4, seed=1, epoch=0)
+
+
+class Answers(Split):
+    """Samples that carry the logits to answer with."""
+
+    def __init__(self, labels: list[int], answers: list[int]) -> None:
+        super().__init__(torch.tensor(labels))
+        self.answers = answers
+
+    def __getitem__(self, index: int) -> Sample:
+        logits = torch.nn.functional.one_hot(torch.tensor(self.answers[index]), 3).float()
+        return Sample((logits,), int(self.labels[index]), 3)
+
+
+class Echo(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, inputs: list[Tensor], lengths: Tensor | None) -> Tensor:
+        return inputs[0]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 8])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_counts_every_sample_once(batch_size: int, workers: int) -> None:
+    split = Answers([0, 0, 1, 1, 1, 2, 2], [0, 1, 1, 1, 2, 0, 2])
+    evaluation = loop.evaluate(Echo(), split, 3, LoaderOptions(batch_size, workers))
+    assert evaluation.confusion.tolist() == [[1, 1, 0], [0, 2, 1], [1, 0, 1]]
+    right, wrong = (math.log(math.e + 2) - hit for hit in (1, 0))
+    assert evaluation.loss == pytest.approx((4 * right + 3 * wrong) / 7)
