@@ -116,7 +116,7 @@ def check_sizes(sizes: dict[str, int]) -> None:
 def check_options(mix: str, eps: float) -> None:
     if mix not in MIXES:
         raise ValueError(f"mix must be one of {', '.join(MIXES)}, but is {mix!r}")
-    if not (eps > 0 and math.isfinite(eps)):
+    if not 0 < eps < math.inf:
         raise ValueError(f"eps must be a positive finite number, but is {eps!r}")
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .training import command
+from .training import command, result, run
 
 PROG = "python -m mmixer_kernels.evaluate"
 
@@ -38,14 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str]) -> int:
-    command.require(PROG, "tyro", "tqdm")
     import tyro
 
     positional = tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(EvaluateOptions)
     options = tyro.cli(positional, prog=PROG, args=list(arguments))
-
-    from .training import result, run
-
     report = run.evaluate(
         options.checkpoint, options.split, options.root, options.batch_size, options.workers
     )

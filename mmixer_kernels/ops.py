@@ -73,7 +73,8 @@ def autocast(
 ) -> tuple[list[Tensor], list[Tensor], list[Weights], list[Tensor | None]]:
     """Inside `torch.autocast`, all but float64 in autocast's dtype, as for a matrix product."""
     device_type = inputs[0].device.type
-    if not torch.is_autocast_enabled(device_type):
+    available = torch.amp.is_autocast_available(device_type)
+    if not (available and torch.is_autocast_enabled(device_type)):
         return list(inputs), list(contexts), list(weights), list(states)
     dtype = torch.get_autocast_dtype(device_type)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from .training import command
+from .training import command, loop, options, result, run
 
 PROG = "python -m mmixer_kernels.train"
 
@@ -16,18 +16,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str]) -> int:
-    command.require(PROG, "tyro", "tqdm")
-    from .training import options
-
     chosen = options.parse(arguments, PROG)
-
-    from .training import loop, result, run
-
     output = chosen.output
     try:
         report = run.train(chosen)
     except loop.Interrupted as interruption:
-        print(f"stopped by {interruption}; go on with: {PROG} --output {output} --resume")
+        again = f"{PROG} --output {output} --resume"
+        print(f"stopped by {interruption}; go on with: {again}", file=sys.stderr)
         return 128 + interruption.number
     print(result.describe(report, "test"))
     print(f"best epoch {report['best_epoch']}; everything is in {output}")

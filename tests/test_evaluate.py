@@ -22,7 +22,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         *("--frames", "4", "--frame-size", "8", "--samples", "32", "--evaluation-samples", "32"),
         *("--model.hidden-size", "8", "--model.engine", "reference", "--loader.batch-size", "5"),
         *("--epochs", "3", "--optimizer.learning-rate", "0.01", "--output", str(output)),
-        *("--optimizer.average-decay", "0.5"),
     ]
     assert train.main(arguments) == 0
     return output
@@ -40,9 +39,7 @@ def test_it_repeats_the_result_to_the_last_digit(
     assert f"test: accuracy {result['accuracy']:.2%}" in capsys.readouterr().out
 
 
-def test_validation_repeats_the_records_of_both_checkpoints(
-    finished: Path, tmp_path: Path
-) -> None:
+def test_validation_repeats_the_records_of_both_checkpoints(finished: Path, tmp_path: Path) -> None:
     lines = (finished / "metrics.jsonl").read_text().splitlines()
     file = tmp_path / "report.json"
     for name in ("best.pt", "last.pt"):

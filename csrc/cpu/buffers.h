@@ -61,6 +61,21 @@ struct Saved {
   }
   int64_t size() const { return arena_.used(); }
 
+  // Zeros where no row was written and in the padding, so that equal calls leave equal bits.
+  void clear_rest(const Member& member, int64_t groups, int64_t rows, int64_t hidden) const {
+    const auto clear = [&](const Table<T>& table, int64_t used, int64_t size) {
+      for (int64_t i = member.begin(groups * table.rows); i < member.end(groups * table.rows); i++) {
+        T* row = table(i / table.rows, i % table.rows);
+        std::fill(i % table.rows < used ? row + size : row, row + table.width, T(0));
+      }
+    };
+    clear(h, rows, hidden);
+    for (int gate = 0; gate < gates; gate++) {
+      clear(x_hat[gate], gate == G ? x_hat[gate].rows : rows, hidden);
+      clear(r_std[gate], 1, gate == G ? x_hat[gate].rows : rows);
+    }
+  }
+
  private:
   Arena<T> arena_;
 };

@@ -213,6 +213,7 @@ void forward_team(Member& member, const Problem<T>& p, const Schedule& schedule,
     forward_recurrence(team, p, schedule, b, saved, slices, count, output);
   });
   member.barrier();
+  if (saved) saved->clear_rest(member, p.groups, schedule.rows(), H_);
   for (int64_t i = member.begin(states); i < member.end(states); i++) {
     const int64_t g = i / p.batch, rank = i % p.batch, sample = schedule.sample[rank];
     for (int64_t j = 0; j < H_; j += lanes<T>)

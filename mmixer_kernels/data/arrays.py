@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -56,10 +57,9 @@ class ArraysOptions:
                 f"validation_share must be between 0 and 1, but is {self.validation_share}"
             )
         train = _read(root / "train.npz")
-        classes = _classes(train)
-        test = _read(root / "test.npz", train, classes)
+        test = _read(root / "test.npz", train)
         if (root / "validation.npz").exists():
-            validation = _read(root / "validation.npz", train, classes)
+            validation = _read(root / "validation.npz", train)
         else:
             train, validation = _hold_out(train, self.validation_share, seed)
         if self.standardize:
@@ -70,7 +70,7 @@ class ArraysOptions:
         sizes = tuple(features.shape[-1] for features in train.features.values())
         return Data(
             modalities=tuple(train.features),
-            classes=classes,
+            classes=train.classes,
             train=ArraysSplit(train),
             validation=ArraysSplit(validation),
             test=ArraysSplit(test),
@@ -81,13 +81,16 @@ class ArraysOptions:
 
 @dataclass(frozen=True)
 class Arrays:
-    """A file's content: features `[samples, T, D]` float32, labels and lengths `[samples]` int64."""
+    """A file's content.
+
+    Shapes: `features` `[samples, T, D]` float32 by modality; `labels`, `lengths` [samples] int64.
+    """
 
     path: Path
     features: dict[str, Tensor]
     labels: Tensor
     lengths: Tensor
-    classes: tuple[str, ...] | None
+    classes: tuple[str, ...]
 
     def valid(self) -> Tensor:
         """`[samples, T]`: which steps are not padding."""
@@ -108,13 +111,12 @@ class ArraysSplit(Split):
         return Sample(inputs, int(self.labels[index]), length)
 
 
-def _read(path: Path, train: Arrays | None = None, classes: tuple[str, ...] = ()) -> Arrays:
-    """A file's arrays, checked, and against those of train.npz when given."""
+def _read(path: Path, train: Arrays | None = None) -> Arrays:
+    """A file's arrays, checked; in all that files must share, against train.npz's when given."""
     arrays = _load(path)
-    for key in arrays:
-        if key not in RESERVED:
-            _check_features(path, key, arrays[key])
     names = [key for key in arrays if key not in RESERVED]
+    for name in names:
+        _check_features(path, name, arrays[name])
     if len(names) < 2:
         raise ValueError(
             f"{path}: must have an array [samples, T, D] for two modalities or more, "
@@ -133,28 +135,18 @@ def _read(path: Path, train: Arrays | None = None, classes: tuple[str, ...] = ()
     if "label" not in arrays:
         raise ValueError(f"{path}: 'label' [samples] is missing; it has {', '.join(arrays)}")
     labels = _integers(path, "label", arrays["label"], samples)
-    _check_values(path, "label", labels, 0, len(classes) - 1 if train is not None else None)
+    classes = _classes(path, arrays, labels) if train is None else train.classes
+    _check_values(path, "label", labels, 0, len(classes) - 1)
     lengths = torch.full((samples,), steps)
     if "length" in arrays:
         lengths = _integers(path, "length", arrays["length"], samples)
         _check_values(path, "length", lengths, 1, steps)
-    result = Arrays(
-        path,
-        {name: torch.from_numpy(arrays[name].astype(np.float32)) for name in names},
-        labels,
-        lengths,
-        _names(path, arrays["classes"]) if "classes" in arrays else None,
-    )
-    if train is not None and result.classes not in (None, classes):
-        raise ValueError(f"{path}: 'classes' must be left out or be those of {train.path}")
-    for name, features in result.features.items():
-        bad = (~features.isfinite().all(-1) & result.valid()).nonzero()
-        if len(bad):
-            sample, step = bad[0].tolist()
-            raise ValueError(
-                f"{path}: {name!r} must be finite in float32, but sample {sample} has NaN or an "
-                f"infinity at step {step}; {len(bad[:, 0].unique())} of {samples} samples do"
-            )
+    with np.errstate(over="ignore"):
+        features = {
+            name: torch.from_numpy(arrays[name].astype(np.float32, copy=False)) for name in names
+        }
+    result = Arrays(path, features, labels, lengths, classes)
+    _check_finite(result)
     return result
 
 
@@ -164,11 +156,14 @@ def _load(path: Path) -> dict[str, np.ndarray]:
             f"{path} does not exist: root must be the folder of train.npz and test.npz"
         )
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
-    except (OSError, EOFError, ValueError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        with path.open("rb") as stream:
+            file = np.load(stream, allow_pickle=False)
+            if not isinstance(file, Mapping):
+                raise ValueError("it holds one array without a name")
+            return {key: np.asarray(value) for key, value in file.items()}
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise OSError(
-            f"{path} must be a file as numpy.savez writes it, without objects, "
+            f"{path} must be a file as numpy.savez writes it, with no Python objects in it, "
             f"but cannot be read: {error}"
         ) from error
 
@@ -209,36 +204,50 @@ def _integers(path: Path, key: str, array: np.ndarray, samples: int) -> Tensor:
     return torch.from_numpy(array.astype(np.int64))
 
 
-def _check_values(path: Path, key: str, values: Tensor, least: int, most: int | None) -> None:
-    bad = (values < least) if most is None else (values < least) | (values > most)
+def _check_values(path: Path, key: str, values: Tensor, least: int, most: int) -> None:
+    bad = (values < least) | (values > most)
     if bad.any():
         sample = int(bad.nonzero()[0])
-        expected = f"{least} or more" if most is None else f"in {least}..{most}"
         raise ValueError(
-            f"{path}: {key!r} must be {expected}, but is {int(values[sample])} for sample {sample}"
+            f"{path}: {key!r} must be in {least}..{most}, "
+            f"but is {int(values[sample])} for sample {sample}"
         )
 
 
-def _names(path: Path, array: np.ndarray) -> tuple[str, ...]:
-    if array.dtype.kind != "U" or array.ndim != 1:
+def _check_finite(arrays: Arrays) -> None:
+    for name, features in arrays.features.items():
+        bad = (~features.isfinite().all(-1) & arrays.valid()).nonzero()
+        if len(bad):
+            sample, step = bad[0].tolist()
+            raise ValueError(
+                f"{arrays.path}: {name!r} must be finite in float32, but has NaN or an infinity in "
+                f"{len(bad[:, 0].unique())} of {len(features)} samples, first in sample {sample} "
+                f"at step {step}"
+            )
+
+
+def _classes(path: Path, arrays: dict[str, np.ndarray], labels: Tensor) -> tuple[str, ...]:
+    """The names of the classes, after a check that each has a sample."""
+    if int(labels.min()) < 0:
+        sample = int((labels < 0).nonzero()[0])
         raise ValueError(
-            f"{path}: 'classes' must be strings [K], "
-            f"but has dtype {array.dtype} and shape {list(array.shape)}"
+            f"{path}: 'label' must be 0 or more, but is {int(labels[sample])} for sample {sample}"
         )
-    return tuple(array.tolist())
-
-
-def _classes(train: Arrays) -> tuple[str, ...]:
-    """The classes' names, after a check that each has a training sample."""
-    count = int(train.labels.max()) + 1 if train.classes is None else len(train.classes)
-    _check_values(train.path, "label", train.labels, 0, count - 1)
-    missing = sorted(set(range(count)) - set(train.labels.tolist()))
+    names = np.arange(int(labels.max()) + 1).astype(str)
+    if "classes" in arrays:
+        names = arrays["classes"]
+        if names.dtype.kind != "U" or names.ndim != 1:
+            raise ValueError(
+                f"{path}: 'classes' must be strings [K], "
+                f"but has dtype {names.dtype} and shape {list(names.shape)}"
+            )
+    missing = sorted(set(range(len(names))) - set(labels.tolist()))
     if missing:
         raise ValueError(
-            f"{train.path}: 'label' must have each class in 0..{count - 1}, "
-            f"but no sample has {', '.join(map(str, missing))}: number classes from 0 without gaps"
+            f"{path}: 'label' must have each class in 0..{len(names) - 1}, but no sample has "
+            f"{', '.join(map(str, missing))}: number the classes from 0 without gaps"
         )
-    return tuple(map(str, range(count))) if train.classes is None else train.classes
+    return tuple(names.tolist())
 
 
 def _hold_out(train: Arrays, share: float, seed: int) -> tuple[Arrays, Arrays]:
@@ -268,8 +277,9 @@ def _moments(train: Arrays) -> dict[str, tuple[Tensor, Tensor]]:
     moments = {}
     for name, features in train.features.items():
         steps = features[train.valid()].double()
-        deviation = steps.std(0, correction=0)
-        moments[name] = steps.mean(0), torch.where(deviation > 0, deviation, 1.0)
+        mean, deviation = steps.mean(0), steps.std(0, correction=0)
+        changes = deviation > torch.finfo(torch.float32).eps * mean.abs()
+        moments[name] = mean, torch.where(changes, deviation, 1.0)
     return moments
 
 

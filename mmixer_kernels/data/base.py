@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -81,3 +82,10 @@ def collate(samples: Sequence[Sample]) -> Batch:
     lengths = torch.tensor([sample.length for sample in samples])
     full = bool((lengths == inputs[0].shape[1]).all())
     return Batch(inputs, labels, None if full else lengths)
+
+
+def draws(seed: int, split: int, epoch: int, index: int, purpose: int = 0) -> np.random.Generator:
+    """Random numbers that depend on where they are used, and on nothing drawn before."""
+    return np.random.Generator(
+        np.random.Philox(key=(seed, split), counter=(0, purpose, index, epoch))
+    )

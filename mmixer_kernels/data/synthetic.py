@@ -9,27 +9,26 @@ stream also sees one attribute of the body, to which the other streams are blind
     ir       [T, 1, S, S]    colder or warmer than its surroundings warmth
 
 Every scene, one draw of the gesture, the path, the surroundings and the noise, is filmed once for
-each of the 2^N combinations of the N streams' attributes. A stream's clips of one scene with its
-own attribute alike are therefore the same to the last bit, whatever the other attributes are (the
-camera is orthographic: the side changes neither size nor place, and nothing hides the body). So
-the following holds on every split as it is, and not only in expectation:
+each of the 2^N combinations of the N streams' attributes. A stream's clips of a scene in which its
+own attribute is the same are therefore equal to the last bit, whatever the other attributes are
+(the camera is orthographic: the side changes neither size nor place, and nothing hides the body).
+So what follows holds on every split as it is, not only in expectation.
 
-Task `combine`, label = gesture and every attribute, 4 x 2^N classes. A classifier of one stream
-gives one answer to 2^(N-1) clips of a scene with different labels: it is right on at most
-1/2^(N-1) of all clips, 50 % with two streams and 25 % with three; with two streams out of three,
-50 %.
+Task `combine`: label = gesture and every attribute, 4 x 2^N classes. Clips that n streams cannot
+tell apart come in groups of 2^(N-n), each with a label of its own, and get one answer: at most
+1/2^(N-n) of all clips are right. One of two streams reaches 50 %, one of three 25 %.
 
-Task `compare`, label = gesture and whether colour and side agree, 8 classes. With three streams
-it is whether an even number of attributes has its second value (blue, behind, warm), which for
-two is agreement.
+Task `compare`: label = gesture and whether each further attribute agrees with the first stream's
+(red, front and cold agree, and blue, behind and warm), 4 x 2^(N-1) classes.
 
-- One stream, or any N - 1 of them: half of the clips that look the same agree and half differ,
-  so at most 50 % are right.
-- Adding the streams' scores, as a linear classifier on concatenated streams that have not mixed
-  does: at most 75 %. Let d(c, s) = a(c) + b(s) be the score of "agree" less that of "differ" for
-  colour c and side s in a scene. To be right on all four of its clips, d must be positive at
-  (0, 0) and (1, 1) and negative at (0, 1) and (1, 0); but d(0, 0) + d(1, 1) = d(0, 1) + d(1, 0).
-  So at least one of four is wrong. With three streams the same holds for each value of warmth.
+- One stream alone: the same groups, and in a group each label of a gesture is as frequent as the
+  others. At most 1/2^(N-1) are right: 50 % with two streams.
+- Added scores, such as a linear classifier's on concatenated streams that have not mixed: at most
+  75 % with two streams, 62.5 % with three. Each label of a scene's gesture has two clips, opposite
+  in every attribute. Every sum over the streams is the same for one such pair of clips as for any
+  other, for it has each stream's two scores once. If both clips of label k are right, its score is
+  above every other label's in both, so its sum is too; this can be true of only one k. Of the
+  2^(N-1) labels only one has both clips right: at most (2^(N-1) + 1) / 2^N.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .base import Data, Sample, Split
+from .base import Data, Sample, Split, draws
 
 GESTURES = {
     "left-right": (1.0, 0.0),
@@ -75,7 +74,7 @@ FEATURE_SIZE = 64
 @dataclass(frozen=True)
 class SyntheticOptions:
     task: Literal["combine", "compare"] = "combine"
-    """What the label is made of: all that the streams see, or whether they agree."""
+    """What the label tells besides the gesture: every attribute, or which agree."""
     modalities: tuple[Literal["rgb", "depth", "ir"], ...] = ("rgb", "depth")
     """The streams, two or three."""
     frame_size: int = 16
@@ -85,13 +84,19 @@ class SyntheticOptions:
     speed: float = 0.5
     """How far the body moves in a clip, as a share of the frame; each scene varies it by 25 %."""
     noise: float = 0.1
-    """Standard deviation of the noise on each pixel; the body's contrast is 0.3 to 0.6."""
+    """Standard deviation of the noise on each pixel; the body's contrast is 0.5 to 0.8."""
     samples: int = 4096
     """Training clips in an epoch; each epoch has new ones."""
     evaluation_samples: int = 1024
     """Clips for validation, and again for the test."""
 
-    recipe: ClassVar[dict[str, object]] = {}
+    recipe: ClassVar[dict[str, object]] = {
+        "epochs": 8,
+        "model.hidden_size": 128,
+        "optimizer.learning_rate": 1e-3,
+        "optimizer.schedule": "cosine",
+        "loader.batch_size": 64,
+    }
 
     def load(self, root: Path | None, seed: int) -> Data:
         """Clips determined by seed, split, epoch and index.
@@ -115,17 +120,16 @@ class SyntheticOptions:
 
     def label(self, gesture: int, attributes: Sequence[int]) -> int:
         """The class of a gesture with an attribute (0 or 1) a stream."""
+        bits = attributes
         if self.task == "compare":
-            return 2 * gesture + sum(attributes) % 2
-        return int(np.ravel_multi_index((gesture, *attributes), (4,) + (2,) * len(attributes)))
+            bits = [attribute ^ attributes[0] for attribute in attributes[1:]]
+        return int(np.ravel_multi_index((gesture, *bits), (len(GESTURES),) + (2,) * len(bits)))
 
     def _classes(self) -> tuple[str, ...]:
+        words = [STREAMS[name].values for name in self.modalities]
         if self.task == "compare":
-            return tuple(
-                f"{gesture} {word}" for gesture in GESTURES for word in ("agree", "differ")
-            )
-        values = [STREAMS[name].values for name in self.modalities]
-        return tuple(" ".join(names) for names in itertools.product(GESTURES, *values))
+            words = [("agree", "differ")] * (len(words) - 1)
+        return tuple(" ".join(names) for names in itertools.product(GESTURES, *words))
 
     def _check(self, root: Path | None) -> None:
         if root is not None:
@@ -184,15 +188,15 @@ class SyntheticSplit(Split):
         options = self.options
         gesture, attributes = self.gesture_and_attributes(index)
         scene = index // len(self.combinations)
-
-        def draws(number: int) -> np.random.Generator:
-            return np.random.Generator(
-                np.random.Philox(key=self.key, counter=(0, number, scene, self.epoch))
-            )
-
-        body = _body(options, gesture, draws(0))
+        body = _body(options, gesture, draws(*self.key, self.epoch, scene))
         streams = [
-            _film(STREAMS[name], value, body, options.noise, draws(1 + list(STREAMS).index(name)))
+            _film(
+                STREAMS[name],
+                value,
+                body,
+                options.noise,
+                draws(*self.key, self.epoch, scene, 1 + list(STREAMS).index(name)),
+            )
             for name, value in zip(options.modalities, attributes, strict=True)
         ]
         return Sample(tuple(streams), int(self.labels[index]), options.frames)
@@ -220,11 +224,11 @@ class FrameExtractor(nn.Module):
 def _body(options: SyntheticOptions, gesture: int, random: np.random.Generator) -> np.ndarray:
     """How much of each pixel the body covers, `[T, 1, S, S]` in 0..1: an upright ellipse."""
     direction = np.array(list(GESTURES.values())[gesture])
-    draws = random.random(5)
-    radius = np.array((0.09, 0.13)) + np.array((0.04, 0.05)) * draws[:2]
-    travel = direction * (options.speed * (0.75 + 0.5 * draws[2]))
+    uniform = random.random(5)
+    radius = np.array((0.09, 0.13)) + np.array((0.04, 0.05)) * uniform[:2]
+    travel = direction * (options.speed * (0.75 + 0.5 * uniform[2]))
     margin = np.abs(travel) / 2 + radius
-    middle = margin + (1 - 2 * margin) * draws[3:]
+    middle = margin + (1 - 2 * margin) * uniform[3:]
     time = np.arange(options.frames) / (options.frames - 1) - 0.5
     centre = middle + time[:, None] * travel
     pixel = (np.arange(options.frame_size) + 0.5) / options.frame_size
@@ -239,10 +243,12 @@ def _film(
     """Frames `[T, C, S, S]`: surroundings that change evenly across the frame, body, noise."""
     size, channels = body.shape[-1], len(stream.contrast[value])
     frames = random.standard_normal((len(body), channels, size, size), dtype=np.float32)
-    draws = random.random((1 + 3 * channels, 1, 1), dtype=np.float32)
-    level, slope_x, slope_y = 0.2 * draws[1:].reshape(3, channels, 1, 1) - 0.1
+    uniform = random.random((1 + 3 * channels, 1, 1), dtype=np.float32)
+    level, slope_x, slope_y = 0.2 * uniform[1:].reshape(3, channels, 1, 1) - 0.1
     pixel = np.arange(size, dtype=np.float32) / size - 0.5
-    contrast = (0.4 + 0.3 * draws[0]) * np.array(stream.contrast[value], np.float32)[:, None, None]
+    contrast = (0.5 + 0.3 * uniform[0]) * np.array(stream.contrast[value], np.float32)[
+        :, None, None
+    ]
     frames *= noise
     frames += 0.5 + level + slope_x * pixel + slope_y * pixel[:, None]
     frames += body * contrast

@@ -1,15 +1,261 @@
+"""Shoulder exercises recorded by a smart watch: real accelerometer and gyroscope data.
+
+140 recordings at 50 Hz, 10 people each doing 7 exercises with either arm (Burns et al.,
+arXiv:1802.01489), as the package `seglearn` carries them. A sample is a window of 4 seconds. The
+protocol is across subjects: 8 to 10 are for the test, one of 1 to 7 for validation, the others
+for training.
+"""
+
 from __future__ import annotations
 
+import importlib.util
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
-from .base import Data
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .base import Data, Sample, Split, draws
+
+MODALITIES = ("accelerometer", "gyroscope")
+CLASSES = (
+    "pendulum",
+    "abduction",
+    "forward elevation",
+    "internal rotation",
+    "external rotation",
+    "trapezius extension",
+    "upright row",
+)
+TRAINING_SUBJECTS = (1, 2, 3, 4, 5, 6, 7)
+TEST_SUBJECTS = (8, 9, 10)
+WINDOW = 200
+"""Steps in a window: 4 seconds."""
+HOP = 100
+"""Steps between the starts of two windows of a recording."""
+
+FEATURE_SIZE = 64
 
 
 @dataclass(frozen=True)
 class WatchOptions:
-    recipe: ClassVar[dict[str, object]] = {}
+    validation_subject: int = 7
+    """Which of the subjects 1 to 7 is left out of training, to validate on."""
+    tempo: float = 1.2
+    """Training windows are played up to this many times faster or slower."""
+    mirror: float = 0.5
+    """Probability of seeing a training window as on the other arm."""
+    tilt: float = 10.0
+    """Standard deviation, in degrees, of turning the watch about either axis across the forearm."""
+    roll: float = 14.0
+    """Standard deviation, in degrees, of turning it about the forearm."""
+    gain: float = 0.2
+    """Standard deviation of the logarithm of each sensor's gain."""
+    jitter: float = 0.05
+    """Standard deviation of white noise on the normalised signals."""
+
+    recipe: ClassVar[dict[str, object]] = {
+        "epochs": 30,
+        "model.hidden_size": 64,
+        "model.feature_dropout": 0.1,
+        "model.dropout": 0.2,
+        "optimizer.name": "adamw",
+        "optimizer.learning_rate": 4e-3,
+        "optimizer.weight_decay": 0.02,
+        "optimizer.schedule": "cosine",
+        "optimizer.warmup_epochs": 1.25,
+        "optimizer.label_smoothing": 0.1,
+        "loader.batch_size": 32,
+    }
 
     def load(self, root: Path | None, seed: int) -> Data:
-        raise NotImplementedError
+        """Reads the recordings out of the installed package `seglearn`.
+
+        Args:
+            root: None: the package has the file.
+            seed: of the augmentation.
+
+        Raises:
+            ModuleNotFoundError: seglearn is not installed.
+            ValueError: an option out of its range, or a root.
+        """
+        self._check(root)
+        recordings = _read()
+        training = [s for s in TRAINING_SUBJECTS if s != self.validation_subject]
+        train = _of_subjects(recordings, training)
+        scale = _scale(train)
+        validation = _of_subjects(recordings, (self.validation_subject,))
+        test = _of_subjects(recordings, TEST_SUBJECTS)
+        return Data(
+            modalities=MODALITIES,
+            classes=CLASSES,
+            train=AugmentedWindows(train, scale, self, seed),
+            validation=Windows(validation, scale),
+            test=Windows(test, scale),
+            extractors=[SignalExtractor(3, FEATURE_SIZE) for _ in MODALITIES],
+            feature_sizes=(FEATURE_SIZE,) * len(MODALITIES),
+        )
+
+    def _check(self, root: Path | None) -> None:
+        if root is not None:
+            raise ValueError(
+                f"root must be left out for watch, which is in a package, but is {str(root)!r}"
+            )
+        if self.validation_subject not in TRAINING_SUBJECTS:
+            raise ValueError(
+                f"validation_subject must be in 1..7, but is {self.validation_subject}: "
+                "8 to 10 are the test's"
+            )
+        if not 1 <= self.tempo <= 4:
+            raise ValueError(f"tempo must be in 1..4, but is {self.tempo}")
+        if not 0 <= self.mirror <= 1:
+            raise ValueError(f"mirror must be in 0..1, but is {self.mirror}")
+        for name in ("tilt", "roll", "gain", "jitter"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(
+                    f"{name} must be 0 or more and finite, but is {getattr(self, name)}"
+                )
+
+
+class Recording(NamedTuple):
+    """One exercise of one arm: signal `[steps, 6]` float32, acceleration then angular velocity."""
+
+    signal: np.ndarray
+    label: int
+    subject: int
+
+
+class Windows(Split):
+    """Every window of the recordings at a fixed hop, normalised.
+
+    Args:
+        recordings: what to cut.
+        scale: [6], what the signals are divided by.
+    """
+
+    def __init__(self, recordings: Sequence[Recording], scale: np.ndarray) -> None:
+        self.recordings, self.scale = recordings, scale
+        self.windows = [
+            (number, start)
+            for number, recording in enumerate(recordings)
+            for start in range(0, len(recording.signal) - WINDOW + 1, HOP)
+        ]
+        super().__init__(torch.tensor([recordings[number].label for number, _ in self.windows]))
+
+    def __getitem__(self, index: int) -> Sample:
+        number, start = self.windows[index]
+        signal = self.recordings[number].signal[start : start + WINDOW] / self.scale
+        return _sample(signal, int(self.labels[index]))
+
+
+class AugmentedWindows(Split):
+    """Windows from anywhere in the recordings, varied as wearers and watches vary.
+
+    Each recording has as many in an epoch as it has windows at the fixed hop.
+    """
+
+    def __init__(
+        self, recordings: Sequence[Recording], scale: np.ndarray, options: WatchOptions, seed: int
+    ) -> None:
+        self.recordings, self.scale = recordings, scale
+        self.options, self.seed, self.epoch = options, seed, 0
+        self.numbers = [
+            number
+            for number, recording in enumerate(recordings)
+            for _ in range((len(recording.signal) - WINDOW) // HOP + 1)
+        ]
+        super().__init__(torch.tensor([recordings[number].label for number in self.numbers]))
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __getitem__(self, index: int) -> Sample:
+        options, random = self.options, draws(self.seed, 0, self.epoch, index)
+        recording = self.recordings[self.numbers[index]]
+        signal = _stretched(recording.signal, options.tempo ** random.uniform(-1, 1), random)
+        if random.random() < options.mirror:
+            # Acceleration is a vector, angular velocity an axial one: x flips, or y and z do.
+            signal = signal * (-1, 1, 1, 1, -1, -1)
+        turn = _rotation(random.standard_normal(3) * (options.roll, options.tilt, options.tilt))
+        signal = (signal.reshape(-1, 3) @ turn.T).reshape(-1, 6)
+        gain = np.exp(options.gain * random.standard_normal(2)).repeat(3)
+        noise = random.standard_normal(signal.shape, dtype=np.float32)
+        signal = signal * (gain / self.scale) + options.jitter * noise
+        return _sample(signal, int(self.labels[index]))
+
+
+class SignalExtractor(nn.Module):
+    """Convolutions along time, strides 4 and 4: `[B, T, channels] -> [B, T', feature_size]`."""
+
+    def __init__(self, channels: int, feature_size: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv1d(channels, 32, 9, stride=4, padding=4, bias=False),
+            nn.BatchNorm1d(32),
+            nn.ReLU(),
+            nn.Conv1d(32, feature_size, 5, stride=4, padding=2, bias=False),
+            nn.BatchNorm1d(feature_size),
+            nn.ReLU(),
+        )
+
+    def forward(self, signal: Tensor) -> Tensor:
+        return self.layers(signal.transpose(1, 2)).transpose(1, 2)
+
+
+def _read() -> list[Recording]:
+    package = importlib.util.find_spec("seglearn")
+    if package is None or package.origin is None:
+        raise ModuleNotFoundError(
+            "the data set watch is read from the package seglearn, which is not installed: "
+            "pip install 'mmixer_kernels[watch]'"
+        )
+    path = Path(package.origin).with_name("data") / "watch_dataset.npy"
+    # Unpickling can run code: no more than importing this installed package would.
+    content = np.load(path, allow_pickle=True).item()
+    return [
+        Recording(np.asarray(signal, np.float32), int(label), int(subject))
+        for signal, label, subject in zip(
+            content["X"], content["y"], content["subject"], strict=True
+        )
+    ]
+
+
+def _of_subjects(recordings: Sequence[Recording], subjects: Sequence[int]) -> list[Recording]:
+    return [recording for recording in recordings if recording.subject in subjects]
+
+
+def _scale(recordings: Sequence[Recording]) -> np.ndarray:
+    """`[6]`: each sensor's root mean square over steps and axes.
+
+    No mean is taken off and axes share a scale: gravity's direction says how the arm is held, and
+    a turned watch's signals must stay a turn of the signals.
+    """
+    steps = np.concatenate([recording.signal for recording in recordings]).astype(np.float64)
+    return np.sqrt(np.square(steps.reshape(-1, 2, 3)).mean((0, 2))).repeat(3)
+
+
+def _stretched(signal: np.ndarray, tempo: float, random: np.random.Generator) -> np.ndarray:
+    """A window `[WINDOW, 6]` from anywhere in the signal, played `tempo` times as fast."""
+    start = random.random() * (len(signal) - 1 - tempo * (WINDOW - 1))
+    time = start + tempo * np.arange(WINDOW)
+    step = np.minimum(time.astype(np.int64), len(signal) - 2)
+    part = (time - step)[:, None]
+    return signal[step] * (1 - part) + signal[step + 1] * part
+
+
+def _rotation(degrees: np.ndarray) -> np.ndarray:
+    """The matrix `[3, 3]` of a turn about the direction of `degrees` [3], by its length."""
+    x, y, z = np.radians(degrees)
+    cross = np.array(((0, -z, y), (z, 0, -x), (-y, x, 0)))
+    angle = max(math.hypot(x, y, z), 1e-9)
+    sine, versine = math.sin(angle) / angle, (1 - math.cos(angle)) / angle**2
+    return np.eye(3) + sine * cross + versine * cross @ cross
+
+
+def _sample(signal: np.ndarray, label: int) -> Sample:
+    sensors = torch.from_numpy(signal.astype(np.float32)).split(3, dim=1)
+    return Sample(sensors, label, WINDOW)

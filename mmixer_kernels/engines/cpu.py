@@ -20,13 +20,14 @@ try:
     from .. import _native  # type: ignore[attr-defined, no-redef]
 except ImportError as error:
     _native, _load_error = None, error
+    _reason = f"the extension mmixer_kernels._native cannot load: {error}"
+    _state = EngineState(False, _reason, error)
+else:
+    _state = EngineState(True, f"C++, {_native.build_info()['instruction_set']}")
 
 
 def state() -> EngineState:
-    if _load_error is not None:
-        reason = f"the extension mmixer_kernels._native cannot load: {_load_error}"
-        return EngineState(False, reason, _load_error)
-    return EngineState(True, f"C++, {_native.build_info()['instruction_set']}")
+    return _state
 
 
 def build_info() -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,22 +12,13 @@ class UserError(Exception):
 
 
 @contextmanager
-def user_errors() -> Iterator[None]:
-    """Around code that reads what the user gave: its ValueError, OSError and ImportError become
-    UserError."""
+def user_errors(*also: type[Exception]) -> Iterator[None]:
+    """Around code that reads what the user gave: its ValueError, OSError and ImportError, and what
+    `also` names, become UserError."""
     try:
         yield
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, *also) as error:  # type: ignore[misc]
         raise UserError(str(error)) from error
-
-
-def require(command: str, *modules: str) -> None:
-    """Raises UserError when one of the modules that `command` needs is not installed."""
-    missing = [module for module in modules if importlib.util.find_spec(module) is None]
-    if missing:
-        raise UserError(
-            f"{command} needs {', '.join(missing)}: pip install 'mmixer_kernels[train]'"
-        )
 
 
 def run(body: Callable[[], int]) -> int:

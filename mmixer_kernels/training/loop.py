@@ -105,17 +105,10 @@ class Trainer:
         self.config = options.config()
         self.device = next(model.parameters()).device
         self.optimizer = optimizer.build(model, self.options.optimizer)
-        decay = self.options.optimizer.average_decay
-        self.average = optimizer.WeightAverage(model, decay) if decay else None
         self.steps = math.ceil(len(data.train) / self.options.loader.batch_size)
         self.epoch = self.step = 0
         self.totals = Totals()
         self.history: list[dict[str, Any]] = []
-
-    @property
-    def evaluated(self) -> nn.Module:
-        """The model that is validated and tested: the averaged one where there is one."""
-        return self.average.model if self.average else self.model
 
     def fit(self, output: Path, stop: Stop) -> None:
         """Trains from the position to the last epoch.
@@ -185,8 +178,6 @@ class Trainer:
         if run.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), run.clip_norm)
         self.optimizer.step()
-        if self.average:
-            self.average.update(self.model)
         return value, int((logits.argmax(1) == labels).sum())
 
     def _end_epoch(self, output: Path, progress: Progress, stop: Stop) -> None:
@@ -194,7 +185,7 @@ class Trainer:
         run, totals = self.options, self.totals
         classes = len(self.data.classes)
         validation = evaluate(
-            self.evaluated, self.data.validation, classes, run.loader, check=stop.check
+            self.model, self.data.validation, classes, run.loader, check=stop.check
         )
         if not math.isfinite(validation.loss):
             raise self._not_finite("the validation loss", validation.loss)
@@ -212,7 +203,7 @@ class Trainer:
         self.history.append(record)
         self.epoch, self.step, self.totals = self.epoch + 1, 0, Totals()
         if self.best() is record:
-            state = {"model": self.evaluated.state_dict(), "epoch": self.epoch}
+            state = {"model": self.model.state_dict(), "epoch": self.epoch}
             checkpoint.save({**self._identity(), **state}, output / "best.pt")
         checkpoint.save(self.state(), output / "last.pt")
         with open(output / "metrics.jsonl", "a", encoding="utf-8") as file:
@@ -242,8 +233,6 @@ class Trainer:
         return {
             **self._identity(),
             "model": self.model.state_dict(),
-            "average": self.average.model.state_dict() if self.average else None,
-            "average_updates": self.average.updates if self.average else 0,
             "optimizer": self.optimizer.state_dict(),
             "random": torch.get_rng_state(),
             "random_cuda": torch.cuda.get_rng_state(self.device) if cuda else None,
@@ -257,9 +246,6 @@ class Trainer:
     def load_state(self, state: dict[str, Any]) -> None:
         """Takes the position of a `state` with the same options and data, and its random state."""
         self.model.load_state_dict(state["model"])
-        if self.average:
-            self.average.model.load_state_dict(state["average"])
-            self.average.updates = state["average_updates"]
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"])
         if state["random_cuda"] is not None and self.device.type == "cuda":

@@ -1,8 +1,7 @@
-"""The optimizer, its learning rate as a function of the step, and averaged weights."""
+"""The optimizer, and its learning rate as a function of the step."""
 
 from __future__ import annotations
 
-import copy
 import math
 
 import torch
@@ -38,28 +37,3 @@ def learning_rate(options: OptimizerOptions, step: int, steps_per_epoch: int, ep
         return options.learning_rate
     passed = (step - warmup) / (epochs * steps_per_epoch - warmup)
     return options.learning_rate * 0.5 * (1 + math.cos(math.pi * passed))
-
-
-class WeightAverage:
-    """Exponential moving average of a model's parameters and buffers.
-
-    After update t (1-based) the decay is min(decay, t / (9 + t)): a short training is averaged
-    over its own length, not over the initial weights.
-    """
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.model = copy.deepcopy(model)
-        self.updates = 0
-
-    @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        self.updates += 1
-        decay = min(self.decay, self.updates / (9 + self.updates))
-        for mean, value in zip(
-            self.model.state_dict().values(), model.state_dict().values(), strict=True
-        ):
-            if mean.is_floating_point():
-                mean.lerp_(value, 1 - decay)
-            else:
-                mean.copy_(value)

@@ -70,9 +70,6 @@ class OptimizerOptions:
     """Largest norm of the whole gradient; 0 for no limit."""
     label_smoothing: float = 0.0
     """Part of the target spread over all classes."""
-    average_decay: float = 0.0
-    """Decay of the exponential moving average of the weights, which is then what is validated and
-    tested; 0 for none."""
 
     def __post_init__(self) -> None:
         finite = math.isfinite(self.learning_rate) and self.learning_rate > 0
@@ -81,9 +78,8 @@ class OptimizerOptions:
             value = getattr(self, name)
             valid = 0 <= value < math.inf
             _check(valid, f"--optimizer.{name}", value, "0 or more, and finite")
-        for name in ("label_smoothing", "average_decay"):
-            value = getattr(self, name)
-            _check(0 <= value < 1, f"--optimizer.{name}", value, "at least 0 and below 1")
+        valid = 0 <= self.label_smoothing < 1
+        _check(valid, "--optimizer.label-smoothing", self.label_smoothing, "at least 0 and below 1")
 
 
 @dataclass(frozen=True)
@@ -224,7 +220,7 @@ def _defaults(name: str) -> Options:
                 run, **{group: dataclasses.replace(getattr(run, group), **{leaf: value})}
             )
         else:
-            run = dataclasses.replace(run, **{leaf: value})  # type: ignore[arg-type]
+            run = dataclasses.replace(run, **{leaf: value})
     return Options(run, DATA[name]())
 
 

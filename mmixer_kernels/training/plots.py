@@ -24,7 +24,7 @@ def write(output: Path, history: Sequence[dict[str, Any]], result: dict[str, Any
         ("confusion", confusion(result)),
         ("class_accuracy", class_accuracy(result)),
     ):
-        figure.savefig(output / f"{name}.png", dpi=150)
+        figure.savefig(output / f"{name}.png", dpi=150, bbox_inches="tight")
 
 
 def learning_curves(history: Sequence[dict[str, Any]], result: dict[str, Any]) -> Figure:
@@ -43,7 +43,10 @@ def learning_curves(history: Sequence[dict[str, Any]], result: dict[str, Any]) -
         ):
             values = [record[key] for record in history]
             axis.plot(epochs, values, color=colour, marker=marker, markersize=3, label=label)
-        axis.axvline(result["best_epoch"], color="0.6", linewidth=1, linestyle="--", zorder=0)
+        best = result["best_epoch"]
+        axis.axvline(
+            best, color="0.6", linewidth=1, linestyle="--", zorder=0, label=f"best epoch, {best}"
+        )
         axis.set_xlabel("epoch")
         axis.set_ylabel(name)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -68,15 +71,17 @@ def learning_curves(history: Sequence[dict[str, Any]], result: dict[str, Any]) -
 
 def confusion(result: dict[str, Any]) -> Figure:
     """The confusion matrix, each row as parts of its class's samples."""
+    from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
     classes, counts = result["classes"], result["confusion"]
-    size = max(4.0, 0.2 * len(classes) + 0.07 * max(map(len, classes)) + 1.5)
-    figure = Figure(figsize=(size + 0.8, size), layout="constrained")
+    size = max(3.5, 0.17 * len(classes) + 1.5)
+    figure = Figure(figsize=(size * 1.3, size * 1.3))
     axis = figure.subplots()
     parts = [[count / max(1, sum(row)) for count in row] for row in counts]
-    image = axis.imshow(parts, cmap="Blues", vmin=0, vmax=1)
+    # The root shows rare confusions beside a strong diagonal.
+    image = axis.imshow(parts, cmap="Blues", norm=PowerNorm(0.5, vmin=0, vmax=1))
     ticks = range(len(classes))
     font = 9 if len(classes) <= 30 else 7
     axis.set_xticks(ticks, classes, rotation=90, fontsize=font)
@@ -84,7 +89,7 @@ def confusion(result: dict[str, Any]) -> Figure:
     axis.set_xlabel("predicted class")
     axis.set_ylabel("true class")
     axis.set_title(f"Test accuracy {result['accuracy']:.1%}, {result['samples']} samples")
-    bar = figure.colorbar(image, ax=axis, fraction=0.046, pad=0.02)
+    bar = figure.colorbar(image, ax=axis, fraction=0.04, pad=0.02)
     bar.set_label("part of the true class")
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1))
     if len(classes) <= 20:
@@ -98,7 +103,7 @@ def confusion(result: dict[str, Any]) -> Figure:
                         ha="center",
                         va="center",
                         fontsize=7,
-                        color="white" if value > 0.5 else "black",
+                        color="white" if value > 0.4 else "black",
                     )
     return figure
 
@@ -115,7 +120,7 @@ def class_accuracy(result: dict[str, Any]) -> Figure:
     ]
     present.sort(key=lambda item: -item[1])
     names, values = [name for name, _ in present], [value for _, value in present]
-    figure = Figure(figsize=(max(6.0, 0.24 * len(names) + 1.5), 4.5), layout="constrained")
+    figure = Figure(figsize=(max(4.0, 0.24 * len(names) + 1.5), 3.5))
     axis = figure.subplots()
     axis.bar(range(len(names)), values, color=TRAINING, width=0.75)
     mean = result["mean_class_accuracy"]

@@ -7,7 +7,7 @@ import time
 from types import TracebackType
 from typing import Any
 
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 
 class Progress:
@@ -24,11 +24,9 @@ class Progress:
         self.bar = tqdm(
             total=self.total,
             initial=done,
-            unit="step",
             dynamic_ncols=True,
             disable=not sys.stderr.isatty(),
-            bar_format="{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt} "
-            "ETA {remaining}, {rate_fmt}{postfix}",
+            bar_format="{desc} {percentage:3.0f}% |{bar}| ETA {remaining}{postfix}",
         )
 
     def __enter__(self) -> Progress:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ..data import Data
 from . import checkpoint, loop, model, plots, result, toml
-from .command import UserError, require, user_errors
+from .command import UserError, user_errors
 from .options import Options, differences, parse_config
 
-COMMAND = "python -m mmixer_kernels.train"
 PRODUCTS = ("last.pt", "best.pt", "result.json")
 
 
@@ -28,17 +29,12 @@ def train(options: Options) -> dict[str, Any]:
         loop.Interrupted: a signal stopped the training; last.pt has the position, if a step was
             taken.
     """
-    require(COMMAND, "matplotlib")
     output = options.output
     state = _resumed(options) if options.run.resume else None
     if state is None:
         _refuse_overwriting(output)
     torch.manual_seed(options.run.seed)
-    with user_errors():
-        device = _device(options.run.device)
-        data = options.load_data()
-        recognizer = model.build(options.run.model, data).to(device)
-        engine = result.engine_used(options.run.model, device)
+    data, recognizer, engine = _build(options)
     trainer = loop.Trainer(options, data, recognizer)
     if state is not None:
         _check_data(state["data"], loop.identity(data), output / "last.pt")
@@ -62,7 +58,7 @@ def train(options: Options) -> dict[str, Any]:
         },
         "seed": options.run.seed,
         "engine": engine,
-        "device": str(device),
+        "device": options.run.device,
         "threads": torch.get_num_threads(),
         "versions": result.versions(),
         "config": options.config(),
@@ -87,26 +83,35 @@ def evaluate(
         UserError: the checkpoint or the data cannot be read, or do not belong together.
     """
     state = checkpoint.load(path)
-    config = dict(state["config"])
+    options = parse_config(state["config"], f"the checkpoint {path}")
     loader = {"batch_size": batch_size, "workers": workers}
-    config["loader"] |= {name: value for name, value in loader.items() if value is not None}
-    if root is not None:
-        config["root"] = str(root)
-    options = parse_config(config, f"the checkpoint {path}")
+    given = {name: value for name, value in loader.items() if value is not None}
     with user_errors():
-        device = _device(options.run.device)
-        data = options.load_data()
-        _check_data(state["data"], loop.identity(data), path, also_samples=False)
-        recognizer = model.build(options.run.model, data).to(device)
-    recognizer.load_state_dict(state.get("average") or state["model"])
+        changed = replace(options.run.loader, **given)
+    run = replace(options.run, loader=changed, root=options.run.root if root is None else root)
+    options = replace(options, run=run)
+    data, recognizer, engine = _build(options)
+    _check_data(state["data"], loop.identity(data), path, also_samples=False)
+    recognizer.load_state_dict(state["model"])
     samples = data.test if split == "test" else data.validation
     evaluation = loop.evaluate(recognizer, samples, len(data.classes), options.run.loader)
     return {
         "checkpoint": str(path),
         "split": split,
         "epoch": state["epoch"],
+        "engine": engine,
         **evaluation.report(data.classes),
     }
+
+
+def _build(options: Options) -> tuple[Data, model.Recognizer, str | None]:
+    """The data set, the network on its device, and the engine that computes it."""
+    with user_errors():
+        device = _device(options.run.device)
+        data = options.load_data()
+        recognizer = model.build(options.run.model, data).to(device)
+    with user_errors(RuntimeError):
+        return data, recognizer, result.engine_used(options.run.model, device)
 
 
 def _refuse_overwriting(output: Path) -> None:

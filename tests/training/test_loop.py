@@ -19,7 +19,7 @@ TINY = [
     *("--frames", "4", "--frame-size", "8", "--samples", "16", "--evaluation-samples", "16"),
     *("--model.hidden-size", "8", "--model.engine", "reference", "--model.dropout", "0.3"),
     *("--loader.batch-size", "3", "--epochs", "2", "--optimizer.learning-rate", "0.01"),
-    *("--optimizer.average-decay", "0.9", "--optimizer.schedule", "cosine"),
+    *("--optimizer.schedule", "cosine"),
 ]
 STEPS = 6
 
@@ -166,6 +166,30 @@ def test_a_signal_during_validation_stops_there(
     assert_same(final(tmp_path), final(uninterrupted))
 
 
+def test_each_epoch_has_draws_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    epochs: list[int] = []
+    trained = trainer()
+    monkeypatch.setattr(trained.data.train, "set_epoch", epochs.append)
+    with loop.Stop() as stop:
+        trained.fit(tmp_path, stop)
+    assert epochs == [0, 1]
+
+
+class InterruptsIgnored(Split):
+    """A class label of 1 where SIGINT is ignored."""
+
+    def __getitem__(self, index: int) -> Sample:
+        ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        return Sample((torch.zeros(3),), int(ignored), 3)
+
+
+def test_workers_leave_ctrl_c_to_the_training_process() -> None:
+    split = InterruptsIgnored(torch.zeros(2, dtype=torch.int64))
+    for workers in (0, 1):
+        (batch,) = loop._loader(split, [[0, 1]], workers)
+        assert batch.labels.tolist() == [workers, workers]
+
+
 def test_the_second_signal_acts_at_once() -> None:
     with loop.Stop() as stop:
         signal.raise_signal(signal.SIGINT)
@@ -208,7 +232,7 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_the_checkpoints(
 def test_weights_that_are_not_finite_after_the_last_step_are_not_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trained = trainer("--optimizer.average-decay", "0")
+    trained = trainer()
     inner = trained.optimizer.step
 
     def step() -> None:
@@ -240,7 +264,7 @@ def test_the_best_epoch_breaks_ties_by_loss_then_by_order() -> None:
 def test_epochs_have_orders_of_their_own_and_every_sample_once() -> None:
     first, second = (loop._batches(10, 4, seed=0, epoch=epoch) for epoch in (0, 1))
     assert [len(batch) for batch in first] == [4, 4, 2]
-    assert sorted(sum(first, [])) == list(range(10))
+    assert sorted(index for batch in first for index in batch) == list(range(10))
     assert first != second
     assert first == loop._batches(10, 4, seed=0, epoch=0)
     assert second != loop._batches(10, 4, seed=1, epoch=0)

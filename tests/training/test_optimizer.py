@@ -48,17 +48,3 @@ def test_norms_and_biases_do_not_decay() -> None:
         "head.bias",
     }
     assert len(decaying["params"]) + len(others["params"]) == len(names)
-
-
-def test_weight_average_follows_its_formula() -> None:
-    model = nn.BatchNorm1d(1)
-    average = optimizer.WeightAverage(model, 0.25)
-    expected = 1.0
-    for update, value in enumerate((2.0, -3.0, 5.0, 7.0), start=1):
-        nn.init.constant_(model.weight, value)
-        model.num_batches_tracked.fill_(update)
-        average.update(model)
-        decay = min(0.25, update / (9 + update))
-        expected = decay * expected + (1 - decay) * value
-        assert average.model.weight.item() == pytest.approx(expected)
-        assert average.model.num_batches_tracked.item() == update

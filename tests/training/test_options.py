@@ -79,8 +79,8 @@ def test_precedence(tmp_path: Path) -> None:
 
 def test_written_config_parses_to_the_same_options(tmp_path: Path) -> None:
     first = parse(
-        "--data", "tiny", "--names", "x y", 'q"', "--limit", 1e-7, "--seed", 3, "--root", "some/place",
-        "--model.unit", "gru", "--loader.workers", 2, "--output", tmp_path / "out",
+        "--data", "tiny", "--names", "x y", 'q"', "--limit", 1e-7, "--seed", 3, "--root",
+        "some/place", "--model.unit", "gru", "--loader.workers", 2, "--output", tmp_path / "out",
     )  # fmt: skip
     path = tmp_path / "config.toml"
     path.write_text(toml.dumps(first.config()), encoding="utf-8")
@@ -154,13 +154,11 @@ def test_wrong_values_of_the_run_are_errors(tmp_path: Path) -> None:
 
 
 def test_unknown_data_is_an_error() -> None:
-    with pytest.raises(UserError, match="--data must be one of .*, but is 'imagenet'"):
+    with pytest.raises(UserError, match=r"--data must be one of .*, but is 'imagenet'"):
         parse("--data", "imagenet")
 
 
-def test_resume_reads_the_runs_own_config(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resume_reads_the_runs_own_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     folder = Path("runs/tiny-0")
     folder.mkdir(parents=True)

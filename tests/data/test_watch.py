@@ -1,0 +1,205 @@
+import dataclasses
+import importlib.util
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from mmixer_kernels.data import WatchOptions, collate, watch
+
+PLAIN = {"tempo": 1.0, "mirror": 0.0, "tilt": 0.0, "roll": 0.0, "gain": 0.0, "jitter": 0.0}
+
+
+@pytest.fixture(scope="module")
+def recordings():
+    return watch._read()
+
+
+@pytest.fixture
+def load(recordings, monkeypatch):
+    monkeypatch.setattr(watch, "_read", lambda: recordings)
+
+    def load(seed=0, **options):
+        return WatchOptions(**options).load(None, seed)
+
+    return load
+
+
+def window(sample):
+    return torch.cat(sample.inputs, 1).double().numpy()
+
+
+def test_people_do_not_cross_splits(recordings, load):
+    data = load()
+    subjects = [
+        {recording.subject for recording in split.recordings}
+        for split in (data.train, data.validation, data.test)
+    ]
+    assert subjects == [{1, 2, 3, 4, 5, 6}, {7}, {8, 9, 10}]
+    assert {r.subject for r in load(validation_subject=2).validation.recordings} == {2}
+    assert len(recordings) == 140
+    assert all(recording.signal.shape[1] == 6 for recording in recordings)
+
+
+def test_evaluation_has_every_window_once(load):
+    data = load()
+    for split in (data.validation, data.test):
+        index = 0
+        for recording in split.recordings:
+            for start in range(0, len(recording.signal) - 199, 100):
+                sample = split[index]
+                expected = recording.signal[start : start + 200] / split.scale
+                np.testing.assert_allclose(window(sample), expected, rtol=1e-5)
+                assert sample.label == recording.label == split.labels[index]
+                assert sample.length == 200
+                index += 1
+        assert index == len(split)
+        assert set(split.labels.tolist()) == set(range(7))
+
+
+def test_signals_are_normalised_by_training_subjects_alone(recordings, load, monkeypatch):
+    data = load()
+    signal = np.concatenate([recording.signal for recording in data.train.recordings])
+    signal = signal.astype(np.float64) / data.train.scale
+    np.testing.assert_allclose(np.square(signal[:, :3]).mean(), 1)
+    np.testing.assert_allclose(np.square(signal[:, 3:]).mean(), 1)
+    louder = [
+        r._replace(signal=r.signal * (5 if r.subject in (7, 8, 9, 10) else 1)) for r in recordings
+    ]
+    monkeypatch.setattr(watch, "_read", lambda: louder)
+    np.testing.assert_array_equal(load().test.scale, data.train.scale)
+
+
+def test_training_windows_are_drawn_anew_each_epoch(load):
+    data, again, other = load(), load(), load(seed=1)
+    first = window(data.train[3])
+    assert np.array_equal(first, window(again.train[3]))
+    assert not np.array_equal(first, window(other.train[3]))
+    labels = data.train.labels.clone()
+    counts = [len(range(0, len(r.signal) - 199, 100)) for r in data.train.recordings]
+    assert np.bincount(data.train.numbers).tolist() == counts
+    data.train.set_epoch(1)
+    assert not np.array_equal(first, window(data.train[3]))
+    assert torch.equal(labels, data.train.labels)
+    data.train.set_epoch(0)
+    assert np.array_equal(first, window(data.train[3]))
+    before = window(data.test[3])
+    data.test.set_epoch(1)
+    assert np.array_equal(before, window(data.test[3]))
+
+
+def test_a_plain_window_is_a_stretch_of_its_own_recording(recordings, load, monkeypatch):
+    steps = [
+        r._replace(signal=1e4 * number + np.arange(len(r.signal))[:, None].repeat(6, 1))
+        for number, r in enumerate(recordings)
+    ]
+    monkeypatch.setattr(watch, "_read", lambda: steps)
+    train = load(**PLAIN).train
+    train.scale = np.ones(6)
+    starts = []
+    for index in range(0, len(train), 7):
+        recording = train.recordings[train.numbers[index]]
+        drawn = window(train[index])
+        np.testing.assert_allclose(np.diff(drawn, axis=0), 1, atol=0.2)
+        assert recording.signal[0, 0] - 0.1 <= drawn[0, 0]
+        assert drawn[-1, 0] <= recording.signal[-1, 0] + 0.1
+        assert train[index].label == recording.label
+        room = len(recording.signal) - 200
+        starts.append((drawn[0, 0] - recording.signal[0, 0]) / room)
+    assert 0.4 < np.mean(starts) < 0.6
+    assert max(starts) > 0.95
+
+
+@pytest.mark.parametrize("change", [{"tilt": 40.0}, {"roll": 40.0}])
+def test_both_sensors_turn_together(load, change):
+    plain, turned = load(**PLAIN).train, load(**{**PLAIN, **change}).train
+    for index in range(0, 500, 100):
+        before, after = (window(split[index]).reshape(-1, 2, 3) for split in (plain, turned))
+        assert np.abs(after - before).max() > 0.05
+        products = before @ before.transpose(0, 2, 1)
+        np.testing.assert_allclose(after @ after.transpose(0, 2, 1), products, atol=1e-4)
+        moved = np.abs(after[..., 0] - before[..., 0]).max()
+        assert (moved < 1e-5) == ("roll" in change)
+
+
+def test_mirrored_windows_are_of_the_other_arm(load):
+    plain, mirrored = load(**PLAIN).train, load(**{**PLAIN, "mirror": 1.0}).train
+    np.testing.assert_allclose(window(mirrored[5]), window(plain[5]) * (-1, 1, 1, 1, -1, -1))
+
+
+def test_gain_is_one_a_sensor(load):
+    plain, louder = load(**PLAIN).train, load(**{**PLAIN, "gain": 0.3}).train
+    gains = np.median(window(louder[5]) / window(plain[5]), axis=0)
+    np.testing.assert_allclose(gains, gains[[0, 0, 0, 3, 3, 3]], rtol=1e-5)
+    assert len({1, *gains[[0, 3]].round(4)}) == 3
+
+
+def test_jitter_is_as_wide_as_asked(load):
+    plain, noisy = load(**PLAIN).train, load(**{**PLAIN, "jitter": 0.5}).train
+    assert 0.45 < (window(noisy[5]) - window(plain[5])).std() < 0.55
+
+
+@pytest.mark.parametrize("tempo", [0.8, 1.0, 1.25])
+def test_tempo_shows_as_speed_and_stays_in_the_recording(tempo):
+    ramp = np.arange(300.0)[:, None].repeat(6, 1)
+    random = np.random.default_rng(0)
+    windows = [watch._stretched(ramp, tempo, random) for _ in range(200)]
+    for drawn in windows:
+        np.testing.assert_allclose(np.diff(drawn, axis=0), tempo)
+    assert 0 <= min(drawn[0, 0] for drawn in windows) < 2
+    assert 297 < max(drawn[-1, 0] for drawn in windows) <= 299
+
+
+def test_rotation_is_the_exponential_of_its_cross_product():
+    degrees = np.array([30.0, -50.0, 20.0])
+    x, y, z = np.radians(degrees)
+    cross = torch.tensor([[0, -z, y], [z, 0, -x], [-y, x, 0]], dtype=torch.float64)
+    expected = torch.linalg.matrix_exp(cross).numpy()
+    np.testing.assert_allclose(watch._rotation(degrees), expected, atol=1e-14)
+    np.testing.assert_array_equal(watch._rotation(np.zeros(3)), np.eye(3))
+
+
+def test_extractors_take_batches(load):
+    data = load()
+    batch = collate([data.train[i] for i in range(3)])
+    assert batch.lengths is None
+    assert data.modalities == ("accelerometer", "gyroscope")
+    assert len(data.classes) == 7
+    for extract, inputs, size in zip(
+        data.extractors, batch.inputs, data.feature_sizes, strict=True
+    ):
+        assert inputs.shape == (3, 200, 3)
+        assert inputs.dtype == torch.float32
+        assert extract(inputs).shape == (3, 13, size)
+
+
+def test_seglearn_is_read_but_not_imported(recordings):
+    assert recordings
+    assert "seglearn" not in sys.modules
+
+
+def test_a_missing_package_is_named_with_its_extra(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'mmixer_kernels\[watch\]'"):
+        WatchOptions().load(None, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"validation_subject": 8}, r"validation_subject must be in 1..7, but is 8"),
+        ({"tempo": 0.9}, r"tempo must be in 1..4, but is 0.9"),
+        ({"mirror": 1.5}, r"mirror must be in 0..1, but is 1.5"),
+        ({"gain": float("inf")}, "gain must be 0 or more and finite, but is inf"),
+        ({"tilt": -1.0}, r"tilt must be 0 or more and finite, but is -1.0"),
+    ],
+)
+def test_errors(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(WatchOptions(), **change).load(None, 0)
+
+
+def test_a_root_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="root must be left out for watch"):
+        WatchOptions().load(tmp_path, 0)

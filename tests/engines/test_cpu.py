@@ -1,0 +1,316 @@
+"""The C++ engine against the float64 reference."""
+
+import pytest
+import torch
+from helpers import ODD_SIZES, Size, problem, reference_results, relative_errors, with_gradients
+
+from mmixer_kernels import _native, reference
+from mmixer_kernels.engines import cpu
+from mmixer_kernels.functional import mcu, mcu_group
+from mmixer_kernels.reference import Weights
+
+BOUND = {torch.float64: 1e-10, torch.float32: 1e-4}
+INSTRUCTION_SETS = _native.build_info()["instruction_sets"].split()
+
+
+@pytest.fixture(params=INSTRUCTION_SETS)
+def instruction_set(request):
+    default = _native.build_info()["instruction_set"]
+    try:
+        _native.use_instruction_set(request.param)
+    except ValueError as error:
+        pytest.skip(str(error))
+    yield request.param
+    _native.use_instruction_set(default)
+
+
+def run(mix="gated", batch_first=False):
+    """The engine with `reference.mcu`'s shapes of hx and h_n."""
+
+    def function(input, context, weights, hx, lengths):
+        output, h_n = mcu(
+            input.transpose(0, 1) if batch_first else input,
+            context,
+            weights,
+            None if hx is None else hx[None],
+            lengths,
+            mix=mix,
+            batch_first=batch_first,
+            engine="cpu",
+        )
+        return (output.transpose(0, 1) if batch_first else output), h_n[0]
+
+    return function
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("mix", ["gated", "concat"])
+@pytest.mark.parametrize("layer_norm", [True, False])
+@pytest.mark.parametrize("lengths", [False, True])
+def test_error(instruction_set, dtype, mix, layer_norm, lengths):
+    for size in [*ODD_SIZES, Size(6, 30, 13, 7, 96)]:
+        p = problem(size, layer_norm=layer_norm, lengths=lengths, dtype=dtype)
+        errors = relative_errors(with_gradients(run(mix), p), reference_results(p, mix))
+        for name, error in errors.items():
+            assert error < BOUND[dtype], (size, name, error)
+
+
+def test_error_is_no_larger_than_eager_pytorch(instruction_set):
+    """In float32 at a real size: a handful of roundings, whoever does them, so 1.3 of slack."""
+    p = problem(Size(32, 8, 256, 256, 256), dtype=torch.float32)
+    truth = reference_results(p)
+    errors = relative_errors(with_gradients(run(), p), truth)
+    eager = relative_errors(with_gradients(reference.mcu, p), truth)
+    for name, error in errors.items():
+        assert error < 1.3 * eager[name], name
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_tensors_are_computed_in_float32(dtype):
+    p = problem(Size(9, 3, 6, 5, 24), dtype=dtype)
+    results = with_gradients(run(), p)
+    exact = with_gradients(run(), p.to(torch.float32))
+    for name, value in results.items():
+        assert value.dtype == dtype, name
+        assert torch.equal(value, exact[name].to(dtype)), name
+
+
+def test_a_sample_does_not_depend_on_its_batch(instruction_set, threads):
+    """Bit for bit: alone, among others, in another place, with any number of threads."""
+    p = problem(Size(6, 19, 13, 7, 45), dtype=torch.float32)
+    lengths = torch.randint(1, 7, (19,))
+    p = p._replace(lengths=lengths)
+    torch.set_num_threads(1)
+    whole = with_gradients(run(), p)
+    per_sample = ["output", "h_n", "grad input", "grad context", "grad hx"]
+
+    def select(samples):
+        return p._replace(
+            input=p.input[:, samples],
+            context=p.context[samples],
+            hx=p.hx[samples],
+            lengths=lengths[samples],
+            grad_output=p.grad_output[:, samples],
+            grad_h_n=p.grad_h_n[samples],
+        )
+
+    for threads_used in (1, 2, 3):
+        torch.set_num_threads(threads_used)
+        for samples in ([4], [4, 0], list(range(18, -1, -1)), [7, 4, 1, 2, 3]):
+            part = with_gradients(run(), select(samples))
+            for name in per_sample:
+                dim = 0 if whole[name].ndim == 2 else 1
+                expected = whole[name].index_select(dim, torch.tensor(samples))
+                assert torch.equal(part[name], expected), (name, samples, threads_used)
+
+
+def test_threads_do_not_change_a_bit(instruction_set, threads):
+    for size in (Size(9, 40, 20, 11, 128), Size(5, 2, 64, 64, 192), Size(1, 1, 256, 256, 256)):
+        p = problem(size, dtype=torch.float32)
+        torch.set_num_threads(1)
+        alone = with_gradients(run(), p)
+        for count in (2, 5):
+            torch.set_num_threads(count)
+            team = with_gradients(run(), p)
+            for name, value in alone.items():
+                assert torch.equal(team[name], value), (size, name, count)
+
+
+def test_runs_are_bit_equal():
+    p = problem(Size(9, 40, 20, 11, 128), dtype=torch.float32)
+    first, second = with_gradients(run(), p), with_gradients(run(), p)
+    for name, value in first.items():
+        assert torch.equal(second[name], value), name
+
+
+def test_strided_and_expanded_operands():
+    size = Size(5, 4, 6, 7, 9)
+    p = problem(size)
+    truth = reference_results(p)
+    errors = relative_errors(with_gradients(run(batch_first=True), p), truth)
+    assert max(errors.values()) < 1e-10, errors
+
+    def spread(x):
+        """The same values, every second element of memory that is otherwise NaN."""
+        wide = torch.full((*x.shape[:-1], 2 * x.shape[-1]), torch.nan, dtype=x.dtype)
+        wide[..., ::2] = x
+        return wide[..., ::2]
+
+    strided = p._replace(
+        input=spread(p.input),
+        context=spread(p.context),
+        hx=spread(p.hx),
+        weights=Weights(*(spread(x) for x in p.weights)),
+        grad_output=spread(p.grad_output),
+        grad_h_n=spread(p.grad_h_n),
+    )
+    errors = relative_errors(with_gradients(run(), strided), truth)
+    assert max(errors.values()) < 1e-10, errors
+
+    expanded = p._replace(
+        input=p.input[:1, :1].expand(5, 4, 6),
+        context=p.context[:1].expand(4, 7),
+        hx=p.hx[:1, :1].expand(4, 9),
+        grad_output=torch.ones((), dtype=torch.float64).expand(5, 4, 9),
+        grad_h_n=torch.zeros((), dtype=torch.float64).expand(4, 9),
+    )
+    errors = relative_errors(with_gradients(run(), expanded), reference_results(expanded))
+    assert max(errors.values()) < 1e-10, errors
+
+
+def test_rows_and_batches_of_input_are_read_in_place():
+    """A batch-first float32 input with a row stride is not copied."""
+    x = torch.randn(3, 8, 10)[..., :6].transpose(0, 1)
+    call = cpu._Call([x], [torch.randn(3, 4)], [_weights(6, 4, 5)], None, None, "gated", 1e-5)
+    assert call.alive[0].data_ptr() == x.data_ptr()
+
+
+def test_padding_is_never_read():
+    p = problem(Size(6, 3, 5, 4, 20), dtype=torch.float32)
+    p = p._replace(lengths=torch.tensor([2, 6, 1]))
+    clean = with_gradients(run(), p)
+    padding = (torch.arange(6)[:, None] >= p.lengths)[..., None]
+    dirty = p._replace(
+        input=p.input.masked_fill(padding, torch.nan),
+        grad_output=p.grad_output.masked_fill(padding, torch.nan),
+    )
+    for name, value in with_gradients(run(), dirty).items():
+        assert torch.equal(value, clean[name]), name
+    assert (clean["output"][padding.expand(6, 3, 20)] == 0).all()
+
+
+def test_nan_stays_with_its_sample():
+    p = problem(Size(4, 3, 5, 4, 20), dtype=torch.float32)
+    output, h_n = run()(p.input, p.context, p.weights, p.hx, None)
+    p.input[2, 1, 3] = torch.nan
+    dirty, dirty_h_n = run()(p.input, p.context, p.weights, p.hx, None)
+    assert dirty[2:, 1].isnan().all()
+    assert dirty_h_n[1].isnan().all()
+    others = [0, 2]
+    assert torch.equal(dirty[:, others], output[:, others])
+    assert torch.equal(dirty[:2], output[:2])
+    assert torch.equal(dirty_h_n[others], h_n[others])
+
+
+def test_group_is_its_members():
+    """G weight sets in a call, sizes of input and context their own, bit for bit."""
+    sizes = [(6, 9), (17, 3), (1, 30)]
+    steps, batch, hidden = 5, 11, 37
+    inputs = [torch.randn(steps, batch, f) for f, _ in sizes]
+    contexts = [torch.randn(batch, c) for _, c in sizes]
+    weights = [_weights(f, c, hidden) for f, c in sizes]
+    hx, lengths = torch.randn(3, batch, hidden), torch.randint(1, 6, (batch,))
+    leaves = [*inputs, *contexts, *(x for w in weights for x in w), hx]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    output, h_n = mcu_group(inputs, contexts, weights, hx, lengths, engine="cpu")
+    grad_output, grad_h_n = torch.randn_like(output), torch.randn_like(h_n)
+    grads = torch.autograd.grad((output, h_n), leaves, (grad_output, grad_h_n))
+
+    alone = [
+        mcu(inputs[g], contexts[g], weights[g], hx[g : g + 1], lengths, engine="cpu")
+        for g in range(3)
+    ]
+    for g, (output_g, h_n_g) in enumerate(alone):
+        assert torch.equal(output[g], output_g)
+        assert torch.equal(h_n[g], h_n_g[0])
+    expected = torch.autograd.grad(
+        [x for pair in alone for x in pair],
+        leaves,
+        [x for g in range(3) for x in (grad_output[g], grad_h_n[g : g + 1])],
+    )
+    for grad, single in zip(grads, expected, strict=True):
+        assert torch.equal(grad, single)
+
+
+def test_only_what_is_needed_is_computed():
+    p = problem(Size(3, 2, 4, 5, 6), dtype=torch.float32)
+    _, _, saved = cpu.forward(
+        [p.input], [p.context], [p.weights], p.hx[None], None, "gated", 1e-5, True
+    )
+    call = ([p.input], [p.context], [p.weights], p.hx[None], None, saved, "gated", 1e-5)
+    grads = (p.grad_output[None], p.grad_h_n[None])
+    everything = cpu.backward(*grads, *call, True, True)
+    for need_input, need_weights in ((False, True), (True, False), (False, False)):
+        inputs, contexts, weights, hx = cpu.backward(*grads, *call, need_input, need_weights)
+        assert len(inputs) == need_input
+        assert len(weights) == need_weights
+        assert torch.equal(contexts[0], everything[1][0])
+        assert torch.equal(hx, everything[3])
+        if need_input:
+            assert torch.equal(inputs[0], everything[0][0])
+    _, _, nothing = cpu.forward([p.input], [p.context], [p.weights], None, None, "gated", 1e-5, False)
+    assert nothing.numel() == 0
+
+
+@pytest.mark.parametrize("size", [(1, 1, 1, 1), (2, 3, 5, 17), (3, 8, 4, 64)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_saved_size_is_the_extension_s(size, dtype):
+    groups, steps, batch, hidden = size
+    inputs = [torch.randn(steps, batch, 3, dtype=dtype)] * groups
+    contexts = [torch.randn(batch, 2, dtype=dtype)] * groups
+    weights = [Weights(*(x.to(dtype) for x in _weights(3, 2, hidden)))] * groups
+    call = cpu._Call(inputs, contexts, weights, None, None, "gated", 1e-5)
+    expected = _native.saved_size(dtype == torch.float64, call.native)
+    assert cpu.saved_size(inputs, contexts, hidden, True) == expected
+
+
+def test_saved_memory_is_at_most_that_of_gru():
+    """What autograd keeps of a training step, inputs and parameters aside."""
+
+    def kept(function, operands):
+        storages = {}
+        own = {x.untyped_storage().data_ptr() for x in operands}
+
+        def pack(x):
+            if x.untyped_storage().data_ptr() not in own:
+                storages[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            result = function()
+        del result
+        return sum(storages.values())
+
+    steps, batch, hidden = 64, 8, 512
+    x = torch.randn(steps, batch, hidden, requires_grad=True)
+    context, weights = torch.randn(batch, hidden), _weights(hidden, hidden, hidden)
+    for weight in weights:
+        weight.requires_grad_()
+    gru = torch.nn.GRU(hidden, hidden)
+    ours = kept(lambda: mcu(x, context, weights, engine="cpu"), [x, context, *weights])
+    theirs = kept(lambda: gru(x), [x, *gru.parameters()])
+    assert ours <= theirs
+
+
+def test_more_threads_than_processors(threads):
+    p = problem(Size(3, 9, 20, 11, 128), dtype=torch.float32)
+    expected = with_gradients(run(), p)
+    torch.set_num_threads(16)
+    for name, value in with_gradients(run(), p).items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_calls_from_several_python_threads(threads):
+    from concurrent.futures import ThreadPoolExecutor
+
+    torch.set_num_threads(2)
+    p = problem(Size(5, 9, 20, 11, 128), dtype=torch.float32)
+    expected = with_gradients(run(), p)
+    with ThreadPoolExecutor(4) as pool:
+        for results in pool.map(lambda _: with_gradients(run(), p), range(12)):
+            for name, value in results.items():
+                assert torch.equal(value, expected[name]), name
+
+
+def test_lengths_are_checked_where_the_values_are():
+    p = problem(Size(3, 2, 4, 5, 6), dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"lengths must be in 1\.\.3"):
+        cpu.forward(
+            [p.input], [p.context], [p.weights], None, torch.tensor([0, 3]), "gated", 1e-5, False
+        )
+
+
+def _weights(input_size, context_size, hidden):
+    unit = reference.MCU(input_size, context_size, hidden)
+    return Weights(*(x.detach() for x in unit.weights()))

@@ -1,0 +1,75 @@
+"""Choosing an engine."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from mmixer_kernels import FusedMCU, engines
+from mmixer_kernels.engines import choose
+
+
+def test_engines_tells_each_state_and_reason():
+    states = engines()
+    assert list(states) == ["reference", "cpu", "cuda", "triton"]
+    assert states["reference"].available
+    assert states["cpu"].available
+    assert not states["cuda"].available
+    assert "no such engine" in states["cuda"].reason
+    assert all(state.reason for state in states.values())
+
+
+def test_auto_takes_the_device_s_engine():
+    assert choose("auto", torch.zeros(1)) == "cpu"
+    assert choose("auto", torch.zeros(1, device="meta")) == "reference"
+
+
+def test_environment_overrides_auto_only(monkeypatch):
+    monkeypatch.setenv("MMIXER_ENGINE", "reference")
+    assert choose("auto", torch.zeros(1)) == "reference"
+    assert choose("cpu", torch.zeros(1)) == "cpu"
+    monkeypatch.setenv("MMIXER_ENGINE", "fast")
+    with pytest.raises(ValueError, match="engine must be one of auto, reference, .* but is 'fast'"):
+        choose("auto", torch.zeros(1))
+
+
+def test_an_engine_asked_for_is_used_or_raises():
+    with pytest.raises(RuntimeError, match='engine="cuda" cannot run here'):
+        choose("cuda", torch.zeros(1))
+    with pytest.raises(ValueError, match="takes CPU tensors, but input is on meta"):
+        choose("cpu", torch.zeros(1, device="meta"))
+    with pytest.raises(ValueError, match="engine must be one of"):
+        FusedMCU(2, 2, 2, engine="fast")
+
+
+_WITHOUT_EXTENSION = """
+import sys, warnings
+sys.modules["mmixer_kernels._native"] = None
+import torch
+from mmixer_kernels import FusedMCU, engines
+print(engines()["cpu"].reason)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    unit = FusedMCU(2, 3, 4)
+    for _ in range(2):
+        unit(torch.zeros(1, 1, 2), torch.zeros(1, 3))
+print(len([w for w in caught if "falling back" in str(w.message)]), caught[0].message)
+try:
+    FusedMCU(2, 3, 4, engine="cpu")(torch.zeros(1, 1, 2), torch.zeros(1, 3))
+except RuntimeError as error:
+    print(type(error.__cause__).__name__, error)
+"""
+
+
+def test_without_the_extension():
+    """auto falls back with one warning that carries the error, "cpu" raises with it."""
+    result = subprocess.run(
+        [sys.executable, "-c", _WITHOUT_EXTENSION], capture_output=True, text=True, check=True
+    )
+    reason, warning, raised = result.stdout.strip().splitlines()
+    assert "_native cannot load" in reason
+    assert warning.startswith("1 falling back")
+    assert "_native" in warning
+    assert raised.startswith("ModuleNotFoundError")
+    assert "_native" in raised

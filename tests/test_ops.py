@@ -1,0 +1,205 @@
+"""The dispatcher ops: opcheck, autograd, second derivatives, compile, export, autocast."""
+
+import pytest
+import torch
+from helpers import Size, problem, relative_errors, with_gradients
+
+from mmixer_kernels import FusedMCU, ops, reference
+from mmixer_kernels.functional import mcu
+from mmixer_kernels.reference import Weights
+
+ENGINES = ["reference", "cpu"]
+FORWARD = torch.ops.mmixer_kernels.mcu_forward.default
+BACKWARD = torch.ops.mmixer_kernels.mcu_backward.default
+
+
+def operands(size=Size(2, 2, 2, 3, 3), groups=1, hx=True, lengths=True, layer_norm=True):
+    problems = [problem(size, layer_norm=layer_norm) for _ in range(groups)]
+    arguments = (
+        [p.input.requires_grad_() for p in problems],
+        [p.context.requires_grad_() for p in problems],
+        [x.requires_grad_() for p in problems for x in p.weights.tensors()],
+        torch.stack([p.hx for p in problems]).requires_grad_() if hx else None,
+        torch.randint(1, size.steps + 1, (size.batch,)) if lengths else None,
+    )
+    grads = (
+        torch.stack([p.grad_output for p in problems]),
+        torch.stack([p.grad_h_n for p in problems]),
+    )
+    return arguments, grads
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize(
+    "options",
+    [{"groups": 2}, {"hx": False, "lengths": False}, {"layer_norm": False, "lengths": False}],
+)
+def test_opcheck(engine, options):
+    arguments, grads = operands(**options)
+    torch.library.opcheck(FORWARD, (*arguments, "gated", 1e-5, engine, True))
+    _, _, saved = FORWARD(*arguments, "gated", 1e-5, engine, True)
+    grads = [grad.requires_grad_() for grad in grads]
+    rest = (saved.detach(), "gated", 1e-5, engine, True, True)
+    torch.library.opcheck(BACKWARD, (*grads, *arguments, *rest))
+
+
+@pytest.mark.parametrize(
+    ("engine", "mix", "layer_norm", "lengths"),
+    [
+        ("cpu", "gated", True, False),
+        ("cpu", "gated", True, True),
+        ("cpu", "gated", False, False),
+        ("cpu", "concat", True, True),
+        ("cpu", "concat", False, False),
+        ("reference", "gated", True, True),
+    ],
+)
+def test_gradcheck_and_gradgradcheck(engine, mix, layer_norm, lengths):
+    p = problem(Size(2, 2, 2, 3, 3), layer_norm=layer_norm, lengths=lengths)
+    tensors = [x.requires_grad_() for x in p.operands().values()]
+
+    def run(input, context, hx, *weights):
+        return mcu(input, context, Weights(*weights), hx[None], p.lengths, mix=mix, engine=engine)
+
+    assert torch.autograd.gradcheck(run, tensors)
+    assert torch.autograd.gradgradcheck(run, tensors, fast_mode=True)
+
+
+def test_second_derivative_of_operands_that_depend_on_each_other():
+    """The content is made from the sequence: only the total derivative may count it twice."""
+    p = problem(Size(3, 2, 4, 4, 5))
+    x = p.input.requires_grad_()
+
+    def penalty(function):
+        output, _ = function(x, x.mean(0))
+        (grad,) = torch.autograd.grad(output.square().sum(), x, create_graph=True)
+        return torch.autograd.grad(grad.square().sum(), x)[0]
+
+    ours = penalty(lambda f, g: mcu(f, g, p.weights, engine="cpu"))
+    truth = penalty(lambda f, g: reference.mcu(f, g, p.weights))
+    torch.testing.assert_close(ours, truth, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_third_derivative(engine):
+    p = problem(Size(2, 1, 2, 2, 3))
+
+    def first_derivative(x):
+        output, _ = mcu(x, p.context, p.weights, engine=engine)
+        return torch.autograd.grad(output.square().sum(), x, create_graph=True)[0]
+
+    assert torch.autograd.gradgradcheck(first_derivative, p.input.requires_grad_())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_retain_graph_twice(engine):
+    unit = FusedMCU(3, 4, 5, engine=engine)
+    x, c = torch.randn(6, 2, 3, requires_grad=True), torch.randn(2, 4)
+    output, h_n = unit(x, c)
+    loss = output.sum() + h_n.square().sum()
+    first = torch.autograd.grad(loss, [x, *unit.parameters()], retain_graph=True)
+    second = torch.autograd.grad(loss, [x, *unit.parameters()])
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_output_may_be_changed_in_place():
+    unit = FusedMCU(3, 4, 5)
+    x, c = torch.randn(6, 2, 3, requires_grad=True), torch.randn(2, 4)
+    output, _ = unit(x, c)
+    (expected,) = torch.autograd.grad(output.relu().sum(), x)
+    output, _ = unit(x, c)
+    (changed,) = torch.autograd.grad(output.relu_().sum(), x)
+    assert torch.equal(changed, expected)
+
+
+def test_gradients_in_eval_mode_and_of_frozen_weights():
+    unit = FusedMCU(3, 4, 5).eval().requires_grad_(False)
+    x, c = torch.randn(6, 2, 3, requires_grad=True), torch.randn(2, 4)
+    unit(x, c)[0].sum().backward()
+    assert x.grad is not None
+    assert all(parameter.grad is None for parameter in unit.parameters())
+
+
+def test_nothing_is_saved_without_gradients():
+    unit = FusedMCU(3, 4, 5)
+    with torch.no_grad():
+        output, h_n = unit(torch.randn(6, 2, 3), torch.randn(2, 4))
+    assert not output.requires_grad
+    assert not h_n.requires_grad
+
+
+def test_a_call_that_saved_nothing_says_so():
+    arguments, _ = operands()
+    output, _, _ = FORWARD(*arguments, "gated", 1e-5, "cpu", False)
+    with pytest.raises(RuntimeError, match="save=False"):
+        output.sum().backward()
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compile_fullgraph(backend):
+    unit = FusedMCU(3, 4, 5)
+    compiled = torch.compile(unit, fullgraph=True, backend=backend)
+    c, lengths = torch.randn(2, 4), torch.tensor([6, 3])
+    x = torch.randn(6, 2, 3, requires_grad=True)
+    grads = []
+    for function in (unit, compiled):
+        output, h_n = function(x, c, None, lengths)
+        tensors = [x, *unit.parameters()]
+        grads.append(torch.autograd.grad(output.square().sum() + h_n.sum(), tensors))
+    for eager, fused in zip(*grads, strict=True):
+        torch.testing.assert_close(fused, eager)
+
+
+def test_compile_does_not_recompile_for_sizes():
+    unit = FusedMCU(3, 4, 5)
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(unit, fullgraph=True, backend=counter, dynamic=True)
+    for steps, batch in ((6, 2), (9, 3), (4, 7)):
+        x, c = torch.randn(steps, batch, 3, requires_grad=True), torch.randn(batch, 4)
+        output, _ = compiled(x, c)
+        output.sum().backward()
+        assert torch.equal(output, unit(x, c)[0])
+    assert counter.frame_count == 1
+
+
+def test_export():
+    unit = FusedMCU(3, 4, 5)
+    x, c = torch.randn(6, 2, 3), torch.randn(2, 4)
+    program = torch.export.export(unit, (x, c))
+    targets = [str(node.target) for node in program.graph.nodes]
+    assert any("mmixer_kernels.mcu_forward" in target for target in targets)
+    for exported, eager in zip(program.module()(x, c), unit(x, c), strict=True):
+        assert torch.equal(exported, eager)
+
+
+def test_autocast():
+    """As for a matrix product: bfloat16 comes out, float32 gradients arrive at the parameters."""
+    unit = FusedMCU(6, 5, 24)
+    x, c = torch.randn(9, 3, 6, requires_grad=True), torch.randn(3, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        output, h_n = unit(x, c)
+    assert output.dtype == h_n.dtype == torch.bfloat16
+    low = Weights(*(w.detach().bfloat16() for w in unit.weights()))
+    assert torch.equal(output, mcu(x.detach().bfloat16(), c.bfloat16(), low)[0])
+    output.sum().backward()
+    assert x.grad.dtype == unit.weight_r.grad.dtype == torch.float32
+
+    double = FusedMCU(6, 5, 24, dtype=torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert double(x.double(), c.double())[0].dtype == torch.float64
+
+
+def test_float32_error_of_the_reference_engine():
+    p = problem(Size(5, 3, 4, 5, 6), lengths=True, dtype=torch.float32)
+
+    def run(input, context, weights, hx, lengths):
+        output, h_n = ops.mcu(
+            [input], [context], [weights], hx[None], lengths, mix="gated", eps=1e-5,
+            engine="reference",
+        )
+        return output[0], h_n[0]
+
+    truth = with_gradients(reference.mcu, p.to(torch.float64))
+    for name, error in relative_errors(with_gradients(run, p), truth).items():
+        assert error < 1e-4, name
