@@ -149,7 +149,9 @@ def check(operands: Operands, weights: Weights, mix: str, eps: float) -> None:
             f"input must have {weights.weight_f.shape[-1]} features (input_size), "
             f"but has {input_size}"
         )
-    _check_tensor("context", context, (batch, weights.weight_g.shape[-1]), "[B, context_size]", input)
+    _check_tensor(
+        "context", context, (batch, weights.weight_g.shape[-1]), "[B, context_size]", input
+    )
     if hx is not None:
         _check_tensor("hx", hx, (batch, hidden), "[B, H] for this input and hidden_size", input)
     shapes = (

@@ -171,7 +171,6 @@ def _run(
     for group in zip(inputs, contexts, states, weights, strict=True):
         arguments.check(arguments.Operands(*group[:3], lengths), group[3], mix, eps)
     name = choose(engine, inputs[0])
-    hx = None
-    if states[0] is not None:
-        hx = states[0].unsqueeze(0) if len(states) == 1 else torch.stack(states)
+    given = [state for state in states if state is not None]
+    hx = torch.stack(given) if len(given) > 1 else given[0].unsqueeze(0) if given else None
     return ops.mcu(inputs, contexts, weights, hx, lengths, mix=mix, eps=eps, engine=name)

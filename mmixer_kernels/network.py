@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from . import arguments, functional
 from .modules import FusedMCU
@@ -133,8 +134,7 @@ class MMixer(nn.Module):
                 _last_state(unit, f, lengths) for unit, f in zip(self.units, features, strict=True)
             ]
         contents = [
-            summarizer(f, lengths)
-            for summarizer, f in zip(self.summarizers, features, strict=True)
+            summarizer(f, lengths) for summarizer, f in zip(self.summarizers, features, strict=True)
         ]  # Eq. 2
         if self.content == "cross":
             contents = [
@@ -143,7 +143,7 @@ class MMixer(nn.Module):
         _, h_n = functional.mcu_group(
             features,
             contents,
-            [unit.weights() for unit in self.units],
+            [cast(FusedMCU, unit).weights() for unit in self.units],
             lengths=lengths,
             mix=self.mix,
             batch_first=True,
@@ -201,7 +201,7 @@ class StreamClassifiers(nn.Module):
         )
 
     def forward(self, streams: Sequence[Tensor]) -> list[Tensor]:
-        """Logits `[B, K]` of each modality from `MMixer.streams`; no gradient reaches the network."""
+        """Logits `[B, K]` of each modality from `MMixer.streams`; the network gets no gradient."""
         return [
             weight(stream.detach()) for weight, stream in zip(self.weights, streams, strict=True)
         ]
@@ -209,7 +209,7 @@ class StreamClassifiers(nn.Module):
 
 def _last_state(unit: nn.Module, features: Tensor, lengths: Tensor | None) -> Tensor:
     """`[B, H]`, the last valid state of an `nn.GRU` or `nn.LSTM` over `[B, T, D]`."""
-    sequence = features
+    sequence: Tensor | PackedSequence = features
     if lengths is not None:
         sequence = pack_padded_sequence(features, lengths.cpu(), True, enforce_sorted=False)
     state = unit(sequence)[1]

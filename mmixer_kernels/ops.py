@@ -15,9 +15,7 @@ from torch import Tensor
 from .engines import get
 from .reference import Weights, compute_dtype
 
-_OPERANDS = (
-    "Tensor[] inputs, Tensor[] contexts, Tensor[] weights, Tensor? hx, Tensor? lengths"
-)
+_OPERANDS = "Tensor[] inputs, Tensor[] contexts, Tensor[] weights, Tensor? hx, Tensor? lengths"
 _library = torch.library.Library("mmixer_kernels", "DEF")
 _library.define(
     f"mcu_forward({_OPERANDS}, str mix, float eps, str engine, bool save) "
@@ -86,7 +84,7 @@ def autocast(
     return (
         [cast(tensor) for tensor in inputs],
         [cast(tensor) for tensor in contexts],
-        [Weights(*(cast(tensor) for tensor in group)) for group in weights],
+        [group.map(cast) for group in weights],
         [cast(tensor) for tensor in states],
     )
 
@@ -277,7 +275,9 @@ def _backward_autograd(
         grad_output, grad_h_n, *operands = aliases
         inputs, contexts = operands[:groups], operands[groups : 2 * groups]
         weights = operands[2 * groups : 2 * groups + ctx.weights]
-        hx = operands[2 * groups + ctx.weights] if len(operands) > 2 * groups + ctx.weights else None
+        hx = (
+            operands[2 * groups + ctx.weights] if len(operands) > 2 * groups + ctx.weights else None
+        )
         first = _backward(
             grad_output,
             grad_h_n,
@@ -320,6 +320,4 @@ for _name, _implementation, _fake, _setup, _autograd in (
     _library.impl(_name, _implementation, "CompositeExplicitAutograd")
     _qualified_name = f"mmixer_kernels::{_name}"
     torch.library.register_fake(_qualified_name, _fake, lib=_library)
-    torch.library.register_autograd(
-        _qualified_name, _autograd, setup_context=_setup, lib=_library
-    )
+    torch.library.register_autograd(_qualified_name, _autograd, setup_context=_setup, lib=_library)

@@ -9,6 +9,7 @@ the third derivative of PyTorch's own `layer_norm` is wrong (seen in 2.13).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -42,6 +43,10 @@ class Weights(NamedTuple):
     @property
     def hidden_size(self) -> int:
         return self.weight_r.shape[0]
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Weights:
+        """The set with function applied to each tensor that there is."""
+        return Weights._make(None if x is None else function(x) for x in self)
 
     def tensors(self) -> list[Tensor]:
         """The six weights, then the two norm tensors where there are any."""
@@ -77,7 +82,7 @@ def mcu(
     """
     dtype = input.dtype
     f, g = (x.to(compute_dtype(dtype)) for x in (_without_padding(input, lengths), context))
-    w = Weights(*(x if x is None else x.to(f.dtype) for x in weights))
+    w = weights.map(lambda x: x.to(f.dtype))
 
     def norm(a: Tensor, gate: str) -> Tensor:
         if w.norm_weight is None or w.norm_bias is None:
@@ -132,7 +137,7 @@ def mcu_backward(
     """
     dtype = input.dtype
     f, g = (x.to(compute_dtype(dtype)) for x in (_without_padding(input, lengths), context))
-    w = Weights(*(x if x is None else x.to(f.dtype) for x in weights))
+    w = weights.map(lambda x: x.to(f.dtype))
     hidden_size = w.hidden_size
     norm_grads = {gate: [f.new_zeros(hidden_size), f.new_zeros(hidden_size)] for gate in GATES}
 
@@ -184,7 +189,7 @@ def mcu_backward(
 
     dh = grad_h_n.to(f.dtype)
     dw_r, dw_z, dw_h = (torch.zeros_like(x) for x in (w.weight_r, w.weight_z, w.weight_h))
-    df_tilde = []
+    steps_df_tilde = []
     for t in reversed(range(steps)):
         x, h, r, z, n, norm_r, norm_z, norm_h = tape[t]
         d = torch.where(valid[t], dh + grad_output[t].to(f.dtype), 0.0)
@@ -197,9 +202,9 @@ def mcu_backward(
         dw_r = dw_r + weight_grad(da_r, x + h)
         dw_z = dw_z + weight_grad(da_z, x + h)
         dw_h = dw_h + weight_grad(da_h, r * h + x)
-        df_tilde.append(dv + du)
+        steps_df_tilde.append(dv + du)
         dh = torch.where(valid[t], d * (1 - z) + dv * r + du, dh)
-    df_tilde = torch.stack(df_tilde[::-1])
+    df_tilde = torch.stack(steps_df_tilde[::-1])
 
     if mix == "gated":
         ds = df_tilde * (f_bar - g_bar)  # Eq. 10
@@ -225,11 +230,9 @@ def mcu_backward(
     if w.norm_weight is not None:
         scale, shift = zip(*norm_grads.values(), strict=True)
         grads = grads._replace(norm_weight=torch.stack(scale), norm_bias=torch.stack(shift))
-    typed = Weights(
-        *(x if x is None or y is None else x.to(y.dtype) for x, y in zip(grads, weights, strict=True))
-    )
+    grads = grads.map(lambda x: x.to(weights.weight_r.dtype))
     grad_input, grad_context = da_f @ w.weight_f, da_g @ w.weight_g
-    return grad_input.to(dtype), grad_context.to(context.dtype), typed, dh.to(dtype)
+    return grad_input.to(dtype), grad_context.to(context.dtype), grads, dh.to(dtype)
 
 
 class MCU(nn.Module):

@@ -47,7 +47,7 @@ class Problem(NamedTuple):
 
     def to(self, dtype: torch.dtype) -> Problem:
         """The same values, rounded to dtype (lengths stay)."""
-        weights = Weights(*(x if x is None else x.to(dtype) for x in self.weights))
+        weights = self.weights.map(lambda x: x.to(dtype))
         tensors = {k: v.to(dtype) for k, v in self._asdict().items() if torch.is_tensor(v)}
         return self._replace(**{**tensors, "weights": weights, "lengths": self.lengths})
 
@@ -85,7 +85,7 @@ def problem(
 
 
 def with_gradients(function, p: Problem) -> dict[str, Tensor]:  # type: ignore[no-untyped-def]
-    """output, h_n and every gradient, by name, of function(input, context, weights, hx, lengths)."""
+    """output, h_n and every gradient of function(input, context, weights, hx, lengths)."""
     named = {name: x.detach().requires_grad_() for name, x in p.operands().items()}
     weights = Weights(*(named.get(name) for name in Weights._fields))
     output, h_n = function(named["input"], named["context"], weights, named["hx"], p.lengths)

@@ -37,7 +37,13 @@ def test_layouts_agree_with_the_reference():
     plain.load_state_dict(fused.state_dict())
     x, c, h = torch.randn(6, 4, 3), torch.randn(4, 4), torch.randn(1, 4, 5)
     packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
-    for arguments in ((x, c), (x, c, h), (x, c, h, lengths), (x[:, 0], c[0], h[:, 0]), (packed, c, h)):
+    for arguments in (
+        (x, c),
+        (x, c, h),
+        (x, c, h, lengths),
+        (x[:, 0], c[0], h[:, 0]),
+        (packed, c, h),
+    ):
         (output, h_n), (expected, expected_h_n) = fused(*arguments), plain(*arguments)
         torch.testing.assert_close(h_n, expected_h_n)
         if arguments[0] is packed:
@@ -91,8 +97,10 @@ def test_copies(copied):
     twin = copied(unit)
     x, c = torch.randn(2, 6, 3), torch.randn(2, 4)
     assert torch.equal(twin(x, c)[0], unit(x, c)[0])
-    assert repr(twin) == repr(unit) == (
-        "FusedMCU(3, 4, 5, mix='concat', batch_first=True, engine='cpu')"
+    assert (
+        repr(twin)
+        == repr(unit)
+        == ("FusedMCU(3, 4, 5, mix='concat', batch_first=True, engine='cpu')")
     )
 
 
@@ -113,6 +121,8 @@ def test_moves_like_a_module():
     unit = FusedMCU(3, 4, 5, device="meta", dtype=torch.float64)
     assert unit.weight_f.is_meta
     assert unit.weight_f.dtype == torch.float64
-    output, h_n = unit(*(torch.randn(s, device="meta", dtype=torch.float64) for s in ((6, 2, 3), (2, 4))))
+    output, h_n = unit(
+        *(torch.randn(s, device="meta", dtype=torch.float64) for s in ((6, 2, 3), (2, 4)))
+    )
     assert output.shape == (6, 2, 5)
     assert h_n.shape == (1, 2, 5)

@@ -68,7 +68,10 @@ def _check_training_and_lengths(mixer):
 
 
 def test_time_first_is_batch_first():
-    first, time = MMixer((6, 5), 10, hidden_size=8), MMixer((6, 5), 10, hidden_size=8, batch_first=False)
+    first, time = (
+        MMixer((6, 5), 10, hidden_size=8),
+        MMixer((6, 5), 10, hidden_size=8, batch_first=False),
+    )
     time.load_state_dict(first.state_dict())
     x, lengths = features(), torch.tensor([7, 2, 4])
     expected = first(x, lengths)
@@ -105,9 +108,15 @@ def test_stream_classifiers_leave_the_network_alone():
     ("arguments", "message"),
     [
         (dict(feature_sizes=[4], num_classes=2), "two modalities or more, but has 1"),
-        (dict(feature_sizes=[4, 0], num_classes=2), r"feature_sizes\[1\] must be a positive integer"),
+        (
+            dict(feature_sizes=[4, 0], num_classes=2),
+            r"feature_sizes\[1\] must be a positive integer",
+        ),
         (dict(feature_sizes=[4, 4], num_classes=0), "num_classes must be a positive integer"),
-        (dict(feature_sizes=[4, 4], num_classes=2, unit="rnn"), "unit must be one of mcu, gru, lstm"),
+        (
+            dict(feature_sizes=[4, 4], num_classes=2, unit="rnn"),
+            "unit must be one of mcu, gru, lstm",
+        ),
         (dict(feature_sizes=[4, 4], num_classes=2, summarizer="sum"), "summarizer must be one of"),
         (dict(feature_sizes=[4, 4], num_classes=2, content="both"), "content must be one of"),
         (dict(feature_sizes=[4, 4], num_classes=2, mix="both"), "mix must be one of"),

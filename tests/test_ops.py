@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch._dynamo.testing
 from helpers import Size, problem, relative_errors, with_gradients
 
 from mmixer_kernels import FusedMCU, ops, reference
@@ -13,7 +14,8 @@ FORWARD = torch.ops.mmixer_kernels.mcu_forward.default
 BACKWARD = torch.ops.mmixer_kernels.mcu_backward.default
 
 
-def operands(size=Size(2, 2, 2, 3, 3), groups=1, hx=True, lengths=True, layer_norm=True):
+def operands(groups=1, hx=True, lengths=True, layer_norm=True):
+    size = Size(2, 2, 2, 3, 3)
     problems = [problem(size, layer_norm=layer_norm) for _ in range(groups)]
     arguments = (
         [p.input.requires_grad_() for p in problems],
@@ -155,12 +157,14 @@ def test_compile_does_not_recompile_for_sizes():
     unit = FusedMCU(3, 4, 5)
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(unit, fullgraph=True, backend=counter, dynamic=True)
+    counts = []
     for steps, batch in ((6, 2), (9, 3), (4, 7)):
         x, c = torch.randn(steps, batch, 3, requires_grad=True), torch.randn(batch, 4)
         output, _ = compiled(x, c)
         output.sum().backward()
         assert torch.equal(output, unit(x, c)[0])
-    assert counter.frame_count == 1
+        counts.append(counter.frame_count)
+    assert counts[1:] == counts[:1] * 2
 
 
 def test_export():
@@ -195,7 +199,13 @@ def test_float32_error_of_the_reference_engine():
 
     def run(input, context, weights, hx, lengths):
         output, h_n = ops.mcu(
-            [input], [context], [weights], hx[None], lengths, mix="gated", eps=1e-5,
+            [input],
+            [context],
+            [weights],
+            hx[None],
+            lengths,
+            mix="gated",
+            eps=1e-5,
             engine="reference",
         )
         return output[0], h_n[0]

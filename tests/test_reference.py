@@ -101,7 +101,9 @@ def test_padding_is_never_read():
 def test_low_precision_is_computed_in_float32(dtype):
     p = problem(Size(20, 3, 6, 5, 32), dtype=dtype)
     output, h_n = reference.mcu(p.input, p.context, p.weights, p.hx)
-    exact, _ = reference.mcu(*(x.float() for x in (p.input, p.context)), p.to(torch.float32).weights, p.hx.float())
+    exact, _ = reference.mcu(
+        *(x.float() for x in (p.input, p.context)), p.to(torch.float32).weights, p.hx.float()
+    )
     assert output.dtype == h_n.dtype == dtype
     assert torch.equal(output, exact.to(dtype))
 

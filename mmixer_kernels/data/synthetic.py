@@ -91,10 +91,11 @@ class SyntheticOptions:
     """Clips for validation, and again for the test."""
 
     recipe: ClassVar[dict[str, object]] = {
-        "epochs": 8,
+        "epochs": 10,
         "model.hidden_size": 128,
         "optimizer.learning_rate": 1e-3,
         "optimizer.schedule": "cosine",
+        "optimizer.warmup_epochs": 1.0,
         "loader.batch_size": 64,
     }
 

@@ -10,7 +10,6 @@ import os
 import warnings
 from types import ModuleType
 
-import torch
 from torch import Tensor
 
 from . import cpu, reference
@@ -51,7 +50,9 @@ def choose(engine: str, input: Tensor) -> str:
     if engine != "auto":
         state = _state(engine)
         if not state.available:
-            raise RuntimeError(f'engine="{engine}" cannot run here: {state.reason}') from state.error
+            raise RuntimeError(
+                f'engine="{engine}" cannot run here: {state.reason}'
+            ) from state.error
         if reason := get(engine).unsupported(input):
             raise ValueError(f'engine="{engine}" does not take this call: {reason}')
         return engine
@@ -70,12 +71,10 @@ def _state(name: str) -> EngineState:
     return EngineState(False, "this version of mmixer_kernels has no such engine yet")
 
 
-@torch.compiler.assume_constant_result
 def _from_environment() -> str:
     return os.environ.get("MMIXER_ENGINE") or "auto"
 
 
-@torch.compiler.disable
 def _warn_once(message: str) -> None:
     if message not in _warned:
         _warned.add(message)

@@ -58,8 +58,10 @@ def saved_size(
 
     rows = steps * batch
     row_tables = (6 * rows + batch) * padded(hidden_size)
-    return len(inputs) * row_tables + 5 * padded(len(inputs) * padded(rows)) + padded(
-        len(inputs) * padded(batch)
+    return (
+        len(inputs) * row_tables
+        + 5 * padded(len(inputs) * padded(rows))
+        + padded(len(inputs) * padded(batch))
     )
 
 
@@ -108,7 +110,7 @@ def backward(
     need_input: bool,
     need_weights: bool,
 ) -> tuple[list[Tensor], list[Tensor], list[Weights], Tensor]:
-    """Gradients of inputs (empty unless needed), contexts, weights (likewise) and hx `[G, B, H]`."""
+    """Gradients of inputs (empty unless needed), contexts, weights (likewise), hx `[G, B, H]`."""
     call = _Call(inputs, contexts, weights, hx, lengths, mix, eps)
     grad_output, grad_h_n = call.rows(grad_output), call.rows(grad_h_n)
 
@@ -117,11 +119,7 @@ def backward(
 
     grad_inputs = [fresh(tensor) for tensor in inputs] if need_input else []
     grad_contexts = [fresh(tensor) for tensor in contexts]
-    grad_weights = (
-        [Weights(*(fresh(tensor) for tensor in group.tensors())) for group in weights]
-        if need_weights
-        else []
-    )
+    grad_weights = [group.map(fresh) for group in weights] if need_weights else []
     grad_hx = fresh(grad_h_n)
     gradients = [
         (
@@ -148,7 +146,7 @@ def backward(
     return (
         [grad.to(dtype) for grad in grad_inputs],
         [grad.to(dtype) for grad in grad_contexts],
-        [Weights(*(grad.to(dtype) for grad in group.tensors())) for group in grad_weights],
+        [group.map(lambda grad: grad.to(dtype)) for group in grad_weights],
         grad_hx.to(dtype),
     )
 
@@ -177,7 +175,6 @@ class _Call:
         groups = []
         for input, context, group in zip(inputs, contexts, weights, strict=True):
             input, context = self.rows(input), self.rows(context)
-            tensors = [self.keep(x.to(self.dtype).contiguous()) for x in group.tensors()]
             groups.append(
                 (
                     input.data_ptr(),
@@ -186,10 +183,10 @@ class _Call:
                     context.data_ptr(),
                     context.stride(0),
                     context.shape[1],
-                    *_addresses(Weights(*tensors)),
+                    *_addresses(group.map(lambda x: self.keep(x.to(self.dtype).contiguous()))),
                 )
             )
-        state = (0, 0, 0)
+        state: tuple[int, ...] = (0, 0, 0)
         if hx is not None:
             hx = self.rows(hx)
             state = (hx.data_ptr(), *hx.stride()[:2])

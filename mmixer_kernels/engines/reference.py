@@ -58,14 +58,16 @@ def backward(
     need_input: bool,
     need_weights: bool,
 ) -> tuple[list[Tensor], list[Tensor], list[Weights], Tensor]:
-    """Gradients of inputs (empty unless needed), contexts, weights (likewise) and hx `[G, B, H]`."""
+    """Gradients of inputs (empty unless needed), contexts, weights (likewise), hx `[G, B, H]`."""
     results = [
-        reference.mcu_backward(*group, lengths, mix=mix, eps=eps)
-        for group in zip(
+        reference.mcu_backward(dy, dh, x, context, w, h_0, lengths, mix=mix, eps=eps)
+        for dy, dh, x, context, w, h_0 in zip(
             grad_output, grad_h_n, inputs, contexts, weights, _each(hx, inputs), strict=True
         )
     ]
-    grad_inputs, grad_contexts, grad_weights, grad_hx = (list(x) for x in zip(*results, strict=True))
+    grad_inputs, grad_contexts, grad_weights, grad_hx = (
+        list(x) for x in zip(*results, strict=True)
+    )
     return (
         grad_inputs if need_input else [],
         grad_contexts,

@@ -239,7 +239,9 @@ def test_only_what_is_needed_is_computed():
         assert torch.equal(hx, everything[3])
         if need_input:
             assert torch.equal(inputs[0], everything[0][0])
-    _, _, nothing = cpu.forward([p.input], [p.context], [p.weights], None, None, "gated", 1e-5, False)
+    _, _, nothing = cpu.forward(
+        [p.input], [p.context], [p.weights], None, None, "gated", 1e-5, False
+    )
     assert nothing.numel() == 0
 
 
