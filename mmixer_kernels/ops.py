@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .engines import get
 from .reference import Weights, compute_dtype
@@ -57,10 +57,27 @@ def mcu(
     flat = [tensor for group in weights for tensor in group.tensors()]
     tensors = [*inputs, *contexts, *flat, *([] if hx is None else [hx])]
     save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    if not save and _nothing_to_dispatch(tensors):
+        output, h_n, _ = get(engine).forward(
+            inputs, contexts, weights, hx, lengths, mix, eps, save=False
+        )
+        return output, h_n
     output, h_n, _ = torch.ops.mmixer_kernels.mcu_forward(
         list(inputs), list(contexts), flat, hx, lengths, mix, eps, engine, save
     )
     return output, h_n
+
+
+def _nothing_to_dispatch(tensors: Sequence[Tensor]) -> bool:
+    """No compiler, transform, mode or subclass looks on, so that the dispatcher, which costs a
+    streaming step about as much as its products, can be left out."""
+    return (
+        not torch.compiler.is_compiling()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and all(type(tensor) in (Tensor, nn.Parameter) for tensor in tensors)
+        and not tensors[0].is_meta
+    )
 
 
 def autocast(

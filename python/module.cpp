@@ -141,7 +141,7 @@ PYBIND11_MODULE(_native, m) {
       },
       Release());
   m.def("use_instruction_set", [](const std::string& name) {
-    if (!use_instruction_set(name.c_str()))
+    if (!use_instruction_set(name))
       throw std::invalid_argument("this build or processor has no instruction set " + name);
   });
   m.def("build_info", [] {
@@ -149,6 +149,7 @@ PYBIND11_MODULE(_native, m) {
     info["compiler"] = MMIXER_COMPILER;
     info["build_type"] = MMIXER_BUILD_TYPE;
     info["instruction_sets"] = MMIXER_INSTRUCTION_SETS;
+    info["instruction_sets_here"] = instruction_sets();
 #ifdef MMIXER_OPENMP
     info["openmp"] = true;
 #else

@@ -1,7 +1,6 @@
 #include "mcu.h"
 
 #include <atomic>
-#include <cstring>
 #include <vector>
 
 #include "engine.h"
@@ -10,12 +9,12 @@ namespace mmixer::cpu {
 namespace {
 
 struct InstructionSet {
-  const char* name;
+  std::string name;
   const Engines* engines;
 };
 
 // Those that this build has and this processor supports, the best first.
-const std::vector<InstructionSet>& instruction_sets() {
+const std::vector<InstructionSet>& available() {
   static const std::vector<InstructionSet> sets = [] {
     std::vector<InstructionSet> found;
 #ifdef MMIXER_X86
@@ -32,7 +31,7 @@ const std::vector<InstructionSet>& instruction_sets() {
 }
 
 std::atomic<const InstructionSet*>& current() {
-  static std::atomic<const InstructionSet*> set = &instruction_sets().front();
+  static std::atomic<const InstructionSet*> set = &available().front();
   return set;
 }
 
@@ -73,11 +72,17 @@ void backward(const Problem<T>& p, Rows<T> grad_output, Rows<T> grad_h_n, const 
                        gradient, grad_hx, workspace);
 }
 
-const char* instruction_set() { return current().load()->name; }
+std::vector<std::string> instruction_sets() {
+  std::vector<std::string> names;
+  for (const InstructionSet& set : available()) names.push_back(set.name);
+  return names;
+}
 
-bool use_instruction_set(const char* name) {
-  for (const InstructionSet& set : instruction_sets())
-    if (std::strcmp(set.name, name) == 0) {
+std::string instruction_set() { return current().load()->name; }
+
+bool use_instruction_set(const std::string& name) {
+  for (const InstructionSet& set : available())
+    if (set.name == name) {
       current() = &set;
       return true;
     }

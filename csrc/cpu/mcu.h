@@ -3,6 +3,8 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
+#include <vector>
 
 namespace mmixer::cpu {
 
@@ -64,9 +66,11 @@ template <class T>
 void backward(const Problem<T>& problem, Rows<T> grad_output, Rows<T> grad_h_n, const T* saved,
               const GroupGradient<T>* gradient, T* grad_hx, T* workspace);
 
-// The instruction set that this processor gets: "avx512", "avx2" or "baseline".
-const char* instruction_set();
-// For tests: false where this processor does not have it. Not to be called beside a running call.
-bool use_instruction_set(const char* name);
+// Of "avx512", "avx2" and "baseline" those that this build and this processor have, the best first.
+std::vector<std::string> instruction_sets();
+// The one in use: the best, unless a test has asked for another.
+std::string instruction_set();
+// False where there is no such set. Not to be called beside a running call.
+bool use_instruction_set(const std::string& name);
 
 }  // namespace mmixer::cpu

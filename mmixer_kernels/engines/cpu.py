@@ -93,7 +93,9 @@ def forward(
         saved.data_ptr() if save else 0,
         workspace.data_ptr(),
     )
-    return output.to(inputs[0].dtype), h_n.to(inputs[0].dtype), saved
+    if call.dtype is not inputs[0].dtype:
+        output, h_n = output.to(inputs[0].dtype), h_n.to(inputs[0].dtype)
+    return output, h_n, saved
 
 
 def backward(
@@ -183,7 +185,7 @@ class _Call:
                     context.data_ptr(),
                     context.stride(0),
                     context.shape[1],
-                    *_addresses(group.map(lambda x: self.keep(x.to(self.dtype).contiguous()))),
+                    *_addresses(group.map(self.packed)),
                 )
             )
         state: tuple[int, ...] = (0, 0, 0)
@@ -204,9 +206,16 @@ class _Call:
         self.alive.append(tensor)
         return tensor
 
+    def packed(self, tensor: Tensor) -> Tensor:
+        """The tensor contiguous and in the compute dtype; a copy only where it is not."""
+        if tensor.dtype is self.dtype and tensor.is_contiguous():
+            return tensor
+        return self.keep(tensor.to(self.dtype).contiguous())
+
     def rows(self, tensor: Tensor) -> Tensor:
         """The tensor in the compute dtype with contiguous rows; a copy only where it has not."""
-        tensor = tensor.to(self.dtype)
+        if tensor.dtype is not self.dtype:
+            tensor = tensor.to(self.dtype)
         if tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
             tensor = tensor.contiguous()
         return self.keep(tensor)

@@ -10,16 +10,13 @@ from mmixer_kernels.functional import mcu, mcu_group
 from mmixer_kernels.reference import Weights
 
 BOUND = {torch.float64: 1e-10, torch.float32: 1e-4}
-INSTRUCTION_SETS = _native.build_info()["instruction_sets"].split()
+INSTRUCTION_SETS = _native.build_info()["instruction_sets_here"]
 
 
 @pytest.fixture(params=INSTRUCTION_SETS)
 def instruction_set(request):
     default = _native.build_info()["instruction_set"]
-    try:
-        _native.use_instruction_set(request.param)
-    except ValueError as error:
-        pytest.skip(str(error))
+    _native.use_instruction_set(request.param)
     yield request.param
     _native.use_instruction_set(default)
 

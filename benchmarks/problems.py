@@ -1,0 +1,222 @@
+"""What is timed, at sizes `[T, B, H]` with input_size = context_size = hidden_size, and the check
+that a kernel has to pass before a number of it is reported.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from timing import Contender, synchronised
+from torch import Tensor, nn
+
+from mmixer_kernels import FusedMCU, functional, reference
+from mmixer_kernels.reference import Weights
+
+TOLERANCE = 1e-4
+"""Largest ||x - truth|| / ||truth|| of a float32 output or gradient."""
+
+
+class Size(NamedTuple):
+    steps: int
+    batch: int
+    hidden: int
+
+    def __str__(self) -> str:
+        return "x".join(map(str, self))
+
+
+class Subject(NamedTuple):
+    """A kernel as a function of named leaf tensors, and the same in reference equations."""
+
+    run: Callable[..., tuple[Tensor, ...]]
+    truth: Callable[..., tuple[Tensor, ...]]
+    operands: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Forward:
+    """A module's forward where no gradient is needed."""
+
+    module: Callable[..., Any]
+    operands: Sequence[Tensor]
+
+    def __call__(self) -> None:
+        with torch.no_grad():
+            self.module(*self.operands)
+
+
+@dataclass(frozen=True)
+class ForwardBackward:
+    """A forward, and the gradients of the operands and the parameters from those of the output.
+
+    Of a tuple, the first entry is the output; a list is several outputs.
+    """
+
+    module: Callable[..., Any]
+    operands: Sequence[Tensor]
+    parameters: Sequence[Tensor]
+
+    def __call__(self) -> None:
+        output = self.module(*self.operands)
+        output = output[0] if isinstance(output, tuple) else output
+        outputs = output if isinstance(output, list) else [output]
+        directions = [_ones(x.shape, x.device) for x in outputs]
+        torch.autograd.grad(outputs, [*self.operands, *self.parameters], directions)
+
+
+PASSES = ("forward", "forward + backward")
+
+
+def contender(name: str, module: nn.Module, operands: Sequence[Tensor], passes: str) -> Contender:
+    """A module's call; passes is one of `PASSES`."""
+    call: Callable[[], None] = Forward(module, operands)
+    if passes != "forward":
+        call = ForwardBackward(module, operands, list(module.parameters()))
+    return synchronised(Contender(name, call), operands[0].device)
+
+
+def relative_errors(subject: Subject) -> dict[str, float]:
+    """Of each output, with and without gradients needed, and of each gradient, against float64."""
+    torch.manual_seed(1)
+    operands = subject.operands
+    doubles = {name: x.detach().double().requires_grad_() for name, x in operands.items()}
+    outputs = subject.run(*operands.values())
+    with torch.no_grad():
+        plain = subject.run(*operands.values())
+    directions = [torch.randn_like(output) for output in outputs]
+    grads = torch.autograd.grad(outputs, list(operands.values()), directions)
+    with _one_thread():
+        expected = subject.truth(*doubles.values())
+        expected_grads = torch.autograd.grad(
+            expected, list(doubles.values()), [direction.double() for direction in directions]
+        )
+
+    def error(x: Tensor, truth: Tensor) -> float:
+        return float((x.detach().double() - truth.detach()).norm() / truth.detach().norm())
+
+    errors = {}
+    for i, truth in enumerate(expected):
+        errors[f"output {i}"] = error(outputs[i], truth)
+        errors[f"output {i} under no_grad"] = error(plain[i], truth)
+    for name, grad, truth in zip(operands, grads, expected_grads, strict=True):
+        errors[f"gradient of {name}"] = error(grad, truth)
+    return errors
+
+
+def check(subject: Subject) -> float:
+    """The largest relative error; AssertionError where one passes `TOLERANCE` or is not finite."""
+    errors = relative_errors(subject)
+    wrong = {name: error for name, error in errors.items() if not error < TOLERANCE}
+    assert not wrong, f"relative errors must be below {TOLERANCE}, but are {wrong}: no timing"
+    return max(errors.values())
+
+
+def sequence_operands(size: Size, device: torch.device) -> tuple[Tensor, Tensor]:
+    """input `[T, B, H]` and context `[B, H]`."""
+    context = torch.randn(size.batch, size.hidden, device=device, requires_grad=True)
+    return torch.randn(size, device=device, requires_grad=True), context
+
+
+def sequence_contenders(
+    size: Size, passes: str, engine: str, device: torch.device
+) -> list[Contender]:
+    """FusedMCU, then eager reference, nn.GRU and nn.LSTM, the same in every call."""
+    torch.manual_seed(0)
+    sizes = [size.hidden] * 3
+    unit = FusedMCU(*sizes, engine=engine, device=device)
+    operands = sequence_operands(size, device)
+    eager = reference.MCU(*sizes, device=device)
+    eager.load_state_dict(unit.state_dict())
+    gru = nn.GRU(*sizes[:2], device=device)
+    lstm = nn.LSTM(*sizes[:2], device=device)
+    return [
+        contender("FusedMCU", unit, operands, passes),
+        contender("eager reference", eager, operands, passes),
+        contender("nn.GRU", gru, operands[:1], passes),
+        contender("nn.LSTM", lstm, operands[:1], passes),
+    ]
+
+
+@functools.cache
+def check_sequence(size: Size, engine: str, device: torch.device, threads: int) -> float:
+    """`check` of the FusedMCU of `sequence_contenders`, once for each number of threads."""
+    torch.manual_seed(0)
+    unit = FusedMCU(*[size.hidden] * 3, engine=engine, device=device)
+    operands = dict(zip(("input", "context"), sequence_operands(size, device), strict=True))
+
+    def truth(input: Tensor, context: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
+        output, h_n = reference.mcu(input, context, Weights(*weights))
+        return output, h_n.unsqueeze(0)
+
+    return check(
+        Subject(
+            lambda input, context, *_: unit(input, context),
+            truth,
+            operands | dict(unit.named_parameters()),
+        )
+    )
+
+
+class Group(NamedTuple):
+    """N modalities: N inputs, contexts and weight sets of one size."""
+
+    inputs: list[Tensor]
+    contexts: list[Tensor]
+    weights: list[Weights]
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor], count: int) -> Group:
+        weights = [
+            Weights(*tensors[2 * count + i :: count][: len(Weights._fields)]) for i in range(count)
+        ]
+        return cls(list(tensors[:count]), list(tensors[count : 2 * count]), weights)
+
+    @classmethod
+    def random(cls, size: Size, count: int, device: torch.device) -> Group:
+        torch.manual_seed(0)
+        operands = [sequence_operands(size, device) for _ in range(count)]
+        units = [reference.MCU(*[size.hidden] * 3, device=device) for _ in range(count)]
+        inputs, contexts = map(list, zip(*operands, strict=True))
+        return cls(inputs, contexts, [unit.weights() for unit in units])
+
+    def operands(self) -> dict[str, Tensor]:
+        named = {f"inputs[{i}]": x for i, x in enumerate(self.inputs)}
+        named |= {f"contexts[{i}]": x for i, x in enumerate(self.contexts)}
+        for name in Weights._fields:
+            for i, weights in enumerate(self.weights):
+                named[f"weights[{i}].{name}"] = getattr(weights, name)
+        return named
+
+
+@functools.cache
+def check_group(size: Size, count: int, engine: str, device: torch.device, threads: int) -> float:
+    """`check` of the grouped call on `Group.random`, once for each number of threads."""
+    group = Group.random(size, count, device)
+
+    def truth(*tensors: Tensor) -> tuple[Tensor, Tensor]:
+        singles = [reference.mcu(*single) for single in zip(*Group.of(tensors, count), strict=True)]
+        output, h_n = (torch.stack(part) for part in zip(*singles, strict=True))
+        return output, h_n
+
+    return check(
+        Subject(lambda *_: functional.mcu_group(*group, engine=engine), truth, group.operands())
+    )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Many small operations take longest where their threads wait for a busy processor."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@functools.cache
+def _ones(shape: torch.Size, device: torch.device) -> Tensor:
+    return torch.ones(shape, device=device)
