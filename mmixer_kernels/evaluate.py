@@ -16,7 +16,7 @@ PROG = "python -m mmixer_kernels.evaluate"
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """Evaluates a checkpoint of a training run; best.pt on the test set repeats result.json."""
+    """Evaluates a checkpoint of a training run; the one that result.json names repeats it."""
 
     checkpoint: Path
     """best.pt or last.pt of a run."""
@@ -28,6 +28,9 @@ class EvaluateOptions:
     """Samples a step; when None, the run's. Another one can change a result in its last bits."""
     workers: int | None = None
     """Processes that load samples; when None, the run's."""
+    streams: bool = False
+    """Train a classifier on each modality's state of the frozen network (Eq. 15-16) and tell what
+    each stream knows, as in Table 4."""
     output: Path | None = None
     """JSON file to write the report to."""
 
@@ -43,9 +46,16 @@ def _main(arguments: Sequence[str]) -> int:
     positional = tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(EvaluateOptions)
     options = tyro.cli(positional, prog=PROG, args=list(arguments))
     report = run.evaluate(
-        options.checkpoint, options.split, options.root, options.batch_size, options.workers
+        options.checkpoint,
+        options.split,
+        options.root,
+        options.batch_size,
+        options.workers,
+        options.streams,
     )
     print(result.describe(report, options.split))
+    for modality, stream in report.get("streams", {}).items():
+        print(f"{modality} stream alone: accuracy {stream['accuracy']:.2%}")
     if options.output is not None:
         with command.user_errors():
             options.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

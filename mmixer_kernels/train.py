@@ -25,7 +25,7 @@ def _main(arguments: Sequence[str]) -> int:
         print(f"stopped by {interruption}; go on with: {again}", file=sys.stderr)
         return 128 + interruption.number
     print(result.describe(report, "test"))
-    print(f"best epoch {report['best_epoch']}; everything is in {output}")
+    print(f"tested {report['checkpoint']}, epoch {report['epoch']}; everything is in {output}")
     return 0
 
 

@@ -35,7 +35,7 @@ def test_it_repeats_the_result_to_the_last_digit(
     assert evaluate.main([str(finished / "best.pt"), "--output", str(file)]) == 0
     report = json.loads(file.read_text())
     assert {name: report[name] for name in NUMBERS} == {name: result[name] for name in NUMBERS}
-    assert (report["split"], report["epoch"]) == ("test", result["best_epoch"])
+    assert (report["split"], report["epoch"]) == ("test", result["epoch"])
     assert f"test: accuracy {result['accuracy']:.2%}" in capsys.readouterr().out
 
 

@@ -14,6 +14,7 @@ import torch
 
 from mmixer_kernels import train
 from mmixer_kernels.training import checkpoint, loop
+from mmixer_kernels.training.run import evaluate
 
 TINY = [
     *("--frames", "4", "--frame-size", "8", "--samples", "16", "--evaluation-samples", "16"),
@@ -53,7 +54,8 @@ def test_a_run_writes_what_design_promises(finished: Path) -> None:
     assert result["accuracy"] == confusion.diagonal().sum().item() / 16
     assert len(result["per_class_accuracy"]) == len(result["classes"]) == 16
     assert result["validation"]["accuracy"] == max(r["validation_accuracy"] for r in records)
-    assert result["best_epoch"] == checkpoint.load(finished / "best.pt")["epoch"]
+    assert result["epoch"] == checkpoint.load(finished / "best.pt")["epoch"]
+    assert result["checkpoint"] == "best.pt"
     assert (result["seed"], result["engine"], result["device"]) == (0, "reference", "cpu")
     assert set(result["versions"]) == {"mmixer_kernels", "python", "torch", "numpy", "platform"}
     assert result["config"]["model"]["hidden_size"] == 8
@@ -91,6 +93,20 @@ def test_the_config_of_a_run_repeats_it(finished: Path, tmp_path: Path) -> None:
         assert (again / name).read_bytes() == (finished / name).read_bytes()
     ours, theirs = (checkpoint.load(folder / "best.pt")["model"] for folder in (again, finished))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_the_last_epoch_can_be_the_one_that_is_tested(tmp_path: Path) -> None:
+    # At this rate the first of the two epochs is the best.
+    arguments = [*TINY, "--optimizer.learning-rate", "30", "--output", tmp_path]
+    assert run(*arguments, "--select", "last") == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    last, best = (checkpoint.load(tmp_path / name) for name in ("last.pt", "best.pt"))
+    assert (result["checkpoint"], result["epoch"]) == ("last.pt", 2)
+    assert best["epoch"] == 1
+    assert result["validation"]["loss"] == last["history"][1]["validation_loss"]
+    report = evaluate(tmp_path / "last.pt", "test", None, None, None)
+    assert (report["loss"], report["confusion"]) == (result["loss"], result["confusion"])
+    assert report["loss"] != evaluate(tmp_path / "best.pt", "test", None, None, None)["loss"]
 
 
 def test_a_run_is_not_overwritten(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -272,14 +272,21 @@ def evaluate(
     confusion = torch.zeros(classes, classes, dtype=torch.int64)
     loss = 0.0
     model.eval()
-    indices = torch.arange(len(split)).split(loader.batch_size)
-    for batch in _loader(split, [part.tolist() for part in indices], loader.workers):
-        inputs, labels, lengths = _to_device(batch, device)
+    for inputs, labels, lengths in batches_in_order(split, loader, device):
         logits = model(inputs, lengths)
         loss += F.cross_entropy(logits, labels, reduction="sum").item()
-        confusion += metrics.confusion_matrix(batch.labels, logits.argmax(1).cpu(), classes)
+        confusion += metrics.confusion_matrix(labels.cpu(), logits.argmax(1).cpu(), classes)
         check()
     return Evaluation(confusion, loss / len(split))
+
+
+def batches_in_order(
+    split: Split, loader: LoaderOptions, device: torch.device
+) -> Iterator[tuple[list[Tensor], Tensor, Tensor | None]]:
+    """inputs, labels and lengths of every sample of a split, once and in its order."""
+    indices = torch.arange(len(split)).split(loader.batch_size)
+    for batch in _loader(split, [part.tolist() for part in indices], loader.workers):
+        yield _to_device(batch, device)
 
 
 def identity(data: Data) -> dict[str, Any]:

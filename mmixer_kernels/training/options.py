@@ -110,6 +110,8 @@ class RunOptions:
     """TOML file of options, as a run's config.toml; the command line wins over it."""
     epochs: int = 30
     """Passes over the training set."""
+    select: Literal["best", "last"] = "best"
+    """Which epoch's weights are tested: those of the best on validation, or the last."""
     seed: int = 0
     """Of initial weights, order, augmentation and dropout."""
     device: str = "cpu"

@@ -43,9 +43,14 @@ def learning_curves(history: Sequence[dict[str, Any]], result: dict[str, Any]) -
         ):
             values = [record[key] for record in history]
             axis.plot(epochs, values, color=colour, marker=marker, markersize=3, label=label)
-        best = result["best_epoch"]
+        tested = result["epoch"]
         axis.axvline(
-            best, color="0.6", linewidth=1, linestyle="--", zorder=0, label=f"best epoch, {best}"
+            tested,
+            color="0.6",
+            linewidth=1,
+            linestyle="--",
+            zorder=0,
+            label=f"tested epoch, {tested}",
         )
         axis.set_xlabel("epoch")
         axis.set_ylabel(name)
@@ -54,7 +59,7 @@ def learning_curves(history: Sequence[dict[str, Any]], result: dict[str, Any]) -
         axis.set_axisbelow(True)
     axes[0].set_ylim(bottom=0)
     axes[1].plot(
-        result["best_epoch"],
+        result["epoch"],
         result["accuracy"],
         marker="*",
         markersize=11,

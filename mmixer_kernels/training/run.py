@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..data import Data
-from . import checkpoint, loop, model, plots, result, toml
+from . import checkpoint, loop, model, plots, result, streams, toml
 from .command import UserError, user_errors
 from .options import Options, differences, parse_config
 
@@ -19,7 +19,7 @@ PRODUCTS = ("last.pt", "best.pt", "result.json")
 
 
 def train(options: Options) -> dict[str, Any]:
-    """Trains, tests the best epoch once and writes everything in the run's folder.
+    """Trains, tests the selected epoch once and writes everything in the run's folder.
 
     Returns:
         The contents of result.json.
@@ -45,15 +45,17 @@ def train(options: Options) -> dict[str, Any]:
     with loop.Stop() as stop:
         trainer.fit(output, stop)
 
-    best = checkpoint.load(output / "best.pt")
-    recognizer.load_state_dict(best["model"])
+    selected = f"{options.run.select}.pt"
+    recognizer.load_state_dict(checkpoint.load(output / selected)["model"])
+    record = trainer.best() if options.run.select == "best" else trainer.history[-1]
     test = loop.evaluate(recognizer, data.test, len(data.classes), options.run.loader)
     report = {
         **test.report(data.classes),
-        "best_epoch": best["epoch"],
+        "checkpoint": selected,
+        "epoch": record["epoch"],
         "validation": {
             key.removeprefix("validation_"): value
-            for key, value in trainer.best().items()
+            for key, value in record.items()
             if key.startswith("validation_")
         },
         "seed": options.run.seed,
@@ -70,7 +72,12 @@ def train(options: Options) -> dict[str, Any]:
 
 
 def evaluate(
-    path: Path, split: str, root: Path | None, batch_size: int | None, workers: int | None
+    path: Path,
+    split: str,
+    root: Path | None,
+    batch_size: int | None,
+    workers: int | None,
+    with_streams: bool = False,
 ) -> dict[str, Any]:
     """The report of a checkpoint's weights on a split.
 
@@ -78,6 +85,7 @@ def evaluate(
         split: "validation" or "test".
         root: folder of the data set's files where it is not the run's.
         batch_size, workers: the run's when None.
+        with_streams: adds "streams", the report of a classifier on each modality's state (Eq. 15).
 
     Raises:
         UserError: the checkpoint or the data cannot be read, or do not belong together.
@@ -95,13 +103,20 @@ def evaluate(
     recognizer.load_state_dict(state["model"])
     samples = data.test if split == "test" else data.validation
     evaluation = loop.evaluate(recognizer, samples, len(data.classes), options.run.loader)
-    return {
+    report = {
         "checkpoint": str(path),
         "split": split,
         "epoch": state["epoch"],
         "engine": engine,
         **evaluation.report(data.classes),
     }
+    if with_streams:
+        alone = streams.evaluate_streams(recognizer, data, samples, options.run.loader)
+        report["streams"] = {
+            modality: part.report(data.classes)
+            for modality, part in zip(data.modalities, alone, strict=True)
+        }
+    return report
 
 
 def _build(options: Options) -> tuple[Data, model.Recognizer, str | None]:

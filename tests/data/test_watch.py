@@ -1,12 +1,15 @@
 import dataclasses
 import importlib.util
+import json
 import sys
 
 import numpy as np
 import pytest
 import torch
 
+from mmixer_kernels import train
 from mmixer_kernels.data import WatchOptions, collate, watch
+from mmixer_kernels.training import options
 
 PLAIN = {"tempo": 1.0, "mirror": 0.0, "tilt": 0.0, "roll": 0.0, "gain": 0.0, "jitter": 0.0}
 
@@ -36,10 +39,21 @@ def test_people_do_not_cross_splits(recordings, load):
         {recording.subject for recording in split.recordings}
         for split in (data.train, data.validation, data.test)
     ]
-    assert subjects == [{1, 2, 3, 4, 5, 6}, {7}, {8, 9, 10}]
+    assert subjects == [{1, 2, 3, 5, 6, 7}, {4}, {8, 9, 10}]
     assert {r.subject for r in load(validation_subject=2).validation.recordings} == {2}
+    data = load(validation_subject=None)
+    for split in (data.train, data.validation):
+        assert {recording.subject for recording in split.recordings} == set(range(1, 8))
+    assert len(data.validation) == 1522
     assert len(recordings) == 140
     assert all(recording.signal.shape[1] == 6 for recording in recordings)
+
+
+def test_the_validation_subject_has_the_shortest_recordings(recordings):
+    steps = {subject: 0 for subject in watch.TRAINING_SUBJECTS + watch.TEST_SUBJECTS}
+    for recording in recordings:
+        steps[recording.subject] += len(recording.signal)
+    assert min(steps, key=steps.get) == WatchOptions().validation_subject
 
 
 def test_evaluation_has_every_window_once(load):
@@ -65,7 +79,7 @@ def test_signals_are_normalised_by_training_subjects_alone(recordings, load, mon
     np.testing.assert_allclose(np.square(signal[:, :3]).mean(), 1)
     np.testing.assert_allclose(np.square(signal[:, 3:]).mean(), 1)
     louder = [
-        r._replace(signal=r.signal * (5 if r.subject in (7, 8, 9, 10) else 1)) for r in recordings
+        r._replace(signal=r.signal * (5 if r.subject in (4, 8, 9, 10) else 1)) for r in recordings
     ]
     monkeypatch.setattr(watch, "_read", lambda: louder)
     np.testing.assert_array_equal(load().test.scale, data.train.scale)
@@ -76,17 +90,29 @@ def test_training_windows_are_drawn_anew_each_epoch(load):
     first = window(data.train[3])
     assert np.array_equal(first, window(again.train[3]))
     assert not np.array_equal(first, window(other.train[3]))
-    labels = data.train.labels.clone()
-    counts = [len(range(0, len(r.signal) - 199, 100)) for r in data.train.recordings]
-    assert np.bincount(data.train.numbers).tolist() == counts
+    numbers, labels = data.train.numbers.copy(), data.train.labels.clone()
     data.train.set_epoch(1)
+    assert not np.array_equal(numbers, data.train.numbers)
+    data.train.numbers[3] = numbers[3]
     assert not np.array_equal(first, window(data.train[3]))
-    assert torch.equal(labels, data.train.labels)
     data.train.set_epoch(0)
+    assert np.array_equal(numbers, data.train.numbers)
+    assert torch.equal(labels, data.train.labels)
     assert np.array_equal(first, window(data.train[3]))
     before = window(data.test[3])
     data.test.set_epoch(1)
     assert np.array_equal(before, window(data.test[3]))
+
+
+def test_an_epoch_draws_recordings_by_their_length(load):
+    assert len(load().train) == 1280
+    train = load(samples=100_000).train
+    lengths = np.array([len(recording.signal) for recording in train.recordings])
+    expected = len(train) * lengths / lengths.sum()
+    drawn = np.bincount(train.numbers, minlength=len(lengths))
+    deviation = (drawn - expected) / np.sqrt(expected)
+    assert 0.8 < deviation.std() < 1.2
+    assert train.labels.tolist() == [train.recordings[number].label for number in train.numbers]
 
 
 def test_a_plain_window_is_a_stretch_of_its_own_recording(recordings, load, monkeypatch):
@@ -174,21 +200,55 @@ def test_extractors_take_batches(load):
         assert extract(inputs).shape == (3, 13, size)
 
 
+@pytest.mark.parametrize(("stride", "steps"), [(1, 50), (2, 25), (4, 13)])
+def test_the_stride_sets_the_number_of_steps(load, stride, steps):
+    data = load(stride=stride)
+    batch = collate([data.test[i] for i in range(2)])
+    assert data.extractors[0](batch.inputs[0]).shape == (2, steps, 64)
+
+
+def test_the_recipe_is_1200_steps_and_the_last_weights():
+    run = options.parse(["--data", "watch"], "train").run
+    assert run.epochs * WatchOptions().samples == 1200 * run.loader.batch_size
+    assert run.optimizer.warmup_epochs * WatchOptions().samples == 50 * run.loader.batch_size
+    assert run.select == "last"
+
+
 def test_seglearn_is_read_but_not_imported(recordings):
     assert recordings
     assert "seglearn" not in sys.modules
 
 
-def test_a_missing_package_is_named_with_its_extra(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+def test_a_missing_package_is_named_with_its_extra(monkeypatch, tmp_path, capsys):
+    inner = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name == "seglearn" else inner(name, *rest),
+    )
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'mmixer_kernels\[watch\]'"):
         WatchOptions().load(None, 0)
+    assert train.main(["--data", "watch", "--output", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: the data set watch is read from the package seglearn")
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_short_run_tests_its_last_weights(tmp_path):
+    arguments = ["--data", "watch", "--epochs", "2", "--samples", "64", "--model.hidden-size", "8"]
+    assert train.main([*arguments, "--output", str(tmp_path)]) == 0
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["checkpoint"], result["epoch"]) == ("last.pt", 2)
+    assert result["samples"] == 707
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"validation_subject": 8}, r"validation_subject must be in 1..7, but is 8"),
+        ({"validation_subject": 8}, r"validation_subject must be in 1..7 or None, but is 8"),
+        ({"samples": 0}, "samples must be 1 or more, but is 0"),
+        ({"stride": 0}, "stride must be 1 or more, but is 0"),
         ({"tempo": 0.9}, r"tempo must be in 1..4, but is 0.9"),
         ({"mirror": 1.5}, r"mirror must be in 0..1, but is 1.5"),
         ({"gain": float("inf")}, "gain must be 0 or more and finite, but is inf"),

@@ -21,7 +21,7 @@ def result(classes: int) -> dict[str, Any]:
         "accuracy": 0.5,
         "mean_class_accuracy": 0.4,
         "samples": 100,
-        "best_epoch": 2,
+        "epoch": 2,
     }
 
 
