@@ -149,24 +149,22 @@ def check(operands: Operands, weights: Weights, mix: str, eps: float) -> None:
             f"input must have {weights.weight_f.shape[-1]} features (input_size), "
             f"but has {input_size}"
         )
-    _check_tensor(
-        "context", context, (batch, weights.weight_g.shape[-1]), "[B, context_size]", input
-    )
+    kind = input.dtype, input.device
+    context_size = weights.weight_g.shape[-1]
+    _check_tensor("context", context, (batch, context_size), "[B, context_size]", *kind)
     if hx is not None:
-        _check_tensor("hx", hx, (batch, hidden), "[B, H] for this input and hidden_size", input)
+        _check_tensor("hx", hx, (batch, hidden), "[B, H] for this input and hidden_size", *kind)
+    square, norm = (hidden, hidden), (6, hidden)
     shapes = (
         (hidden, input_size),
-        (hidden, context.shape[1]),
+        (hidden, context_size),
         (hidden, 2 * hidden),
-        (hidden, hidden),
-        (hidden, hidden),
-        (hidden, hidden),
-        (6, hidden),
-        (6, hidden),
+        *(square, square, square),
+        *(norm, norm),
     )
     for name, weight, shape in zip(weights._fields, weights, shapes, strict=True):
         if weight is not None:
-            _check_tensor(name, weight, shape, f"H = {hidden}", input)
+            _check_tensor(name, weight, shape, "H is weight_r's", *kind)
     if lengths is not None:
         check_lengths(lengths, steps, batch, input)
 
@@ -197,20 +195,25 @@ def check_lengths(lengths: Tensor, steps: int, batch: int, input: Tensor) -> Non
 
 
 def _check_tensor(
-    name: str, tensor: Tensor, shape: tuple[int, ...], meaning: str, input: Tensor
+    name: str,
+    tensor: Tensor,
+    shape: tuple[int, ...],
+    meaning: str,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> None:
     if tensor.shape != shape:
         raise ValueError(
             f"{name} must have shape {list(shape)} ({meaning}), but has {list(tensor.shape)}"
         )
-    if tensor.dtype != input.dtype:
+    if tensor.dtype != dtype:
         raise TypeError(
-            f"{name} must have input's dtype, {_name(input.dtype)}, but is {_name(tensor.dtype)}: "
+            f"{name} must have input's dtype, {_name(dtype)}, but is {_name(tensor.dtype)}: "
             f"convert one of them with .to()"
         )
-    if tensor.device != input.device:
+    if tensor.device != device:
         raise ValueError(
-            f"{name} must be on input's device, {input.device}, but is on {tensor.device}: "
+            f"{name} must be on input's device, {device}, but is on {tensor.device}: "
             f"move one of them with .to()"
         )
 

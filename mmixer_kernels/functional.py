@@ -145,11 +145,19 @@ def mcu_cell(
             "input must be [B, input_size], or [input_size] unbatched, "
             f"but has shape {list(input.shape)}"
         )
-    state = None if hx is None else hx.unsqueeze(0)
-    layout = arguments.Layout(batch_first=False, batched=input.ndim == 2, packed=None)
-    operands = layout.arrange(input.unsqueeze(0), context, state, None)
+    for name, tensor in (("context", context), ("hx", hx)):
+        if tensor is not None and tensor.ndim != input.ndim:
+            raise ValueError(
+                f"{name} must have as many dimensions as input, {input.ndim}, "
+                f"but has shape {list(tensor.shape)}"
+            )
+    if input.ndim == 1:
+        state = None if hx is None else hx.unsqueeze(0)
+        batch = (input.unsqueeze(0), context.unsqueeze(0), weights, state)
+        return mcu_cell(*batch, mix=mix, eps=eps, engine=engine).squeeze(0)
+    operands = arguments.Operands(input.unsqueeze(0), context, hx, None)
     _, h_n = _run([operands], [weights], mix, eps, engine)
-    return h_n.squeeze(0) if input.ndim == 2 else h_n.squeeze(0).squeeze(0)
+    return h_n.squeeze(0)
 
 
 def _run(

@@ -75,7 +75,7 @@ def _nothing_to_dispatch(tensors: Sequence[Tensor]) -> bool:
         not torch.compiler.is_compiling()
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None
-        and all(type(tensor) in (Tensor, nn.Parameter) for tensor in tensors)
+        and {type(tensor) for tensor in tensors} <= {Tensor, nn.Parameter}
         and not tensors[0].is_meta
     )
 

@@ -308,7 +308,16 @@ class MCU(nn.Module):
 
     def weights(self) -> Weights:
         """The parameters as one weight set."""
-        return Weights(*(getattr(self, name) for name in Weights._fields))
+        return Weights(
+            self.weight_f,
+            self.weight_g,
+            self.weight_s,
+            self.weight_r,
+            self.weight_z,
+            self.weight_h,
+            self.norm_weight,
+            self.norm_bias,
+        )
 
     def forward(
         self,

@@ -110,6 +110,10 @@ def test_cell_mistakes():
         cell(X, C)
     with pytest.raises(ValueError, match=r"hx must have shape \[3, 7\]"):
         cell(X[0], C, P.hx[:1])
+    with pytest.raises(ValueError, match="hx must have as many dimensions as input, 2"):
+        cell(X[0], C, P.hx[0])
+    with pytest.raises(ValueError, match="context must have as many dimensions as input, 1"):
+        cell(X[0, 0], C)
     with pytest.raises(ValueError, match=r"context must have shape \[3, 6\]"):
         mcu_cell(X[0], C[:1], W)
 

@@ -98,9 +98,12 @@ struct Norms {
   void fill(const Member& member, const Problem<T>& p) const {
     for (int64_t i = member.begin(p.groups * gates); i < member.end(p.groups * gates); i++) {
       const int64_t g = i / gates, gate = i % gates;
-      for (int64_t j = 0; j < p.hidden; j++) {
-        scale(g, gate)[j] = enabled ? p.group[g].norm_weight[gate * p.hidden + j] : T(1);
-        shift(g, gate)[j] = enabled ? p.group[g].norm_bias[gate * p.hidden + j] : T(0);
+      if (enabled) {
+        std::copy_n(p.group[g].norm_weight + gate * p.hidden, p.hidden, scale(g, gate));
+        std::copy_n(p.group[g].norm_bias + gate * p.hidden, p.hidden, shift(g, gate));
+      } else {
+        std::fill_n(scale(g, gate), p.hidden, T(1));
+        std::fill_n(shift(g, gate), p.hidden, T(0));
       }
     }
   }

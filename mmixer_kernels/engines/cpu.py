@@ -79,12 +79,10 @@ def forward(
     call = _Call(inputs, contexts, weights, hx, lengths, mix, eps)
     groups, steps, batch, hidden = call.sizes
     output = inputs[0].new_empty(groups, steps, batch, hidden, dtype=call.dtype)
-    h_n = inputs[0].new_empty(groups, batch, hidden, dtype=call.dtype)
+    h_n = output.new_empty(groups, batch, hidden)
     size = saved_size(inputs, contexts, hidden, weights[0].norm_weight is not None) if save else 0
-    saved = inputs[0].new_empty(size, dtype=call.dtype)
-    workspace = inputs[0].new_empty(
-        _native.forward_workspace_size(call.is_double, call.native, save), dtype=call.dtype
-    )
+    saved = output.new_empty(size)
+    workspace = output.new_empty(_native.forward_workspace_size(call.is_double, call.native, save))
     _native.forward(
         call.is_double,
         call.native,
