@@ -15,11 +15,10 @@ from ..reference import Weights, compute_dtype
 from .state import EngineState
 
 _native: Any
-_load_error: ImportError | None = None
 try:
     from .. import _native  # type: ignore[attr-defined, no-redef]
 except ImportError as error:
-    _native, _load_error = None, error
+    _native = None
     _reason = f"the extension mmixer_kernels._native cannot load: {error}"
     _state = EngineState(False, _reason, error)
 else:
@@ -32,8 +31,8 @@ def state() -> EngineState:
 
 def build_info() -> dict[str, Any]:
     """How the extension was built. Raises ImportError when it cannot load."""
-    if _load_error is not None:
-        raise ImportError(str(_load_error)) from _load_error
+    if _state.error is not None:
+        raise ImportError(str(_state.error)) from _state.error
     return _native.build_info()
 
 
