@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <stdexcept>
@@ -33,7 +34,7 @@ T* pointer(int64_t address) {
 
 struct Call {
   std::array<int64_t, 4> sizes;  // G, T, B, H
-  bool concat;
+  bool concat, bfloat16_weights, recompute;
   double eps;
   int threads;
   std::vector<GroupTuple> groups;
@@ -41,8 +42,9 @@ struct Call {
   int64_t lengths;
 };
 
-Call make_call(std::array<int64_t, 4> sizes, bool concat, double eps, int threads,
-               std::vector<GroupTuple> groups, Strided2 hx, int64_t lengths) {
+Call make_call(std::array<int64_t, 4> sizes, bool concat, bool bfloat16_weights, bool recompute,
+               double eps, int threads, std::vector<GroupTuple> groups, Strided2 hx,
+               int64_t lengths) {
   for (const int64_t size : sizes)
     if (size < 1) throw std::invalid_argument("sizes must be positive");
   if (int64_t(groups.size()) != sizes[0])
@@ -50,7 +52,8 @@ Call make_call(std::array<int64_t, 4> sizes, bool concat, double eps, int thread
   for (const GroupTuple& group : groups)
     if (group[3] < 1 || group[6] < 1)
       throw std::invalid_argument("input_size and context_size must be positive");
-  return {sizes, concat, eps, threads, std::move(groups), hx, lengths};
+  return {sizes,   concat, bfloat16_weights, recompute, eps, threads, std::move(groups), hx,
+          lengths};
 }
 
 // A Problem and the groups that it points to.
@@ -62,17 +65,19 @@ struct Arguments {
   explicit Arguments(const Call& call) {
     for (const GroupTuple& t : call.groups)
       groups.push_back({pointer<const T>(t[0]), t[1], t[2], t[3], pointer<const T>(t[4]), t[5],
-                        t[6], pointer<const T>(t[7]), pointer<const T>(t[8]),
-                        pointer<const T>(t[9]), pointer<const T>(t[10]), pointer<const T>(t[11]),
-                        pointer<const T>(t[12]), pointer<const T>(t[13]),
-                        pointer<const T>(t[14])});
+                        t[6], pointer<const void>(t[7]), pointer<const void>(t[8]),
+                        pointer<const void>(t[9]), pointer<const void>(t[10]),
+                        pointer<const void>(t[11]), pointer<const void>(t[12]),
+                        pointer<const T>(t[13]), pointer<const T>(t[14])});
     problem = {call.sizes[0],
                call.sizes[1],
                call.sizes[2],
                call.sizes[3],
                call.concat ? Mix::concat : Mix::gated,
+               call.bfloat16_weights,
+               call.recompute,
                T(call.eps),
-               call.threads,
+               std::min(call.threads, available_processors()),
                groups.data(),
                pointer<const T>(call.hx[0]),
                call.hx[1],

@@ -2,8 +2,8 @@
 // the weight gradients as one product over T x B each.
 //
 // A step has two dependent products: W_h^T da_h gives dv (v = r h + f_tilde), then W_r^T da_r +
-// W_z^T da_z gives du (u = f_tilde + h). Weights are transposed once a call, so that every product
-// is C = A W^T. Gradients of scale and shift are summed for each sample on its own and then over
+// W_z^T da_z gives du (u = f_tilde + h). Where forward saved only the states, the gates of all steps
+// are computed again first, to the same bits. Gradients of scale and shift are summed for each sample on its own and then over
 // samples: no order depends on the threads. Bound: as forward.
 #pragma once
 
@@ -18,6 +18,7 @@ struct Backward {
   const Schedule& schedule;
   const Saved<T>& saved;
   const BackwardBuffers<T>& b;
+  const ForwardBuffers<T>* again;  // where the gates are computed again
   Rows<T> grad_output, grad_h_n;
   const GroupGradient<T>* gradient;
   T* grad_hx;
@@ -38,7 +39,57 @@ struct Backward {
   }
 };
 
-// Transposed weights, states and mixed features that the phases read; ends with a barrier.
+// x_hat and r_std of all gates from the states, in forward's own order; ends with a barrier.
+template <class T>
+void compute_gates_again(Member& member, const Backward<T>& c) {
+  const Problem<T>& p = c.p;
+  const Schedule& schedule = c.schedule;
+  const ForwardBuffers<T>& f = *c.again;
+  const Table<T>& operand = c.b.da_r;  // u, then v: not in use yet
+  const int64_t rows = schedule.rows();
+  const auto each_row = [&](auto body) {
+    for (int64_t i = member.begin(p.groups * rows); i < member.end(p.groups * rows); i++) {
+      const int64_t g = i / rows, row = i % rows, rank = schedule.rank_of_row(row);
+      body(g, row, c.h_before(g, schedule.step_of_row[row], rank), f.f_tilde(g, row),
+           operand(g, row));
+    }
+    member.barrier();
+  };
+  const auto product = [&](Gate gate, const void* Group<T>::*weight, const Panels<T>& panels) {
+    for (int64_t g = 0; g < p.groups; g++)
+      project<T>(
+          member, p, [&](int64_t row) { return operand(g, row); }, rows, p.group[g].*weight, c.H_,
+          c.H_, panels(g), [&](int64_t row) { return f.x_hat[gate](g, row); });
+  };
+  f.norms.fill(member, p);
+  pack_weights(member, p, f);
+  member.barrier();
+  forward_mix(member, p, schedule, f);
+  each_row([&](int64_t, int64_t, const T* h, const T* f_tilde, T* u) {
+    for (int64_t j = 0; j < c.H_; j += lanes<T>) store(u + j, load(f_tilde + j) + load(h + j));
+  });
+  product(R, &Group<T>::weight_r, f.weight_r);
+  product(Z, &Group<T>::weight_z, f.weight_z);
+  member.barrier();
+  each_row([&](int64_t g, int64_t row, const T* h, const T* f_tilde, T* v) {
+    T *x_r = f.x_hat[R](g, row), *x_z = f.x_hat[Z](g, row);
+    const Statistics<T> of_r = f.statistics(R, g, row, p), of_z = f.statistics(Z, g, row, p);
+    const Norm<T> norm = f.norms(g, R);
+    for (int64_t j = 0; j < c.H_; j += lanes<T>) {
+      const Vector<T> r = sigmoid(norm(of_r.normalize(x_r, j), j));
+      of_z.normalize(x_z, j);
+      store(v + j, r * load(h + j) + load(f_tilde + j));
+    }
+  });
+  product(H, &Group<T>::weight_h, f.weight_h);
+  member.barrier();
+  each_row([&](int64_t g, int64_t row, const T*, const T*, T*) {
+    const Statistics<T> of_h = f.statistics(H, g, row, p);
+    for (int64_t j = 0; j < c.H_; j += lanes<T>) of_h.normalize(f.x_hat[H](g, row), j);
+  });
+}
+
+// Packed weights, states and mixed features that the phases read; ends with a barrier.
 template <class T>
 void backward_prepare(Member& member, const Backward<T>& c) {
   const Problem<T>& p = c.p;
@@ -49,20 +100,23 @@ void backward_prepare(Member& member, const Backward<T>& c) {
   b.norms.fill(member, p);
   for (int64_t g = 0; g < p.groups; g++) {
     const Group<T>& group = p.group[g];
-    const auto transposed = [&](const T* weight, int64_t stride, int64_t columns,
-                                const Table<T>& target) {
-      transpose<T>(
-          member,
-          [&](int64_t i, int64_t j) { return load(weight + i * stride + j, columns - j); }, H_,
-          columns, target(g, 0), target.width);
+    const auto packed = [&](const void* weight, int64_t first, int64_t stride, int64_t columns,
+                            const Panels<T>& panels) {
+      with_stored(p, weight, [&](const auto* w) {
+        const auto row = [&](int64_t k) {
+          return [=, x = w + first + k * stride](int64_t n) { return load(x + n, columns - n); };
+        };
+        pack_rows<T>(member, row, H_, columns, panels(g));
+      });
     };
-    if (gradient[g].input) transposed(group.weight_f, group.input_size, group.input_size, b.weight_f);
-    transposed(group.weight_g, group.context_size, group.context_size, b.weight_g);
-    transposed(group.weight_s, 2 * H_, H_, b.weight_sf);
-    transposed(group.weight_s + H_, 2 * H_, H_, b.weight_sg);
-    transposed(group.weight_r, H_, H_, b.weight_r);
-    transposed(group.weight_z, H_, H_, b.weight_z);
-    transposed(group.weight_h, H_, H_, b.weight_h);
+    if (gradient[g].input)
+      packed(group.weight_f, 0, group.input_size, group.input_size, b.weight_f);
+    packed(group.weight_g, 0, group.context_size, group.context_size, b.weight_g);
+    packed(group.weight_s, 0, 2 * H_, H_, b.weight_sf);
+    packed(group.weight_s, H_, 2 * H_, H_, b.weight_sg);
+    packed(group.weight_r, 0, H_, H_, b.weight_r);
+    packed(group.weight_z, 0, H_, H_, b.weight_z);
+    packed(group.weight_h, 0, H_, H_, b.weight_h);
   }
   for (int64_t i = member.begin(p.groups * p.batch); i < member.end(p.groups * p.batch); i++) {
     const int64_t g = i / p.batch, rank = i % p.batch;
@@ -79,6 +133,7 @@ void backward_prepare(Member& member, const Backward<T>& c) {
     std::fill_n(b.da_s_sum(g, rank), b.da_s_sum.width, T(0));
   }
   member.barrier();
+  if (c.again) compute_gates_again(member, c);
   for (int64_t i = member.begin(p.groups * p.batch); i < member.end(p.groups * p.batch); i++) {
     const int64_t g = i / p.batch, rank = i % p.batch;
     const Norm<T> norm = b.norms(g, G);
@@ -120,13 +175,13 @@ void backward_recurrence(Member& member, const Backward<T>& c, const Slice* slic
       store(dh + j, load(dh + j) + through_v * load(r + j) + through_u);
     }
   };
-  const auto product = [&](const Table<T>& da, const Table<T>& weight, const Table<T>& target,
+  const auto product = [&](const Table<T>& da, const Panels<T>& weight, const Table<T>& target,
                            int64_t t, bool accumulate) {
     for (int64_t i = 0; i < count; i++) {
       const int64_t g = slices[i].group, begin = slices[i].begin;
       gemm<T>(
-          member, [&](int64_t m) { return da(g, schedule.first_row[t] + begin + m); },
-          slices[i].active(schedule, t), weight(g, 0), weight.width, H_, H_,
+          member, [&](int64_t m) { return da(g, schedule.first_row[t] + begin + m); }, 1,
+          slices[i].active(schedule, t), weight(g), H_, H_,
           [&](int64_t m) { return target(g, begin + m); }, accumulate);
     }
   };
@@ -219,11 +274,11 @@ void backward_mix(Member& member, const Backward<T>& c) {
   member.barrier();
   for (int64_t g = 0; g < p.groups; g++) {
     gemm<T>(
-        member, [&](int64_t row) { return b.da_s(g, row); }, rows, b.weight_sf(g, 0),
-        b.weight_sf.width, H_, H_, [&](int64_t row) { return b.df(g, row); }, true);
+        member, [&](int64_t row) { return b.da_s(g, row); }, 1, rows, b.weight_sf(g), H_, H_,
+        [&](int64_t row) { return b.df(g, row); }, true);
     gemm<T>(
-        member, [&](int64_t rank) { return b.da_s_sum(g, rank); }, p.batch, b.weight_sg(g, 0),
-        b.weight_sg.width, H_, H_, [&](int64_t rank) { return b.dg(g, rank); }, true);
+        member, [&](int64_t rank) { return b.da_s_sum(g, rank); }, 1, p.batch, b.weight_sg(g), H_,
+        H_, [&](int64_t rank) { return b.dg(g, rank); }, true);
   }
   member.barrier();
   for (int64_t i = member.begin(states); i < member.end(states); i++) {
@@ -246,8 +301,8 @@ void backward_mix(Member& member, const Backward<T>& c) {
     const int64_t D = group.input_size, C = group.context_size;
     if (T* d_input = gradient[g].input) {
       gemm<T>(
-          member, [&](int64_t row) { return b.df(g, row); }, rows, b.weight_f(g, 0),
-          b.weight_f.width, D, H_, [&](int64_t row) {
+          member, [&](int64_t row) { return b.df(g, row); }, 1, rows, b.weight_f(g), D, H_,
+          [&](int64_t row) {
             const int64_t sample = schedule.sample[schedule.rank_of_row(row)];
             return d_input + (schedule.step_of_row[row] * p.batch + sample) * D;
           });
@@ -256,29 +311,29 @@ void backward_mix(Member& member, const Backward<T>& c) {
           std::fill_n(d_input + (t * p.batch + schedule.sample[rank]) * D, D, T(0));
     }
     gemm<T>(
-        member, [&](int64_t rank) { return b.dg(g, rank); }, p.batch, b.weight_g(g, 0),
-        b.weight_g.width, C, H_,
+        member, [&](int64_t rank) { return b.dg(g, rank); }, 1, p.batch, b.weight_g(g), C, H_,
         [&](int64_t rank) { return gradient[g].context + schedule.sample[rank] * C; });
   }
 }
 
-// target[i][j] = sum over rows m of da(m)[i] * x(m)[j], i < H, j < columns; x(m, j) is the vector from
-// j on.
-template <class T, class RowsDa, class X>
-void weight_gradient(Member& member, const BackwardBuffers<T>& b, RowsDa da, X x, int64_t rows,
+// target[i][j] = sum over rows m of da(m)[i] * x(m)[j], i < H, j < columns. x(m)(j) is the vector of a
+// row's elements from j on.
+template <class T, class RowsDa, class RowsX>
+void weight_gradient(Member& member, const BackwardBuffers<T>& b, RowsDa da, RowsX x, int64_t rows,
                      int64_t H_, int64_t columns, T* target, int64_t target_stride) {
   for (int64_t first = 0; first < rows; first += reduction_rows) {
     const int64_t count = std::min(reduction_rows, rows - first);
-    transpose<T>(
-        member, [&](int64_t m, int64_t j) { return load(da(first + m) + j); }, count, H_,
-        b.left.data, b.left.width);
-    transpose<T>(
-        member, [&](int64_t m, int64_t j) { return x(first + m, j); }, count, columns,
-        b.right.data, b.right.width);
+    const auto da_row = [&](int64_t m) {
+      return [row = da(first + m)](int64_t j) { return load(row + j); };
+    };
+    pack_rows<T>(member, da_row, count, H_, b.left);
+    pack_rows<T>(member, [&](int64_t m) { return x(first + m); }, count, columns, b.right);
     member.barrier();
     gemm<T>(
-        member, [&](int64_t i) { return b.left(0, i); }, H_, b.right.data, b.right.width, columns,
-        count, [&](int64_t i) { return target + i * target_stride; }, first > 0);
+        member,
+        [&](int64_t i) { return b.left + i / lanes<T> * panel_size<T>(count) + i % lanes<T>; },
+        lanes<T>, H_, b.right, columns, count,
+        [&](int64_t i) { return target + i * target_stride; }, first > 0);
     member.barrier();
   }
 }
@@ -293,34 +348,40 @@ void backward_weights(Member& member, const Backward<T>& c) {
   for (int64_t g = 0; g < p.groups; g++) {
     const Group<T>& group = p.group[g];
     const GroupGradient<T>& grad = c.gradient[g];
-    const auto h = [&](int64_t row, int64_t j) {
-      const int64_t rank = schedule.rank_of_row(row);
-      return load(c.h_before(g, schedule.step_of_row[row], rank) + j);
+    const auto h_row = [&](int64_t row) {
+      return c.h_before(g, schedule.step_of_row[row], schedule.rank_of_row(row));
     };
-    const auto f_tilde = [&](int64_t row, int64_t j) { return load(b.f_tilde(g, row) + j); };
-    const auto u = [&](int64_t row, int64_t j) { return f_tilde(row, j) + h(row, j); };
-    const auto v = [&](int64_t row, int64_t j) {
-      return sigmoid(b.norms(g, R)(c.x_hat(R, g, row), j)) * h(row, j) + f_tilde(row, j);
+    const auto u = [&](int64_t row) {
+      return [h = h_row(row), f = b.f_tilde(g, row)](int64_t j) { return load(f + j) + load(h + j); };
     };
-    const auto f_bar = [&](int64_t row, int64_t j) {
-      return tanh(b.norms(g, F)(c.x_hat(F, g, row), j));
+    const auto v = [&](int64_t row) {
+      return [h = h_row(row), f = b.f_tilde(g, row), x_hat = c.x_hat(R, g, row),
+              norm = b.norms(g, R)](int64_t j) {
+        return sigmoid(norm(x_hat, j)) * load(h + j) + load(f + j);
+      };
     };
-    const auto input = [&](int64_t row, int64_t j) {
+    const auto f_bar = [&](int64_t row) {
+      return [x_hat = c.x_hat(F, g, row), norm = b.norms(g, F)](int64_t j) {
+        return tanh(norm(x_hat, j));
+      };
+    };
+    const auto input = [&](int64_t row) {
       const int64_t sample = schedule.sample[schedule.rank_of_row(row)];
-      return load(group.input + schedule.step_of_row[row] * group.input_stride_step +
-                      sample * group.input_stride_sample + j,
-                  group.input_size - j);
+      return [x = group.input + schedule.step_of_row[row] * group.input_stride_step +
+                  sample * group.input_stride_sample,
+              D = group.input_size](int64_t j) { return load(x + j, D - j); };
     };
-    const auto context = [&](int64_t rank, int64_t j) {
-      return load(group.context + schedule.sample[rank] * group.context_stride_sample + j,
-                  group.context_size - j);
+    const auto context = [&](int64_t rank) {
+      return [x = group.context + schedule.sample[rank] * group.context_stride_sample,
+              C = group.context_size](int64_t j) { return load(x + j, C - j); };
     };
-    const auto g_bar = [&](int64_t rank, int64_t j) { return load(b.g_bar(g, rank) + j); };
+    const auto g_bar = [&](int64_t rank) {
+      return [x = b.g_bar(g, rank)](int64_t j) { return load(x + j); };
+    };
     const auto gradient_of = [&](T* target, int64_t stride, const Table<T>& da, int64_t count,
                                  auto x, int64_t columns) {
       weight_gradient<T>(
-          member, b, [&](int64_t m) { return da(g, m); }, x, count, H_, columns, target,
-          stride);
+          member, b, [&](int64_t m) { return da(g, m); }, x, count, H_, columns, target, stride);
     };
     gradient_of(grad.weight_r, H_, b.da_r, rows, u, H_);
     gradient_of(grad.weight_z, H_, b.da_z, rows, u, H_);

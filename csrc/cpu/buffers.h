@@ -4,7 +4,9 @@
 #pragma once
 
 #include <algorithm>
+#include <optional>
 
+#include "gemm.h"
 #include "mcu.h"
 #include "rows.h"
 #include "team.h"
@@ -43,20 +45,23 @@ struct Table {
   T* operator()(int64_t group, int64_t row) const { return data + (group * rows + row) * width; }
 };
 
-// What backward needs of forward: x_hat of each gate (without LayerNorm the pre-activation), the
-// norms' 1 / standard deviation, and the states. Six tables of T x B rows and one of B.
+// What backward needs of forward: the states, x_hat of each gate (without LayerNorm the
+// pre-activation) and the norms' 1 / standard deviation. Six tables of T x B rows and one of B.
 template <class T>
 struct Saved {
   Table<T> x_hat[gates], h;
   Table<T> r_std[gates];
 
+  // All of it in one arena; of a call that computes the gates again, the states alone.
   Saved(T* memory, const Problem<T>& p) : arena_(memory) {
-    const int64_t all = p.steps * p.batch;
-    h = Table<T>(arena_, p.groups, all, p.hidden);
+    h = Table<T>(arena_, p.groups, p.steps * p.batch, p.hidden);
+    if (!p.recompute) take_gates(arena_, p);
+  }
+  void take_gates(Arena<T>& arena, const Problem<T>& p) {
     for (int gate = 0; gate < gates; gate++) {
-      const int64_t rows = gate == G ? p.batch : all;
-      x_hat[gate] = Table<T>(arena_, p.groups, rows, p.hidden);
-      r_std[gate] = Table<T>(arena_, p.groups, 1, rows);
+      const int64_t rows = gate == G ? p.batch : p.steps * p.batch;
+      x_hat[gate] = Table<T>(arena, p.groups, rows, p.hidden);
+      r_std[gate] = Table<T>(arena, p.groups, 1, rows);
     }
   }
   int64_t size() const { return arena_.used(); }
@@ -109,74 +114,129 @@ struct Norms {
   }
 };
 
+// The packed panels of one weight of each group, for gemm.
+template <class T>
+class Panels {
+ public:
+  Panels() = default;
+  Panels(Arena<T>& arena, const Problem<T>& p, int64_t K, int64_t N)
+      : table_(arena, p.groups, 1, panels_size<T>(K, N)) {}
+
+  T* operator()(int64_t group) const { return table_.data ? table_(group, 0) : nullptr; }
+
+ private:
+  Table<T> table_;
+};
+
+template <class T>
+int64_t widest_input(const Problem<T>& p) {
+  int64_t widest = 0;
+  for (int64_t g = 0; g < p.groups; g++) widest = std::max(widest, p.group[g].input_size);
+  return widest;
+}
+
 template <class T>
 struct ForwardBuffers {
   Arena<T> arena;
   Norms<T> norms;
+  Panels<T> weight_f, weight_s, weight_r, weight_z, weight_h;  // none for a single step
   Table<T> f_tilde;             // f_bar, then f_tilde, of every row
   Table<T> g_bar, s_g;          // of every rank; s_g = W_s's context half times g_bar
   Table<T> h, u, v, z;          // of every rank: state, f_tilde + h, r h + f_tilde, update gate
-  Table<T> x_hat[gates];        // saved, or scratch: of every row for f and s, of every rank else
-  bool save;
+  Table<T> x_hat[gates];        // kept, or scratch: of every row for f and s, of every rank else
+  Table<T> r_std[gates];        // where x_hat is kept
+  bool keep;
 
-  ForwardBuffers(T* workspace, const Problem<T>& p, const Saved<T>* saved)
-      : arena(workspace), norms(arena, p), save(saved != nullptr) {
+  // x_hat and r_std are kept where `saved` has room for them.
+  ForwardBuffers(Arena<T> memory, const Problem<T>& p, const Saved<T>* saved)
+      : arena(memory), norms(arena, p), keep(saved && saved->x_hat[F].rows) {
     const int64_t all = p.steps * p.batch;
+    if (p.steps > 1) {
+      weight_f = Panels<T>(arena, p, widest_input(p), p.hidden);
+      for (Panels<T>* panels : {&weight_s, &weight_r, &weight_z, &weight_h})
+        *panels = Panels<T>(arena, p, p.hidden, p.hidden);
+    }
     f_tilde = Table<T>(arena, p.groups, all, p.hidden);
     for (Table<T>* table : {&g_bar, &s_g, &h, &u, &v, &z})
       *table = Table<T>(arena, p.groups, p.batch, p.hidden);
-    if (saved) {
-      for (int gate = 0; gate < gates; gate++) x_hat[gate] = saved->x_hat[gate];
+    if (keep) {
+      for (int gate = 0; gate < gates; gate++) {
+        x_hat[gate] = saved->x_hat[gate];
+        r_std[gate] = saved->r_std[gate];
+      }
     } else {
       x_hat[F] = x_hat[S] = Table<T>(arena, p.groups, all, p.hidden);
       for (Gate gate : {G, R, Z, H}) x_hat[gate] = Table<T>(arena, p.groups, p.batch, p.hidden);
     }
   }
+
+  // Of the pre-activations of a row.
+  Statistics<T> statistics(Gate gate, int64_t g, int64_t row, const Problem<T>& p) const {
+    const Statistics<T> found(norms.enabled, x_hat[gate](g, row), p.hidden, p.eps);
+    if (keep) r_std[gate](g, 0)[row] = found.r_std;
+    return found;
+  }
 };
 
-// Rows of T x B that a weight gradient transposes at a time: bounds its memory, and the length of
-// the sums.
+// Rows of T x B that a weight gradient packs at a time: bounds its memory.
 constexpr int64_t reduction_rows = 512;
 
 template <class T>
 struct BackwardBuffers {
   Arena<T> arena;
   Norms<T> norms;
-  Table<T> weight_f, weight_g, weight_sf, weight_sg, weight_r, weight_z, weight_h;  // transposed
+  Panels<T> weight_f, weight_g, weight_sf, weight_sg, weight_r, weight_z, weight_h;
   Table<T> f_tilde;                    // of every row
   Table<T> da_r, da_z, da_h, da_s;     // of every row
   Table<T> df;                         // of every row: df_tilde, df_bar, then da_f
   Table<T> dg, da_s_sum;               // of every rank: dg_bar, then da_g; sum over t of da_s
   Table<T> g_bar, h_0, dh, r, dv, du;  // of every rank
   Table<T> norm_grad;                  // of every rank: 6 gates x (scale, shift)
-  Table<T> left, right;                // transposed operands of a weight gradient
+  T *left = nullptr, *right = nullptr;  // packed operands of a weight gradient
 
-  BackwardBuffers(T* workspace, const Problem<T>& p, bool need_weights)
-      : arena(workspace), norms(arena, p) {
-    const int64_t all = p.steps * p.batch;
-    int64_t widest = p.hidden, input = 0, context = 0;
-    for (int64_t g = 0; g < p.groups; g++) {
-      input = std::max(input, p.group[g].input_size);
-      context = std::max(context, p.group[g].context_size);
-    }
-    widest = std::max({widest, input, context});
-    weight_f = Table<T>(arena, p.groups, input, p.hidden);
-    weight_g = Table<T>(arena, p.groups, context, p.hidden);
-    for (Table<T>* table : {&weight_sf, &weight_sg, &weight_r, &weight_z, &weight_h})
-      *table = Table<T>(arena, p.groups, p.hidden, p.hidden);
+  BackwardBuffers(Arena<T> memory, const Problem<T>& p, bool need_weights)
+      : arena(memory), norms(arena, p) {
+    const int64_t all = p.steps * p.batch, input = widest_input(p);
+    int64_t context = 0;
+    for (int64_t g = 0; g < p.groups; g++) context = std::max(context, p.group[g].context_size);
+    weight_f = Panels<T>(arena, p, p.hidden, input);
+    weight_g = Panels<T>(arena, p, p.hidden, context);
+    for (Panels<T>* panels : {&weight_sf, &weight_sg, &weight_r, &weight_z, &weight_h})
+      *panels = Panels<T>(arena, p, p.hidden, p.hidden);
     for (Table<T>* table : {&f_tilde, &da_r, &da_z, &da_h, &da_s, &df})
       *table = Table<T>(arena, p.groups, all, p.hidden);
     for (Table<T>* table : {&dg, &da_s_sum, &g_bar, &h_0, &dh, &r, &dv, &du})
       *table = Table<T>(arena, p.groups, p.batch, p.hidden);
     norm_grad = Table<T>(arena, p.groups, p.batch * gates * 2, p.hidden);
     if (need_weights) {
-      left = Table<T>(arena, 1, p.hidden, std::min(all, reduction_rows));
-      right = Table<T>(arena, 1, widest, std::min(all, reduction_rows));
+      const int64_t rows = std::min(all, reduction_rows);
+      left = arena.take(panels_size<T>(rows, p.hidden));
+      right = arena.take(panels_size<T>(rows, std::max({p.hidden, input, context})));
     }
   }
   T* norm_gradient(int64_t group, int64_t rank, Gate gate, int which) const {
     return norm_grad(group, (rank * gates + gate) * 2 + which);
   }
+};
+
+// A backward call's saved memory and workspace.
+template <class T>
+struct BackwardMemory {
+  Saved<T> saved;
+  std::optional<ForwardBuffers<T>> again;  // where the gates are computed again
+  std::optional<BackwardBuffers<T>> buffers;
+
+  BackwardMemory(T* saved_memory, T* workspace, const Problem<T>& p, bool need_weights)
+      : saved(saved_memory, p) {
+    Arena<T> arena(workspace);
+    if (p.recompute) {
+      saved.take_gates(arena, p);
+      again.emplace(arena, p, &saved);
+      arena = again->arena;
+    }
+    buffers.emplace(arena, p, need_weights);
+  }
+  int64_t size() const { return buffers->arena.used(); }
 };
 
 }  // namespace mmixer::cpu::MMIXER_ISA

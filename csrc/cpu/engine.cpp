@@ -23,12 +23,12 @@ int64_t saved_size(const Problem<T>& p) {
 template <class T>
 int64_t forward_workspace_size(const Problem<T>& p, bool save) {
   const Saved<T> saved(nullptr, p);
-  return ForwardBuffers<T>(nullptr, p, save ? &saved : nullptr).arena.used();
+  return ForwardBuffers<T>(Arena<T>(nullptr), p, save ? &saved : nullptr).arena.used();
 }
 
 template <class T>
 int64_t backward_workspace_size(const Problem<T>& p, bool need_weights) {
-  return BackwardBuffers<T>(nullptr, p, need_weights).arena.used();
+  return BackwardMemory<T>(nullptr, nullptr, p, need_weights).size();
 }
 
 template <class T>
@@ -36,7 +36,7 @@ void forward(const Problem<T>& p, const Schedule& schedule, T* output, T* h_n, T
              T* workspace) {
   const Saved<T> tables(saved_memory, p);
   const Saved<T>* saved = saved_memory ? &tables : nullptr;
-  const ForwardBuffers<T> buffers(workspace, p, saved);
+  const ForwardBuffers<T> buffers(Arena<T>(workspace), p, saved);
   auto body = [&](Member& member) {
     forward_team(member, p, schedule, buffers, saved, output, h_n);
   };
@@ -46,10 +46,18 @@ void forward(const Problem<T>& p, const Schedule& schedule, T* output, T* h_n, T
 template <class T>
 void backward(const Problem<T>& p, const Schedule& schedule, Rows<T> grad_output, Rows<T> grad_h_n,
               const T* saved_memory, const GroupGradient<T>* gradient, T* grad_hx, T* workspace) {
-  const Saved<T> saved(const_cast<T*>(saved_memory), p);
-  const BackwardBuffers<T> buffers(workspace, p, gradient[0].weight_f != nullptr);
-  const Backward<T> call{p,        schedule, saved,   buffers, grad_output,
-                         grad_h_n, gradient, grad_hx, p.hidden};
+  const BackwardMemory<T> memory(const_cast<T*>(saved_memory), workspace, p,
+                                 gradient[0].weight_f != nullptr);
+  const Backward<T> call{p,
+                         schedule,
+                         memory.saved,
+                         *memory.buffers,
+                         p.recompute ? &*memory.again : nullptr,
+                         grad_output,
+                         grad_h_n,
+                         gradient,
+                         grad_hx,
+                         p.hidden};
   auto body = [&](Member& member) { backward_team(member, call); };
   run_team(team_size(p), body);
 }

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "buffers.h"
+#include "dot.h"
 #include "gemm.h"
 #include "schedule.h"
 
@@ -59,6 +60,41 @@ void share_samples(Member& member, const Problem<T>& p, Recurrence recurrence) {
   }
 }
 
+// Calls body with the weight's address in the type that it is stored in.
+template <class T, class Body>
+void with_stored(const Problem<T>& p, const void* weight, Body body) {
+  if constexpr (sizeof(T) == sizeof(float))
+    if (p.bfloat16_weights) return body(static_cast<const bfloat16*>(weight));
+  body(static_cast<const T*>(weight));
+}
+
+// c(m) = W a(m), by panels where the call has packed them.
+template <class T, class RowsA, class RowsC>
+void project(const Member& member, const Problem<T>& p, RowsA a, int64_t M, const void* weight,
+             int64_t stride, int64_t K, const T* panels, RowsC c) {
+  if (panels) return gemm<T>(member, a, 1, M, panels, p.hidden, K, c);
+  with_stored(p, weight,
+              [&](const auto* w) { dot<T>(member, a, M, w, stride, p.hidden, K, c); });
+}
+
+template <class T>
+void pack_weights(const Member& member, const Problem<T>& p, const ForwardBuffers<T>& b) {
+  for (int64_t g = 0; g < p.groups; g++) {
+    const Group<T>& group = p.group[g];
+    const auto packed = [&](const void* weight, int64_t stride, int64_t K, T* panels) {
+      with_stored(p, weight, [&](const auto* w) {
+        pack_transposed<T>(member, w, stride, K, p.hidden, panels);
+      });
+    };
+    if (!b.weight_r(g)) return;
+    packed(group.weight_f, group.input_size, group.input_size, b.weight_f(g));
+    packed(group.weight_s, 2 * p.hidden, p.hidden, b.weight_s(g));
+    packed(group.weight_r, p.hidden, p.hidden, b.weight_r(g));
+    packed(group.weight_z, p.hidden, p.hidden, b.weight_z(g));
+    packed(group.weight_h, p.hidden, p.hidden, b.weight_h(g));
+  }
+}
+
 template <class T>
 void forward_recurrence(Member& member, const Problem<T>& p, const Schedule& schedule,
                         const ForwardBuffers<T>& b, const Saved<T>* saved, const Slice* slices,
@@ -66,13 +102,14 @@ void forward_recurrence(Member& member, const Problem<T>& p, const Schedule& sch
   const int64_t H_ = p.hidden;
   for (int64_t t = 0; t < p.steps; t++) {
     const int64_t first = schedule.first_row[t];
-    const auto step_row = [&](int64_t rank) { return b.save ? first + rank : rank; };
-    const auto product = [&](Gate gate, const T* (Group<T>::*weight), const Table<T>& operand) {
+    const auto step_row = [&](int64_t rank) { return b.keep ? first + rank : rank; };
+    const auto product = [&](Gate gate, const void* Group<T>::*weight, const Panels<T>& panels,
+                             const Table<T>& operand) {
       for (int64_t i = 0; i < count; i++) {
         const Slice& slice = slices[i];
-        gemm<T>(
-            member, [&](int64_t m) { return operand(slice.group, slice.begin + m); },
-            slice.active(schedule, t), p.group[slice.group].*weight, H_, H_, H_,
+        project<T>(
+            member, p, [&](int64_t m) { return operand(slice.group, slice.begin + m); },
+            slice.active(schedule, t), p.group[slice.group].*weight, H_, H_, panels(slice.group),
             [&](int64_t m) { return b.x_hat[gate](slice.group, step_row(slice.begin + m)); });
       }
     };
@@ -84,41 +121,39 @@ void forward_recurrence(Member& member, const Problem<T>& p, const Schedule& sch
       });
       member.barrier();
     }
-    product(R, &Group<T>::weight_r, b.u);
-    product(Z, &Group<T>::weight_z, b.u);
+    product(R, &Group<T>::weight_r, b.weight_r, b.u);
+    product(Z, &Group<T>::weight_z, b.weight_z, b.u);
     member.barrier();
     each_active(member, slices, count, schedule, t, [&](const Slice& slice, int64_t rank) {
       const int64_t g = slice.group, row = step_row(rank);
       T *x_r = b.x_hat[R](g, row), *x_z = b.x_hat[Z](g, row);
-      const T r_std_r = normalize(b.norms.enabled, x_r, H_, p.eps);
-      const T r_std_z = normalize(b.norms.enabled, x_z, H_, p.eps);
-      if (saved) saved->r_std[R](g, 0)[row] = r_std_r, saved->r_std[Z](g, 0)[row] = r_std_z;
+      const Statistics<T> of_r = b.statistics(R, g, row, p), of_z = b.statistics(Z, g, row, p);
       const Norm<T> norm_r = b.norms(g, R), norm_z = b.norms(g, Z);
       const T *h = b.h(g, rank), *f = b.f_tilde(g, first + rank);
       T *v = b.v(g, rank), *z = b.z(g, rank);
       for (int64_t j = 0; j < H_; j += lanes<T>) {
-        const Vector<T> r = sigmoid(norm_r(x_r, j));          // Eq. 11
-        store(z + j, sigmoid(norm_z(x_z, j)));                // Eq. 12
+        const Vector<T> r = sigmoid(norm_r(of_r.normalize(x_r, j), j));  // Eq. 11
+        store(z + j, sigmoid(norm_z(of_z.normalize(x_z, j), j)));        // Eq. 12
         store(v + j, r * load(h + j) + load(f + j));
       }
     });
     member.barrier();
-    product(H, &Group<T>::weight_h, b.v);
+    product(H, &Group<T>::weight_h, b.weight_h, b.v);
     member.barrier();
     each_active(member, slices, count, schedule, t, [&](const Slice& slice, int64_t rank) {
       const int64_t g = slice.group, row = step_row(rank);
       T* x_h = b.x_hat[H](g, row);
-      const T r_std = normalize(b.norms.enabled, x_h, H_, p.eps);
-      if (saved) saved->r_std[H](g, 0)[row] = r_std;
+      const Statistics<T> of_h = b.statistics(H, g, row, p);
       const Norm<T> norm = b.norms(g, H);
       const bool continues = rank < schedule.active(t + 1);
       const T* f_next = continues ? b.f_tilde(g, schedule.first_row[t + 1] + rank) : nullptr;
       const T* z = b.z(g, rank);
-      T *h = b.h(g, rank), *u = b.u(g, rank), *h_saved = saved ? saved->h(g, row) : nullptr;
+      T *h = b.h(g, rank), *u = b.u(g, rank);
+      T* h_saved = saved ? saved->h(g, first + rank) : nullptr;
       T* out = output + ((g * p.steps + t) * p.batch + schedule.sample[rank]) * H_;
       for (int64_t j = 0; j < H_; j += lanes<T>) {
-        const Vector<T> h_tilde = tanh(norm(x_h, j));                                // Eq. 14
-        const Vector<T> next = interpolate(load(z + j), h_tilde, load(h + j));       // Eq. 13
+        const Vector<T> h_tilde = tanh(norm(of_h.normalize(x_h, j), j));        // Eq. 14
+        const Vector<T> next = interpolate(load(z + j), h_tilde, load(h + j));  // Eq. 13
         store(h + j, next);
         store(out + j, next, H_ - j);
         if (h_saved) store(h_saved + j, next);
@@ -132,34 +167,34 @@ void forward_recurrence(Member& member, const Problem<T>& p, const Schedule& sch
 // f_bar, g_bar, s and f_tilde of every row (Eq. 7-10); ends with a barrier.
 template <class T>
 void forward_mix(Member& member, const Problem<T>& p, const Schedule& schedule,
-                 const ForwardBuffers<T>& b, const Saved<T>* saved) {
+                 const ForwardBuffers<T>& b) {
   const int64_t H_ = p.hidden, rows = schedule.rows();
   const auto activate = [&](Gate gate, const Table<T>& bar, int64_t count) {
     for (int64_t i = member.begin(p.groups * count); i < member.end(p.groups * count); i++) {
       const int64_t g = i / count, row = i % count;
       T* x = b.x_hat[gate](g, row);
-      const T r_std = normalize(b.norms.enabled, x, H_, p.eps);
-      if (saved) saved->r_std[gate](g, 0)[row] = r_std;
+      const Statistics<T> of_row = b.statistics(gate, g, row, p);
       const Norm<T> norm = b.norms(g, gate);
-      for (int64_t j = 0; j < H_; j += lanes<T>) store(bar(g, row) + j, tanh(norm(x, j)));
+      for (int64_t j = 0; j < H_; j += lanes<T>)
+        store(bar(g, row) + j, tanh(norm(of_row.normalize(x, j), j)));
     }
   };
   for (int64_t g = 0; g < p.groups; g++) {
     const Group<T>& group = p.group[g];
-    gemm<T>(
-        member,
+    project<T>(
+        member, p,
         [&](int64_t row) {
           return group.input + schedule.step_of_row[row] * group.input_stride_step +
                  schedule.sample[schedule.rank_of_row(row)] * group.input_stride_sample;
         },
-        rows, group.weight_f, group.input_size, H_, group.input_size,
+        rows, group.weight_f, group.input_size, group.input_size, b.weight_f(g),
         [&](int64_t row) { return b.x_hat[F](g, row); });
-    gemm<T>(
-        member,
+    project<T>(
+        member, p,
         [&](int64_t rank) {
           return group.context + schedule.sample[rank] * group.context_stride_sample;
         },
-        p.batch, group.weight_g, group.context_size, H_, group.context_size,
+        p.batch, group.weight_g, group.context_size, group.context_size, nullptr,
         [&](int64_t rank) { return b.x_hat[G](g, rank); });
   }
   member.barrier();
@@ -167,13 +202,15 @@ void forward_mix(Member& member, const Problem<T>& p, const Schedule& schedule,
   activate(G, b.g_bar, p.batch);  // Eq. 8
   member.barrier();
   for (int64_t g = 0; g < p.groups; g++) {
-    const T* weight = p.group[g].weight_s;
-    gemm<T>(
-        member, [&](int64_t row) { return b.f_tilde(g, row); }, rows, weight, 2 * H_, H_, H_,
-        [&](int64_t row) { return b.x_hat[S](g, row); });
-    gemm<T>(
-        member, [&](int64_t rank) { return b.g_bar(g, rank); }, p.batch, weight + H_, 2 * H_, H_,
-        H_, [&](int64_t rank) { return b.s_g(g, rank); });
+    const void* weight = p.group[g].weight_s;
+    project<T>(
+        member, p, [&](int64_t row) { return b.f_tilde(g, row); }, rows, weight, 2 * H_, H_,
+        b.weight_s(g), [&](int64_t row) { return b.x_hat[S](g, row); });
+    with_stored(p, weight, [&](const auto* w) {
+      dot<T>(
+          member, [&](int64_t rank) { return b.g_bar(g, rank); }, p.batch, w + H_, 2 * H_, H_, H_,
+          [&](int64_t rank) { return b.s_g(g, rank); });
+    });
   }
   member.barrier();
   for (int64_t i = member.begin(p.groups * rows); i < member.end(p.groups * rows); i++) {
@@ -181,11 +218,10 @@ void forward_mix(Member& member, const Problem<T>& p, const Schedule& schedule,
     T *x = b.x_hat[S](g, row), *f = b.f_tilde(g, row);
     const T *s_g = b.s_g(g, rank), *g_bar = b.g_bar(g, rank);
     for (int64_t j = 0; j < H_; j += lanes<T>) store(x + j, load(x + j) + load(s_g + j));
-    const T r_std = normalize(b.norms.enabled, x, H_, p.eps);
-    if (saved) saved->r_std[S](g, 0)[row] = r_std;
+    const Statistics<T> of_row = b.statistics(S, g, row, p);
     const Norm<T> norm = b.norms(g, S);
     for (int64_t j = 0; j < H_; j += lanes<T>) {
-      const Vector<T> y = norm(x, j);
+      const Vector<T> y = norm(of_row.normalize(x, j), j);
       store(f + j, p.mix == Mix::concat
                        ? y
                        : interpolate(sigmoid(y), load(f + j), load(g_bar + j)));  // Eq. 9-10
@@ -199,6 +235,7 @@ void forward_team(Member& member, const Problem<T>& p, const Schedule& schedule,
                   const ForwardBuffers<T>& b, const Saved<T>* saved, T* output, T* h_n) {
   const int64_t H_ = p.hidden, states = p.groups * p.batch;
   b.norms.fill(member, p);
+  pack_weights(member, p, b);
   for (int64_t i = member.begin(states); i < member.end(states); i++) {
     const int64_t g = i / p.batch, rank = i % p.batch;
     T* h = b.h(g, rank);
@@ -208,7 +245,7 @@ void forward_team(Member& member, const Problem<T>& p, const Schedule& schedule,
       store(h + j, h_0 ? load(h_0 + j, H_ - j) : Vector<T>{});
   }
   member.barrier();
-  forward_mix(member, p, schedule, b, saved);
+  forward_mix(member, p, schedule, b);
   share_samples(member, p, [&](Member& team, const Slice* slices, int64_t count) {
     forward_recurrence(team, p, schedule, b, saved, slices, count, output);
   });

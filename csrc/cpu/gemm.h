@@ -1,12 +1,12 @@
-// C = A W^T, the one matrix product of the engine: both operands are read along k, as PyTorch stores
-// them, so that weights need no packing.
+// C = A B, the matrix product of everything that is large or repeated: B is packed first.
 //
-// A member owns a range of rows of A, or of columns of C where there are few rows. A tile of MR x NR
-// sums stays in registers; rows of A are taken in blocks that stay in L1 while W streams past once a
-// block. Bound: FMA throughput for blocks of 8 rows and more, the bandwidth of W below.
+// B is cut into panels: one vector of columns and all k, contiguous. A tile of MR rows of A and NR
+// panels keeps its part of C in registers while k runs; a step loads NR vectors of B and broadcasts
+// MR values of A. A member owns a range of rows, or of panels where there are few rows. Bound: FMA
+// throughput from three rows on, the bandwidth of B below.
 //
-// Each element of C is summed in an order that depends on K alone, lane by lane and then across
-// lanes: not on the tile, the thread or the number of rows.
+// Each element of C is summed in chains of multiply-adds in the order of k, one chain after the other:
+// its bits do not depend on tiles, threads or the number of rows.
 #pragma once
 
 #include <algorithm>
@@ -16,119 +16,154 @@
 
 namespace mmixer::cpu::MMIXER_ISA {
 
-constexpr int tile_rows = 4;
-constexpr int64_t block_rows = 12;
-
-// Columns of a tile of MR rows, so that sums and one operand fill the registers.
-constexpr int tile_columns(int mr) {
-  if (vector_registers == 32) return mr == 1 ? 8 : 6;
-  return mr == 1 ? 8 : mr == 2 ? 5 : mr == 3 ? 4 : 3;
+// Length of a panel. A cache line is left free, lest all panels meet in one set of L1.
+template <class T>
+inline int64_t panel_size(int64_t K) {
+  return (K + 64 / vector_bytes) * lanes<T>;
 }
 
-// Kept out of its callers, whose live values would push the sums out of the registers.
-template <class T, int MR, int NR>
-__attribute__((noinline)) void gemm_tile(const T* const* a, const T* w, int64_t w_stride, int64_t K, T* const* c,
-                      int64_t n, bool accumulate) {
-  using V = Vector<T>;
+template <class T>
+inline int64_t panels_size(int64_t K, int64_t N) {
+  return (N + lanes<T> - 1) / lanes<T> * panel_size<T>(K);
+}
+
+// Packs rows of B: rows(k)(n) is the vector of row k's elements from n on.
+template <class T, class Rows>
+void pack_rows(const Member& member, Rows rows, int64_t K, int64_t N, T* panels) {
   constexpr int L = lanes<T>;
-  V sums[MR][NR] = {};
-  auto add = [&](auto load_at) __attribute__((always_inline)) {
-    V columns[NR];
-#pragma GCC unroll 8
-    for (int j = 0; j < NR; j++) columns[j] = load_at(w + j * w_stride);
-#pragma GCC unroll 8
-    for (int i = 0; i < MR; i++) {
-      const V row = load_at(a[i]);
-#pragma GCC unroll 8
-      for (int j = 0; j < NR; j++) sums[i][j] += row * columns[j];
+  const int64_t count = (N + L - 1) / L, size = panel_size<T>(K);
+  constexpr int64_t together = 8;  // panels written side by side, so that rows are read in lines
+  for (int64_t i = member.begin(count); i < member.end(count); i += together) {
+    const int64_t next = std::min(i + together, member.end(count));
+    for (int64_t k = 0; k < K; k++) {
+      const auto row = rows(k);
+      for (int64_t j = i; j < next; j++) store(panels + j * size + k * L, row(j * L));
     }
-  };
-  int64_t k = 0;
-  for (; k + L <= K; k += L) add([k](const T* p) { return load(p + k); });
-  if (k < K) {
-    // The last, partial vector ends with the row: what it repeats is masked in both operands.
-    if (K >= L)
-      add([k, K](const T* p) { return keep_from<T>(load(p + K - L), int(L - (K - k))); });
-    else
-      add([K](const T* p) { return load(p, K); });
   }
-  T total[MR * NR];
-  constexpr int in_fours = MR * NR / 4 * 4;
-#pragma GCC unroll 8
-  for (int i = 0; i < in_fours; i += 4) sum_four<T>(&sums[0][0] + i, total + i);
-#pragma GCC unroll 8
-  for (int i = in_fours; i < MR * NR; i++) total[i] = sum<T>((&sums[0][0])[i]);
-#pragma GCC unroll 8
-  for (int i = 0; i < MR; i++)
-#pragma GCC unroll 8
-    for (int j = 0; j < NR; j++)
-      c[i][n + j] = accumulate ? c[i][n + j] + total[i * NR + j] : total[i * NR + j];
 }
 
-template <class T, int MR, int NR>
-inline void gemm_columns(const T* const* a, const T* w, int64_t w_stride, int64_t K, T* const* c,
-                         int64_t n, int64_t n_end, bool accumulate) {
-  for (; n + NR <= n_end; n += NR)
-    gemm_tile<T, MR, NR>(a, w + n * w_stride, w_stride, K, c, n, accumulate);
-  if constexpr (NR > 1)
-    if (n < n_end) gemm_columns<T, MR, NR / 2>(a, w, w_stride, K, c, n, n_end, accumulate);
-}
-
-// c(m)[n] (+)= sum_k a(m)[k] w[n * w_stride + k] for m < M, n < N; a and c give the rows' addresses.
-template <class T, class RowsA, class RowsC>
-void gemm(const Member& member, RowsA a, int64_t M, const T* w, int64_t w_stride, int64_t N,
-          int64_t K, RowsC c, bool accumulate = false) {
-  int64_t m = 0, m_end = M, n = 0, n_end = N;
-  const int64_t blocks = (M + block_rows - 1) / block_rows;
-  if (blocks >= 2 * member.size()) {
-    m = member.begin(blocks) * block_rows;
-    m_end = std::min(M, member.end(blocks) * block_rows);
-  } else {
-    n = member.begin(N);
-    n_end = member.end(N);
-  }
-  constexpr int64_t panel = 24;  // columns of W that stay in L1 while a block of rows passes
-  for (; m < m_end; m += block_rows) {
-    const int64_t rows = std::min(block_rows, m_end - m);
-    const T* a_rows[block_rows];
-    T* c_rows[block_rows];
-    for (int64_t i = 0; i < rows; i++) a_rows[i] = a(m + i), c_rows[i] = c(m + i);
-    for (int64_t first = n; first < n_end; first += panel) {
-      const int64_t last = std::min(first + panel, n_end);
-      for (int64_t i = 0; i < rows; i += tile_rows) {
-        auto tiles = [&](auto mr) {
-          constexpr int MR = decltype(mr)::value;
-          gemm_columns<T, MR, tile_columns(MR)>(a_rows + i, w, w_stride, K, c_rows + i, first, last,
-                                                accumulate);
-        };
-        switch (std::min<int64_t>(tile_rows, rows - i)) {
-          case 4: tiles(std::integral_constant<int, 4>{}); break;
-          case 3: tiles(std::integral_constant<int, 3>{}); break;
-          case 2: tiles(std::integral_constant<int, 2>{}); break;
-          default: tiles(std::integral_constant<int, 1>{});
-        }
+// Packs B[k][n] = w[n * stride + k]: a weight of N rows, as PyTorch stores it. Stored is T, or
+// bfloat16 where T is float.
+template <class T, class Stored>
+void pack_transposed(const Member& member, const Stored* w, int64_t stride, int64_t K, int64_t N,
+                     T* panels) {
+  constexpr int L = lanes<T>;
+  const int64_t count = (N + L - 1) / L, size = panel_size<T>(K);
+  for (int64_t i = member.begin(count); i < member.end(count); i++) {
+    const Stored* source = w + i * L * stride;
+    const int64_t rows = std::min<int64_t>(L, N - i * L);
+    T* target = panels + i * size;
+    for (int64_t k = 0; k < K; k += L) {
+      Vector<T> block[L];
+      if (rows == L && k + L <= K) {
+#pragma GCC unroll 16
+        for (int j = 0; j < L; j++)
+          block[j] = load(source + j * stride + k);
+        transpose<T>(block);
+#pragma GCC unroll 16
+        for (int j = 0; j < L; j++) store(target + (k + j) * L, block[j]);
+      } else {
+        for (int j = 0; j < L; j++)
+          block[j] = j < rows ? load(source + j * stride + k, K - k) : Vector<T>{};
+        transpose<T>(block);
+        for (int64_t j = 0; j < std::min<int64_t>(L, K - k); j++)
+          store(target + (k + j) * L, block[j]);
       }
     }
   }
 }
 
-// target[j * target_stride + i] = element (i, j) for i < M, j < N, where source(i, j) is the vector of
-// elements from j on; a member takes a range of columns.
-template <class T, class Source>
-void transpose(const Member& member, Source source, int64_t M, int64_t N, T* target,
-               int64_t target_stride) {
+// Terms of a chain: long chains cost precision, and short ones the time of adding them to C.
+constexpr int64_t chain = 128;
+
+constexpr int tile_rows = vector_registers == 32 ? 8 : 6;
+
+// Panels of a tile of mr rows: sums, one step's B and one value of A fill the registers.
+constexpr int tile_panels(int mr) { return std::min(8, (vector_registers - 1) / (mr + 1)); }
+
+// Kept out of its callers, whose live values would push the sums out of the registers.
+template <class T, int MR, int NR>
+__attribute__((noinline)) void gemm_tile(const T* const* a, int64_t a_step, const T* panels,
+                                         int64_t K, T* const* c, int64_t columns,
+                                         bool accumulate) {
+  using V = Vector<T>;
   constexpr int L = lanes<T>;
-  const int64_t groups = (N + L - 1) / L;
-  for (int64_t group = member.begin(groups); group < member.end(groups); group++) {
-    const int64_t j = group * L;
-    for (int64_t i = 0; i < M; i += L) {
-      Vector<T> rows[L];
-      for (int k = 0; k < L; k++) rows[k] = i + k < M ? source(i + k, j) : Vector<T>{};
-      transpose<T>(rows);
-      for (int64_t k = 0; k < std::min<int64_t>(L, N - j); k++)
-        store(target + (j + k) * target_stride + i, rows[k], M - i);
+  const int64_t size = panel_size<T>(K);
+  const T* row[MR];
+#pragma GCC unroll 8
+  for (int i = 0; i < MR; i++) row[i] = a[i];
+  for (int64_t first = 0; first < K; first += chain) {
+    V sums[MR][NR] = {};
+    const int64_t last = std::min(first + chain, K);
+#pragma GCC unroll 4
+    for (int64_t k = first; k < last; k++) {
+      V step[NR];
+#pragma GCC unroll 8
+      for (int j = 0; j < NR; j++) step[j] = load(panels + j * size + k * L);
+#pragma GCC unroll 8
+      for (int i = 0; i < MR; i++) {
+        const V value = broadcast(row[i][k * a_step]);
+#pragma GCC unroll 8
+        for (int j = 0; j < NR; j++) sums[i][j] += value * step[j];
+      }
     }
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; i++)
+#pragma GCC unroll 8
+      for (int j = 0; j < NR; j++) {
+        T* target = c[i] + j * L;
+        if (accumulate || first > 0) sums[i][j] += load(target, columns - j * L);
+        store(target, sums[i][j], columns - j * L);
+      }
   }
+}
+
+// Calls body(first, last) for parts of [begin, end) of at most `limit`, as equal as they can be.
+template <class Body>
+inline void in_parts(int64_t begin, int64_t end, int64_t limit, Body body) {
+  if (begin == end) return;
+  const int64_t parts = (end - begin + limit - 1) / limit, size = (end - begin) / parts;
+  for (int64_t longer = (end - begin) % parts; begin < end; longer--) {
+    const int64_t next = begin + size + (longer > 0);
+    body(begin, next);
+    begin = next;
+  }
+}
+
+// c(m)[n] (+)= sum_k a(m)[k * a_step] B[k][n] for m < M, n < N; a and c give the rows' addresses.
+template <class T, class RowsA, class RowsC>
+void gemm(const Member& member, RowsA a, int64_t a_step, int64_t M, const T* panels, int64_t N,
+          int64_t K, RowsC c, bool accumulate = false) {
+  constexpr int L = lanes<T>;
+  constexpr int64_t block = 8 * tile_rows;  // rows that stay in L2 while the panels pass
+  const int64_t count = (N + L - 1) / L, blocks = (M + tile_rows - 1) / tile_rows;
+  int64_t m_begin = 0, m_end = M, first = 0, last = count;
+  if (blocks >= 4 * member.size()) {
+    m_begin = member.begin(blocks) * tile_rows;
+    m_end = std::min(M, member.end(blocks) * tile_rows);
+  } else {
+    first = member.begin(count);
+    last = member.end(count);
+  }
+  in_parts(m_begin, m_end, block, [&](int64_t m_first, int64_t m_last) {
+    const int64_t tiles = (m_last - m_first + tile_rows - 1) / tile_rows;
+    const int most_rows = int((m_last - m_first + tiles - 1) / tiles);
+    in_parts(first, last, tile_panels(most_rows), [&](int64_t i, int64_t i_next) {
+      in_parts(m_first, m_last, tile_rows, [&](int64_t m, int64_t m_next) {
+        with_constant<tile_rows>(m_next - m, [&](auto mr) {
+          constexpr int MR = decltype(mr)::value;
+          const T* a_rows[MR];
+          T* c_rows[MR];
+          for (int row = 0; row < MR; row++)
+            a_rows[row] = a(m + row), c_rows[row] = c(m + row) + i * L;
+          with_constant<tile_panels(MR)>(i_next - i, [&](auto nr) {
+            gemm_tile<T, MR, decltype(nr)::value>(a_rows, a_step, panels + i * panel_size<T>(K), K,
+                                                  c_rows, N - i * L, accumulate);
+          });
+        });
+      });
+    });
+  });
 }
 
 }  // namespace mmixer::cpu::MMIXER_ISA

@@ -17,7 +17,8 @@ struct Group {
   int64_t input_stride_step, input_stride_sample, input_size;
   const T* context;  // [B, context_size]
   int64_t context_stride_sample, context_size;
-  const T *weight_f, *weight_g, *weight_s, *weight_r, *weight_z, *weight_h;
+  // T, or bfloat16 where the problem says so.
+  const void *weight_f, *weight_g, *weight_s, *weight_r, *weight_z, *weight_h;
   const T *norm_weight, *norm_bias;  // [6, H], both null without LayerNorm
 };
 
@@ -34,6 +35,8 @@ template <class T>
 struct Problem {
   int64_t groups, steps, batch, hidden;
   Mix mix;
+  bool bfloat16_weights;  // only where T is float
+  bool recompute;         // forward saves only the states, backward computes the rest again
   T eps;
   int threads;
   const Group<T>* group;   // [G]

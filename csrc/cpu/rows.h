@@ -19,14 +19,18 @@ inline int64_t padded(int64_t size) {
   return (size + unit - 1) / unit * unit;
 }
 
-// sum over the row of value(j), a vector for the lanes from j on.
+// sum over the row of value(j), a vector for the lanes from j on: four sums side by side, so that
+// none waits for the last addition.
 template <class T, class Value>
 inline T sum_row(int64_t size, Value value) {
-  Vector<T> total{};
+  constexpr int L = lanes<T>;
+  Vector<T> total[4] = {};
   int64_t j = 0;
-  for (; j + lanes<T> <= size; j += lanes<T>) total += value(j);
-  if (j < size) total += keep_below<T>(value(j), int(size - j));
-  return sum<T>(total);
+  for (; j + 4 * L <= size; j += 4 * L)
+    for (int i = 0; i < 4; i++) total[i] += value(j + i * L);
+  for (; j + L <= size; j += L) total[0] += value(j);
+  if (j < size) total[1] += keep_below<T>(value(j), int(size - j));
+  return sum<T>((total[0] + total[1]) + (total[2] + total[3]));
 }
 
 // Scale, shift and the switch of a gate's LayerNorm. Without it: scale 1, shift 0.
@@ -35,24 +39,33 @@ struct Norm {
   const T *scale, *shift;  // padded
   bool enabled;
 
-  Vector<T> operator()(const T* x_hat, int64_t j) const {
-    return load(x_hat + j) * load(scale + j) + load(shift + j);
+  Vector<T> operator()(Vector<T> x_hat, int64_t j) const {
+    return x_hat * load(scale + j) + load(shift + j);
   }
+  Vector<T> operator()(const T* x_hat, int64_t j) const { return (*this)(load(x_hat + j), j); }
 };
 
-// a becomes x_hat = (a - mean(a)) / sqrt(var(a) + eps), in place; returns 1 / sqrt(var(a) + eps).
+// A row's mean and 1 / sqrt(variance + eps); 0 and 1 without LayerNorm.
 template <class T>
-inline T normalize(bool enabled, T* a, int64_t size, T eps) {
-  if (!enabled) return 1;
-  const T mean = sum_row<T>(size, [&](int64_t j) { return load(a + j); }) / T(size);
-  const T variance = sum_row<T>(size, [&](int64_t j) {
-                       const Vector<T> centred = load(a + j) - mean;
-                       return centred * centred;
-                     }) / T(size);
-  const T r_std = 1 / std::sqrt(variance + eps);
-  for (int64_t j = 0; j < size; j += lanes<T>) store(a + j, (load(a + j) - mean) * r_std);
-  return r_std;
-}
+struct Statistics {
+  T mean = 0, r_std = 1;
+
+  Statistics(bool enabled, const T* a, int64_t size, T eps) {
+    if (!enabled) return;
+    mean = sum_row<T>(size, [&](int64_t j) { return load(a + j); }) / T(size);
+    const T variance = sum_row<T>(size, [&](int64_t j) {
+                         const Vector<T> centred = load(a + j) - mean;
+                         return centred * centred;
+                       }) / T(size);
+    r_std = 1 / std::sqrt(variance + eps);
+  }
+  // a becomes x_hat, from j on.
+  Vector<T> normalize(T* a, int64_t j) const {
+    const Vector<T> x_hat = (load(a + j) - mean) * r_std;
+    store(a + j, x_hat);
+    return x_hat;
+  }
+};
 
 // dy becomes da, in place; adds dy * x_hat and dy to the gradients of scale and shift.
 template <class T>

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <thread>
+#include <vector>
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -57,7 +58,6 @@ int available_processors() {
 void run_team(int threads, void (*body)(Member&, void*), void* context) {
   TeamState state;
 #ifdef _OPENMP
-  threads = std::min(threads, available_processors());
   if (threads > 1 && !omp_in_parallel()) {
 #pragma omp parallel num_threads(threads)
     {
@@ -66,10 +66,16 @@ void run_team(int threads, void (*body)(Member&, void*), void* context) {
     }
     return;
   }
+  threads = 1;
 #endif
-  (void)threads;
-  Member member(0, 1, &state);
-  body(member, context);
+  const auto run = [&](int index) {
+    Member member(index, threads, &state);
+    body(member, context);
+  };
+  std::vector<std::thread> others;
+  for (int index = 1; index < threads; index++) others.emplace_back(run, index);
+  run(0);
+  for (std::thread& other : others) other.join();
 }
 
 }  // namespace mmixer::cpu

@@ -31,8 +31,9 @@ class Member {
   TeamState* state_;
 };
 
-// Runs body on up to `threads` threads of the OpenMP pool that torch uses too (libgomp, one per
-// process); fewer inside a parallel region, where the pool gives none.
+// Runs body on `threads` threads of the OpenMP pool that torch uses too (libgomp, one per process);
+// fewer inside a parallel region, where the pool gives none. Built without OpenMP, on threads of the
+// call's own.
 void run_team(int threads, void (*body)(Member&, void*), void* context);
 
 // The processors that this process may use.

@@ -69,14 +69,37 @@ inline void store(T* p, Vector<T> v, int64_t count) {
   for (int64_t i = 0; i < count; i++) p[i] = v[i];
 }
 
-template <class T>
-inline Vector<T> broadcast(T x) {
-  return x - Vector<T>{};
+// The upper half of a float32.
+struct bfloat16 {
+  uint16_t bits;
+};
+
+inline Vector<float> load(const bfloat16* p) {
+  typedef uint16_t Half __attribute__((vector_size(vector_bytes / 2)));
+  typedef uint32_t Whole __attribute__((vector_size(vector_bytes)));
+  Half half;
+  std::memcpy(&half, p, sizeof half);
+  return (Vector<float>)(__builtin_convertvector(half, Whole) << 16);
+}
+
+inline Vector<float> load(const bfloat16* p, int64_t count) {
+  if (count >= lanes<float>) return load(p);
+  bfloat16 buffer[lanes<float>] = {};
+  for (int64_t i = 0; i < count; i++) buffer[i] = p[i];
+  return load(buffer);
+}
+
+// Calls body(std::integral_constant<int, value>) for a value in 1..largest.
+template <int largest, class Body>
+inline void with_constant(int64_t value, Body body) {
+  if constexpr (largest > 1)
+    if (value < largest) return with_constant<largest - 1>(value, body);
+  body(std::integral_constant<int, largest>{});
 }
 
 template <class T>
-inline Vector<T> select(IntVector<T> mask, Vector<T> a, Vector<T> b) {
-  return (Vector<T>)((mask & (IntVector<T>)a) | (~mask & (IntVector<T>)b));
+inline Vector<T> broadcast(T x) {
+  return x - Vector<T>{};
 }
 
 template <class T>
@@ -143,35 +166,39 @@ inline void sum_four(const Vector<T>* v, T* total) {
   }
 }
 
-template <class T, int... lane>
-inline Vector<T> interleave_low(Vector<T> a, Vector<T> b, std::integer_sequence<int, lane...>) {
-  return MMIXER_SHUFFLE(T, a, b, (lane / 2 + (lane % 2) * lanes<T>)...);
+// Exchanges the upper half of each block of 2 h lanes of a with the lower half of that block of b.
+template <class T, int h, int... lane>
+inline void exchange(Vector<T>& a, Vector<T>& b, std::integer_sequence<int, lane...>) {
+  constexpr int L = lanes<T>;
+  const Vector<T> low = MMIXER_SHUFFLE(T, a, b, (lane & h ? L + lane - h : lane)...);
+  b = MMIXER_SHUFFLE(T, a, b, (lane & h ? L + lane : lane + h)...);
+  a = low;
 }
 
-template <class T, int... lane>
-inline Vector<T> interleave_high(Vector<T> a, Vector<T> b, std::integer_sequence<int, lane...>) {
-  return MMIXER_SHUFFLE(T, a, b, (lanes<T> / 2 + lane / 2 + (lane % 2) * lanes<T>)...);
-}
-
-// rows[i][j] becomes rows[j][i]: log2(lanes) rounds of a perfect shuffle.
-template <class T>
+// rows[i][j] becomes rows[j][i]: blocks of the upper right change places with those of the lower
+// left, at each size of block.
+template <class T, int h = lanes<T> / 2>
 inline void transpose(Vector<T> (&rows)[lanes<T>]) {
-  constexpr auto sequence = std::make_integer_sequence<int, lanes<T>>{};
-  for (int round = 1; round < lanes<T>; round *= 2) {
-    Vector<T> next[lanes<T>];
-    for (int i = 0; i < lanes<T> / 2; i++) {
-      next[2 * i] = interleave_low<T>(rows[i], rows[i + lanes<T> / 2], sequence);
-      next[2 * i + 1] = interleave_high<T>(rows[i], rows[i + lanes<T> / 2], sequence);
-    }
-    for (int i = 0; i < lanes<T>; i++) rows[i] = next[i];
+  if constexpr (h > 0) {
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes<T>; i++)
+      if (!(i & h))
+        exchange<T, h>(rows[i], rows[i + h], std::make_integer_sequence<int, lanes<T>>{});
+    transpose<T, h / 2>(rows);
   }
 }
 
-// exp for x in [-87.3, 88.3], clamped outside; NaN stays NaN. Relative error below 2e-7.
-inline Vector<float> exp(Vector<float> x) {
+// exp(x) = power * (1 + rest), power = 2^n the nearest to it.
+struct ScaledExp {
+  Vector<float> power, rest;
+};
+
+// |rest| has a relative error below 1e-7. Beyond low or high, x is taken to be that; NaN stays NaN.
+// -87.3 < low and high < 88 keep power a normal number.
+inline ScaledExp scaled_exp(Vector<float> x, float low, float high) {
   using V = Vector<float>;
-  const V low = broadcast(-87.3f), high = broadcast(88.3f);
-  x = select<float>(x < low, low, select<float>(x > high, high, x));
+  x = x < low ? low - V{} : x;
+  x = x > high ? high - V{} : x;
   const V shifted = x * 1.44269504f + 12582912.f;  // 1.5 * 2^23: rounds to integer in the low bits
   const V n = shifted - 12582912.f;
   const V r = x - n * 0.693359375f + n * 2.12194440e-4f;
@@ -180,27 +207,24 @@ inline Vector<float> exp(Vector<float> x) {
   p = p * r + 4.1665795894e-2f;
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + (r + 1.f);
-  return (V)((IntVector<float>)p + ((IntVector<float>)shifted << 23));
+  const IntVector<float> bits = ((IntVector<float>)shifted << 23) + 0x3f800000;
+  return {(V)bits, p * (r * r) + r};
 }
 
-// Absolute error below 2e-7.
+// Relative error below 2e-7 for x in [-87, 87]; clamped outside.
+inline Vector<float> exp(Vector<float> x) {
+  const ScaledExp e = scaled_exp(x, -87.f, 87.f);
+  return e.power * e.rest + e.power;
+}
+
+// Relative error below 3e-7 for x > -87; below it clamped, to 2e-38.
 inline Vector<float> sigmoid(Vector<float> x) { return 1.f / (1.f + exp(-x)); }
 
-// Relative error below 3e-7: an odd polynomial near 0, 1 - 2 / (exp(2 |x|) + 1) elsewhere.
+// Relative error below 3e-7. tanh(x) = m / (m + 2), m = exp(2 x) - 1; beyond 10 it is 1.
 inline Vector<float> tanh(Vector<float> x) {
-  using V = Vector<float>;
-  using I = IntVector<float>;
-  const I sign = (I)x & INT32_MIN;
-  const V magnitude = (V)((I)x ^ sign);
-  const V square = x * x;
-  V p = square * -5.70498872745e-3f + 2.06390887954e-2f;
-  p = p * square - 5.37397155531e-2f;
-  p = p * square + 1.33314422036e-1f;
-  p = p * square - 3.33332819422e-1f;
-  p = p * square * x + x;
-  const V tail = 1.f - 2.f / (exp(magnitude + magnitude) + 1.f);
-  return select<float>(magnitude < 0.625f, p, (V)((I)tail | sign));
+  const ScaledExp e = scaled_exp(x + x, -20.f, 20.f);
+  const Vector<float> m = e.power * e.rest + (e.power - 1.f);
+  return m / (m + 2.f);
 }
 
 inline Vector<double> sigmoid(Vector<double> x) {

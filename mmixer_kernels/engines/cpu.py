@@ -192,6 +192,8 @@ class _Call:
         self.native = _native.Call(
             self.sizes,
             mix == "concat",
+            False,
+            False,
             eps,
             torch.get_num_threads(),
             groups,

@@ -1,0 +1,106 @@
+// C = A W^T without packing, for weights that a call uses once: a single step, and the context.
+//
+// Both operands are read along k, as PyTorch stores them: W passes once, from where it lies. A member
+// owns a range of rows of A, or of columns of C where there are few rows. Bound: the bandwidth of W
+// up to four rows, FMA throughput above.
+//
+// Each element of C is summed in an order that depends on K alone, lane by lane and then across
+// lanes: not on tiles, threads or the number of rows. (It is another order than gemm.h's.)
+#pragma once
+
+#include <algorithm>
+
+#include "team.h"
+#include "vector.h"
+
+namespace mmixer::cpu::MMIXER_ISA {
+
+constexpr int dot_rows = 4;
+
+// Columns of a tile of mr rows, so that sums and one operand fill the registers.
+constexpr int dot_columns(int mr) {
+  if (vector_registers == 32) return mr == 1 ? 8 : 6;
+  return mr == 1 ? 8 : mr == 2 ? 5 : mr == 3 ? 4 : 3;
+}
+
+// Kept out of its callers, whose live values would push the sums out of the registers.
+template <class T, int MR, int NR, class Stored>
+__attribute__((noinline)) void dot_tile(const T* const* a, const Stored* w, int64_t w_stride,
+                                        int64_t K, T* const* c, int64_t n) {
+  using V = Vector<T>;
+  constexpr int L = lanes<T>;
+  V sums[MR][NR] = {};
+  auto add = [&](auto load_at) __attribute__((always_inline)) {
+    V columns[NR];
+#pragma GCC unroll 8
+    for (int j = 0; j < NR; j++) columns[j] = load_at(w + j * w_stride);
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; i++) {
+      const V row = load_at(a[i]);
+#pragma GCC unroll 8
+      for (int j = 0; j < NR; j++) sums[i][j] += row * columns[j];
+    }
+  };
+  int64_t k = 0;
+  for (; k + L <= K; k += L) add([k](const auto* p) { return load(p + k); });
+  if (k < K) {
+    // The last, partial vector ends with the row: what it repeats is masked in both operands.
+    if (K >= L)
+      add([k, K](const auto* p) { return keep_from<T>(load(p + K - L), int(L - (K - k))); });
+    else
+      add([K](const auto* p) { return load(p, K); });
+  }
+  T total[MR * NR];
+  constexpr int in_fours = MR * NR / 4 * 4;
+#pragma GCC unroll 8
+  for (int i = 0; i < in_fours; i += 4) sum_four<T>(&sums[0][0] + i, total + i);
+#pragma GCC unroll 8
+  for (int i = in_fours; i < MR * NR; i++) total[i] = sum<T>((&sums[0][0])[i]);
+#pragma GCC unroll 8
+  for (int i = 0; i < MR; i++)
+#pragma GCC unroll 8
+    for (int j = 0; j < NR; j++) c[i][n + j] = total[i * NR + j];
+}
+
+template <class T, int MR, int NR, class Stored>
+inline void dot_tiles(const T* const* a, const Stored* w, int64_t w_stride, int64_t K, T* const* c,
+                      int64_t n, int64_t n_end) {
+  for (; n + NR <= n_end; n += NR)
+    dot_tile<T, MR, NR>(a, w + n * w_stride, w_stride, K, c, n);
+  if constexpr (NR > 1)
+    if (n < n_end) dot_tiles<T, MR, NR / 2>(a, w, w_stride, K, c, n, n_end);
+}
+
+// c(m)[n] = sum_k a(m)[k] w[n * w_stride + k] for m < M, n < N; a and c give the rows' addresses.
+// Stored is T, or bfloat16 where T is float.
+template <class T, class RowsA, class Stored, class RowsC>
+void dot(const Member& member, RowsA a, int64_t M, const Stored* w, int64_t w_stride, int64_t N,
+         int64_t K, RowsC c) {
+  constexpr int64_t block = 3 * dot_rows;  // rows that stay in L1 while W passes
+  constexpr int64_t panel = 24;            // columns of W that stay in L1 while these rows pass
+  int64_t m = 0, m_end = M, n = 0, n_end = N;
+  const int64_t blocks = (M + block - 1) / block;
+  if (blocks >= 2 * member.size()) {
+    m = member.begin(blocks) * block;
+    m_end = std::min(M, member.end(blocks) * block);
+  } else {
+    n = member.begin(N);
+    n_end = member.end(N);
+  }
+  for (; m < m_end; m += block) {
+    const int64_t rows = std::min(block, m_end - m);
+    const T* a_rows[block];
+    T* c_rows[block];
+    for (int64_t i = 0; i < rows; i++) a_rows[i] = a(m + i), c_rows[i] = c(m + i);
+    for (int64_t first = n; first < n_end; first += panel) {
+      const int64_t last = std::min(first + panel, n_end);
+      for (int64_t i = 0; i < rows; i += dot_rows)
+        with_constant<dot_rows>(std::min<int64_t>(dot_rows, rows - i), [&](auto mr) {
+          constexpr int MR = decltype(mr)::value;
+          dot_tiles<T, MR, dot_columns(MR)>(a_rows + i, w, w_stride, K, c_rows + i, first, last);
+        });
+    }
+  }
+}
+
+}  // namespace mmixer::cpu::MMIXER_ISA
