@@ -121,7 +121,7 @@ def check_options(mix: str, eps: float) -> None:
 
 
 def check(operands: Operands, weights: Weights, mix: str, eps: float) -> None:
-    """Shapes, dtypes and devices of a call with time first.
+    """Shapes, dtypes and devices of a call with time first; input without T is one step.
 
     Raises:
         ValueError: a wrong shape, device, length, mix or eps. TypeError: a wrong dtype.
@@ -133,7 +133,7 @@ def check(operands: Operands, weights: Weights, mix: str, eps: float) -> None:
             "input must be float64, float32, bfloat16 or float16, but is "
             f"{_name(input.dtype)}: convert it with .float()"
         )
-    steps, batch, input_size = input.shape
+    steps, batch, input_size = input.shape if input.ndim == 3 else (1, *input.shape)
     if steps == 0 or batch == 0:
         raise ValueError(
             f"input must have at least one step and one sample, but has {steps} steps (T) "
@@ -149,22 +149,26 @@ def check(operands: Operands, weights: Weights, mix: str, eps: float) -> None:
             f"input must have {weights.weight_f.shape[-1]} features (input_size), "
             f"but has {input_size}"
         )
-    kind = input.dtype, input.device
+    dtype, device = input.dtype, input.device
     context_size = weights.weight_g.shape[-1]
-    _check_tensor("context", context, (batch, context_size), "[B, context_size]", *kind)
-    if hx is not None:
-        _check_tensor("hx", hx, (batch, hidden), "[B, H] for this input and hidden_size", *kind)
-    square, norm = (hidden, hidden), (6, hidden)
-    shapes = (
-        (hidden, input_size),
-        (hidden, context_size),
-        (hidden, 2 * hidden),
-        *(square, square, square),
-        *(norm, norm),
+    state, square, norm = (batch, hidden), (hidden, hidden), (6, hidden)
+    expected = (
+        ("context", context, (batch, context_size)),
+        ("hx", hx, state),
+        ("weight_f", weights.weight_f, (hidden, input_size)),
+        ("weight_g", weights.weight_g, (hidden, context_size)),
+        ("weight_s", weights.weight_s, (hidden, 2 * hidden)),
+        ("weight_r", weights.weight_r, square),
+        ("weight_z", weights.weight_z, square),
+        ("weight_h", weights.weight_h, square),
+        ("norm_weight", weights.norm_weight, norm),
+        ("norm_bias", weights.norm_bias, norm),
     )
-    for name, weight, shape in zip(weights._fields, weights, shapes, strict=True):
-        if weight is not None:
-            _check_tensor(name, weight, shape, "H is weight_r's", *kind)
+    for name, tensor, shape in expected:
+        if tensor is not None and (
+            tensor.shape != shape or tensor.dtype is not dtype or tensor.device != device
+        ):
+            _refuse(name, tensor, shape, dtype, device)
     if lengths is not None:
         check_lengths(lengths, steps, batch, input)
 
@@ -194,28 +198,39 @@ def check_lengths(lengths: Tensor, steps: int, batch: int, input: Tensor) -> Non
         )
 
 
-def _check_tensor(
-    name: str,
-    tensor: Tensor,
-    shape: tuple[int, ...],
-    meaning: str,
-    dtype: torch.dtype,
-    device: torch.device,
+_MEANINGS = {
+    "context": "[B, context_size]",
+    "hx": "[B, H] for this input and hidden_size",
+}
+
+
+def _refuse(
+    name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
 ) -> None:
+    """Raises for a tensor that is not as it must be; returns for a weight in bfloat16."""
     if tensor.shape != shape:
+        meaning = _MEANINGS.get(name, "H is weight_r's")
         raise ValueError(
             f"{name} must have shape {list(shape)} ({meaning}), but has {list(tensor.shape)}"
-        )
-    if tensor.dtype != dtype:
-        raise TypeError(
-            f"{name} must have input's dtype, {_name(dtype)}, but is {_name(tensor.dtype)}: "
-            f"convert one of them with .to()"
         )
     if tensor.device != device:
         raise ValueError(
             f"{name} must be on input's device, {device}, but is on {tensor.device}: "
             f"move one of them with .to()"
         )
+    is_weight = name not in _MEANINGS
+    if tensor.dtype == dtype or (is_weight and _may_be(tensor.dtype, dtype)):
+        return
+    or_bfloat16 = ", or bfloat16" if is_weight and dtype == torch.float32 else ""
+    raise TypeError(
+        f"{name} must have input's dtype, {_name(dtype)}{or_bfloat16}, "
+        f"but is {_name(tensor.dtype)}: convert one of them with .to()"
+    )
+
+
+def _may_be(weight: torch.dtype, input: torch.dtype) -> bool:
+    """bfloat16 weights beside float32 features: half the memory to read at each step."""
+    return weight == torch.bfloat16 and input == torch.float32
 
 
 def _name(dtype: torch.dtype) -> str:

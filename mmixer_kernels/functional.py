@@ -26,6 +26,7 @@ def mcu(
     batch_first: bool = False,
     eps: float = 1e-5,
     engine: str = "auto",
+    recompute: bool = False,
 ) -> tuple[Tensor | PackedSequence, Tensor]:
     """Equations 7-14 of the paper over a sequence; `FusedMCU` without the module.
 
@@ -33,13 +34,16 @@ def mcu(
         input: `[T, B, input_size]`, `[B, T, input_size]` when batch_first, `[T, input_size]`
             unbatched, or a PackedSequence; float64, float32, bfloat16 or float16.
         context: `[B, context_size]`, or `[context_size]` unbatched.
-        weights: one weight set; without `norm_weight` and `norm_bias` there is no LayerNorm.
+        weights: one weight set; without `norm_weight` and `norm_bias` there is no LayerNorm. In
+            input's dtype, or bfloat16 beside a float32 input.
         hx: initial state `[1, B, H]` (`[1, H]` unbatched), zeros when None.
         lengths: integers `[B]` in 1..T: past a sample's length the input is not used, the output
             is 0 and h_n is the sample's own last valid step.
         mix: "gated" is Eq. 9-10, "concat" Table 3's experiment II.
         eps: added to LayerNorm's variance.
         engine: "auto" or the name of an engine, see `mmixer_kernels.engines()`.
+        recompute: save only the states for backward, T B H values instead of about six times as
+            many; backward then computes the gates again, to the same bits.
 
     Returns:
         output, like input with H features, and h_n `[1, B, H]` (`[1, H]` unbatched).
@@ -50,7 +54,7 @@ def mcu(
     """
     layout = arguments.Layout.of(input, batch_first)
     operands = layout.arrange(input, context, hx, lengths)
-    output, h_n = _run([operands], [weights], mix, eps, engine)
+    output, h_n = _run([operands], [weights], mix, eps, engine, recompute)
     return layout.restore(output.squeeze(0), h_n.squeeze(0))
 
 
@@ -65,6 +69,7 @@ def mcu_group(
     batch_first: bool = False,
     eps: float = 1e-5,
     engine: str = "auto",
+    recompute: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """G MCUs of one hidden size, each on a sequence of its own, in one call of the engine.
 
@@ -74,7 +79,7 @@ def mcu_group(
         contexts: G tensors `[B, context_size]`; the context sizes may differ.
         weights: G weight sets.
         hx: `[G, B, H]`, zeros when None.
-        lengths, mix, eps, engine: as in `mcu`, one for all.
+        lengths, mix, eps, engine, recompute: as in `mcu`, one for all.
 
     Returns:
         output `[G, T, B, H]` (`[G, B, T, H]` when batch_first) and h_n `[G, B, H]`.
@@ -112,7 +117,7 @@ def mcu_group(
         layout = arguments.Layout.of(input, batch_first)
         state = None if hx is None else hx[i].unsqueeze(0)
         operands.append(layout.arrange(input, context, state, lengths))
-    output, h_n = _run(operands, weights, mix, eps, engine)
+    output, h_n = _run(operands, weights, mix, eps, engine, recompute)
     return (output.transpose(1, 2) if batch_first else output), h_n
 
 
@@ -155,9 +160,11 @@ def mcu_cell(
         state = None if hx is None else hx.unsqueeze(0)
         batch = (input.unsqueeze(0), context.unsqueeze(0), weights, state)
         return mcu_cell(*batch, mix=mix, eps=eps, engine=engine).squeeze(0)
-    operands = arguments.Operands(input.unsqueeze(0), context, hx, None)
-    _, h_n = _run([operands], [weights], mix, eps, engine)
-    return h_n.squeeze(0)
+    if ops.autocast_enabled(input.device.type):
+        (input,), (context,), (weights,), (hx,) = ops.autocast([input], [context], [weights], [hx])
+    arguments.check(arguments.Operands(input, context, hx, None), weights, mix, eps)
+    name = choose(engine, input)
+    return ops.mcu_cell(input, context, weights, hx, mix=mix, eps=eps, engine=name)
 
 
 def _run(
@@ -166,6 +173,7 @@ def _run(
     mix: str,
     eps: float,
     engine: str,
+    recompute: bool,
 ) -> tuple[Tensor, Tensor]:
     """Output `[G, T, B, H]` and h_n `[G, B, H]` of operands with time first."""
     states = [group.hx for group in operands]
@@ -181,4 +189,14 @@ def _run(
     name = choose(engine, inputs[0])
     given = [state for state in states if state is not None]
     hx = torch.stack(given) if len(given) > 1 else given[0].unsqueeze(0) if given else None
-    return ops.mcu(inputs, contexts, weights, hx, lengths, mix=mix, eps=eps, engine=name)
+    return ops.mcu(
+        inputs,
+        contexts,
+        weights,
+        hx,
+        lengths,
+        mix=mix,
+        eps=eps,
+        engine=name,
+        recompute=recompute,
+    )

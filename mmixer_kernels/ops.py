@@ -18,12 +18,12 @@ from .reference import Weights, compute_dtype
 _OPERANDS = "Tensor[] inputs, Tensor[] contexts, Tensor[] weights, Tensor? hx, Tensor? lengths"
 _library = torch.library.Library("mmixer_kernels", "DEF")
 _library.define(
-    f"mcu_forward({_OPERANDS}, str mix, float eps, str engine, bool save) "
+    f"mcu_forward({_OPERANDS}, str mix, float eps, str engine, bool save, bool recompute) "
     "-> (Tensor output, Tensor h_n, Tensor saved)"
 )
 _library.define(
     f"mcu_backward(Tensor grad_output, Tensor grad_h_n, {_OPERANDS}, Tensor saved, str mix, "
-    "float eps, str engine, bool need_input, bool need_weights) "
+    "float eps, str engine, bool recompute, bool need_input, bool need_weights) "
     "-> (Tensor[] grad_inputs, Tensor[] grad_contexts, Tensor[] grad_weights, Tensor grad_hx)"
 )
 
@@ -40,6 +40,7 @@ def mcu(
     mix: str,
     eps: float,
     engine: str,
+    recompute: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """G weight sets over their sequences in one call of an engine.
 
@@ -50,22 +51,49 @@ def mcu(
         hx: `[G, B, H]` or None.
         lengths: `[B]` or None.
         engine: a name that `engines.choose` returned.
+        recompute: save only the states for backward, which computes the rest again.
 
     Returns:
         output `[G, T, B, H]` and h_n `[G, B, H]`.
     """
     flat = [tensor for group in weights for tensor in group.tensors()]
     tensors = [*inputs, *contexts, *flat, *([] if hx is None else [hx])]
-    save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    save = _needs_gradient(tensors)
     if not save and _nothing_to_dispatch(tensors):
         output, h_n, _ = get(engine).forward(
             inputs, contexts, weights, hx, lengths, mix, eps, save=False
         )
         return output, h_n
     output, h_n, _ = torch.ops.mmixer_kernels.mcu_forward(
-        list(inputs), list(contexts), flat, hx, lengths, mix, eps, engine, save
+        list(inputs), list(contexts), flat, hx, lengths, mix, eps, engine, save, recompute
     )
     return output, h_n
+
+
+def mcu_cell(
+    input: Tensor,
+    context: Tensor,
+    weights: Weights,
+    hx: Tensor | None,
+    *,
+    mix: str,
+    eps: float,
+    engine: str,
+) -> Tensor:
+    """One step of one weight set: input `[B, input_size]`, context `[B, context_size]`, hx and
+    the next state `[B, H]`."""
+    tensors = [input, context, *weights.tensors(), *([] if hx is None else [hx])]
+    step = getattr(get(engine), "step", None)
+    if step is not None and not _needs_gradient(tensors) and _nothing_to_dispatch(tensors):
+        next_state: Tensor = step(input, context, weights, hx, mix, eps)
+        return next_state
+    state = None if hx is None else hx.unsqueeze(0)
+    operands = [input.unsqueeze(0)], [context], [weights], state, None
+    return mcu(*operands, mix=mix, eps=eps, engine=engine, recompute=False)[1].squeeze(0)
+
+
+def _needs_gradient(tensors: Sequence[Tensor]) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def _nothing_to_dispatch(tensors: Sequence[Tensor]) -> bool:
@@ -80,6 +108,11 @@ def _nothing_to_dispatch(tensors: Sequence[Tensor]) -> bool:
     )
 
 
+def autocast_enabled(device_type: str) -> bool:
+    # The meta device knows no autocast; asking what does would break torch 2.11's full graph.
+    return device_type != "meta" and torch.is_autocast_enabled(device_type)
+
+
 def autocast(
     inputs: Sequence[Tensor],
     contexts: Sequence[Tensor],
@@ -88,8 +121,7 @@ def autocast(
 ) -> tuple[list[Tensor], list[Tensor], list[Weights], list[Tensor | None]]:
     """Inside `torch.autocast`, all but float64 in autocast's dtype, as for a matrix product."""
     device_type = inputs[0].device.type
-    # The meta device knows no autocast; asking what does would break torch 2.11's full graph.
-    if device_type == "meta" or not torch.is_autocast_enabled(device_type):
+    if not autocast_enabled(device_type):
         return list(inputs), list(contexts), list(weights), list(states)
     dtype = torch.get_autocast_dtype(device_type)
 
@@ -121,9 +153,10 @@ def _forward(
     eps: float,
     engine: str,
     save: bool,
+    recompute: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     sets = _weight_sets(weights, len(inputs))
-    return get(engine).forward(inputs, contexts, sets, hx, lengths, mix, eps, save)
+    return get(engine).forward(inputs, contexts, sets, hx, lengths, mix, eps, save, recompute)
 
 
 def _forward_fake(
@@ -136,11 +169,11 @@ def _forward_fake(
     eps: float,
     engine: str,
     save: bool,
+    recompute: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     steps, batch, _ = inputs[0].shape
-    sets = _weight_sets(weights, len(inputs))
-    hidden, layer_norm = sets[0].hidden_size, sets[0].norm_weight is not None
-    size = get(engine).saved_size(inputs, contexts, hidden, layer_norm) if save else 0
+    hidden = _weight_sets(weights, len(inputs))[0].hidden_size
+    size = get(engine).saved_size(inputs, hidden, recompute) if save else 0
     return (
         inputs[0].new_empty(len(inputs), steps, batch, hidden),
         inputs[0].new_empty(len(inputs), batch, hidden),
@@ -149,10 +182,10 @@ def _forward_fake(
 
 
 def _forward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    sequences, contexts, weights, hx, lengths, mix, eps, engine, save = inputs
+    sequences, contexts, weights, hx, lengths, mix, eps, engine, save, recompute = inputs
     ctx.groups, ctx.weights = len(sequences), len(weights)
     ctx.has_hx, ctx.has_lengths = hx is not None, lengths is not None
-    ctx.options = mix, eps, engine, save
+    ctx.options = mix, eps, engine, save, recompute
     ctx.set_materialize_grads(False)
     optional = [tensor for tensor in (hx, lengths) if tensor is not None]
     ctx.save_for_backward(output[2], *sequences, *contexts, *weights, *optional)
@@ -162,7 +195,7 @@ def _forward_autograd(
     ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None, _: Tensor | None
 ) -> tuple[Any, ...]:
     saved, *rest = ctx.saved_tensors
-    mix, eps, engine, save = ctx.options
+    mix, eps, engine, save, recompute = ctx.options
     if not save:
         raise RuntimeError(
             "mcu_forward was called with save=False, so it has no gradient: call it with save=True"
@@ -193,6 +226,7 @@ def _forward_autograd(
         mix,
         eps,
         engine,
+        recompute,
         need_input,
         need_weights,
     )
@@ -201,7 +235,7 @@ def _forward_autograd(
         grad_contexts if need_context else [None] * groups,
         grad_weights if need_weights else [None] * len(weights),
         grad_hx if need_hx and ctx.has_hx else None,
-        *[None] * 5,
+        *[None] * 6,
     )
 
 
@@ -217,6 +251,7 @@ def _backward(
     mix: str,
     eps: float,
     engine: str,
+    recompute: bool,
     need_input: bool,
     need_weights: bool,
 ) -> _Backward:
@@ -231,6 +266,7 @@ def _backward(
         saved,
         mix,
         eps,
+        recompute,
         need_input,
         need_weights,
     )
@@ -250,6 +286,7 @@ def _backward_fake(
     mix: str,
     eps: float,
     engine: str,
+    recompute: bool,
     need_input: bool,
     need_weights: bool,
 ) -> _Backward:
@@ -326,7 +363,7 @@ def _backward_autograd(
         operand_grads[groups : 2 * groups],
         operand_grads[2 * groups : 2 * groups + ctx.weights],
         None if hx is None else operand_grads[-1],
-        *[None] * 7,
+        *[None] * 8,
     )
 
 

@@ -48,9 +48,17 @@ class Weights(NamedTuple):
         """The set with function applied to each tensor that there is."""
         return Weights._make(None if x is None else function(x) for x in self)
 
+    def like(self, other: Weights) -> Weights:
+        """The set in the dtypes of another."""
+        pairs = zip(self, other, strict=True)
+        return Weights._make(None if x is None or y is None else x.to(y.dtype) for x, y in pairs)
+
     def tensors(self) -> list[Tensor]:
         """The six weights, then the two norm tensors where there are any."""
         return [tensor for tensor in self if tensor is not None]
+
+
+_FIELDS = frozenset(Weights._fields)
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -230,9 +238,8 @@ def mcu_backward(
     if w.norm_weight is not None:
         scale, shift = zip(*norm_grads.values(), strict=True)
         grads = grads._replace(norm_weight=torch.stack(scale), norm_bias=torch.stack(shift))
-    grads = grads.map(lambda x: x.to(weights.weight_r.dtype))
     grad_input, grad_context = da_f @ w.weight_f, da_g @ w.weight_g
-    return grad_input.to(dtype), grad_context.to(context.dtype), grads, dh.to(dtype)
+    return grad_input.to(dtype), grad_context.to(context.dtype), grads.like(weights), dh.to(dtype)
 
 
 class MCU(nn.Module):
@@ -308,16 +315,11 @@ class MCU(nn.Module):
 
     def weights(self) -> Weights:
         """The parameters as one weight set."""
-        return Weights(
-            self.weight_f,
-            self.weight_g,
-            self.weight_s,
-            self.weight_r,
-            self.weight_z,
-            self.weight_h,
-            self.norm_weight,
-            self.norm_bias,
-        )
+        # nn.Module's attribute access costs as much as a small step's products, eight times.
+        parameters = self._parameters
+        if parameters.keys() == _FIELDS:
+            return Weights(**parameters)  # type: ignore[arg-type]
+        return Weights(*(getattr(self, name) for name in Weights._fields))
 
     def forward(
         self,

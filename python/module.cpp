@@ -34,7 +34,7 @@ T* pointer(int64_t address) {
 
 struct Call {
   std::array<int64_t, 4> sizes;  // G, T, B, H
-  bool concat, bfloat16_weights, recompute;
+  bool concat, bfloat16_weights, bfloat16_norms, recompute;
   double eps;
   int threads;
   std::vector<GroupTuple> groups;
@@ -42,9 +42,9 @@ struct Call {
   int64_t lengths;
 };
 
-Call make_call(std::array<int64_t, 4> sizes, bool concat, bool bfloat16_weights, bool recompute,
-               double eps, int threads, std::vector<GroupTuple> groups, Strided2 hx,
-               int64_t lengths) {
+Call make_call(std::array<int64_t, 4> sizes, bool concat, std::array<bool, 2> bfloat16,
+               bool recompute, double eps, int threads, std::vector<GroupTuple> groups,
+               Strided2 hx, int64_t lengths) {
   for (const int64_t size : sizes)
     if (size < 1) throw std::invalid_argument("sizes must be positive");
   if (int64_t(groups.size()) != sizes[0])
@@ -52,8 +52,8 @@ Call make_call(std::array<int64_t, 4> sizes, bool concat, bool bfloat16_weights,
   for (const GroupTuple& group : groups)
     if (group[3] < 1 || group[6] < 1)
       throw std::invalid_argument("input_size and context_size must be positive");
-  return {sizes,   concat, bfloat16_weights, recompute, eps, threads, std::move(groups), hx,
-          lengths};
+  return {sizes,   concat, bfloat16[0], bfloat16[1], recompute, eps,
+          threads, std::move(groups), hx, lengths};
 }
 
 // A Problem and the groups that it points to.
@@ -68,13 +68,14 @@ struct Arguments {
                         t[6], pointer<const void>(t[7]), pointer<const void>(t[8]),
                         pointer<const void>(t[9]), pointer<const void>(t[10]),
                         pointer<const void>(t[11]), pointer<const void>(t[12]),
-                        pointer<const T>(t[13]), pointer<const T>(t[14])});
+                        pointer<const void>(t[13]), pointer<const void>(t[14])});
     problem = {call.sizes[0],
                call.sizes[1],
                call.sizes[2],
                call.sizes[3],
                call.concat ? Mix::concat : Mix::gated,
                call.bfloat16_weights,
+               call.bfloat16_norms,
                call.recompute,
                T(call.eps),
                std::min(call.threads, available_processors()),
@@ -112,6 +113,54 @@ void run_backward(const Call& call, Strided3 grad_output, Strided2 grad_h_n, int
               pointer<T>(workspace));
 }
 
+// One step of one weight set: a call of forward with less around it.
+template <class T>
+struct Step {
+  Group<T> group{};
+  Problem<T> problem{};
+
+  Step(int64_t batch, int64_t input_size, int64_t context_size, int64_t hidden) {
+    if (batch < 1 || input_size < 1 || context_size < 1 || hidden < 1)
+      throw std::invalid_argument("sizes must be positive");
+    group.input_size = input_size;
+    group.context_size = context_size;
+    problem.groups = problem.steps = 1;
+    problem.batch = batch;
+    problem.hidden = hidden;
+    problem.group = &group;
+  }
+};
+
+// A tensor's address and its stride of sample.
+using Strided1 = std::array<int64_t, 2>;
+
+template <class T>
+void run_step(const std::array<int64_t, 4>& sizes, bool concat, std::array<bool, 2> bfloat16,
+              double eps, int threads, Strided1 input, Strided1 context,
+              const std::array<int64_t, 8>& weights, Strided1 hx, int64_t next_state,
+              int64_t workspace) {
+  Step<T> step(sizes[0], sizes[1], sizes[2], sizes[3]);
+  Group<T>& group = step.group;
+  group.input = pointer<const T>(input[0]);
+  group.input_stride_sample = input[1];
+  group.context = pointer<const T>(context[0]);
+  group.context_stride_sample = context[1];
+  const void** target[] = {&group.weight_f, &group.weight_g, &group.weight_s,
+                           &group.weight_r, &group.weight_z, &group.weight_h,
+                           &group.norm_weight, &group.norm_bias};
+  for (int i = 0; i < 8; i++) *target[i] = pointer<const void>(weights[i]);
+  Problem<T>& problem = step.problem;
+  problem.mix = concat ? Mix::concat : Mix::gated;
+  problem.bfloat16_weights = bfloat16[0];
+  problem.bfloat16_norms = bfloat16[1];
+  problem.eps = T(eps);
+  problem.threads = std::min(threads, available_processors());
+  problem.hx = pointer<const T>(hx[0]);
+  problem.hx_stride_sample = hx[1];
+  T* state = pointer<T>(next_state);  // output and h_n: the same values
+  forward<T>(problem, state, state, nullptr, pointer<T>(workspace));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
@@ -145,6 +194,23 @@ PYBIND11_MODULE(_native, m) {
             call, grad_output, grad_h_n, saved, gradients, grad_hx, workspace);
       },
       Release());
+  m.def("step_workspace_size", [](bool is_double, int64_t batch, int64_t input_size,
+                                  int64_t context_size, int64_t hidden) {
+    return is_double
+               ? forward_workspace_size(Step<double>(batch, input_size, context_size, hidden).problem,
+                                        false)
+               : forward_workspace_size(Step<float>(batch, input_size, context_size, hidden).problem,
+                                        false);
+  });
+  m.def("step", [](bool is_double, int64_t batch, int64_t input_size, int64_t context_size,
+                   int64_t hidden, bool concat, std::array<bool, 2> bfloat16, double eps,
+                   int threads, Strided1 input, Strided1 context, std::array<int64_t, 8> weights, Strided1 hx,
+                   int64_t next_state, int64_t workspace) {
+    const py::gil_scoped_release release;
+    (is_double ? run_step<double> : run_step<float>)(
+        {batch, input_size, context_size, hidden}, concat, bfloat16, eps, threads, input, context,
+        weights, hx, next_state, workspace);
+  });
   m.def("use_instruction_set", [](const std::string& name) {
     if (!use_instruction_set(name))
       throw std::invalid_argument("this build or processor has no instruction set " + name);

@@ -86,8 +86,19 @@ def test_wrong_weights():
         mcu(X, C, W._replace(norm_bias=W.norm_bias[:5]))
     with pytest.raises(ValueError, match="norm_weight and norm_bias must both be given"):
         mcu(X, C, W._replace(norm_bias=None))
-    with pytest.raises(TypeError, match="weight_r must have input's dtype"):
+    with pytest.raises(TypeError, match="weight_r must have input's dtype, float32, or bfloat16"):
         mcu(X, C, W._replace(weight_r=W.weight_r.double()))
+    wide = W.map(torch.Tensor.double)._replace(weight_r=W.weight_r.bfloat16())
+    with pytest.raises(TypeError, match="weight_r must have input's dtype, float64, but is bf"):
+        mcu(X.double(), C.double(), wide)
+
+
+@pytest.mark.parametrize("engine", ["reference", "cpu"])
+def test_some_weights_in_bfloat16(engine):
+    mixed = W._replace(weight_r=W.weight_r.bfloat16(), norm_bias=W.norm_bias.bfloat16())
+    output, _ = mcu(X, C, mixed, engine=engine)
+    expected, _ = mcu(X, C, mixed.map(torch.Tensor.float), engine=engine)
+    assert torch.equal(output, expected)
 
 
 def test_unbatched_and_packed_mistakes():

@@ -66,18 +66,47 @@ def test_gradients_through_a_packed_sequence():
 
 
 def test_cell_steps_are_the_sequence():
-    unit, cell = FusedMCU(3, 4, 5), FusedMCUCell(3, 4, 5)
+    unit, cell = FusedMCU(3, 4, 45), FusedMCUCell(3, 4, 45)
     cell.load_state_dict(unit.state_dict())
     x, c = torch.randn(6, 2, 3), torch.randn(2, 4)
     output, h_n = unit(x, c)
-    hx = None
-    for t in range(6):
-        hx = cell(x[t], c, hx)
-        assert torch.equal(hx, output[t])
-    assert torch.equal(hx, h_n[0])
-    alone = cell(x[0, 1], c[1])
-    assert alone.shape == (5,)
-    assert torch.equal(alone, output[0, 1])
+    for grad_mode in (torch.enable_grad(), torch.no_grad()):  # by the op, and past the dispatcher
+        with grad_mode:
+            hx = None
+            for t in range(6):
+                hx = cell(x[t], c, hx)
+                torch.testing.assert_close(hx, output[t], rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(hx, h_n[0], rtol=1e-5, atol=1e-6)
+            alone = cell(x[0, 1], c[1])
+            assert alone.shape == (45,)
+            torch.testing.assert_close(alone, output[0, 1], rtol=1e-5, atol=1e-6)
+
+
+def test_cell_with_bfloat16_weights():
+    """`cell.bfloat16()` beside float32 features: float32 states, the same without a gradient."""
+    cell = FusedMCUCell(3, 4, 45).bfloat16()
+    x, c, h = torch.randn(2, 3), torch.randn(2, 4), torch.randn(2, 45)
+    with_graph = cell(x, c, h)
+    with torch.no_grad():
+        plain = cell(x, c, h)
+    widened = FusedMCUCell(3, 4, 45)
+    widened.load_state_dict({name: p.float() for name, p in cell.state_dict().items()})
+    assert plain.dtype == torch.float32
+    assert torch.equal(plain, with_graph)
+    torch.testing.assert_close(plain, widened(x, c, h), rtol=1e-5, atol=1e-6)
+    grads = torch.autograd.grad(with_graph.sum(), list(cell.parameters()))
+    assert all(grad.dtype == torch.bfloat16 for grad in grads)
+
+
+def test_a_parametrized_weight():
+    unit = FusedMCU(3, 4, 5)
+    x, c = torch.randn(6, 2, 3), torch.randn(2, 4)
+    expected, _ = unit(x, c)
+    torch.nn.utils.parametrizations.weight_norm(unit, "weight_r")
+    output, _ = unit(x, c)
+    torch.testing.assert_close(output, expected)
+    output.sum().backward()
+    assert unit.parametrizations.weight_r.original0.grad is not None
 
 
 def test_cell_gradients():
@@ -93,14 +122,14 @@ def test_cell_gradients():
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 def test_copies(copied):
-    unit = FusedMCU(3, 4, 5, mix="concat", batch_first=True, engine="cpu")
+    unit = FusedMCU(3, 4, 5, mix="concat", batch_first=True, engine="cpu", recompute=True)
     twin = copied(unit)
     x, c = torch.randn(2, 6, 3), torch.randn(2, 4)
     assert torch.equal(twin(x, c)[0], unit(x, c)[0])
     assert (
         repr(twin)
         == repr(unit)
-        == ("FusedMCU(3, 4, 5, mix='concat', batch_first=True, engine='cpu')")
+        == "FusedMCU(3, 4, 5, mix='concat', batch_first=True, engine='cpu', recompute=True)"
     )
 
 

@@ -36,12 +36,13 @@ def operands(groups=1, hx=True, lengths=True, layer_norm=True):
     "options",
     [{"groups": 2}, {"hx": False, "lengths": False}, {"layer_norm": False, "lengths": False}],
 )
-def test_opcheck(engine, options):
+@pytest.mark.parametrize("recompute", [False, True])
+def test_opcheck(engine, options, recompute):
     arguments, grads = operands(**options)
-    torch.library.opcheck(FORWARD, (*arguments, "gated", 1e-5, engine, True))
-    _, _, saved = FORWARD(*arguments, "gated", 1e-5, engine, True)
+    torch.library.opcheck(FORWARD, (*arguments, "gated", 1e-5, engine, True, recompute))
+    _, _, saved = FORWARD(*arguments, "gated", 1e-5, engine, True, recompute)
     grads = [grad.requires_grad_() for grad in grads]
-    rest = (saved.detach(), "gated", 1e-5, engine, True, True)
+    rest = (saved.detach(), "gated", 1e-5, engine, recompute, True, True)
     torch.library.opcheck(BACKWARD, (*grads, *arguments, *rest))
 
 
@@ -94,8 +95,9 @@ def test_third_derivative(engine):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_retain_graph_twice(engine):
-    unit = FusedMCU(3, 4, 5, engine=engine)
+@pytest.mark.parametrize("recompute", [False, True])
+def test_retain_graph_twice(engine, recompute):
+    unit = FusedMCU(3, 4, 5, engine=engine, recompute=recompute)
     x, c = torch.randn(6, 2, 3, requires_grad=True), torch.randn(2, 4)
     output, h_n = unit(x, c)
     loss = output.sum() + h_n.square().sum()
@@ -133,7 +135,7 @@ def test_nothing_is_saved_without_gradients():
 
 def test_a_call_that_saved_nothing_says_so():
     arguments, _ = operands()
-    output, _, _ = FORWARD(*arguments, "gated", 1e-5, "cpu", False)
+    output, _, _ = FORWARD(*arguments, "gated", 1e-5, "cpu", False, False)
     with pytest.raises(RuntimeError, match="save=False"):
         output.sum().backward()
 

@@ -102,7 +102,7 @@ void backward_prepare(Member& member, const Backward<T>& c) {
     const Group<T>& group = p.group[g];
     const auto packed = [&](const void* weight, int64_t first, int64_t stride, int64_t columns,
                             const Panels<T>& panels) {
-      with_stored(p, weight, [&](const auto* w) {
+      with_stored<T>(p.bfloat16_weights, weight, [&](const auto* w) {
         const auto row = [&](int64_t k) {
           return [=, x = w + first + k * stride](int64_t n) { return load(x + n, columns - n); };
         };

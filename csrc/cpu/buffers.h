@@ -85,6 +85,14 @@ struct Saved {
   Arena<T> arena_;
 };
 
+// Calls body with an operand's address in the type that it is stored in.
+template <class T, class Body>
+void with_stored(bool is_bfloat16, const void* operand, Body body) {
+  if constexpr (sizeof(T) == sizeof(float))
+    if (is_bfloat16) return body(static_cast<const bfloat16*>(operand));
+  body(static_cast<const T*>(operand));
+}
+
 // Scales and shifts of the norms, padded.
 template <class T>
 struct Norms {
@@ -104,8 +112,15 @@ struct Norms {
     for (int64_t i = member.begin(p.groups * gates); i < member.end(p.groups * gates); i++) {
       const int64_t g = i / gates, gate = i % gates;
       if (enabled) {
-        std::copy_n(p.group[g].norm_weight + gate * p.hidden, p.hidden, scale(g, gate));
-        std::copy_n(p.group[g].norm_bias + gate * p.hidden, p.hidden, shift(g, gate));
+        const int64_t first = gate * p.hidden;
+        const auto widen = [&](const void* norm, T* target) {
+          with_stored<T>(p.bfloat16_norms, norm, [&](const auto* values) {
+            for (int64_t j = 0; j < p.hidden; j += lanes<T>)
+              store(target + j, load(values + first + j, p.hidden - j));
+          });
+        };
+        widen(p.group[g].norm_weight, scale(g, gate));
+        widen(p.group[g].norm_bias, shift(g, gate));
       } else {
         std::fill_n(scale(g, gate), p.hidden, T(1));
         std::fill_n(shift(g, gate), p.hidden, T(0));

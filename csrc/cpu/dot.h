@@ -23,32 +23,87 @@ constexpr int dot_columns(int mr) {
   return mr == 1 ? 8 : mr == 2 ? 5 : mr == 3 ? 4 : 3;
 }
 
+// Two vectors of a row's elements. Of bfloat16 the elements of even and of odd number: halves of 32-bit
+// words, which take one instruction each to widen.
+template <class T>
+struct Pair {
+  Vector<T> a, b;
+};
+
+template <class Stored, class T>
+constexpr bool interleaved = !std::is_same_v<Stored, T>;
+
+template <class T>
+inline Pair<T> load_pair(const T* p) {
+  return {load(p), load(p + lanes<T>)};
+}
+
+template <class T>
+inline Pair<T> load_pair(const bfloat16* p) {
+  IntVector<T> words;
+  std::memcpy(&words, p, sizeof words);
+  return {(Vector<T>)(words << 16), (Vector<T>)(words & int32_t(0xffff0000))};
+}
+
+template <class T, int... lane>
+inline Pair<T> even_and_odd(Pair<T> x, std::integer_sequence<int, lane...>) {
+  return {MMIXER_SHUFFLE(T, x.a, x.b, (2 * lane)...), MMIXER_SHUFFLE(T, x.a, x.b, (2 * lane + 1)...)};
+}
+
+// A row of A, in the order of a row of W.
+template <class Stored, class T>
+inline Pair<T> in_order_of(Pair<T> x) {
+  if constexpr (interleaved<Stored, T>)
+    return even_and_odd<T>(x, std::make_integer_sequence<int, lanes<T>>{});
+  else
+    return x;
+}
+
+// The elements whose number is at least `first`, and zeros below.
+template <class Stored, class T>
+inline Pair<T> keep_from(Pair<T> x, int first) {
+  if constexpr (interleaved<Stored, T>)
+    return {keep_from<T>(x.a, (first + 1) / 2), keep_from<T>(x.b, first / 2)};
+  else
+    return {keep_from<T>(x.a, first), keep_from<T>(x.b, first - lanes<T>)};
+}
+
 // Kept out of its callers, whose live values would push the sums out of the registers.
 template <class T, int MR, int NR, class Stored>
 __attribute__((noinline)) void dot_tile(const T* const* a, const Stored* w, int64_t w_stride,
                                         int64_t K, T* const* c, int64_t n) {
-  using V = Vector<T>;
-  constexpr int L = lanes<T>;
-  V sums[MR][NR] = {};
-  auto add = [&](auto load_at) __attribute__((always_inline)) {
-    V columns[NR];
+  constexpr int L = lanes<T>, step = 2 * L;
+  Vector<T> sums[MR][NR] = {};
+  // Of both operands' elements [k, k + step), those whose number is at least `first`.
+  const auto add = [&](const T* const* rows, const Stored* columns, int64_t stride, int64_t k,
+                       auto keep) __attribute__((always_inline)) {
+    Pair<T> row[MR];
 #pragma GCC unroll 8
-    for (int j = 0; j < NR; j++) columns[j] = load_at(w + j * w_stride);
+    for (int i = 0; i < MR; i++) row[i] = keep(in_order_of<Stored, T>(load_pair<T>(rows[i] + k)));
 #pragma GCC unroll 8
-    for (int i = 0; i < MR; i++) {
-      const V row = load_at(a[i]);
+    for (int j = 0; j < NR; j++) {
+      const Pair<T> column = keep(load_pair<T>(columns + j * stride + k));
 #pragma GCC unroll 8
-      for (int j = 0; j < NR; j++) sums[i][j] += row * columns[j];
+      for (int i = 0; i < MR; i++) {
+        sums[i][j] += row[i].a * column.a;
+        sums[i][j] += row[i].b * column.b;
+      }
     }
   };
-  int64_t k = 0;
-  for (; k + L <= K; k += L) add([k](const auto* p) { return load(p + k); });
-  if (k < K) {
-    // The last, partial vector ends with the row: what it repeats is masked in both operands.
-    if (K >= L)
-      add([k, K](const auto* p) { return keep_from<T>(load(p + K - L), int(L - (K - k))); });
-    else
-      add([K](const auto* p) { return load(p, K); });
+  const auto all = [](Pair<T> x) { return x; };
+  const int64_t whole = K / step * step;
+  for (int64_t k = 0; k < whole; k += step) add(a, w, w_stride, k, all);
+  if (whole < K && K >= step) {
+    // The last step ends with the row: what it repeats is masked in both operands.
+    const int first = int(step - (K - whole));
+    add(a, w, w_stride, K - step, [=](Pair<T> x) { return keep_from<Stored, T>(x, first); });
+  } else if (whole < K) {
+    T rows[MR][step] = {};
+    Stored columns[NR][step] = {};
+    const T* row[MR];
+    for (int i = 0; i < MR; i++) row[i] = std::copy_n(a[i], K, rows[i]) - K;
+    for (int j = 0; j < NR; j++) std::copy_n(w + j * w_stride, K, columns[j]);
+    add(row, columns[0], step, 0, all);
   }
   T total[MR * NR];
   constexpr int in_fours = MR * NR / 4 * 4;

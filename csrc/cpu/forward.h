@@ -60,20 +60,12 @@ void share_samples(Member& member, const Problem<T>& p, Recurrence recurrence) {
   }
 }
 
-// Calls body with the weight's address in the type that it is stored in.
-template <class T, class Body>
-void with_stored(const Problem<T>& p, const void* weight, Body body) {
-  if constexpr (sizeof(T) == sizeof(float))
-    if (p.bfloat16_weights) return body(static_cast<const bfloat16*>(weight));
-  body(static_cast<const T*>(weight));
-}
-
 // c(m) = W a(m), by panels where the call has packed them.
 template <class T, class RowsA, class RowsC>
 void project(const Member& member, const Problem<T>& p, RowsA a, int64_t M, const void* weight,
              int64_t stride, int64_t K, const T* panels, RowsC c) {
   if (panels) return gemm<T>(member, a, 1, M, panels, p.hidden, K, c);
-  with_stored(p, weight,
+  with_stored<T>(p.bfloat16_weights, weight,
               [&](const auto* w) { dot<T>(member, a, M, w, stride, p.hidden, K, c); });
 }
 
@@ -82,7 +74,7 @@ void pack_weights(const Member& member, const Problem<T>& p, const ForwardBuffer
   for (int64_t g = 0; g < p.groups; g++) {
     const Group<T>& group = p.group[g];
     const auto packed = [&](const void* weight, int64_t stride, int64_t K, T* panels) {
-      with_stored(p, weight, [&](const auto* w) {
+      with_stored<T>(p.bfloat16_weights, weight, [&](const auto* w) {
         pack_transposed<T>(member, w, stride, K, p.hidden, panels);
       });
     };
@@ -206,7 +198,7 @@ void forward_mix(Member& member, const Problem<T>& p, const Schedule& schedule,
     project<T>(
         member, p, [&](int64_t row) { return b.f_tilde(g, row); }, rows, weight, 2 * H_, H_,
         b.weight_s(g), [&](int64_t row) { return b.x_hat[S](g, row); });
-    with_stored(p, weight, [&](const auto* w) {
+    with_stored<T>(p.bfloat16_weights, weight, [&](const auto* w) {
       dot<T>(
           member, [&](int64_t rank) { return b.g_bar(g, rank); }, p.batch, w + H_, 2 * H_, H_, H_,
           [&](int64_t rank) { return b.s_g(g, rank); });

@@ -19,7 +19,7 @@ struct Group {
   int64_t context_stride_sample, context_size;
   // T, or bfloat16 where the problem says so.
   const void *weight_f, *weight_g, *weight_s, *weight_r, *weight_z, *weight_h;
-  const T *norm_weight, *norm_bias;  // [6, H], both null without LayerNorm
+  const void *norm_weight, *norm_bias;  // [6, H], both null without LayerNorm
 };
 
 // Gradients of one group, contiguous, in the shapes of their tensors.
@@ -35,8 +35,8 @@ template <class T>
 struct Problem {
   int64_t groups, steps, batch, hidden;
   Mix mix;
-  bool bfloat16_weights;  // only where T is float
-  bool recompute;         // forward saves only the states, backward computes the rest again
+  bool bfloat16_weights, bfloat16_norms;  // only where T is float
+  bool recompute;  // forward saves only the states, backward computes the rest again
   T eps;
   int threads;
   const Group<T>* group;   // [G]

@@ -1,10 +1,12 @@
 """The CPU engine: hand-written C++ (`csrc/cpu`), float32 and float64.
 
-bfloat16 and float16 tensors are computed in float32. Threads follow `torch.get_num_threads()`.
+bfloat16 and float16 tensors are computed in float32; bfloat16 weights are read as they are, the
+rest is converted first. Threads follow `torch.get_num_threads()`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -42,9 +44,7 @@ def unsupported(input: Tensor) -> str | None:
     return None
 
 
-def saved_size(
-    inputs: list[Tensor], contexts: list[Tensor], hidden_size: int, layer_norm: bool
-) -> int:
+def saved_size(inputs: list[Tensor], hidden_size: int, recompute: bool) -> int:
     """Number of elements that `forward` saves for `backward`: `Saved` of csrc/cpu/buffers.h.
 
     Computed here too, since under torch.compile the sizes are symbols.
@@ -56,6 +56,8 @@ def saved_size(
         return (size + lanes - 1) // lanes * lanes
 
     rows = steps * batch
+    if recompute:
+        return len(inputs) * rows * padded(hidden_size)
     row_tables = (6 * rows + batch) * padded(hidden_size)
     return (
         len(inputs) * row_tables
@@ -73,14 +75,14 @@ def forward(
     mix: str,
     eps: float,
     save: bool,
+    recompute: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """G weight sets over a sequence: output `[G, T, B, H]`, h_n `[G, B, H]`, saved."""
-    call = _Call(inputs, contexts, weights, hx, lengths, mix, eps)
+    call = _Call(inputs, contexts, weights, hx, lengths, mix, eps, recompute)
     groups, steps, batch, hidden = call.sizes
     output = inputs[0].new_empty(groups, steps, batch, hidden, dtype=call.dtype)
     h_n = output.new_empty(groups, batch, hidden)
-    size = saved_size(inputs, contexts, hidden, weights[0].norm_weight is not None) if save else 0
-    saved = output.new_empty(size)
+    saved = output.new_empty(saved_size(inputs, hidden, recompute) if save else 0)
     workspace = output.new_empty(_native.forward_workspace_size(call.is_double, call.native, save))
     _native.forward(
         call.is_double,
@@ -106,11 +108,12 @@ def backward(
     saved: Tensor,
     mix: str,
     eps: float,
+    recompute: bool,
     need_input: bool,
     need_weights: bool,
 ) -> tuple[list[Tensor], list[Tensor], list[Weights], Tensor]:
     """Gradients of inputs (empty unless needed), contexts, weights (likewise), hx `[G, B, H]`."""
-    call = _Call(inputs, contexts, weights, hx, lengths, mix, eps)
+    call = _Call(inputs, contexts, weights, hx, lengths, mix, eps, recompute)
     grad_output, grad_h_n = call.rows(grad_output), call.rows(grad_h_n)
 
     def fresh(tensor: Tensor) -> Tensor:
@@ -145,9 +148,45 @@ def backward(
     return (
         [grad.to(dtype) for grad in grad_inputs],
         [grad.to(dtype) for grad in grad_contexts],
-        [group.map(lambda grad: grad.to(dtype)) for group in grad_weights],
+        [grads.like(group) for grads, group in zip(grad_weights, weights, strict=False)],
         grad_hx.to(dtype),
     )
+
+
+def step(
+    input: Tensor, context: Tensor, weights: Weights, hx: Tensor | None, mix: str, eps: float
+) -> Tensor:
+    """The next state `[B, H]` of one weight set after input `[B, input_size]`: `forward` of a
+    sequence of one step, with less around it."""
+    dtype = compute_dtype(input.dtype)
+    alive = [_rows(input, dtype), _rows(context, dtype)]
+    batch, input_size = input.shape
+    state = (0, 0)
+    if hx is not None:
+        alive.append(_rows(hx, dtype))
+        state = (alive[2].data_ptr(), alive[2].stride(0))
+    bfloat16 = _in_bfloat16([weights])
+    addresses, copies = _stored(weights, dtype, bfloat16)
+    is_double = dtype is torch.float64
+    sizes = (batch, input_size, context.shape[1], weights.hidden_size)
+    next_state = input.new_empty((batch, sizes[3]), dtype=dtype)
+    workspace = next_state.new_empty(_native.step_workspace_size(is_double, *sizes))
+    _native.step(
+        is_double,
+        *sizes,
+        mix == "concat",
+        bfloat16,
+        eps,
+        torch.get_num_threads(),
+        (alive[0].data_ptr(), alive[0].stride(0)),
+        (alive[1].data_ptr(), alive[1].stride(0)),
+        addresses,
+        state,
+        next_state.data_ptr(),
+        workspace.data_ptr(),
+    )
+    del alive, copies  # their addresses were in use until here
+    return next_state if dtype is input.dtype else next_state.to(input.dtype)
 
 
 class _Call:
@@ -162,6 +201,7 @@ class _Call:
         lengths: Tensor | None,
         mix: str,
         eps: float,
+        recompute: bool = False,
     ) -> None:
         steps, batch, _ = inputs[0].shape
         self.dtype = compute_dtype(inputs[0].dtype)
@@ -172,8 +212,11 @@ class _Call:
             arguments.check_lengths(lengths, steps, batch, inputs[0])
             lengths = self.keep(lengths.to(torch.int64).contiguous())
         groups = []
+        bfloat16 = _in_bfloat16(weights)
         for input, context, group in zip(inputs, contexts, weights, strict=True):
             input, context = self.rows(input), self.rows(context)
+            addresses, copies = _stored(group, self.dtype, bfloat16)
+            self.alive += copies
             groups.append(
                 (
                     input.data_ptr(),
@@ -182,7 +225,7 @@ class _Call:
                     context.data_ptr(),
                     context.stride(0),
                     context.shape[1],
-                    *_addresses(group.map(self.packed)),
+                    *addresses,
                 )
             )
         state: tuple[int, ...] = (0, 0, 0)
@@ -192,8 +235,8 @@ class _Call:
         self.native = _native.Call(
             self.sizes,
             mix == "concat",
-            False,
-            False,
+            bfloat16,
+            recompute,
             eps,
             torch.get_num_threads(),
             groups,
@@ -205,19 +248,46 @@ class _Call:
         self.alive.append(tensor)
         return tensor
 
-    def packed(self, tensor: Tensor) -> Tensor:
-        """The tensor contiguous and in the compute dtype; a copy only where it is not."""
-        if tensor.dtype is self.dtype and tensor.is_contiguous():
-            return tensor
-        return self.keep(tensor.to(self.dtype).contiguous())
-
     def rows(self, tensor: Tensor) -> Tensor:
-        """The tensor in the compute dtype with contiguous rows; a copy only where it has not."""
-        if tensor.dtype is not self.dtype:
-            tensor = tensor.to(self.dtype)
-        if tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
-            tensor = tensor.contiguous()
-        return self.keep(tensor)
+        return self.keep(_rows(tensor, self.dtype))
+
+
+def _rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in the compute dtype with contiguous rows; a copy only where it has not."""
+    if tensor.dtype is not dtype:
+        tensor = tensor.to(dtype)
+    if tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
+        tensor = tensor.contiguous()
+    return tensor
+
+
+def _in_bfloat16(weights: Sequence[Weights]) -> tuple[bool, bool]:
+    """Whether all matrices, and all norms, can be read as they are, widened on the way."""
+
+    def all_bfloat16(tensors: Iterable[Tensor | None]) -> bool:
+        return all(tensor is not None and tensor.dtype is torch.bfloat16 for tensor in tensors)
+
+    matrices = (tensor for group in weights for tensor in group[:6])
+    return all_bfloat16(matrices), all_bfloat16(t for group in weights for t in group[6:])
+
+
+def _stored(
+    weights: Weights, dtype: torch.dtype, bfloat16: tuple[bool, bool]
+) -> tuple[list[int], list[Tensor]]:
+    """Addresses of the tensors, contiguous, in bfloat16 or else in the compute dtype; and the
+    copies that had to be made."""
+    addresses, copies = [], []
+    matrices, norms = (torch.bfloat16 if is_bfloat16 else dtype for is_bfloat16 in bfloat16)
+    for i, tensor in enumerate(weights):
+        stored = matrices if i < 6 else norms
+        if tensor is None:
+            addresses.append(0)
+            continue
+        if tensor.dtype is not stored or not tensor.is_contiguous():
+            tensor = tensor.to(stored).contiguous()
+            copies.append(tensor)
+        addresses.append(tensor.data_ptr())
+    return addresses, copies
 
 
 def _addresses(weights: Weights) -> list[int]:

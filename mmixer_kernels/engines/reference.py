@@ -18,9 +18,7 @@ def unsupported(input: Tensor) -> str | None:
     return None
 
 
-def saved_size(
-    inputs: list[Tensor], contexts: list[Tensor], hidden_size: int, layer_norm: bool
-) -> int:
+def saved_size(inputs: list[Tensor], hidden_size: int, recompute: bool) -> int:
     """Number of elements that `forward` saves for `backward`."""
     return 0
 
@@ -34,6 +32,7 @@ def forward(
     mix: str,
     eps: float,
     save: bool,
+    recompute: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """G weight sets over a sequence: output `[G, T, B, H]`, h_n `[G, B, H]`, saved."""
     results = [
@@ -55,6 +54,7 @@ def backward(
     saved: Tensor,
     mix: str,
     eps: float,
+    recompute: bool,
     need_input: bool,
     need_weights: bool,
 ) -> tuple[list[Tensor], list[Tensor], list[Weights], Tensor]:
