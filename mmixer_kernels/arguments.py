@@ -150,25 +150,27 @@ def check(operands: Operands, weights: Weights, mix: str, eps: float) -> None:
             f"but has {input_size}"
         )
     dtype, device = input.dtype, input.device
-    context_size = weights.weight_g.shape[-1]
-    state, square, norm = (batch, hidden), (hidden, hidden), (6, hidden)
-    expected = (
-        ("context", context, (batch, context_size)),
-        ("hx", hx, state),
-        ("weight_f", weights.weight_f, (hidden, input_size)),
-        ("weight_g", weights.weight_g, (hidden, context_size)),
-        ("weight_s", weights.weight_s, (hidden, 2 * hidden)),
-        ("weight_r", weights.weight_r, square),
-        ("weight_z", weights.weight_z, square),
-        ("weight_h", weights.weight_h, square),
-        ("norm_weight", weights.norm_weight, norm),
-        ("norm_bias", weights.norm_bias, norm),
+    _check_tensors(
+        (("context", context, (batch, weights.weight_g.shape[-1])), ("hx", hx, (batch, hidden))),
+        (dtype,),
+        device,
     )
-    for name, tensor, shape in expected:
-        if tensor is not None and (
-            tensor.shape != shape or tensor.dtype is not dtype or tensor.device != device
-        ):
-            _refuse(name, tensor, shape, dtype, device)
+    square, norm = (hidden, hidden), (6, hidden)
+    _check_tensors(
+        (
+            ("weight_f", weights.weight_f, (hidden, input_size)),
+            ("weight_g", weights.weight_g, (hidden, weights.weight_g.shape[-1])),
+            ("weight_s", weights.weight_s, (hidden, 2 * hidden)),
+            ("weight_r", weights.weight_r, square),
+            ("weight_z", weights.weight_z, square),
+            ("weight_h", weights.weight_h, square),
+            ("norm_weight", weights.norm_weight, norm),
+            ("norm_bias", weights.norm_bias, norm),
+        ),
+        # Beside float32 features also bfloat16: half the memory to read at each step.
+        (dtype, torch.bfloat16) if dtype is torch.float32 else (dtype,),
+        device,
+    )
     if lengths is not None:
         check_lengths(lengths, steps, batch, input)
 
@@ -198,39 +200,36 @@ def check_lengths(lengths: Tensor, steps: int, batch: int, input: Tensor) -> Non
         )
 
 
+def _check_tensors(
+    expected: tuple[tuple[str, Tensor | None, tuple[int, ...]], ...],
+    dtypes: tuple[torch.dtype, ...],
+    device: torch.device,
+) -> None:
+    """Each tensor that there is has its shape, one of the dtypes, input's first, and the device."""
+    for name, tensor, shape in expected:
+        if tensor is None:
+            continue
+        if tensor.shape != shape:
+            meaning = _MEANINGS.get(name, "H is weight_r's")
+            raise ValueError(
+                f"{name} must have shape {list(shape)} ({meaning}), but has {list(tensor.shape)}"
+            )
+        if tensor.dtype not in dtypes:
+            raise TypeError(
+                f"{name} must have input's dtype, {', or '.join(map(_name, dtypes))}, "
+                f"but is {_name(tensor.dtype)}: convert one of them with .to()"
+            )
+        if tensor.device != device:
+            raise ValueError(
+                f"{name} must be on input's device, {device}, but is on {tensor.device}: "
+                f"move one of them with .to()"
+            )
+
+
 _MEANINGS = {
     "context": "[B, context_size]",
     "hx": "[B, H] for this input and hidden_size",
 }
-
-
-def _refuse(
-    name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
-) -> None:
-    """Raises for a tensor that is not as it must be; returns for a weight in bfloat16."""
-    if tensor.shape != shape:
-        meaning = _MEANINGS.get(name, "H is weight_r's")
-        raise ValueError(
-            f"{name} must have shape {list(shape)} ({meaning}), but has {list(tensor.shape)}"
-        )
-    if tensor.device != device:
-        raise ValueError(
-            f"{name} must be on input's device, {device}, but is on {tensor.device}: "
-            f"move one of them with .to()"
-        )
-    is_weight = name not in _MEANINGS
-    if tensor.dtype == dtype or (is_weight and _may_be(tensor.dtype, dtype)):
-        return
-    or_bfloat16 = ", or bfloat16" if is_weight and dtype == torch.float32 else ""
-    raise TypeError(
-        f"{name} must have input's dtype, {_name(dtype)}{or_bfloat16}, "
-        f"but is {_name(tensor.dtype)}: convert one of them with .to()"
-    )
-
-
-def _may_be(weight: torch.dtype, input: torch.dtype) -> bool:
-    """bfloat16 weights beside float32 features: half the memory to read at each step."""
-    return weight == torch.bfloat16 and input == torch.float32
 
 
 def _name(dtype: torch.dtype) -> str:

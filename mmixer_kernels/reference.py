@@ -53,6 +53,13 @@ class Weights(NamedTuple):
         pairs = zip(self, other, strict=True)
         return Weights._make(None if x is None or y is None else x.to(y.dtype) for x, y in pairs)
 
+    def matrices(self) -> tuple[Tensor, ...]:
+        return self[:6]
+
+    def norms(self) -> tuple[Tensor, ...]:
+        """norm_weight and norm_bias, or nothing."""
+        return () if self.norm_weight is None else self[6:]  # type: ignore[return-value]
+
     def tensors(self) -> list[Tensor]:
         """The six weights, then the two norm tensors where there are any."""
         return [tensor for tensor in self if tensor is not None]

@@ -83,7 +83,8 @@ struct Arguments {
                pointer<const T>(call.hx[0]),
                call.hx[1],
                call.hx[2],
-               pointer<const int64_t>(call.lengths)};
+               pointer<const int64_t>(call.lengths),
+               nullptr};
   }
 };
 
@@ -211,6 +212,25 @@ PYBIND11_MODULE(_native, m) {
         {batch, input_size, context_size, hidden}, concat, bfloat16, eps, threads, input, context,
         weights, hx, next_state, workspace);
   });
+  // For benchmarks: the seconds of the recurrence in a call of forward, and the machine's limits.
+  m.def(
+      "recurrence_seconds",
+      [](const Call& call, int64_t output, int64_t h_n, int64_t workspace) {
+        Arguments<float> arguments(call);
+        double seconds = 0;
+        arguments.problem.recurrence_seconds = &seconds;
+        forward<float>(arguments.problem, pointer<float>(output), pointer<float>(h_n), nullptr,
+                       pointer<float>(workspace));
+        return seconds;
+      },
+      Release());
+  m.def("multiply_add", multiply_add, Release());
+  m.def(
+      "read",
+      [](int64_t memory, int64_t size, int64_t rounds, int threads) {
+        read(pointer<const float>(memory), size, rounds, threads);
+      },
+      Release());
   m.def("use_instruction_set", [](const std::string& name) {
     if (!use_instruction_set(name))
       throw std::invalid_argument("this build or processor has no instruction set " + name);

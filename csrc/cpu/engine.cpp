@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "backward.h"
+#include "limits.h"
 
 namespace mmixer::cpu::MMIXER_ISA {
 namespace {
@@ -68,6 +69,6 @@ constexpr Engine<T> engine{saved_size<T>, forward_workspace_size<T>, backward_wo
 
 }  // namespace
 
-const Engines engines{engine<float>, engine<double>};
+const Engines engines{engine<float>, engine<double>, multiply_add, read};
 
 }  // namespace mmixer::cpu::MMIXER_ISA

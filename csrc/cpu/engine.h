@@ -19,6 +19,8 @@ struct Engine {
 struct Engines {
   Engine<float> of_float;
   Engine<double> of_double;
+  int64_t (*multiply_add)(int64_t rounds);
+  void (*read)(const float* memory, int64_t size, int64_t rounds);
 };
 
 namespace baseline {

@@ -6,6 +6,7 @@
 // throughput from 8 rows on, the bandwidth of the weights (3 H^2 values a step) below.
 #pragma once
 
+#include <chrono>
 #include <vector>
 
 #include "buffers.h"
@@ -238,10 +239,14 @@ void forward_team(Member& member, const Problem<T>& p, const Schedule& schedule,
   }
   member.barrier();
   forward_mix(member, p, schedule, b);
+  const auto start = std::chrono::steady_clock::now();
   share_samples(member, p, [&](Member& team, const Slice* slices, int64_t count) {
     forward_recurrence(team, p, schedule, b, saved, slices, count, output);
   });
   member.barrier();
+  if (p.recurrence_seconds && member.index() == 0)
+    *p.recurrence_seconds =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   if (saved) saved->clear_rest(member, p.groups, schedule.rows(), H_);
   for (int64_t i = member.begin(states); i < member.end(states); i++) {
     const int64_t g = i / p.batch, rank = i % p.batch, sample = schedule.sample[rank];

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "engine.h"
+#include "team.h"
 
 namespace mmixer::cpu {
 namespace {
@@ -87,6 +88,21 @@ bool use_instruction_set(const std::string& name) {
       return true;
     }
   return false;
+}
+
+int64_t multiply_add(int64_t rounds, int threads) {
+  std::atomic<int64_t> operations{0};
+  auto body = [&](Member&) { operations += current().load()->engines->multiply_add(rounds); };
+  run_team(threads, body);
+  return operations;
+}
+
+void read(const float* memory, int64_t size, int64_t rounds, int threads) {
+  auto body = [&](Member& member) {
+    const int64_t first = member.begin(size);
+    current().load()->engines->read(memory + first, member.end(size) - first, rounds);
+  };
+  run_team(threads, body);
 }
 
 #define MMIXER_INSTANTIATE(T)                                                            \

@@ -43,6 +43,7 @@ struct Problem {
   const T* hx;             // [G, B, H] with contiguous rows, null for zeros
   int64_t hx_stride_group, hx_stride_sample;
   const int64_t* lengths;  // [B], each in 1..T; null when all are T
+  double* recurrence_seconds = nullptr;  // where forward writes how long its recurrence took
 };
 
 // Elements that forward saves for backward, and that each needs as scratch memory.
@@ -75,5 +76,11 @@ std::vector<std::string> instruction_sets();
 std::string instruction_set();
 // False where there is no such set. Not to be called beside a running call.
 bool use_instruction_set(const std::string& name);
+
+// What benchmarks measure this machine's limits by, see limits.h: multiply-adds of a team, with how
+// many multiplications and additions they were, and a team's reading of a block of memory, each
+// member its own part of it.
+int64_t multiply_add(int64_t rounds, int threads);
+void read(const float* memory, int64_t size, int64_t rounds, int threads);
 
 }  // namespace mmixer::cpu

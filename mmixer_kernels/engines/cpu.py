@@ -6,7 +6,7 @@ rest is converted first. Threads follow `torch.get_num_threads()`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -169,8 +169,8 @@ def step(
     addresses, copies = _stored(weights, dtype, bfloat16)
     is_double = dtype is torch.float64
     sizes = (batch, input_size, context.shape[1], weights.hidden_size)
-    next_state = input.new_empty((batch, sizes[3]), dtype=dtype)
-    workspace = next_state.new_empty(_native.step_workspace_size(is_double, *sizes))
+    next_state = torch.empty((batch, sizes[3]), dtype=dtype)
+    workspace = torch.empty(_native.step_workspace_size(is_double, *sizes), dtype=dtype)
     _native.step(
         is_double,
         *sizes,
@@ -264,11 +264,11 @@ def _rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 def _in_bfloat16(weights: Sequence[Weights]) -> tuple[bool, bool]:
     """Whether all matrices, and all norms, can be read as they are, widened on the way."""
 
-    def all_bfloat16(tensors: Iterable[Tensor | None]) -> bool:
-        return all(tensor is not None and tensor.dtype is torch.bfloat16 for tensor in tensors)
-
-    matrices = (tensor for group in weights for tensor in group[:6])
-    return all_bfloat16(matrices), all_bfloat16(t for group in weights for t in group[6:])
+    matrices = norms = True
+    for group in weights:
+        matrices = matrices and all(x.dtype is torch.bfloat16 for x in group.matrices())
+        norms = norms and all(x.dtype is torch.bfloat16 for x in group.norms())
+    return matrices, norms
 
 
 def _stored(
