@@ -46,7 +46,12 @@ inline Pair<T> load_pair(const bfloat16* p) {
 }
 
 template <class T, int... lane>
-inline Pair<T> even_and_odd(Pair<T> x, std::integer_sequence<int, lane...>) {
+inline Pair<T> even_and_odd(Pair<T> x, std::integer_sequence<int, lane...> sequence) {
+  if constexpr (sizeof...(lane) == 8) {  // AVX2 shuffles within halves in a third of the time
+    exchange<T, 4>(x.a, x.b, sequence);
+    return {MMIXER_SHUFFLE(T, x.a, x.b, 0, 2, 8, 10, 4, 6, 12, 14),
+            MMIXER_SHUFFLE(T, x.a, x.b, 1, 3, 9, 11, 5, 7, 13, 15)};
+  }
   return {MMIXER_SHUFFLE(T, x.a, x.b, (2 * lane)...), MMIXER_SHUFFLE(T, x.a, x.b, (2 * lane + 1)...)};
 }
 
