@@ -202,8 +202,8 @@ struct ScaledExp {
   Vector<float> power, rest;
 };
 
-// |rest| has a relative error below 1e-7. Beyond low or high, x is taken to be that; NaN stays NaN.
-// -87.3 < low and high < 88 keep power a normal number.
+// Error of rest: below 5e-8, and relative to it below 1e-7 where power is 1. Beyond low or high, x is
+// taken to be that; NaN stays NaN. -87.3 < low and high < 88 keep power a normal number.
 inline ScaledExp scaled_exp(Vector<float> x, float low, float high) {
   using V = Vector<float>;
   x = x < low ? low - V{} : x;
@@ -220,16 +220,16 @@ inline ScaledExp scaled_exp(Vector<float> x, float low, float high) {
   return {(V)bits, p * (r * r) + r};
 }
 
-// Relative error below 2e-7 for x in [-87, 87]; clamped outside.
+// Relative error below 1e-7 for x in [-87, 87]; clamped outside.
 inline Vector<float> exp(Vector<float> x) {
   const ScaledExp e = scaled_exp(x, -87.f, 87.f);
   return e.power * e.rest + e.power;
 }
 
-// Relative error below 3e-7 for x > -87; below it clamped, to 2e-38.
+// Relative error below 2e-7 for x >= -87; below that it stays, within 2e-38 of the truth.
 inline Vector<float> sigmoid(Vector<float> x) { return 1.f / (1.f + exp(-x)); }
 
-// Relative error below 3e-7. tanh(x) = m / (m + 2), m = exp(2 x) - 1; beyond 10 it is 1.
+// Relative error below 2e-7. tanh(x) = m / (m + 2), m = exp(2 x) - 1; beyond 10 it is 1.
 inline Vector<float> tanh(Vector<float> x) {
   const ScaledExp e = scaled_exp(x + x, -20.f, 20.f);
   const Vector<float> m = e.power * e.rest + (e.power - 1.f);

@@ -1,0 +1,412 @@
+// The CPU engine through csrc/cpu/mcu.h, for sanitizers: all memory is of exactly the size that the
+// interface states, and holds NaN where the engine has to write before it reads.
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "../../csrc/cpu/mcu.h"
+
+using namespace mmixer::cpu;
+
+namespace {
+
+using Values = std::vector<double>;
+
+constexpr double nan = std::numeric_limits<double>::quiet_NaN(), eps = 1e-5;
+
+std::atomic<int> failures{0};
+
+void check(bool ok, const std::string& what) {
+  if (!ok && ++failures <= 30) std::printf("FAILED: %s\n", what.c_str());
+}
+
+std::string text_of(double x) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.1e", x);
+  return text;
+}
+
+// Of a group, in the order of Group and GroupGradient. The norms have the order of their weights.
+constexpr int input = 0, context = 1, weight_f = 2, weight_g = 3, weight_s = 4, weight_r = 5;
+constexpr int weight_z = 6, weight_h = 7, norm_weight = 8, norm_bias = 9, tensors = 10;
+
+uint16_t upper_half(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return uint16_t(bits >> 16);
+}
+
+float widen(uint16_t half) {
+  const uint32_t bits = uint32_t(half) << 16;
+  float x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+// A problem, its values exact in bfloat16, and the gradients of its results.
+struct Case {
+  int64_t groups, steps, batch, hidden;
+  unsigned flags;
+  bool concat = flags & 1, layer_norm = flags & 2, has_lengths = flags & 4, has_hx = flags & 8;
+  bool strided = flags & 16;
+  std::vector<int64_t> lengths;
+  std::vector<Values> operands;  // the tensors of each group (norms may be empty), then hx
+  Values grad_output, grad_h_n;
+
+  int64_t input_size(int64_t g) const { return std::array{6, 17, 131}[(g + batch) % 3]; }
+  int64_t context_size(int64_t g) const { return std::array{33, 2, 9}[(g + batch) % 3]; }
+  int64_t length(int64_t b) const { return has_lengths ? lengths[b] : steps; }
+  const Values& of(int64_t g, int tensor) const { return operands[g * tensors + tensor]; }
+
+  Case(int64_t groups, int64_t steps, int64_t batch, int64_t hidden, unsigned flags)
+      : groups(groups), steps(steps), batch(batch), hidden(hidden), flags(flags) {
+    std::mt19937 random(flags);
+    const auto draw = [&](int64_t size, double centre, double width) {
+      std::uniform_real_distribution<float> distribution(centre - width, centre + width);
+      Values values(size);
+      for (double& value : values) value = widen(upper_half(distribution(random)));
+      return values;
+    };
+    const int64_t H = hidden;
+    lengths = std::vector<int64_t>(batch);
+    for (int64_t& length : lengths) length = 1 + random() % steps;
+    for (int64_t g = 0; g < groups; g++) {
+      const int64_t D = input_size(g), C = context_size(g);
+      operands.push_back(draw(steps * batch * D, 0, 1.7));
+      operands.push_back(draw(batch * C, 0, 1.7));
+      for (int64_t columns : {D, C, 2 * H, H, H, H})
+        operands.push_back(draw(H * columns, 0, 1.7 / std::sqrt(columns)));
+      operands.push_back(draw(layer_norm ? 6 * H : 0, 1, 0.3));
+      operands.push_back(draw(layer_norm ? 6 * H : 0, 0, 0.3));
+    }
+    operands.push_back(draw(groups * batch * H, 0, has_hx ? 1 : 0));
+    grad_output = draw(groups * steps * batch * H, 0, 1);
+    grad_h_n = draw(groups * batch * H, 0, 1);
+    // Nobody may read past a sample's length.
+    for (int64_t i = 0; i < groups * steps * batch; i++) {
+      const int64_t g = i / (steps * batch), row = i % (steps * batch), D = input_size(g);
+      if (row / batch < length(row % batch)) continue;
+      std::fill_n(operands[g * tensors + input].data() + row * D, D, nan);
+      std::fill_n(grad_output.data() + i * H, H, nan);
+    }
+  }
+
+  std::string text() const {
+    return "G" + std::to_string(groups) + " T" + std::to_string(steps) + " B" +
+           std::to_string(batch) + " H" + std::to_string(hidden) + (concat ? " concat" : "") +
+           (layer_norm ? " norm" : "") + (has_lengths ? " lengths" : "") + (has_hx ? " hx" : "") +
+           (strided ? " strided" : "");
+  }
+};
+
+struct Options {
+  int threads = 1;
+  bool bfloat16 = false, recompute = false, need_input = true, need_weights = true;
+  bool backward = true;
+};
+
+// Rows [a, b, c] as they may lie in memory: contiguous, or b and c exchanged and NaN between rows.
+template <class T>
+struct Placed {
+  std::vector<T> memory;
+  int64_t stride[3];
+
+  Placed(const Values& values, int64_t a, int64_t b, int64_t c, bool strided) {
+    const int64_t rows = a * b * c, size = int64_t(values.size()) / rows;
+    const int64_t pitch = strided ? size + 3 : size;
+    stride[0] = b * c * pitch;
+    stride[1] = strided ? pitch : c * pitch;
+    stride[2] = strided ? b * pitch : pitch;
+    memory = std::vector<T>((rows - 1) * pitch + size, T(nan));
+    for (int64_t i = 0; i < rows; i++)
+      std::copy_n(values.data() + i * size, size,
+                  memory.data() + i / (b * c) * stride[0] + i / c % b * stride[1] +
+                      i % c * stride[2]);
+  }
+};
+
+// output, h_n, the gradients in the order of Case::operands (empty where not wanted), and what
+// forward saved (empty with recompute, which saves less).
+template <class T>
+using Results = std::vector<std::vector<T>>;
+
+template <class T>
+bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
+  return a.size() == b.size() &&
+         (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
+}
+
+template <class T>
+Results<T> run(const Case& c, const Options& options) {
+  const int64_t G = c.groups, B = c.batch, H = c.hidden;
+  std::vector<Placed<T>> placed;
+  std::vector<std::vector<T>> stored;
+  std::vector<std::vector<uint16_t>> stored_halves;
+  const auto place = [&](const Values& values, int64_t a, int64_t b) -> const Placed<T>& {
+    return placed.emplace_back(values, a, b, B, c.strided);
+  };
+  const auto store = [&](const Values& values, bool bfloat16) -> const void* {
+    if (values.empty()) return nullptr;
+    if (!bfloat16) return stored.emplace_back(values.begin(), values.end()).data();
+    std::vector<uint16_t>& halves = stored_halves.emplace_back(values.size());
+    std::transform(values.begin(), values.end(), halves.begin(), upper_half);
+    return halves.data();
+  };
+  Problem<T> p{};
+  p.groups = G, p.steps = c.steps, p.batch = B, p.hidden = H;
+  p.mix = c.concat ? Mix::concat : Mix::gated;
+  p.bfloat16_weights = options.bfloat16;
+  p.bfloat16_norms = options.bfloat16 && c.strided;
+  p.recompute = options.recompute;
+  p.eps = T(eps);
+  p.threads = options.threads;
+  p.lengths = c.has_lengths ? c.lengths.data() : nullptr;
+  std::vector<Group<T>> groups(G);
+  for (int64_t g = 0; g < G; g++) {
+    Group<T>& group = groups[g];
+    const Placed<T>& in = place(c.of(g, input), 1, c.steps);
+    group.input = in.memory.data();
+    group.input_stride_step = in.stride[1], group.input_stride_sample = in.stride[2];
+    group.input_size = c.input_size(g);
+    const Placed<T>& context_rows = place(c.of(g, context), 1, 1);
+    group.context = context_rows.memory.data();
+    group.context_stride_sample = context_rows.stride[2];
+    group.context_size = c.context_size(g);
+    const void** target[] = {&group.weight_f,    &group.weight_g, &group.weight_s,
+                             &group.weight_r,    &group.weight_z, &group.weight_h,
+                             &group.norm_weight, &group.norm_bias};
+    for (int i = weight_f; i < tensors; i++)
+      *target[i - weight_f] =
+          store(c.of(g, i), i < norm_weight ? p.bfloat16_weights : p.bfloat16_norms);
+  }
+  p.group = groups.data();
+  const Placed<T> hx(c.operands.back(), G, 1, B, c.strided);
+  if (c.has_hx)
+    p.hx = hx.memory.data(), p.hx_stride_group = hx.stride[0], p.hx_stride_sample = hx.stride[2];
+
+  const auto fresh = [](int64_t size) { return std::vector<T>(size, T(nan)); };
+  Results<T> results{fresh(G * c.steps * B * H), fresh(G * B * H)};
+  std::vector<T> saved = fresh(options.backward ? saved_size(p) : 0);
+  std::vector<T> workspace = fresh(forward_workspace_size(p, options.backward));
+  forward(p, results[0].data(), results[1].data(), options.backward ? saved.data() : nullptr,
+          workspace.data());
+  if (!options.backward) return results;
+
+  std::vector<GroupGradient<T>> gradients(G);
+  for (int64_t g = 0; g < G; g++) {
+    GroupGradient<T>& to = gradients[g];
+    T** target[] = {&to.input,    &to.context,  &to.weight_f, &to.weight_g,    &to.weight_s,
+                    &to.weight_r, &to.weight_z, &to.weight_h, &to.norm_weight, &to.norm_bias};
+    for (int i = 0; i < tensors; i++) {
+      const bool wanted = i == context || (i == input ? options.need_input : options.need_weights);
+      results.push_back(fresh(wanted ? int64_t(c.of(g, i).size()) : 0));
+      *target[i] = results.back().empty() ? nullptr : results.back().data();
+    }
+  }
+  results.push_back(fresh(G * B * H));
+  const Placed<T> grad_output(c.grad_output, G, c.steps, B, c.strided);
+  const Placed<T> grad_h_n(c.grad_h_n, G, 1, B, c.strided);
+  const auto rows = [](const Placed<T>& x) {
+    return Rows<T>{x.memory.data(), x.stride[0], x.stride[1], x.stride[2]};
+  };
+  workspace = fresh(backward_workspace_size(p, options.need_weights));
+  const std::vector<T> before = saved;
+  backward(p, rows(grad_output), rows(grad_h_n), saved.data(), gradients.data(),
+           results.back().data(), workspace.data());
+  check(same_bits(saved, before), c.text() + ": backward wrote to the saved memory");
+  results.push_back(options.recompute ? std::vector<T>() : std::move(saved));
+  return results;
+}
+
+// Output and h_n by equations 7-14, as in mmixer_kernels/reference.py.
+Results<double> reference(const Case& c) {
+  const int64_t H = c.hidden;
+  Results<double> results{Values(c.grad_output.size(), 0), Values(c.grad_h_n.size())};
+  for (int64_t g = 0; g < c.groups; g++)
+    for (int64_t b = 0; b < c.batch; b++) {
+      const auto row = [](const Values& x, int64_t number, int64_t size) {
+        return Values(x.begin() + number * size, x.begin() + (number + 1) * size);
+      };
+      // LN(W x), the rows of the norms in the order of the weights.
+      const auto project = [&](int weight, const Values& x) {
+        const double* w = c.of(g, weight).data();
+        Values y(H, 0);
+        for (double& sum : y)
+          for (double value : x) sum += *w++ * value;
+        if (!c.layer_norm) return y;
+        double mean = 0, variance = 0;
+        for (double value : y) mean += value / H;
+        for (double value : y) variance += (value - mean) * (value - mean) / H;
+        const Values scale = row(c.of(g, norm_weight), weight - weight_f, H);
+        const Values shift = row(c.of(g, norm_bias), weight - weight_f, H);
+        for (int64_t j = 0; j < H; j++)
+          y[j] = (y[j] - mean) / std::sqrt(variance + eps) * scale[j] + shift[j];
+        return y;
+      };
+      const auto sum = [](const Values& x, const Values& y) {
+        Values z = x;
+        for (size_t j = 0; j < z.size(); j++) z[j] += y[j];
+        return z;
+      };
+      const auto sigmoid = [](double x) { return 1 / (1 + std::exp(-x)); };
+      const auto mix = [](double gate, double x, double y) { return gate * x + (1 - gate) * y; };
+      Values h = row(c.operands.back(), g * c.batch + b, H);
+      Values g_bar = project(weight_g, row(c.of(g, context), b, c.context_size(g)));
+      for (double& x : g_bar) x = std::tanh(x);
+      for (int64_t t = 0; t < c.length(b); t++) {
+        Values joint = project(weight_f, row(c.of(g, input), t * c.batch + b, c.input_size(g)));
+        for (double& x : joint) x = std::tanh(x);
+        joint.insert(joint.end(), g_bar.begin(), g_bar.end());
+        Values f = project(weight_s, joint);
+        for (int64_t j = 0; j < H; j++)
+          if (!c.concat) f[j] = mix(sigmoid(f[j]), joint[j], g_bar[j]);
+        const Values r = project(weight_r, sum(f, h)), z = project(weight_z, sum(f, h));
+        Values v = f;
+        for (int64_t j = 0; j < H; j++) v[j] += sigmoid(r[j]) * h[j];
+        const Values n = project(weight_h, v);
+        for (int64_t j = 0; j < H; j++) h[j] = mix(sigmoid(z[j]), std::tanh(n[j]), h[j]);
+        std::copy(h.begin(), h.end(),
+                  results[0].begin() + ((g * c.steps + t) * c.batch + b) * H);
+      }
+      std::copy(h.begin(), h.end(), results[1].begin() + (g * c.batch + b) * H);
+    }
+  return results;
+}
+
+// Off by less than `bound` of each result's largest value. What forward saved is left out.
+template <class A>
+void check_close(const Results<A>& a, const Results<double>& b, double bound,
+                 const std::string& what) {
+  for (size_t i = 0; i < std::min(a.size(), b.size() - 1); i++) {
+    double error = 0, largest = 0.1;
+    for (size_t j = 0; j < b[i].size(); j++) {
+      error = std::max(error, std::abs(a[i][j] - b[i][j]));
+      largest = std::max(largest, std::abs(b[i][j]));
+    }
+    check(error <= bound * largest,
+          what + ": result " + std::to_string(i) + " is off by " + text_of(error / largest));
+  }
+}
+
+double functional(const Case& c, const Results<double>& results) {
+  double sum = 0;
+  for (size_t i = 0; i < c.grad_output.size(); i++)
+    if (!std::isnan(c.grad_output[i])) sum += c.grad_output[i] * results[0][i];
+  for (size_t i = 0; i < c.grad_h_n.size(); i++) sum += c.grad_h_n[i] * results[1][i];
+  return sum;
+}
+
+// The slope along a random direction of all operands.
+void check_gradient(const Case& c, const Results<double>& results, const std::string& what) {
+  constexpr double step = 1e-6;
+  Options forward_only;
+  forward_only.backward = false;
+  Case ahead = c, behind = c;
+  ahead.has_hx = behind.has_hx = true;
+  std::mt19937 random(1);
+  std::uniform_real_distribution<double> distribution(-1, 1);
+  double slope = 0, square = 0;
+  for (size_t i = 0; i < c.operands.size(); i++)
+    for (size_t j = 0; j < c.operands[i].size(); j++) {
+      const double direction = distribution(random), part = results[2 + i][j] * direction;
+      ahead.operands[i][j] += step * direction;
+      behind.operands[i][j] -= step * direction;
+      slope += part;
+      square += part * part;
+    }
+  const double difference = functional(c, run<double>(ahead, forward_only)) -
+                            functional(c, run<double>(behind, forward_only));
+  const double error = std::abs(difference / (2 * step) - slope) / std::max(1., std::sqrt(square));
+  check(error < 1e-8, what + ": the gradient is off by " + text_of(error));
+}
+
+// The results of one thread, which are the same to the bit with other options.
+template <class T>
+Results<T> check_options(const Case& c, bool bfloat16, const std::string& what) {
+  Options options;
+  options.bfloat16 = bfloat16;
+  const Results<T> alone = run<T>(c, options);
+  for (const std::vector<T>& values : alone)
+    check(std::all_of(values.begin(), values.end(), [](T x) { return std::isfinite(x); }),
+          what + ": not all results are finite");
+  for (int variant = 0; variant < 5; variant++) {
+    options.threads = variant % 2 ? 4 : 2;
+    options.recompute = variant == 1 || variant == 2 || variant == 4;
+    options.need_input = variant < 2 || variant == 4;
+    options.need_weights = variant < 3;
+    const Results<T> other = run<T>(c, options);
+    for (size_t i = 0; i < alone.size(); i++)
+      check(other[i].empty() || same_bits(other[i], alone[i]),
+            what + ": result " + std::to_string(i) + " differs with " +
+                std::to_string(options.threads) + " threads" +
+                (options.recompute ? ", recompute" : "") +
+                (options.need_input ? "" : ", without input's gradient") +
+                (options.need_weights ? "" : ", without weights' gradients"));
+  }
+  return alone;
+}
+
+void check_calls_at_once(const Case& c, const std::string& what) {
+  Options options;
+  const Results<float> expected = run<float>(c, options);
+  options.threads = 2;
+  Results<float> results[2];
+  std::vector<std::thread> threads;
+  for (Results<float>& result : results)
+    threads.emplace_back([&] { result = run<float>(c, options); });
+  for (std::thread& thread : threads) thread.join();
+  for (const Results<float>& result : results)
+    for (size_t i = 0; i < expected.size(); i++)
+      check(same_bits(result[i], expected[i]), what + ": calls at once differ");
+}
+
+}  // namespace
+
+int main() {
+  check(instruction_set() == instruction_sets().front(), "the best set is not the default");
+  check(!use_instruction_set("none"), "a set that there is not can be used");
+  std::mt19937 random(0);
+  std::vector<Case> cases;
+  for (int64_t H : {1, 5, 17, 45})
+    for (int64_t B : {1, 3, 9, 13})
+      for (int64_t T : {1, 2, 7}) {
+        const unsigned flags = random();
+        cases.emplace_back(flags & 32 ? 1 : 3, T, B, H, flags);
+      }
+  cases.emplace_back(1, 41, 13, 5, 2 | 16);  // more rows than a weight gradient packs at a time
+  const size_t first_team = cases.size();
+  // Large enough for teams of two and of four. Each member takes samples of its own with 32, and in
+  // a team of two with 13.
+  cases.emplace_back(3, 3, 5, 95, 2 | 4 | 8 | 16);
+  cases.emplace_back(3, 3, 13, 61, 1 | 4);
+  cases.emplace_back(1, 2, 32, 65, 2 | 8);
+  cases.emplace_back(1, 1, 5, 170, 2 | 16);
+  for (size_t number = 0; number < cases.size(); number++) {
+    const Case& c = cases[number];
+    const Results<double> truth = reference(c);
+    for (const std::string& set : instruction_sets()) {
+      use_instruction_set(set);
+      const std::string what = set + " " + c.text();
+      const Results<double> exact = check_options<double>(c, false, what + " double");
+      check_close(truth, exact, 1e-13, what + " double");
+      check_gradient(c, exact, what);
+      for (bool bfloat16 : {false, true}) {
+        const std::string type = bfloat16 ? " bfloat16" : " float";
+        check_close(check_options<float>(c, bfloat16, what + type), exact, 1e-5, what + type);
+      }
+      if (number >= first_team) check_calls_at_once(c, what);
+    }
+  }
+  std::printf("%zu problems with", cases.size());
+  for (const std::string& set : instruction_sets()) std::printf(" %s", set.c_str());
+  std::printf(": %d failures\n", failures.load());
+  return failures ? 1 : 0;
+}
