@@ -236,6 +236,7 @@ inline Vector<float> tanh(Vector<float> x) {
   return m / (m + 2.f);
 }
 
+// libm's: relative errors below 5e-16; sigmoid's only for x >= -709, below that within 1e-307.
 inline Vector<double> sigmoid(Vector<double> x) {
   for (int i = 0; i < lanes<double>; i++) x[i] = 1 / (1 + std::exp(-x[i]));
   return x;

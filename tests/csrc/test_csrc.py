@@ -31,7 +31,8 @@ def call(command: Sequence[object]) -> subprocess.CompletedProcess[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env={**os.environ, "PATH": SEARCH},
+        timeout=900,
+        env={"TSAN_OPTIONS": "halt_on_error=1", **os.environ, "PATH": SEARCH},
     )
 
 

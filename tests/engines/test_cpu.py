@@ -1,5 +1,7 @@
 """The C++ engine against the float64 reference."""
 
+import time
+
 import pytest
 import torch
 from helpers import ODD_SIZES, Size, problem, reference_results, relative_errors, with_gradients
@@ -379,3 +381,25 @@ def test_lengths_are_checked_where_the_values_are():
 def _weights(input_size, context_size, hidden):
     unit = reference.MCU(input_size, context_size, hidden)
     return Weights(*(x.detach() for x in unit.weights()))
+
+
+def test_limits(instruction_set):
+    """What the roofline is made of: operations are counted for the whole team, reading ends in
+    the block, and the recurrence takes a part of the call's time."""
+    for threads in (1, 2):
+        counts = [_native.multiply_add(rounds, threads) for rounds in (1, 10)]
+        assert counts[0] > 0
+        assert counts[1] == 10 * counts[0]
+        assert counts[0] == threads * _native.multiply_add(1, 1)
+        block = torch.randn(1001)
+        _native.read(block.data_ptr(), block.numel(), 3, threads)
+    sizes = [torch.randn(40, 3, 6)], [torch.randn(3, 4)], [_weights(6, 4, 64)]
+    call = cpu._Call(*sizes, None, None, "gated", 1e-5)
+    output, h_n = torch.empty(40, 3, 64), torch.empty(3, 64)
+    workspace = torch.empty(_native.forward_workspace_size(False, call.native, False))
+    start = time.perf_counter()
+    pointers = (x.data_ptr() for x in (output, h_n, workspace))
+    seconds = _native.recurrence_seconds(call.native, *pointers)
+    assert 0 < seconds < time.perf_counter() - start
+    expected, _, _ = cpu.forward(*sizes, None, None, "gated", 1e-5, False)
+    assert torch.equal(output, expected[0])
