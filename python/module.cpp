@@ -197,16 +197,14 @@ PYBIND11_MODULE(_native, m) {
       Release());
   m.def("step_workspace_size", [](bool is_double, int64_t batch, int64_t input_size,
                                   int64_t context_size, int64_t hidden) {
-    return is_double
-               ? forward_workspace_size(Step<double>(batch, input_size, context_size, hidden).problem,
-                                        false)
-               : forward_workspace_size(Step<float>(batch, input_size, context_size, hidden).problem,
-                                        false);
+    const auto size = [](const auto& step) { return forward_workspace_size(step.problem, false); };
+    return is_double ? size(Step<double>(batch, input_size, context_size, hidden))
+                     : size(Step<float>(batch, input_size, context_size, hidden));
   });
   m.def("step", [](bool is_double, int64_t batch, int64_t input_size, int64_t context_size,
                    int64_t hidden, bool concat, std::array<bool, 2> bfloat16, double eps,
-                   int threads, Strided1 input, Strided1 context, std::array<int64_t, 8> weights, Strided1 hx,
-                   int64_t next_state, int64_t workspace) {
+                   int threads, Strided1 input, Strided1 context, std::array<int64_t, 8> weights,
+                   Strided1 hx, int64_t next_state, int64_t workspace) {
     const py::gil_scoped_release release;
     (is_double ? run_step<double> : run_step<float>)(
         {batch, input_size, context_size, hidden}, concat, bfloat16, eps, threads, input, context,

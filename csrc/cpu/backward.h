@@ -3,8 +3,8 @@
 //
 // A step has two dependent products: W_h^T da_h gives dv (v = r h + f_tilde), then W_r^T da_r +
 // W_z^T da_z gives du (u = f_tilde + h). Where forward saved only the states, the gates of all steps
-// are computed again first, to the same bits. Gradients of scale and shift are summed for each sample on its own and then over
-// samples: no order depends on the threads. Bound: as forward.
+// are computed again first, to the same bits. Gradients of scale and shift are summed for each sample
+// on its own and then over samples: no order depends on the threads. Bound: as forward.
 #pragma once
 
 #include "forward.h"

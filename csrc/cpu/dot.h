@@ -23,8 +23,8 @@ constexpr int dot_columns(int mr) {
   return mr == 1 ? 8 : mr == 2 ? 5 : mr == 3 ? 4 : 3;
 }
 
-// Two vectors of a row's elements. Of bfloat16 the elements of even and of odd number: halves of 32-bit
-// words, which take one instruction each to widen.
+// Two vectors of a row's elements. Of bfloat16 the elements of even and of odd number: halves of
+// 32-bit words, which take one instruction each to widen.
 template <class T>
 struct Pair {
   Vector<T> a, b;
@@ -52,7 +52,8 @@ inline Pair<T> even_and_odd(Pair<T> x, std::integer_sequence<int, lane...> seque
     return {MMIXER_SHUFFLE(T, x.a, x.b, 0, 2, 8, 10, 4, 6, 12, 14),
             MMIXER_SHUFFLE(T, x.a, x.b, 1, 3, 9, 11, 5, 7, 13, 15)};
   }
-  return {MMIXER_SHUFFLE(T, x.a, x.b, (2 * lane)...), MMIXER_SHUFFLE(T, x.a, x.b, (2 * lane + 1)...)};
+  return {MMIXER_SHUFFLE(T, x.a, x.b, (2 * lane)...),
+          MMIXER_SHUFFLE(T, x.a, x.b, (2 * lane + 1)...)};
 }
 
 // A row of A, in the order of a row of W.

@@ -206,8 +206,8 @@ struct ScaledExp {
 // taken to be that; NaN stays NaN. -87.3 < low and high < 88 keep power a normal number.
 inline ScaledExp scaled_exp(Vector<float> x, float low, float high) {
   using V = Vector<float>;
-  x = x < low ? low - V{} : x;
-  x = x > high ? high - V{} : x;
+  x = x < low ? broadcast(low) : x;
+  x = x > high ? broadcast(high) : x;
   const V shifted = x * 1.44269504f + 12582912.f;  // 1.5 * 2^23: rounds to integer in the low bits
   const V n = shifted - 12582912.f;
   const V r = x - n * 0.693359375f + n * 2.12194440e-4f;

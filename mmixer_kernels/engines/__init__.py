@@ -1,7 +1,8 @@
 """The engines: implementations of one recurrence, and which of them a call gets.
 
 An engine is a module with `state()` (can it run here, and if not why), `unsupported(...)` (why it
-does not take these tensors, or None), `saved_size(...)`, `forward(...)` and `backward(...)`.
+does not take these tensors, or None), `saved_size(...)`, `forward(...)` and `backward(...)`; where
+a single step without gradients has a shorter way, also with `step(...)`.
 """
 
 from __future__ import annotations

@@ -263,7 +263,6 @@ def _rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _in_bfloat16(weights: Sequence[Weights]) -> tuple[bool, bool]:
     """Whether all matrices, and all norms, can be read as they are, widened on the way."""
-
     matrices = norms = True
     for group in weights:
         matrices = matrices and all(x.dtype is torch.bfloat16 for x in group.matrices())

@@ -43,10 +43,19 @@ def run(mix="gated", batch_first=False, recompute=False):
     return function
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("mix", ["gated", "concat"])
-@pytest.mark.parametrize("layer_norm", [True, False])
-@pytest.mark.parametrize("lengths", [False, True])
+def every_option(test):
+    """test(dtype, mix, layer_norm, lengths) with each value of each."""
+    for name, values in {
+        "lengths": [False, True],
+        "layer_norm": [True, False],
+        "mix": ["gated", "concat"],
+        "dtype": [torch.float64, torch.float32],
+    }.items():
+        test = pytest.mark.parametrize(name, values)(test)
+    return test
+
+
+@every_option
 def test_error(instruction_set, dtype, mix, layer_norm, lengths):
     for size in [*ODD_SIZES, Size(6, 30, 13, 7, 96)]:
         p = problem(size, layer_norm=layer_norm, lengths=lengths, dtype=dtype)
@@ -259,10 +268,7 @@ def test_saved_size_is_the_extension_s(size, dtype, recompute):
     assert cpu.saved_size(inputs, hidden, recompute) == expected
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("mix", ["gated", "concat"])
-@pytest.mark.parametrize("layer_norm", [True, False])
-@pytest.mark.parametrize("lengths", [False, True])
+@every_option
 def test_recompute_gives_the_same_bits(instruction_set, dtype, mix, layer_norm, lengths):
     for size in [*ODD_SIZES, Size(6, 30, 13, 7, 96)]:
         p = problem(size, layer_norm=layer_norm, lengths=lengths, dtype=dtype)
