@@ -29,6 +29,7 @@ class CMakeBuild(build_ext):
         build = Path(self.build_temp).resolve()
         configure = [
             "cmake",
+            "--fresh",  # pip's build environment, whose paths an older cache names, is gone by now
             *("-S", str(source), "-B", str(build), "-G", "Ninja"),
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={in_tree}",
             f"-DPython_EXECUTABLE={sys.executable}",

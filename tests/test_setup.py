@@ -1,9 +1,12 @@
 """The build."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 
@@ -20,3 +23,31 @@ def test_without_a_compiler_one_line_says_so(tmp_path):
     assert result.returncode != 0
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("mmixer_kernels needs a C++17 compiler, GCC or Clang, and found none")
+
+
+@pytest.mark.skipif(not (shutil.which("cmake") and shutil.which("ninja")), reason="needs cmake")
+def test_a_second_install_does_not_look_for_the_first_ones_tools(tmp_path):
+    pytest.importorskip("pybind11")
+    temporary = tmp_path / "build"
+    temporary.mkdir()
+    (temporary / "CMakeCache.txt").write_text(
+        f"CMAKE_HOME_DIRECTORY:INTERNAL={ROOT}\n"
+        "CMAKE_GENERATOR:INTERNAL=Ninja\n"
+        "CMAKE_MAKE_PROGRAM:FILEPATH=/gone/bin/ninja\n"
+    )
+    configure_only = tmp_path / "bin" / "cmake"
+    configure_only.parent.mkdir()
+    configure_only.write_text(
+        f'#!/bin/sh\n[ "$1" = --build ] || exec {shutil.which("cmake")} "$@"\n'
+    )
+    configure_only.chmod(0o755)
+    command = [sys.executable, str(ROOT / "setup.py"), "build_ext", "--inplace", "--force"]
+    result = subprocess.run(
+        [*command, "--build-temp", str(temporary)],
+        cwd=ROOT,
+        env={**os.environ, "PATH": f"{configure_only.parent}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert (temporary / "build.ninja").is_file()
