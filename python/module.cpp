@@ -11,6 +11,7 @@
 
 #include "../csrc/cpu/mcu.h"
 #include "../csrc/cpu/team.h"
+#include "cuda.h"
 
 namespace py = pybind11;
 using namespace mmixer::cpu;
@@ -233,6 +234,10 @@ PYBIND11_MODULE(_native, m) {
     if (!use_instruction_set(name))
       throw std::invalid_argument("this build or processor has no instruction set " + name);
   });
+#ifdef MMIXER_CUDA_BUILD
+  py::module_ cuda = m.def_submodule("cuda");
+  bind_cuda(cuda);
+#endif
   m.def("build_info", [] {
     py::dict info;
     info["compiler"] = MMIXER_COMPILER;
@@ -244,7 +249,11 @@ PYBIND11_MODULE(_native, m) {
 #else
     info["openmp"] = false;
 #endif
+#ifdef MMIXER_CUDA_BUILD
+    info["cuda"] = MMIXER_CUDA_BUILD;
+#else
     info["cuda"] = false;
+#endif
     info["instruction_set"] = instruction_set();
     info["processors"] = available_processors();
     return info;

@@ -13,11 +13,15 @@ from types import ModuleType
 
 from torch import Tensor
 
-from . import cpu, reference
+from . import cpu, cuda, reference
 from .state import EngineState
 
 NAMES = ("reference", "cpu", "cuda", "triton")
-_MODULES: dict[str, ModuleType] = {"reference": reference, "cpu": cpu}
+_MODULES: dict[str, ModuleType] = {
+    "reference": reference,
+    "cpu": cpu,
+    "cuda": cuda,
+}
 _warned: set[str] = set()
 
 
@@ -57,13 +61,15 @@ def choose(engine: str, input: Tensor) -> str:
         if reason := get(engine).unsupported(input):
             raise ValueError(f'engine="{engine}" does not take this call: {reason}')
         return engine
-    if cpu.unsupported(input) is not None:
+    native = {"cpu": "cpu", "cuda": "cuda"}.get(input.device.type)
+    if native is None:
         return "reference"
-    state = cpu.state()
-    if not state.available:
-        _warn_once(f'falling back to engine="reference", which is slower: {state.reason}')
+    state = _state(native)
+    reason = get(native).unsupported(input) if state.available else state.reason
+    if reason is not None:
+        _warn_once(f'falling back to engine="reference", which is slower: {reason}')
         return "reference"
-    return "cpu"
+    return native
 
 
 def _state(name: str) -> EngineState:

@@ -1,76 +1,13 @@
-"""The CPU engine in C++: by itself under sanitizers, and the error bounds of its functions."""
+"""The C++ and CUDA code by itself: under sanitizers, and the error bounds of its functions."""
 
 from __future__ import annotations
 
-import os
 import platform
-import shutil
-import subprocess
-import sys
-from collections.abc import Sequence
+import re
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
-SEARCH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-"""Where programs are: beside this Python first, as a virtual environment need not be active."""
-
-
-def find(*programs: str) -> str:
-    """The path of the first that there is; skips the test where there is none."""
-    for program in programs:
-        if found := shutil.which(program, path=SEARCH):
-            return found
-    pytest.skip(f"there is no {' or '.join(programs)}")
-
-
-def call(command: Sequence[object]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(word) for word in command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=900,
-        env={"TSAN_OPTIONS": "halt_on_error=1", **os.environ, "PATH": SEARCH},
-    )
-
-
-def expect_success(command: Sequence[object]) -> str:
-    result = call(command)
-    assert result.returncode == 0, f"{' '.join(map(str, command))}\n{result.stdout[-20000:]}"
-    return result.stdout
-
-
-def build(directory: Path, *targets: str, sanitize: str = "") -> None:
-    if not (ROOT / "CMakeLists.txt").exists():
-        pytest.skip("the sources are not there")
-    cmake = find("cmake")
-    find(*os.environ.get("CXX", "").split()[:1], "c++", "g++", "clang++")
-    ninja = shutil.which("ninja", path=SEARCH)
-    configure = [cmake, "-S", ROOT, "-B", directory, "-DMMIXER_TESTS=ON"]
-    expect_success(
-        [*configure, f"-DMMIXER_SANITIZE={sanitize}", *(["-G", "Ninja"] if ninja else [])]
-    )
-    expect_success([cmake, "--build", directory, "--target", *targets])
-
-
-def launcher(directory: Path, sanitize: str) -> list[str]:
-    """What a program has to be started with, so that the sanitizer can run here."""
-    source, program = directory / "empty.cpp", directory / "empty"
-    source.write_text("int main() {}\n")
-    compiler = find(*os.environ.get("CXX", "").split()[:1], "c++", "g++", "clang++")
-    compiled = call([compiler, f"-fsanitize={sanitize}", source, "-o", program])
-    if compiled.returncode != 0:
-        pytest.skip(f"the compiler has no -fsanitize={sanitize}: {compiled.stdout[-1000:]}")
-    # Sanitizers know only some layouts of memory, which random addresses can leave.
-    setarch = shutil.which("setarch", path=SEARCH)
-    fixed = [[setarch, platform.machine(), "-R"]] if setarch else []
-    for words in (*fixed, []):
-        started = call([*words, program])
-        if started.returncode == 0:
-            return words
-    pytest.skip(f"-fsanitize={sanitize} cannot run here: {started.stdout[-1000:]}")
+from building import build, build_directory, call, expect_success, launcher
 
 
 @pytest.mark.parametrize("sanitize", ["address,undefined", "thread"])
@@ -78,6 +15,44 @@ def test_engine(tmp_path: Path, sanitize: str) -> None:
     words = launcher(tmp_path, sanitize)
     build(tmp_path / "build", "test_engine", sanitize=sanitize)
     expect_success([*words, tmp_path / "build" / "test_engine"])
+
+
+@pytest.fixture(scope="module")
+def cuda_tests(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = build_directory(tmp_path_factory.mktemp("emulated"))
+    build(directory, "test_emulator", "test_cuda")
+    return directory
+
+
+def test_emulator(cuda_tests: Path) -> None:
+    print(expect_success([cuda_tests / "test_emulator"]))
+
+
+def test_every_synchronisation_of_the_cuda_kernels_is_needed(cuda_tests: Path) -> None:
+    print(expect_success([cuda_tests / "test_cuda"]))
+
+
+CUDA_KERNELS = {
+    "forward_cluster": "forward.h",
+    "forward_cooperative": "forward.h",
+    "backward_cluster": "backward.h",
+    "backward_cooperative": "exchange.h",
+    "prepare": "prepare.h",
+    "row_wise": "rows.h",
+}
+"""Each, and a file of which it must not lose a block_sync."""
+
+
+def test_cuda_kernels_under_thread_sanitizer(cuda_tests: Path, tmp_path: Path) -> None:
+    words = launcher(tmp_path, "thread")
+    build(tmp_path / "build", "test_cuda", sanitize="thread")
+    program = tmp_path / "build" / "test_cuda"
+    sites = re.findall(r"without (\S+ block_sync):", expect_success([cuda_tests / "test_cuda"]))
+    for kernel, file in CUDA_KERNELS.items():
+        expect_success([*words, program, kernel])
+        site = next(site for site in sites if site.startswith(file))
+        result = call([*words, program, kernel, site])
+        assert "data race" in result.stdout, f"{kernel} without {site}\n{result.stdout[-3000:]}"
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
 
 from mmixer_kernels import FusedMCU, engines
-from mmixer_kernels.engines import choose
+from mmixer_kernels.engines import choose, cuda
+from mmixer_kernels.engines.state import EngineState
 
 
 def test_engines_tells_each_state_and_reason():
@@ -15,8 +17,9 @@ def test_engines_tells_each_state_and_reason():
     assert list(states) == ["reference", "cpu", "cuda", "triton"]
     assert states["reference"].available
     assert states["cpu"].available
-    assert not states["cuda"].available
-    assert "no such engine" in states["cuda"].reason
+    assert states["cuda"].available == torch.cuda.is_available()
+    assert not states["triton"].available
+    assert "no such engine" in states["triton"].reason
     assert all(state.reason for state in states.values())
 
 
@@ -35,12 +38,27 @@ def test_environment_overrides_auto_only(monkeypatch):
 
 
 def test_an_engine_asked_for_is_used_or_raises():
-    with pytest.raises(RuntimeError, match='engine="cuda" cannot run here'):
-        choose("cuda", torch.zeros(1))
+    with pytest.raises(RuntimeError, match='engine="triton" cannot run here'):
+        choose("triton", torch.zeros(1))
     with pytest.raises(ValueError, match="takes CPU tensors, but input is on meta"):
         choose("cpu", torch.zeros(1, device="meta"))
     with pytest.raises(ValueError, match="engine must be one of"):
         FusedMCU(2, 2, 2, engine="fast")
+
+
+def test_auto_says_why_it_does_not_take_the_native_engine(monkeypatch):
+    # The package's attribute of this name is the function.
+    monkeypatch.setattr(sys.modules["mmixer_kernels.engines"], "_warned", set())
+    monkeypatch.setattr(cuda, "state", lambda: EngineState(False, "this build has no CUDA"))
+    on_gpu = types.SimpleNamespace(device=torch.device("cuda", 0))
+    with pytest.warns(RuntimeWarning, match="reference.*slower: this build has no CUDA"):
+        assert choose("auto", on_gpu) == "reference"
+    monkeypatch.setattr(cuda, "state", lambda: EngineState(True, "made up"))
+    monkeypatch.setattr(cuda, "unsupported", lambda input: "its capability is 7.5")
+    with pytest.warns(RuntimeWarning, match=r"slower: its capability is 7\.5"):
+        assert choose("auto", on_gpu) == "reference"
+    monkeypatch.setattr(cuda, "unsupported", lambda input: None)
+    assert choose("auto", on_gpu) == "cuda"
 
 
 _WITHOUT_EXTENSION = """

@@ -1,0 +1,34 @@
+// The gates' functions: the hardware's approximation, or to a few float32 roundings.
+#pragma once
+
+#include <cmath>
+
+#include "device.h"
+
+namespace mmixer::cuda {
+
+template <int value_>
+struct Constant {
+  static constexpr int value = value_;
+};
+
+template <bool approximate>
+struct Activation {
+  template <class T>
+  MMIXER_DEVICE static T tanh(T x) {
+    if constexpr (approximate)
+      return approximate_tanh(x);
+    else
+      return ::tanh(x);
+  }
+
+  template <class T>
+  MMIXER_DEVICE static T sigmoid(T x) {
+    if constexpr (approximate)
+      return T(0.5) + T(0.5) * approximate_tanh(T(0.5) * x);
+    else
+      return 1 / (1 + exp(-x));
+  }
+};
+
+}  // namespace mmixer::cuda

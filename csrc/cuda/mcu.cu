@@ -1,0 +1,122 @@
+#include "mcu.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "launch.h"
+#include "prepare.h"
+#include "prologue.h"
+#include "recurrence.h"
+#include "step.h"
+
+namespace mmixer::cuda {
+namespace {
+
+template <class Arguments>
+const Recurrence<Arguments>* find(const Recurrences<Arguments>& all, int H, int parts) {
+  for (int i = 0; i < all.count; i++)
+    if (all.first[i].parts == parts && all.first[i].H >= H) return &all.first[i];
+  return nullptr;
+}
+
+Recurrences<ForwardArguments> recurrences(Path path, const ForwardArguments*) {
+  return path == Path::cluster ? cluster_forward() : cooperative_forward();
+}
+
+Recurrences<BackwardArguments> recurrences(Path path, const BackwardArguments*) {
+  return path == Path::cluster ? cluster_backward() : cooperative_backward();
+}
+
+template <class Arguments>
+Plan plan(Path path, int H, int parts) {
+  const auto* kernel = find(recurrences(path, static_cast<Arguments*>(nullptr)), H, parts);
+  const int teams = kernel ? kernel->resident_teams() : 0;
+  if (teams == 0) return {0, 0, 0};
+  return {kernel->H, teams, kernel->packets * int64_t(sizeof(uint64_t))};
+}
+
+template <class Arguments>
+void run(Path path, int parts, Arguments arguments, void* stream) {
+  const auto* kernel = find(recurrences(path, &arguments), arguments.H, parts);
+  const int resident = kernel ? kernel->resident_teams() : 0;
+  if (resident == 0) throw std::runtime_error("no persistent kernel for this size on this device");
+  const int teams = arguments.G * ((arguments.B + 7) / 8);
+  // Clusters need not be resident at once: what does not fit waits for its turn.
+  const int at_once = path == Path::cluster ? teams : std::min(teams, resident);
+  for (int first = 0; first < teams; first += at_once) {
+    arguments.first_team = first;
+    kernel->launch(arguments, std::min(at_once, teams - first), stream);
+  }
+}
+
+template <class Kernel>
+void run_blocks(int blocks, const typename Kernel::Arguments& arguments, void* stream) {
+  launch<Kernel>({blocks, 1, false, sizeof(typename Kernel::Shared), stream}, arguments);
+}
+
+template <template <class> class Kernel, class Arguments>
+void run_blocks(int blocks, const Arguments& arguments, bool is_double, void* stream) {
+  if (is_double)
+    run_blocks<Kernel<double>>(blocks, arguments, stream);
+  else
+    run_blocks<Kernel<float>>(blocks, arguments, stream);
+}
+
+}  // namespace
+
+Plan plan(Path path, int H, int parts, bool backward) {
+  return backward ? plan<BackwardArguments>(path, H, parts) : plan<ForwardArguments>(path, H, parts);
+}
+
+void forward(Path path, int parts, ForwardArguments arguments, void* stream) {
+  run(path, parts, arguments, stream);
+}
+
+void backward(Path path, int parts, BackwardArguments arguments, void* stream) {
+  run(path, parts, arguments, stream);
+}
+
+void prepare(const PrepareArguments& a, void* stream) {
+  constexpr int columns = Prepare<Dtype::float32>::columns;
+  const int blocks = a.G * gates * (((a.terms ? a.Hp : a.H) + columns - 1) / columns);
+  switch (a.weight_dtype) {
+    case Dtype::float32: return run_blocks<Prepare<Dtype::float32>>(blocks, a, stream);
+    case Dtype::float64: return run_blocks<Prepare<Dtype::float64>>(blocks, a, stream);
+    case Dtype::bfloat16: return run_blocks<Prepare<Dtype::bfloat16>>(blocks, a, stream);
+    case Dtype::float16: return run_blocks<Prepare<Dtype::float16>>(blocks, a, stream);
+  }
+}
+
+void norm_tanh(const NormTanhArguments& a, bool is_double, void* stream) {
+  run_blocks<NormTanh>(a.G * a.blocks, a, is_double, stream);
+}
+
+void norm_tanh_backward(const NormTanhBackwardArguments& a, bool is_double, void* stream) {
+  run_blocks<NormTanhBackward>(a.G * a.blocks, a, is_double, stream);
+}
+
+void mix(const MixArguments& a, bool is_double, void* stream) {
+  run_blocks<Mix>(a.G * a.blocks, a, is_double, stream);
+}
+
+void mix_backward(const MixArguments& a, bool is_double, void* stream) {
+  run_blocks<MixBackward>(a.G * a.blocks, a, is_double, stream);
+}
+
+void reset_gate(const GateArguments& a, bool is_double, void* stream) {
+  run_blocks<ResetGate>(a.G * a.steps * a.B, a, is_double, stream);
+}
+
+void update_gate(const GateArguments& a, bool is_double, void* stream) {
+  run_blocks<UpdateGate>(a.G * a.steps * a.B, a, is_double, stream);
+}
+
+void update_gate_backward(const GateBackwardArguments& a, bool is_double, void* stream) {
+  run_blocks<UpdateGateBackward>(a.G * a.B, a, is_double, stream);
+}
+
+void reset_gate_backward(const GateBackwardArguments& a, bool is_double, void* stream) {
+  run_blocks<ResetGateBackward>(a.G * a.B, a, is_double, stream);
+}
+
+}  // namespace mmixer::cuda

@@ -1,0 +1,38 @@
+// The CUDA engine's calls: each starts kernels on the caller's stream, on the current device, and
+// returns; none synchronises or allocates. A failed one throws std::runtime_error.
+#pragma once
+
+#include <cstdint>
+
+#include "arguments.h"
+
+namespace mmixer::cuda {
+
+// cluster: thread block clusters exchange through shared memory (compute capability 9.0 and newer).
+// cooperative: blocks exchange through L2, all of them resident at once (8.0 and newer).
+enum class Path { cluster, cooperative };
+
+// How a persistent kernel takes a size.
+struct Plan {
+  int H;                // padded; 0: no such kernel, or not on the current device
+  int teams;            // of 8 samples of a weight set, that run at once
+  int64_t packets;      // bytes a team needs for its exchange
+};
+
+// parts: bfloat16 terms of a float, 1 to 3.
+Plan plan(Path path, int H, int parts, bool backward);
+
+void forward(Path path, int parts, ForwardArguments arguments, void* stream);
+void backward(Path path, int parts, BackwardArguments arguments, void* stream);
+
+void prepare(const PrepareArguments& arguments, void* stream);
+void norm_tanh(const NormTanhArguments& arguments, bool is_double, void* stream);
+void norm_tanh_backward(const NormTanhBackwardArguments& arguments, bool is_double, void* stream);
+void mix(const MixArguments& arguments, bool is_double, void* stream);
+void mix_backward(const MixArguments& arguments, bool is_double, void* stream);
+void reset_gate(const GateArguments& arguments, bool is_double, void* stream);
+void update_gate(const GateArguments& arguments, bool is_double, void* stream);
+void update_gate_backward(const GateBackwardArguments& arguments, bool is_double, void* stream);
+void reset_gate_backward(const GateBackwardArguments& arguments, bool is_double, void* stream);
+
+}  // namespace mmixer::cuda

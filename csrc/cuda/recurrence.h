@@ -1,0 +1,31 @@
+// The persistent kernels of the recurrence, by path and size, behind plain functions.
+#pragma once
+
+#include <cstdint>
+
+#include "mcu.h"
+
+namespace mmixer::cuda {
+
+// One kernel: for hidden sizes up to H.
+template <class Arguments>
+struct Recurrence {
+  int H, parts;
+  int64_t packets;  // of a team, 8 bytes each
+  int (*resident_teams)();
+  // Teams first_team ... first_team + teams; arguments.packets: teams * packets, cleared here.
+  void (*launch)(const Arguments& arguments, int teams, void* stream);
+};
+
+template <class Arguments>
+struct Recurrences {
+  const Recurrence<Arguments>* first;
+  int count;
+};
+
+Recurrences<ForwardArguments> cluster_forward();
+Recurrences<ForwardArguments> cooperative_forward();
+Recurrences<BackwardArguments> cluster_backward();
+Recurrences<BackwardArguments> cooperative_backward();
+
+}  // namespace mmixer::cuda

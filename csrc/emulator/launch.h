@@ -1,0 +1,44 @@
+// The host side of a kernel, on a CPU. Blocks (clusters, if there are any) run one after another,
+// those of a cooperative launch together.
+#pragma once
+
+#include <cstring>
+
+#include "../cuda/device.h"
+#include "emulator.h"
+
+namespace mmixer::cuda {
+
+namespace detail {
+
+constexpr size_t largest_shared_memory = 227 * 1024;
+
+using Entry = void (*)(void* shared, const void* arguments);
+
+void run(const Grid& grid, int threads, Entry entry, const void* arguments);
+
+}  // namespace detail
+
+// Throws std::runtime_error for what a device would hang, trap or go wrong on.
+template <class Kernel>
+void launch(const Grid& grid, const typename Kernel::Arguments& arguments) {
+  static_assert(Kernel::threads > 0 && Kernel::threads <= 1024 && Kernel::threads % 32 == 0);
+  const detail::Entry entry = [](void* shared, const void* arguments) {
+    Kernel::run(shared, *static_cast<const typename Kernel::Arguments*>(arguments));
+  };
+  detail::run(grid, Kernel::threads, entry, &arguments);
+}
+
+template <class Kernel>
+int resident_clusters(int /*cluster*/, size_t shared_bytes) {
+  return shared_bytes > detail::largest_shared_memory ? 0 : options().resident_clusters;
+}
+
+template <class Kernel>
+int resident_blocks(size_t shared_bytes) {
+  return shared_bytes > detail::largest_shared_memory ? 0 : options().resident_blocks;
+}
+
+inline void clear(void* p, size_t bytes, void* /*stream*/) { std::memset(p, 0, bytes); }
+
+}  // namespace mmixer::cuda

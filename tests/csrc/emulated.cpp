@@ -1,0 +1,23 @@
+// The CUDA engine's calls over the emulator, as a Python module: its kernels run on this CPU.
+#include "../../csrc/emulator/emulator.h"
+#include "../../python/cuda.h"
+
+namespace py = pybind11;
+using mmixer::cuda::Options;
+using mmixer::cuda::options;
+
+PYBIND11_MODULE(_emulated, m) {
+  bind_cuda(m);
+  m.def(
+      "configure",
+      [](uint64_t seed, bool adversarial, int resident_clusters, int resident_blocks) {
+        options() = {};
+        options().seed = seed;
+        options().schedule =
+            adversarial ? Options::Schedule::adversarial : Options::Schedule::random;
+        options().resident_clusters = resident_clusters;
+        options().resident_blocks = resident_blocks;
+      },
+      py::arg("seed") = 1, py::arg("adversarial") = false, py::arg("resident_clusters") = 8,
+      py::arg("resident_blocks") = 132);
+}

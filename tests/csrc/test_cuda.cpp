@@ -1,0 +1,225 @@
+// The CUDA engine's kernels on the emulator: any schedule gives the same bits, and every
+// synchronisation is needed. (That the bits are right is tests/engines/test_cuda.py's matter.)
+//
+//   test_cuda            all kernels under random and adversarial schedules, then without each
+//                        synchronisation in turn: some schedule must show the lack
+//   test_cuda KERNEL     one kernel, under a few schedules: for ThreadSanitizer
+//   test_cuda KERNEL SITE   the same without the synchronisation SITE
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <map>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "../../csrc/cuda/mcu.h"
+#include "../../csrc/emulator/emulator.h"
+
+using namespace mmixer::cuda;
+
+namespace {
+
+using Bits = std::vector<uint32_t>;
+using Kernel = std::function<Bits()>;
+
+std::mt19937 generator(7);
+
+std::vector<float> random_floats(size_t size, float scale = 1) {
+  std::uniform_real_distribution<float> uniform(-scale, scale);
+  std::vector<float> x(size);
+  for (float& value : x) value = uniform(generator);
+  return x;
+}
+
+std::vector<uint16_t> random_bfloat16(size_t size, float scale) {
+  std::vector<uint16_t> x;
+  for (const float value : random_floats(size, scale)) {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    x.push_back(uint16_t(bits >> 16));
+  }
+  return x;
+}
+
+struct Output {
+  std::vector<float> x;
+  explicit Output(size_t size) : x(size, NAN) {}
+  void append_to(Bits& bits) const {
+    const size_t before = bits.size();
+    bits.resize(before + x.size());
+    std::memcpy(&bits[before], x.data(), x.size() * sizeof(float));
+  }
+};
+
+constexpr int T = 5, B = 8, H = 128;
+constexpr size_t rows = size_t(T) * B * H;
+
+Kernel recurrence_forward(Path path) {
+  return [path, weights = random_bfloat16(3 * H * H, 0.15f), input = random_floats(3 * rows),
+          norms = random_floats(2 * 6 * H), hx = random_floats(B * H)] {
+    Output states(rows);
+    std::vector<uint64_t> packets(plan(path, H, 1, false).packets / 8, ~uint64_t(0));
+    ForwardArguments a{};
+    a.weights = weights.data(), a.input_gates = input.data(), a.norms = norms.data();
+    a.hx = hx.data(), a.states = states.x.data(), a.packets = packets.data();
+    a.G = 1, a.T = T, a.B = B, a.H = H, a.eps = 1e-5f;
+    forward(path, 1, a, nullptr);
+    Bits bits;
+    states.append_to(bits);
+    return bits;
+  };
+}
+
+Kernel recurrence_backward(Path path) {
+  return [path, weights = random_bfloat16(3 * H * H, 0.15f), x_hat = random_floats(3 * rows),
+          projected = random_floats(3 * rows), r_std = random_floats(3 * T * B),
+          norms = random_floats(2 * 6 * H), states = random_floats(rows),
+          grad_output = random_floats(rows), grad_h_n = random_floats(B * H)] {
+    Output gates(3 * rows), f_tilde(rows), hx(B * H), norm(6 * B * H);
+    std::vector<uint64_t> packets(plan(path, H, 1, true).packets / 8, ~uint64_t(0));
+    BackwardArguments a{};
+    a.weights = weights.data(), a.x_hat = x_hat.data(), a.projected = projected.data();
+    a.r_std = r_std.data(), a.norms = norms.data(), a.states = states.data();
+    a.grad_output = grad_output.data(), a.grad_output_stride = {0, B * H, H};
+    a.grad_h_n = grad_h_n.data(), a.grad_gates = gates.x.data();
+    a.grad_f_tilde = f_tilde.x.data(), a.grad_hx = hx.x.data(), a.grad_norm = norm.x.data();
+    a.packets = packets.data();
+    a.grad_output_dtype = a.grad_gates_dtype = Dtype::float32;
+    a.G = 1, a.T = T, a.B = B, a.H = H;
+    backward(path, 1, a, nullptr);
+    Bits bits;
+    for (const Output* x : {&gates, &f_tilde, &hx, &norm}) x->append_to(bits);
+    return bits;
+  };
+}
+
+// The weights' preparation for backward, and a row-wise kernel whose blocks have several rows each.
+Kernel prepare_weights() {
+  constexpr int hidden = 70, padded = 128;
+  return [weights = random_floats(3 * hidden * hidden), norms = random_floats(12 * hidden)] {
+    Output matrices(3 * hidden * hidden), out_norms(12 * hidden);
+    std::vector<uint16_t> terms(2 * 3 * padded * padded, 0x7fff);
+    PrepareArguments a{};
+    for (int gate = 0; gate < gates; gate++)
+      a.set[0].weight[gate] = weights.data() + gate * hidden * hidden;
+    a.set[0].norm_weight = norms.data(), a.set[0].norm_bias = norms.data() + 6 * hidden;
+    a.weight_dtype = a.norm_dtype = a.matrices_dtype = Dtype::float32;
+    a.remove_mean = a.transposed = true;
+    a.matrices = matrices.x.data(), a.terms = terms.data(), a.norms = out_norms.x.data();
+    a.G = 1, a.H = hidden, a.Hp = padded, a.parts = 2;
+    prepare(a, nullptr);
+    Bits bits(terms.begin(), terms.end());
+    matrices.append_to(bits);
+    out_norms.append_to(bits);
+    return bits;
+  };
+}
+
+Kernel row_wise() {
+  constexpr int count = 6, hidden = 200;
+  return [a_f = random_floats(count * hidden), grad = random_floats(count * hidden),
+          norms = random_floats(12 * hidden)] {
+    Output da(count * hidden), norm(2 * 2 * hidden);
+    NormTanhBackwardArguments a{};
+    a.G = 1, a.rows = count, a.H = hidden, a.blocks = 2;
+    a.a = a_f.data(), a.grad_y = grad.data(), a.norms = norms.data();
+    a.grad_a = da.x.data(), a.grad_norm = norm.x.data();
+    a.grad_a_dtype = Dtype::float32, a.gate = norm_f, a.eps = 1e-5;
+    norm_tanh_backward(a, false, nullptr);
+    Bits bits;
+    da.append_to(bits);
+    norm.append_to(bits);
+    return bits;
+  };
+}
+
+std::map<std::string, Kernel> kernels() {
+  return {{"forward_cluster", recurrence_forward(Path::cluster)},
+          {"forward_cooperative", recurrence_forward(Path::cooperative)},
+          {"backward_cluster", recurrence_backward(Path::cluster)},
+          {"backward_cooperative", recurrence_backward(Path::cooperative)},
+          {"prepare", prepare_weights()},
+          {"row_wise", row_wise()}};
+}
+
+void use_schedule(int schedule) {
+  options().seed = 1000 + schedule;
+  options().schedule =
+      schedule % 2 ? Options::Schedule::adversarial : Options::Schedule::random;
+}
+
+// Whether one of the schedules fails or gives other bits.
+bool shows(const Kernel& kernel, const Bits& truth, int schedules, std::string& how) {
+  for (int schedule = 0; schedule < schedules; schedule++) {
+    use_schedule(schedule);
+    try {
+      if (kernel() == truth) continue;
+      how = "other bits";
+    } catch (const std::runtime_error& error) {
+      how = error.what();
+    }
+    return true;
+  }
+  return false;
+}
+
+int test_all() {
+  int failures = 0, planted = 0;
+  std::map<std::string, bool> shown;  // a site of code that two kernels share, in one of them
+  for (const auto& [name, kernel] : kernels()) {
+    std::string how;
+    use_schedule(0);
+    clear_sites();
+    const Bits truth = kernel();
+    const std::vector<std::string> all = sites();
+    if (all.empty()) failures++;
+    if (shows(kernel, truth, 10, how)) {
+      std::printf("FAILED %s: %s\n", name.c_str(), how.c_str());
+      failures++;
+    }
+    for (const std::string& site : all) {
+      const bool is_wait = site.find("mbarrier_wait") != std::string::npos;
+      for (const Fault::Kind kind : {Fault::skip, Fault::flip_parity}) {
+        if (kind == Fault::flip_parity && !is_wait) continue;
+        planted++;
+        options().fault = {kind, site};
+        const bool found = shows(kernel, truth, 12, how);
+        std::printf("%s %s %s: %s\n", name.c_str(), kind == Fault::skip ? "without" : "parity of",
+                    site.c_str(), found ? how.c_str() : "not shown");
+        shown[site + (kind == Fault::skip ? "" : " parity")] |= found;
+      }
+      options().fault = {};
+    }
+  }
+  for (const auto& [fault, found] : shown)
+    if (!found) {
+      std::printf("FAILED no schedule shows %s\n", fault.c_str());
+      failures++;
+    }
+  std::printf("%d faults planted, %d failures\n", planted, failures);
+  return failures != 0;
+}
+
+}  // namespace
+
+int main(int count, char** words) {
+  if (count == 1) return test_all();
+  const auto all = kernels();
+  const auto kernel = all.find(words[1]);
+  if (kernel == all.end()) return 2;
+  if (count > 2) options().fault = {Fault::skip, words[2]};
+  for (int schedule = 0; schedule < 2; schedule++) {
+    use_schedule(schedule);
+    try {
+      kernel->second();
+    } catch (const std::runtime_error& error) {
+      std::printf("%s\n", error.what());
+      return 1;
+    }
+  }
+  return 0;
+}

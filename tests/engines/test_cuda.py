@@ -1,0 +1,375 @@
+"""The CUDA engine against the float64 reference, its kernels run by csrc/emulator on this CPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from building import build, build_directory
+from helpers import (
+    ODD_SIZES,
+    Problem,
+    Size,
+    problem,
+    reference_results,
+    relative_errors,
+    with_gradients,
+)
+from torch import Tensor
+
+from mmixer_kernels import FusedMCU, FusedMCUCell, engines, reference
+from mmixer_kernels.engines import cuda
+from mmixer_kernels.engines.state import EngineState
+from mmixer_kernels.functional import mcu, mcu_group
+from mmixer_kernels.reference import Weights
+
+PATHS = ("cluster", "cooperative", "step")
+PRECISIONS = {
+    "float64": (torch.float64, "highest"),
+    "float32": (torch.float32, "highest"),
+    "float32 high": (torch.float32, "high"),
+    "bfloat16": (torch.bfloat16, "highest"),
+    "float16": (torch.float16, "highest"),
+}
+# A few unit roundoffs: of float64, of float32 (its sums are long), of 16 bits (two bfloat16 terms),
+# and of the dtype itself, in which the products have their operands.
+BOUND = {
+    "float64": 1e-13,
+    "float32": 32 * 2.0**-24,
+    "float32 high": 4 * 2.0**-16,
+    "bfloat16": 4 * 2.0**-8,
+    "float16": 4 * 2.0**-11,
+}
+
+
+@pytest.fixture(scope="session")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    pytest.importorskip("pybind11")
+    directory = build_directory(tmp_path_factory.mktemp("emulated"))
+    build(directory, "_emulated")
+    (library,) = directory.glob("_emulated*.so")
+    spec = importlib.util.spec_from_file_location("_emulated", library)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def emulator(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The engine takes CPU tensors, and its kernels run here."""
+    emulated.configure()
+    cuda._native_plan.cache_clear()
+    monkeypatch.setattr(cuda, "_native", emulated)
+    monkeypatch.setattr(cuda, "state", lambda: EngineState(True, "emulated"))
+    monkeypatch.setattr(cuda, "unsupported", lambda input: None)
+    precision = torch.get_float32_matmul_precision()
+    yield emulated
+    torch.set_float32_matmul_precision(precision)
+    cuda._native_plan.cache_clear()
+
+
+@pytest.fixture(params=PATHS)
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(cuda, "PATHS", (request.param,))
+    return str(request.param)
+
+
+@pytest.fixture(params=PRECISIONS)
+def precision(request: pytest.FixtureRequest) -> str:
+    torch.set_float32_matmul_precision(PRECISIONS[request.param][1])
+    return str(request.param)
+
+
+def run(mix: str = "gated", batch_first: bool = False, engine: str = "cuda") -> Callable[..., Any]:
+    def function(
+        input: Tensor, context: Tensor, weights: Weights, hx: Tensor | None, lengths: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        output, h_n = mcu(
+            input.transpose(0, 1) if batch_first else input,
+            context,
+            weights,
+            None if hx is None else hx[None],
+            lengths,
+            mix=mix,
+            batch_first=batch_first,
+            engine=engine,
+        )
+        return (output.transpose(0, 1) if batch_first else output), h_n[0]
+
+    return function
+
+
+def check(p: Problem, precision: str, mix: str = "gated") -> None:
+    errors = relative_errors(with_gradients(run(mix), p), reference_results(p, mix))
+    for name, error in errors.items():
+        assert error < BOUND[precision], (name, error)
+
+
+def takes(path: str, precision: str) -> bool:
+    return path == "step" or precision != "float64"
+
+
+@pytest.mark.parametrize("lengths", [False, True])
+@pytest.mark.parametrize("layer_norm", [True, False])
+@pytest.mark.parametrize("mix", ["gated", "concat"])
+def test_error(path: str, precision: str, mix: str, layer_norm: bool, lengths: bool) -> None:
+    if not takes(path, precision):
+        pytest.skip("float64 goes step by step")
+    dtype = PRECISIONS[precision][0]
+    sizes = [Size(3, 2, 3, 4, 20), Size(4, 13, 9, 5, 33)]
+    # LayerNorm over few units has an ill-conditioned gradient: smaller sizes in float64 alone.
+    for size in sizes if precision != "float64" else [*ODD_SIZES, *sizes]:
+        check(problem(size, layer_norm=layer_norm, lengths=lengths, dtype=dtype), precision, mix)
+
+
+KERNELS = [
+    ("cluster", "bfloat16", 128),
+    ("cluster", "bfloat16", 250),
+    ("cluster", "bfloat16", 512),
+    ("cluster", "bfloat16", 700),
+    ("cluster", "float32 high", 256),
+    ("cluster", "float32 high", 500),
+    ("cluster", "float32", 256),
+    ("cooperative", "bfloat16", 256),
+    ("cooperative", "bfloat16", 512),
+    ("cooperative", "bfloat16", 768),
+    ("cooperative", "bfloat16", 1000),
+    ("cooperative", "float32 high", 256),
+    ("cooperative", "float32 high", 512),
+    ("cooperative", "float32 high", 1024),
+    ("cooperative", "float32", 256),
+    ("cooperative", "float32", 512),
+]
+
+
+@pytest.mark.parametrize(("path", "precision", "hidden"), KERNELS)
+def test_every_kernel(
+    path: str, precision: str, hidden: int, emulator: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda, "PATHS", (path,))
+    dtype, matmul = PRECISIONS[precision]
+    torch.set_float32_matmul_precision(matmul)
+    emulator.configure(seed=hidden, adversarial=True)
+    check(problem(Size(2, 3, 4, 5, hidden), dtype=dtype), precision)
+
+
+def test_error_is_no_larger_than_eager_pytorch(path: str) -> None:
+    """Eager in a dtype: the reference under autocast. A few roundings, so 1.3 of slack."""
+
+    def eager(*operands: Any) -> tuple[Tensor, Tensor]:
+        return reference.mcu(*operands)
+
+    size = Size(12, 8, 64, 64, 128)
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        p = problem(size, dtype=dtype)
+        truth = reference_results(p)
+        narrow = torch.autocast("cpu", dtype) if dtype is not torch.float32 else nullcontext()
+        with narrow:
+            expected = relative_errors(with_gradients(eager, p), truth)
+        for name, error in relative_errors(with_gradients(run(), p), truth).items():
+            assert error < 1.3 * expected[name], (dtype, name, error, expected[name])
+
+
+def test_float32_follows_torchs_matmul_precision() -> None:
+    p = problem(Size(8, 4, 16, 16, 128), dtype=torch.float32)
+    truth = reference_results(p)
+    errors = {}
+    for name in ("highest", "high", "medium"):
+        torch.set_float32_matmul_precision(name)
+        errors[name] = relative_errors(with_gradients(run(), p), truth)["output"]
+    assert errors["highest"] < 1e-6 < errors["high"] < 2.0**-16
+    assert errors["medium"] == errors["high"]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"], indirect=True)
+def test_any_schedule_gives_equal_bits(path: str, precision: str, emulator: Any) -> None:
+    p = problem(Size(4, 11, 6, 7, 100), lengths=True, dtype=PRECISIONS[precision][0])
+    first = with_gradients(run(), p)
+    for seed in range(2, 5):
+        emulator.configure(seed=seed, adversarial=seed % 2 == 0)
+        for name, value in with_gradients(run(), p).items():
+            assert torch.equal(value, first[name]), name
+
+
+def test_teams_in_several_rounds(path: str, emulator: Any) -> None:
+    """More teams than the device runs at once give the bits of those that it does."""
+    p = problem(Size(3, 35, 6, 7, 40), dtype=torch.float32)
+    whole = with_gradients(run(), p)
+    cuda._native_plan.cache_clear()
+    emulator.configure(resident_clusters=1, resident_blocks=9)  # 4 blocks are a team
+    for name, value in with_gradients(run(), p).items():
+        assert torch.equal(value, whole[name]), name
+
+
+def test_weight_sets_of_one_call_are_the_calls_of_each(path: str) -> None:
+    problems = [problem(Size(3, 9, 4 + g, 6 - g, 30), dtype=torch.float32) for g in range(3)]
+    problems = [p._replace(lengths=problems[0].lengths) for p in problems]
+    operands = [
+        [x.detach().requires_grad_() for x in (p.input, p.context, *p.weights)] for p in problems
+    ]
+    hx = torch.stack([p.hx for p in problems]).requires_grad_()
+    output, h_n = mcu_group(
+        [x[0] for x in operands],
+        [x[1] for x in operands],
+        [Weights(*x[2:]) for x in operands],
+        hx,
+        engine="cuda",
+    )
+    flat = [x for group in operands for x in group]
+    grad_output = torch.stack([p.grad_output for p in problems])
+    grad_h_n = torch.stack([p.grad_h_n for p in problems])
+    outputs = [torch.stack(list(output)), torch.stack(list(h_n))]
+    grads = torch.autograd.grad(outputs, [*flat, hx], [grad_output, grad_h_n])
+    size = len(operands[0])
+    for g, p in enumerate(problems):
+        alone = with_gradients(run(), p)
+        torch.testing.assert_close(outputs[0][g], alone["output"], rtol=0, atol=1e-6)
+        named = dict(zip(("input", "context", *Weights._fields), grads[g * size :], strict=False))
+        named["hx"] = grads[-1][g]
+        for name, grad in named.items():
+            torch.testing.assert_close(grad, alone[f"grad {name}"], rtol=0, atol=1e-5, msg=name)
+
+
+def test_strided_and_expanded_operands(path: str) -> None:
+    p = problem(Size(5, 4, 6, 7, 9), dtype=torch.float32)
+    p = p._replace(grad_output=p.grad_output[:1, :1].expand(5, 4, 9))
+    truth = reference_results(p)
+    for batch_first in (True, False):
+        errors = relative_errors(with_gradients(run(batch_first=batch_first), p), truth)
+        assert max(errors.values()) < BOUND["float32"]
+
+
+def test_nan_of_a_sample_stays_there_and_nothing_hangs(path: str) -> None:
+    p = problem(Size(3, 10, 4, 5, 24), dtype=torch.float32)
+    clean = with_gradients(run(), p)
+    p.input[1, 4] = torch.nan
+    output = with_gradients(run(), p)["output"]
+    assert output[1:, 4].isnan().all()
+    others = [sample for sample in range(10) if sample != 4]
+    assert torch.equal(output[:, others], clean["output"][:, others])
+
+
+def test_padding_is_not_read(path: str) -> None:
+    p = problem(Size(6, 5, 4, 5, 24), lengths=True, dtype=torch.float32)
+    clean = with_gradients(run(), p)
+    assert p.lengths is not None
+    padding = torch.arange(6)[:, None] >= p.lengths
+    p.input[padding] = torch.nan
+    for name, value in with_gradients(run(), p).items():
+        assert torch.equal(value, clean[name]), name
+
+
+def test_gradcheck() -> None:
+    p = problem(Size(3, 2, 3, 4, 5))
+    operands = [x.requires_grad_() for x in (p.input, p.context, p.hx, *p.weights.tensors())]
+
+    def function(input: Tensor, context: Tensor, hx: Tensor, *weights: Tensor) -> Any:
+        return run()(input, context, Weights(*weights), hx, None)
+
+    assert torch.autograd.gradcheck(function, operands)
+
+
+def test_opcheck_and_compile() -> None:
+    p = problem(Size(2, 3, 4, 5, 20), dtype=torch.float32)
+    operands = ([p.input], [p.context], p.weights.tensors(), p.hx[None], None)
+    arguments = (*operands, "gated", 1e-5, "cuda", True, False)
+    torch.library.opcheck(torch.ops.mmixer_kernels.mcu_forward.default, arguments)
+    unit = FusedMCU(4, 5, 20, engine="cuda")
+    compiled = torch.compile(unit, fullgraph=True, backend="aot_eager")
+    for name, value in with_gradients_of(compiled, p).items():
+        assert torch.equal(value, with_gradients_of(unit, p)[name]), name
+
+
+def with_gradients_of(unit: torch.nn.Module, p: Problem) -> dict[str, Tensor]:
+    output, h_n = unit(p.input, p.context)
+    loss = (output * p.grad_output).sum() + (h_n[0] * p.grad_h_n).sum()
+    names, parameters = zip(*unit.named_parameters(), strict=True)
+    grads = torch.autograd.grad(loss, parameters)
+    named = {name.removeprefix("_orig_mod."): g for name, g in zip(names, grads, strict=True)}
+    return {"output": output.detach(), **named}
+
+
+def test_retained_graph_gives_equal_bits(path: str) -> None:
+    p = problem(Size(3, 4, 5, 6, 20), dtype=torch.float32)
+    weights = p.weights.map(lambda x: x.requires_grad_())
+    output, _ = run()(p.input, p.context, weights, p.hx, None)
+    first, second = (
+        torch.autograd.grad(output, weights.tensors(), p.grad_output, retain_graph=True)
+        for _ in range(2)
+    )
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_cell_is_a_sequence_of_one(path: str) -> None:
+    cell = FusedMCUCell(5, 6, 20, engine="cuda")
+    p = problem(Size(1, 3, 5, 6, 20), dtype=torch.float32)
+    weights = Weights(*(getattr(cell, name).detach() for name in Weights._fields))
+    expected, _ = reference.mcu(p.input, p.context, weights, p.hx)
+    torch.testing.assert_close(cell(p.input[0], p.context, p.hx), expected[0], rtol=0, atol=2e-6)
+
+
+def test_bfloat16_weights_beside_float32_features(path: str) -> None:
+    p = problem(Size(3, 4, 5, 6, 20), dtype=torch.float32)
+    p = p._replace(weights=p.weights.map(lambda x: x.bfloat16()))
+    errors = relative_errors(with_gradients(run(), p), reference_results(p))
+    narrow = {f"grad {name}" for name in Weights._fields}
+    for name, error in errors.items():
+        assert error < BOUND["bfloat16" if name in narrow else "float32"], (name, error)
+
+
+def test_the_log_tells_path_and_reason(
+    caplog: pytest.LogCaptureFixture, emulator: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def path_of(size: Size, dtype: torch.dtype) -> str:
+        caplog.clear()
+        p = problem(size, dtype=dtype)
+        with caplog.at_level(logging.DEBUG, "mmixer_kernels.engines.cuda"), torch.no_grad():
+            run()(p.input, p.context, p.weights, p.hx, None)
+        return caplog.messages[-1]
+
+    assert "path cluster, H padded to 128, 3 terms" in path_of(Size(2, 2, 3, 3, 20), torch.float32)
+    message = path_of(Size(2, 2, 3, 3, 20), torch.float64)
+    assert "path step" in message
+    assert "no kernel for torch.float64" in message
+    emulator.configure(resident_clusters=0)
+    cuda._native_plan.cache_clear()
+    message = path_of(Size(2, 2, 3, 3, 20), torch.float32)
+    assert "path cooperative" in message
+    assert "cluster: no kernel for H = 20 here" in message
+    emulator.configure(resident_clusters=1, resident_blocks=4)
+    cuda._native_plan.cache_clear()
+    message = path_of(Size(1, 73, 3, 3, 20), torch.float32)
+    assert "path step" in message
+    assert "10 teams, 1 at once" in message
+
+
+def test_sizes_beyond_every_persistent_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    check(problem(Size(2, 2, 3, 4, 1030), dtype=torch.float32), "float32")
+    monkeypatch.setattr(cuda, "PATHS", ("cluster", "cooperative"))
+    p = problem(Size(1, 1, 3, 4, 1030), dtype=torch.float32)
+    with pytest.raises(RuntimeError, match="no path takes this call: cluster: no kernel for H"):
+        run()(p.input, p.context, p.weights, p.hx, None)
+
+
+def test_too_many_weight_sets() -> None:
+    p = problem(Size(1, 1, 2, 2, 3), dtype=torch.float32)
+    with pytest.raises(ValueError, match="at most 16 weight sets, but has 17"):
+        mcu_group([p.input] * 17, [p.context] * 17, [p.weights] * 17, engine="cuda")
+
+
+def test_states_without_the_emulator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    state = engines()["cuda"]
+    assert state.available == (cuda._native is not None and torch.cuda.is_available())
+    monkeypatch.setattr(cuda, "_native", None)
+    assert "this build has no CUDA" in cuda.state().reason
+    assert cuda.unsupported(torch.zeros(1)) == "it takes CUDA tensors, but input is on cpu"
