@@ -159,12 +159,14 @@ void bind_cuda(py::module_& m) {
     const Plan p = plan(path_of(cluster), H, parts, is_backward);
     return std::make_tuple(p.H, p.teams, p.packets);
   });
-  m.def("forward", [](bool cluster, int parts, const ForwardArguments& a, Address stream) {
-    forward(path_of(cluster), parts, a, pointer(stream));
-  });
-  m.def("backward", [](bool cluster, int parts, const BackwardArguments& a, Address stream) {
-    backward(path_of(cluster), parts, a, pointer(stream));
-  });
+  m.def("forward",
+        [](bool cluster, int parts, int teams, const ForwardArguments& a, Address stream) {
+          forward(path_of(cluster), parts, teams, a, pointer(stream));
+        });
+  m.def("backward",
+        [](bool cluster, int parts, int teams, const BackwardArguments& a, Address stream) {
+          backward(path_of(cluster), parts, teams, a, pointer(stream));
+        });
   m.def("prepare", [](const PrepareArguments& a, Address stream) { prepare(a, pointer(stream)); });
   bind_call<norm_tanh, NormTanhArguments>(m, "norm_tanh");
   bind_call<norm_tanh_backward, NormTanhBackwardArguments>(m, "norm_tanh_backward");

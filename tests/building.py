@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import platform
 import shutil
@@ -49,10 +50,13 @@ def build(directory: Path, *targets: str, sanitize: str = "") -> None:
     find(*os.environ.get("CXX", "").split()[:1], "c++", "g++", "clang++")
     ninja = shutil.which("ninja", path=SEARCH)
     configure = [cmake, "-S", ROOT, "-B", directory, "-DMMIXER_TESTS=ON", *_pybind11()]
-    expect_success(
-        [*configure, f"-DMMIXER_SANITIZE={sanitize}", *(["-G", "Ninja"] if ninja else [])]
-    )
-    expect_success([cmake, "--build", directory, "--target", *targets])
+    directory.mkdir(parents=True, exist_ok=True)
+    with open(directory / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # other tests may share the directory
+        expect_success(
+            [*configure, f"-DMMIXER_SANITIZE={sanitize}", *(["-G", "Ninja"] if ninja else [])]
+        )
+        expect_success([cmake, "--build", directory, "--target", *targets])
 
 
 def _pybind11() -> list[str]:

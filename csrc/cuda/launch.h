@@ -82,7 +82,13 @@ int resident_clusters(int cluster, size_t shared_bytes) {
       cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
   if (major < 9 || shared_bytes > size_t(limit)) return 0;
   const Launch<Kernel> launch({cluster, cluster, false, shared_bytes, nullptr});
-  MMIXER_CHECK(cudaOccupancyMaxActiveClusters(&count, entry<Kernel>, &launch.configuration));
+  const cudaError_t error =
+      cudaOccupancyMaxActiveClusters(&count, entry<Kernel>, &launch.configuration);
+  if (error == cudaErrorInvalidClusterSize || error == cudaErrorInvalidConfiguration) {
+    cudaGetLastError();  // an answer, not a failure: this device has only smaller clusters
+    return 0;
+  }
+  check(error, "cudaOccupancyMaxActiveClusters");
   return count;
 }
 

@@ -23,7 +23,7 @@ using CooperativeLayouts =
          Layout<768, 48, 8, 1, 3>, Layout<1024, 64, 8, 1, 3>,  // bfloat16
          Layout<128, 4, 4, 2, 8>, Layout<256, 8, 8, 2, 12>, Layout<512, 32, 8, 2, 6>,
          Layout<1024, 64, 8, 2, 3>,                                                        // 2^-16
-         Layout<128, 4, 4, 3, 10>, Layout<256, 8, 8, 3, 12>, Layout<512, 32, 8, 3, 7>>;  // float32
+         Layout<128, 8, 4, 3, 9>, Layout<256, 8, 8, 3, 12>, Layout<512, 32, 8, 3, 7>>;  // float32
 
 template <class Kernel, class L>
 int resident_teams() {

@@ -36,16 +36,15 @@ Plan plan(Path path, int H, int parts) {
 }
 
 template <class Arguments>
-void run(Path path, int parts, Arguments arguments, void* stream) {
+void run(Path path, int parts, int teams, Arguments arguments, void* stream) {
   const auto* kernel = find(recurrences(path, &arguments), arguments.H, parts);
-  const int resident = kernel ? kernel->resident_teams() : 0;
-  if (resident == 0) throw std::runtime_error("no persistent kernel for this size on this device");
-  const int teams = arguments.G * ((arguments.B + 7) / 8);
+  if (!kernel || teams < 1) throw std::runtime_error("there is no persistent kernel of this size");
+  const int all = arguments.G * ((arguments.B + 7) / 8);
   // Clusters need not be resident at once: what does not fit waits for its turn.
-  const int at_once = path == Path::cluster ? teams : std::min(teams, resident);
-  for (int first = 0; first < teams; first += at_once) {
+  const int at_once = path == Path::cluster ? all : std::min(all, teams);
+  for (int first = 0; first < all; first += at_once) {
     arguments.first_team = first;
-    kernel->launch(arguments, std::min(at_once, teams - first), stream);
+    kernel->launch(arguments, std::min(at_once, all - first), stream);
   }
 }
 
@@ -68,12 +67,12 @@ Plan plan(Path path, int H, int parts, bool backward) {
   return backward ? plan<BackwardArguments>(path, H, parts) : plan<ForwardArguments>(path, H, parts);
 }
 
-void forward(Path path, int parts, ForwardArguments arguments, void* stream) {
-  run(path, parts, arguments, stream);
+void forward(Path path, int parts, int teams, ForwardArguments arguments, void* stream) {
+  run(path, parts, teams, arguments, stream);
 }
 
-void backward(Path path, int parts, BackwardArguments arguments, void* stream) {
-  run(path, parts, arguments, stream);
+void backward(Path path, int parts, int teams, BackwardArguments arguments, void* stream) {
+  run(path, parts, teams, arguments, stream);
 }
 
 void prepare(const PrepareArguments& a, void* stream) {

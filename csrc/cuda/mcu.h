@@ -22,8 +22,9 @@ struct Plan {
 // parts: bfloat16 terms of a float, 1 to 3.
 Plan plan(Path path, int H, int parts, bool backward);
 
-void forward(Path path, int parts, ForwardArguments arguments, void* stream);
-void backward(Path path, int parts, BackwardArguments arguments, void* stream);
+// The whole batch, plan.teams at a time; arguments.packets: plan.packets for each of those.
+void forward(Path path, int parts, int teams, ForwardArguments arguments, void* stream);
+void backward(Path path, int parts, int teams, BackwardArguments arguments, void* stream);
 
 void prepare(const PrepareArguments& arguments, void* stream);
 void norm_tanh(const NormTanhArguments& arguments, bool is_double, void* stream);

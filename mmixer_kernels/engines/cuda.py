@@ -410,7 +410,7 @@ def _persistent_forward(
         eps=call.eps,
         **{"G": call.G, "T": call.T, "B": call.B, "H": call.H},
     )
-    _native.forward(plan.path == "cluster", plan.parts, native, call.stream)
+    _native.forward(plan.path == "cluster", plan.parts, plan.teams, native, call.stream)
     return states
 
 
@@ -546,7 +546,7 @@ def _persistent_backward(
         packets=packets,
         **{"G": call.G, "T": call.T, "B": call.B, "H": call.H},
     )
-    _native.backward(plan.path == "cluster", plan.parts, native, call.stream)
+    _native.backward(plan.path == "cluster", plan.parts, plan.teams, native, call.stream)
     return grad
 
 

@@ -67,7 +67,7 @@ Kernel recurrence_forward(Path path) {
     a.weights = weights.data(), a.input_gates = input.data(), a.norms = norms.data();
     a.hx = hx.data(), a.states = states.x.data(), a.packets = packets.data();
     a.G = 1, a.T = T, a.B = B, a.H = H, a.eps = 1e-5f;
-    forward(path, 1, a, nullptr);
+    forward(path, 1, 1, a, nullptr);
     Bits bits;
     states.append_to(bits);
     return bits;
@@ -90,7 +90,7 @@ Kernel recurrence_backward(Path path) {
     a.packets = packets.data();
     a.grad_output_dtype = a.grad_gates_dtype = Dtype::float32;
     a.G = 1, a.T = T, a.B = B, a.H = H;
-    backward(path, 1, a, nullptr);
+    backward(path, 1, 1, a, nullptr);
     Bits bits;
     for (const Output* x : {&gates, &f_tilde, &hx, &norm}) x->append_to(bits);
     return bits;
