@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 import pytest
 import report
@@ -20,6 +23,9 @@ from pytest_benchmark.fixture import BenchmarkFixture
 COMPARISONS = pytest.StashKey[list[report.Comparison]]()
 LOAD = pytest.StashKey[float]()
 """Load average of the last minute before the run: what others do here."""
+FACTS = pytest.StashKey[dict[str, Any]]()
+HEAD_START = 10_000_000
+"""Cycles, some milliseconds, that the GPU sleeps while the host starts what is timed on it."""
 
 Compare = Callable[..., "timing.Times | None"]
 
@@ -29,6 +35,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--results", type=Path, metavar="FILE.json", help="write all ratios there")
     group.addoption(
         "--budget", type=float, default=3.0, metavar="SECONDS", help="for each comparison's rounds"
+    )
+    group.addoption(
+        "--compile-limit",
+        type=int,
+        default=300,
+        metavar="SECONDS",
+        help="for a torch.compile of the eager reference",
     )
 
 
@@ -90,6 +103,60 @@ def compare(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Comp
         )
         request.config.stash[COMPARISONS].append(comparison)
         return turns.times
+
+    return run
+
+
+@pytest.fixture
+def compare_on_gpu(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Compare:
+    """`compare` by CUDA events, in two ways: a call as its caller sees it, Python included, on an
+    idle GPU ("call"), and of the contenders named in on_gpu, what it takes there ("GPU").
+
+    pytest-benchmark's own rounds of ours, by the processor's clock, come last. The results so far
+    are written after each comparison, since a run on a GPU may be cut off.
+    """
+
+    def run(
+        table: str,
+        case: str,
+        contenders: Sequence[timing.Contender],
+        *,
+        error: float,
+        settings: dict[str, Any],
+        on_gpu: Sequence[str],
+        missing: dict[str, str],
+    ) -> None:
+        config = request.config
+        benchmark.group = table
+        ours = contenders[0]
+        if benchmark.disabled:
+            benchmark.pedantic(ours.call)
+            return
+        budget = config.getoption("budget")
+        calls = timing.interleave(contenders, budget, timing.cuda_seconds)
+        clock = partial(timing.cuda_seconds, cycles=HEAD_START)
+        alone = timing.interleave([x for x in contenders if x.name in on_gpu], budget, clock)
+        benchmark.pedantic(timing.synchronised(ours, torch.device("cuda")).call, rounds=5)
+        comparison = report.Comparison(
+            table, case, torch.get_num_threads(), error, len(calls[ours.name])
+        )
+        comparison.ratios = {
+            x.name: timing.ratio(calls[ours.name], calls[x.name]) for x in contenders[1:]
+        }
+        comparison.settings = {**settings, "ours": ours.name}
+        comparison.seconds = {
+            kind: {name: median(x) for name, x in times.items()}
+            for kind, times in (("call", calls), ("GPU", alone))
+        }
+        comparison.missing = missing
+        benchmark.extra_info.update(case=case, relative_error=error, seconds=comparison.seconds)
+        config.stash[COMPARISONS].append(comparison)
+        path: Path | None = config.getoption("results")
+        if path is not None:
+            if FACTS not in config.stash:
+                config.stash[FACTS] = report.facts()
+            known = config.stash[FACTS]
+            report.write(path, config.stash[COMPARISONS], [], config.stash[LOAD], known)
 
     return run
 

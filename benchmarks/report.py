@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from timing import Ratio
 
 from mmixer_kernels import info
@@ -26,6 +28,12 @@ class Comparison:
     rounds: int
     ratios: dict[str, Ratio] = field(default_factory=dict)
     shares: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What gpu_table.py finds a case by."""
+    seconds: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Medians of each contender, by the kind of clock."""
+    missing: dict[str, str] = field(default_factory=dict)
+    """Baselines that there is no number of, and why."""
 
 
 def tables(comparisons: Sequence[Comparison]) -> str:
@@ -37,16 +45,23 @@ def tables(comparisons: Sequence[Comparison]) -> str:
 
 
 def facts() -> dict[str, Any]:
-    """The commit, the processor, and what `python -m mmixer_kernels.info` prints."""
-    return {"commit": _commit(), "processor": processor(), **info.collect()}
+    """The commit, the processor, the GPU, and what `python -m mmixer_kernels.info` prints."""
+    return {"commit": _commit(), "processor": processor(), "gpu": gpu(), **info.collect()}
 
 
 def write(
-    path: Path, comparisons: Sequence[Comparison], failed: Sequence[str], load: float
+    path: Path,
+    comparisons: Sequence[Comparison],
+    failed: Sequence[str],
+    load: float,
+    known: dict[str, Any] | None = None,
 ) -> None:
-    """Comparisons, the tests that failed (of which nothing is reported) and `facts` as JSON."""
+    """Comparisons, the tests that failed (of which nothing is reported) and `facts` as JSON.
+
+    known: facts, where they need not be asked for again.
+    """
     document = {
-        **facts(),
+        **(known or facts()),
         "load before the run": load,
         "comparisons": [
             {
@@ -77,7 +92,12 @@ def _table(title: str, rows: Sequence[Comparison]) -> str:
 
 
 def _commit() -> str:
-    """The commit of this checkout, with "-dirty" where files differ from it."""
+    """The commit of this checkout, with "-dirty" where files differ from it.
+
+    A copy without git's own files has it in the environment variable MMIXER_COMMIT.
+    """
+    if given := os.environ.get("MMIXER_COMMIT"):
+        return given
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         answer = subprocess.run(
@@ -94,3 +114,38 @@ def processor() -> str:
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else "unknown"
+
+
+GPU = (
+    ("name", "name"),
+    ("driver", "driver_version"),
+    ("SM clock now", "clocks.sm"),
+    ("SM clock at most", "clocks.max.sm"),
+    ("memory clock now", "clocks.mem"),
+    ("power limit", "power.limit"),
+    ("temperature", "temperature.gpu"),
+)
+"""What is told of a GPU, and nvidia-smi's name of it."""
+
+
+def gpu() -> dict[str, Any] | None:
+    """The current GPU as nvidia-smi and torch see it; None where there is none."""
+    if not torch.cuda.is_available():
+        return None
+    properties = torch.cuda.get_device_properties()
+    major, minor = properties.major, properties.minor
+    facts: dict[str, Any] = {
+        "name": properties.name,
+        "compute capability": f"{major}.{minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "CUDA of torch": torch.version.cuda,
+        "cuDNN": torch.backends.cudnn.version(),
+    }
+    names = ",".join(name for _, name in GPU)
+    command = ["nvidia-smi", f"--query-gpu={names}", "--format=csv,noheader", "--id=0"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError) as error:
+        return facts | {"nvidia-smi": f"no answer: {error}"}
+    values = answer.stdout.strip().split(", ")
+    return facts | dict(zip((title for title, _ in GPU), values, strict=False))

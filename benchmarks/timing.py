@@ -51,16 +51,38 @@ def synchronised(contender: Contender, device: torch.device) -> Contender:
     return Contender(contender.name, call)
 
 
+Clock = Callable[[Callable[[], object]], float]
+"""Seconds of a call."""
+
+
 def seconds(call: Callable[[], object]) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
 
 
-def _estimate(contender: Contender) -> float:
-    """Seconds of a call; the first one also pays for allocations, which shows in a short call."""
-    first = seconds(contender.call)
-    return first if first > 10 * SHORT else seconds(contender.call)
+def _estimate(contender: Contender, clock: Clock) -> float:
+    """Seconds that a timed call costs; the first one also pays for allocations, which shows in a
+    short call."""
+    first = seconds(lambda: clock(contender.call))
+    return first if first > 10 * SHORT else seconds(lambda: clock(contender.call))
+
+
+def cuda_seconds(call: Callable[[], object], cycles: int = 0) -> float:
+    """Seconds between CUDA events around a call on the current stream of an idle GPU.
+
+    With cycles, the GPU first sleeps so long, and the host hurries ahead: what the call takes on
+    the GPU alone, where the host has come to the end of the call before the GPU wakes.
+    """
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    if cycles:
+        torch.cuda._sleep(cycles)
+    start.record()
+    call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
 
 
 class Turns:
@@ -69,11 +91,15 @@ class Turns:
     Args:
         contenders: ours first, then the baselines.
         budget: seconds for all rounds; at least 5 rounds are run, and at most 500.
+        clock: what times a round; by default the processor's.
     """
 
-    def __init__(self, contenders: Sequence[Contender], budget: float) -> None:
+    def __init__(
+        self, contenders: Sequence[Contender], budget: float, clock: Clock = seconds
+    ) -> None:
         self.ours, *self.baselines = contenders
-        first = {contender.name: _estimate(contender) for contender in contenders}
+        self._clock = clock
+        first = {contender.name: _estimate(contender, clock) for contender in contenders}
         self._short = {name for name, duration in first.items() if duration < SHORT}
         duration = sum(first.values()) + sum(first[name] for name in self._short)
         self.rounds = int(min(max(budget / duration, 5), 500))
@@ -85,7 +111,7 @@ class Turns:
 
     def take(self, contender: Contender) -> None:
         self.warm(contender)
-        self.times[contender.name].append(seconds(contender.call))
+        self.times[contender.name].append(self._clock(contender.call))
 
     def take_baselines(self) -> None:
         """The baselines' turns of a round, and ours up to the call that is to be timed."""
@@ -100,9 +126,9 @@ class Turns:
         }
 
 
-def interleave(contenders: Sequence[Contender], budget: float) -> Times:
-    """All rounds of a comparison outside pytest."""
-    turns = Turns(contenders, budget)
+def interleave(contenders: Sequence[Contender], budget: float, clock: Clock = seconds) -> Times:
+    """All rounds of a comparison outside pytest-benchmark."""
+    turns = Turns(contenders, budget, clock)
     for _ in range(turns.rounds):
         for contender in contenders:
             turns.take(contender)

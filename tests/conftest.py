@@ -1,9 +1,12 @@
 """Every test runs with fresh memory filled with NaN: what is read before it is written shows."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic, as the fixture asks
 
 
 @pytest.fixture(autouse=True)

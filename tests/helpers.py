@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mmixer_kernels import reference
+from mmixer_kernels.functional import mcu
 from mmixer_kernels.reference import Weights
 
 
@@ -35,21 +36,46 @@ class Problem(NamedTuple):
     input: Tensor
     context: Tensor
     weights: Weights
-    hx: Tensor
+    hx: Tensor | None
     lengths: Tensor | None
     grad_output: Tensor
     grad_h_n: Tensor
 
     def operands(self) -> dict[str, Tensor]:
         named = {"input": self.input, "context": self.context, "hx": self.hx}
-        named.update((k, v) for k, v in self.weights._asdict().items() if v is not None)
-        return named
+        return {k: v for k, v in (named | self.weights._asdict()).items() if v is not None}
 
     def to(self, dtype: torch.dtype) -> Problem:
         """The same values, rounded to dtype (lengths stay)."""
         weights = self.weights.map(lambda x: x.to(dtype))
         tensors = {k: v.to(dtype) for k, v in self._asdict().items() if torch.is_tensor(v)}
         return self._replace(**{**tensors, "weights": weights, "lengths": self.lengths})
+
+    def on(self, device: str) -> Problem:
+        tensors = {k: v.to(device) for k, v in self._asdict().items() if torch.is_tensor(v)}
+        return self._replace(**tensors, weights=self.weights.map(lambda x: x.to(device)))
+
+    def strided(self) -> Problem:
+        """The same values, every second element of memory that is otherwise NaN."""
+
+        def spread(x: Tensor) -> Tensor:
+            wide = x.new_full((*x.shape[:-1], 2 * x.shape[-1]), torch.nan)
+            wide[..., ::2] = x
+            return wide[..., ::2]
+
+        names = ("input", "context", "hx", "grad_output", "grad_h_n")
+        tensors = {name: spread(getattr(self, name)) for name in names}
+        return self._replace(**tensors, weights=self.weights.map(spread))
+
+    def expanded(self) -> Problem:
+        """One value for all samples, and one gradient for all of the output."""
+        return self._replace(
+            input=self.input[:1, :1].expand_as(self.input),
+            context=self.context[:1].expand_as(self.context),
+            hx=self.hx[:1, :1].expand_as(self.hx),
+            grad_output=self.grad_output.new_ones(()).expand_as(self.grad_output),
+            grad_h_n=self.grad_h_n.new_zeros(()).expand_as(self.grad_h_n),
+        )
 
 
 def problem(
@@ -84,11 +110,51 @@ def problem(
     return sample if dtype is None else sample.to(dtype)
 
 
+def run(engine: str, mix: str = "gated", batch_first: bool = False, recompute: bool = False):  # type: ignore[no-untyped-def]
+    """The engine with `reference.mcu`'s shapes of hx and h_n."""
+
+    def function(input, context, weights, hx, lengths):  # type: ignore[no-untyped-def]
+        output, h_n = mcu(
+            input.transpose(0, 1) if batch_first else input,
+            context,
+            weights,
+            None if hx is None else hx[None],
+            lengths,
+            mix=mix,
+            batch_first=batch_first,
+            engine=engine,
+            recompute=recompute,
+        )
+        return (output.transpose(0, 1) if batch_first else output), h_n[0]
+
+    return function
+
+
+def op_operands(  # type: ignore[no-untyped-def]
+    groups=1, hx=True, lengths=True, layer_norm=True, device="cpu"
+):
+    """Arguments of mcu_forward up to lengths, and gradients of output and h_n, in float64."""
+    size = Size(2, 2, 2, 3, 3)
+    problems = [problem(size, layer_norm=layer_norm).on(device) for _ in range(groups)]
+    arguments = (
+        [p.input.requires_grad_() for p in problems],
+        [p.context.requires_grad_() for p in problems],
+        [x.requires_grad_() for p in problems for x in p.weights.tensors()],
+        torch.stack([p.hx for p in problems]).requires_grad_() if hx else None,
+        torch.randint(1, size.steps + 1, (size.batch,)).to(device) if lengths else None,
+    )
+    grads = (
+        torch.stack([p.grad_output for p in problems]),
+        torch.stack([p.grad_h_n for p in problems]),
+    )
+    return arguments, grads
+
+
 def with_gradients(function, p: Problem) -> dict[str, Tensor]:  # type: ignore[no-untyped-def]
     """output, h_n and every gradient of function(input, context, weights, hx, lengths)."""
     named = {name: x.detach().requires_grad_() for name, x in p.operands().items()}
     weights = Weights(*(named.get(name) for name in Weights._fields))
-    output, h_n = function(named["input"], named["context"], weights, named["hx"], p.lengths)
+    output, h_n = function(named["input"], named["context"], weights, named.get("hx"), p.lengths)
     grads = torch.autograd.grad((output, h_n), list(named.values()), (p.grad_output, p.grad_h_n))
     results = {"output": output.detach(), "h_n": h_n.detach()}
     results.update((f"grad {name}", grad) for name, grad in zip(named, grads, strict=True))
@@ -109,6 +175,6 @@ def relative_errors(results: dict[str, Tensor], truth: dict[str, Tensor]) -> dic
     errors = {}
     for name, x in results.items():
         norm = truth[name].norm()
-        difference = (x.double() - truth[name]).norm()
+        difference = (x.to(truth[name]) - truth[name]).norm()
         errors[name] = float(difference / norm if norm > 1e-12 else difference)
     return errors

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch._dynamo.testing
-from helpers import Size, problem, relative_errors, with_gradients
+from helpers import Size, op_operands, problem, relative_errors, with_gradients
 
 from mmixer_kernels import FusedMCU, ops, reference
 from mmixer_kernels.functional import mcu
@@ -14,23 +14,6 @@ FORWARD = torch.ops.mmixer_kernels.mcu_forward.default
 BACKWARD = torch.ops.mmixer_kernels.mcu_backward.default
 
 
-def operands(groups=1, hx=True, lengths=True, layer_norm=True):
-    size = Size(2, 2, 2, 3, 3)
-    problems = [problem(size, layer_norm=layer_norm) for _ in range(groups)]
-    arguments = (
-        [p.input.requires_grad_() for p in problems],
-        [p.context.requires_grad_() for p in problems],
-        [x.requires_grad_() for p in problems for x in p.weights.tensors()],
-        torch.stack([p.hx for p in problems]).requires_grad_() if hx else None,
-        torch.randint(1, size.steps + 1, (size.batch,)) if lengths else None,
-    )
-    grads = (
-        torch.stack([p.grad_output for p in problems]),
-        torch.stack([p.grad_h_n for p in problems]),
-    )
-    return arguments, grads
-
-
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(
     "options",
@@ -38,7 +21,7 @@ def operands(groups=1, hx=True, lengths=True, layer_norm=True):
 )
 @pytest.mark.parametrize("recompute", [False, True])
 def test_opcheck(engine, options, recompute):
-    arguments, grads = operands(**options)
+    arguments, grads = op_operands(**options)
     torch.library.opcheck(FORWARD, (*arguments, "gated", 1e-5, engine, True, recompute))
     _, _, saved = FORWARD(*arguments, "gated", 1e-5, engine, True, recompute)
     grads = [grad.requires_grad_() for grad in grads]
@@ -134,7 +117,7 @@ def test_nothing_is_saved_without_gradients():
 
 
 def test_a_call_that_saved_nothing_says_so():
-    arguments, _ = operands()
+    arguments, _ = op_operands()
     output, _, _ = FORWARD(*arguments, "gated", 1e-5, "cpu", False, False)
     with pytest.raises(RuntimeError, match="save=False"):
         output.sum().backward()

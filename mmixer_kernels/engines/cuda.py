@@ -149,9 +149,8 @@ def backward(
         rest = _prologue_backward(call, prepared, prologue, grad.f_tilde, need_input, need_weights)
         grad_weights = []
         if need_weights:
-            recurrent = _recurrent_weights(call, plan, gates, grad)
             grad_weights = [
-                _weight_gradients(call, g, rest, recurrent[g], grad.norm).like(weights[g])
+                _weight_gradients(call, plan, g, gates, grad, rest).like(weights[g])
                 for g in range(call.G)
             ]
     return (
@@ -589,20 +588,6 @@ def _step_backward(
     return grad
 
 
-def _recurrent_weights(
-    call: _Call, plan: _Plan, gates: _Gates, grad: _RecurrenceGradient
-) -> Tensor:
-    """Gradients of W_r, W_z and W_h: `[G, 3, H, H]`."""
-    da = grad.gates.view(call.G, call.T * call.B, 3 * call.H)
-    state_gates = _product(da[..., : 2 * call.H].mT, gates.f_tilde_h)
-    candidate = _product(da[..., 2 * call.H :].mT, gates.f_tilde_r_h)
-    total = torch.cat([state_gates, candidate], dim=1).view(call.G, 3, call.H, call.H)
-    if plan.path != "step" and call.has_norm:
-        # The persistent kernel leaves out LayerNorm's mean of dy, the same for all rows.
-        total -= total.mean(2, keepdim=True)
-    return total
-
-
 class _PrologueGradient(NamedTuple):
     inputs: list[Tensor]
     contexts: list[Tensor]
@@ -650,17 +635,14 @@ def _prologue_backward(
     products = []
     if need_weights:
         g_bar = prologue.g_bar.to(call.compute)
-        weight_s = torch.cat(
-            [_product(da_s.mT, prologue.f_bar), _product(da_s_context.mT, g_bar)], dim=2
-        )
-        products = [
-            (
-                _product(da_f[g].T, call.inputs[g]),
-                _product(da_g[g].T, call.contexts[g]),
-                weight_s[g],
+        for g in range(call.G):
+            halves = (
+                _product(da_s[g].T, prologue.f_bar[g]),
+                _product(da_s_context[g].T, g_bar[g]),
             )
-            for g in range(call.G)
-        ]
+            weight_f = _product(da_f[g].T, call.inputs[g])
+            weight_g = _product(da_g[g].T, call.contexts[g])
+            products.append((weight_f, weight_g, torch.cat(halves, dim=1)))
     return _PrologueGradient(
         [_product(da_f[g], w) for g, w in enumerate(prologue.weights_f)] if need_input else [],
         [_product(da_g[g], w) for g, w in enumerate(prologue.weights_g)],
@@ -690,14 +672,25 @@ def _norm_tanh_backward(
 
 def _weight_gradients(
     call: _Call,
+    plan: _Plan,
     g: int,
+    gates: _Gates,
+    grad: _RecurrenceGradient,
     prologue: _PrologueGradient,
-    recurrent: Tensor,
-    norm: Tensor | None,
 ) -> Weights:
+    """One weight set's, each in memory of its own, as outputs of an op have to be."""
+    da = grad.gates[g].flatten(0, 1)  # `[T B, 3, H]`
+    operands = gates.f_tilde_h[g], gates.f_tilde_h[g], gates.f_tilde_r_h[g]
+    recurrent = [_product(da[:, gate].T, operand) for gate, operand in enumerate(operands)]
+    if plan.path != "step" and call.has_norm:
+        # The persistent kernel leaves out LayerNorm's mean of dy, the same for all rows.
+        for weight in recurrent:
+            weight -= weight.mean(0, keepdim=True)
     weights = Weights(*prologue.weights[g], *recurrent)
-    if norm is None:
+    if grad.norm is None:
         return weights
-    first = torch.stack([x[g] for x in prologue.norms], dim=1)
-    norms = torch.cat([first, norm[g].sum(2)], dim=1)
+    norms = [
+        torch.cat([torch.stack([x[g, kind] for x in prologue.norms]), grad.norm[g, kind].sum(1)])
+        for kind in range(2)
+    ]
     return weights._replace(norm_weight=norms[0], norm_bias=norms[1])

@@ -1,7 +1,9 @@
 """The C++ engine against the float64 reference."""
 
 import time
+from functools import partial
 
+import helpers
 import pytest
 import torch
 from helpers import ODD_SIZES, Size, problem, reference_results, relative_errors, with_gradients
@@ -12,6 +14,7 @@ from mmixer_kernels.functional import mcu, mcu_group
 from mmixer_kernels.reference import Weights
 
 BOUND = {torch.float64: 1e-10, torch.float32: 1e-4}
+run = partial(helpers.run, "cpu")
 INSTRUCTION_SETS = _native.build_info()["instruction_sets_here"]
 
 
@@ -21,26 +24,6 @@ def instruction_set(request):
     _native.use_instruction_set(request.param)
     yield request.param
     _native.use_instruction_set(default)
-
-
-def run(mix="gated", batch_first=False, recompute=False):
-    """The engine with `reference.mcu`'s shapes of hx and h_n."""
-
-    def function(input, context, weights, hx, lengths):
-        output, h_n = mcu(
-            input.transpose(0, 1) if batch_first else input,
-            context,
-            weights,
-            None if hx is None else hx[None],
-            lengths,
-            mix=mix,
-            batch_first=batch_first,
-            engine="cpu",
-            recompute=recompute,
-        )
-        return (output.transpose(0, 1) if batch_first else output), h_n[0]
-
-    return function
 
 
 def every_option(test):
@@ -140,30 +123,10 @@ def test_strided_and_expanded_operands():
     errors = relative_errors(with_gradients(run(batch_first=True), p), truth)
     assert max(errors.values()) < 1e-10, errors
 
-    def spread(x):
-        """The same values, every second element of memory that is otherwise NaN."""
-        wide = torch.full((*x.shape[:-1], 2 * x.shape[-1]), torch.nan, dtype=x.dtype)
-        wide[..., ::2] = x
-        return wide[..., ::2]
-
-    strided = p._replace(
-        input=spread(p.input),
-        context=spread(p.context),
-        hx=spread(p.hx),
-        weights=Weights(*(spread(x) for x in p.weights)),
-        grad_output=spread(p.grad_output),
-        grad_h_n=spread(p.grad_h_n),
-    )
-    errors = relative_errors(with_gradients(run(), strided), truth)
+    errors = relative_errors(with_gradients(run(), p.strided()), truth)
     assert max(errors.values()) < 1e-10, errors
 
-    expanded = p._replace(
-        input=p.input[:1, :1].expand(5, 4, 6),
-        context=p.context[:1].expand(4, 7),
-        hx=p.hx[:1, :1].expand(4, 9),
-        grad_output=torch.ones((), dtype=torch.float64).expand(5, 4, 9),
-        grad_h_n=torch.zeros((), dtype=torch.float64).expand(4, 9),
-    )
+    expanded = p.expanded()
     errors = relative_errors(with_gradients(run(), expanded), reference_results(expanded))
     assert max(errors.values()) < 1e-10, errors
 

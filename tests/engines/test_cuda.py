@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from types import ModuleType
 from typing import Any
 
+import helpers
 import pytest
 import torch
 from building import build, build_directory
@@ -16,6 +18,7 @@ from helpers import (
     ODD_SIZES,
     Problem,
     Size,
+    op_operands,
     problem,
     reference_results,
     relative_errors,
@@ -26,9 +29,10 @@ from torch import Tensor
 from mmixer_kernels import FusedMCU, FusedMCUCell, engines, reference
 from mmixer_kernels.engines import cuda
 from mmixer_kernels.engines.state import EngineState
-from mmixer_kernels.functional import mcu, mcu_group
+from mmixer_kernels.functional import mcu_group
 from mmixer_kernels.reference import Weights
 
+run = partial(helpers.run, "cuda")
 PATHS = ("cluster", "cooperative", "step")
 PRECISIONS = {
     "float64": (torch.float64, "highest"),
@@ -86,25 +90,6 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 def precision(request: pytest.FixtureRequest) -> str:
     torch.set_float32_matmul_precision(PRECISIONS[request.param][1])
     return str(request.param)
-
-
-def run(mix: str = "gated", batch_first: bool = False, engine: str = "cuda") -> Callable[..., Any]:
-    def function(
-        input: Tensor, context: Tensor, weights: Weights, hx: Tensor | None, lengths: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        output, h_n = mcu(
-            input.transpose(0, 1) if batch_first else input,
-            context,
-            weights,
-            None if hx is None else hx[None],
-            lengths,
-            mix=mix,
-            batch_first=batch_first,
-            engine=engine,
-        )
-        return (output.transpose(0, 1) if batch_first else output), h_n[0]
-
-    return function
 
 
 def check(p: Problem, precision: str, mix: str = "gated") -> None:
@@ -240,11 +225,11 @@ def test_weight_sets_of_one_call_are_the_calls_of_each(path: str) -> None:
 
 def test_strided_and_expanded_operands(path: str) -> None:
     p = problem(Size(5, 4, 6, 7, 9), dtype=torch.float32)
-    p = p._replace(grad_output=p.grad_output[:1, :1].expand(5, 4, 9))
-    truth = reference_results(p)
-    for batch_first in (True, False):
-        errors = relative_errors(with_gradients(run(batch_first=batch_first), p), truth)
-        assert max(errors.values()) < BOUND["float32"]
+    for operands in (p, p.strided(), p.expanded()):
+        truth = reference_results(operands)
+        for batch_first in (True, False):
+            errors = relative_errors(with_gradients(run(batch_first=batch_first), operands), truth)
+            assert max(errors.values()) < BOUND["float32"], errors
 
 
 def test_nan_of_a_sample_stays_there_and_nothing_hangs(path: str) -> None:
@@ -277,11 +262,22 @@ def test_gradcheck() -> None:
     assert torch.autograd.gradcheck(function, operands)
 
 
-def test_opcheck_and_compile() -> None:
+@pytest.mark.parametrize(
+    "options",
+    [{"groups": 2}, {"hx": False, "lengths": False}, {"layer_norm": False, "lengths": False}],
+)
+def test_opcheck(options: dict[str, Any]) -> None:
+    arguments, grads = op_operands(**options)
+    forward = torch.ops.mmixer_kernels.mcu_forward.default
+    backward = torch.ops.mmixer_kernels.mcu_backward.default
+    torch.library.opcheck(forward, (*arguments, "gated", 1e-5, "cuda", True, False))
+    _, _, saved = forward(*arguments, "gated", 1e-5, "cuda", True, False)
+    rest = (saved.detach(), "gated", 1e-5, "cuda", False, True, True)
+    torch.library.opcheck(backward, (*(x.requires_grad_() for x in grads), *arguments, *rest))
+
+
+def test_compile() -> None:
     p = problem(Size(2, 3, 4, 5, 20), dtype=torch.float32)
-    operands = ([p.input], [p.context], p.weights.tensors(), p.hx[None], None)
-    arguments = (*operands, "gated", 1e-5, "cuda", True, False)
-    torch.library.opcheck(torch.ops.mmixer_kernels.mcu_forward.default, arguments)
     unit = FusedMCU(4, 5, 20, engine="cuda")
     compiled = torch.compile(unit, fullgraph=True, backend="aot_eager")
     for name, value in with_gradients_of(compiled, p).items():

@@ -1,0 +1,332 @@
+"""The CUDA engine beside torch's own recurrent layers (cuDNN) and the eager reference.
+
+A step's time is the slope between T = 64 and T = 1024 (`gpu_table.py`). nn.GRU and nn.LSTM compute
+other equations, without LayerNorm and context; FlashRNN's get the products with their input for
+nothing. What takes long to compile has "compiled" in its name.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import problems
+import pytest
+import torch
+from conftest import Compare
+from problems import PASSES, Forward, ForwardBackward, Group, Size
+from timing import Contender
+from torch import Tensor
+
+from mmixer_kernels import engines, functional, reference
+from mmixer_kernels.engines import cuda
+
+STATE = engines()["cuda"]
+pytestmark = pytest.mark.skipif(not STATE.available, reason=f"engine cuda: {STATE.reason}")
+
+GPU = torch.device("cuda")
+LENGTHS = (64, 1024)
+HIDDEN, BATCH, MODALITIES = 512, 8, 3
+PATHS = ("cluster", "cooperative", "step")
+SINGLE = ("FusedMCU", "nn.GRU", "nn.LSTM")
+
+
+class Precision(NamedTuple):
+    dtype: torch.dtype
+    matmul: str  # torch.get_float32_matmul_precision()
+    tolerance: float  # of a relative error, also of gradients
+
+
+PRECISIONS = {
+    "bfloat16": Precision(torch.bfloat16, "highest", 5e-2),
+    "float16": Precision(torch.float16, "highest", 1e-2),
+    "float32": Precision(torch.float32, "highest", 1e-4),
+    "float32-high": Precision(torch.float32, "high", 5e-3),
+}
+OTHER_SIZES = [(128, 8), (256, 8), (768, 8), (1024, 8), (512, 1), (512, 32), (512, 64)]
+
+every_pass = pytest.mark.parametrize("passes", PASSES)
+every_length = pytest.mark.parametrize("steps", LENGTHS, ids=lambda x: f"T{x}")
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    """The settings that a benchmark changes; gives its memory back."""
+    precision, paths = torch.get_float32_matmul_precision(), cuda.PATHS
+    yield
+    torch.set_float32_matmul_precision(precision)
+    cuda.PATHS = paths
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+
+
+@every_length
+@every_pass
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_sequence(compare_on_gpu: Compare, precision: str, passes: str, steps: int) -> None:
+    size = Size(steps, BATCH, HIDDEN)
+    names = (*SINGLE, "eager reference")
+    _sequence(compare_on_gpu, size, precision, passes, names, "sequence")
+
+
+@every_length
+@every_pass
+@pytest.mark.parametrize(("hidden", "batch"), OTHER_SIZES)
+def test_size(compare_on_gpu: Compare, hidden: int, batch: int, passes: str, steps: int) -> None:
+    size = Size(steps, batch, hidden)
+    _sequence(compare_on_gpu, size, "bfloat16", passes, SINGLE, "sequence")
+
+
+@every_pass
+def test_compiled_reference(
+    compare_on_gpu: Compare, passes: str, request: pytest.FixtureRequest
+) -> None:
+    """At T = 64 alone: torch.compile unrolls the loop over the steps."""
+    size = Size(LENGTHS[0], BATCH, HIDDEN)
+    limit = request.config.getoption("compile_limit")
+    _sequence(compare_on_gpu, size, "bfloat16", passes, SINGLE[:1], "compiled", limit)
+
+
+@every_length
+@every_pass
+def test_path(compare_on_gpu: Compare, passes: str, steps: int) -> None:
+    """The paths beside each other, each by itself."""
+    size = Size(steps, BATCH, HIDDEN)
+    chosen = _precision("bfloat16")
+    ours = _contenders(size, passes, chosen, SINGLE[:1])[0]
+    contenders, missing, errors = [], {}, []
+    for path in PATHS:
+        if reason := _no_kernel(path, size.hidden, chosen.dtype, passes):
+            missing[path] = reason
+            continue
+        cuda.PATHS = (path,)
+        errors.append(_check(size, chosen, path))
+        contenders.append(Contender(path, _along(path, ours.call)))
+    compare_on_gpu(
+        f"Paths of the CUDA engine, bfloat16, {passes}",
+        str(size),
+        contenders,
+        error=max(errors),
+        settings=_settings("paths", size, "bfloat16", passes),
+        on_gpu=PATHS,
+        missing=missing,
+    )
+
+
+@every_length
+@every_pass
+def test_group(compare_on_gpu: Compare, passes: str, steps: int) -> None:
+    """N modalities in one call beside one."""
+    size = Size(steps, BATCH, HIDDEN)
+    chosen = _precision("bfloat16")
+    error = problems.check_group(size, MODALITIES, "cuda", GPU, 1, chosen.dtype, chosen.tolerance)
+    group = Group.random(size, MODALITIES, GPU, chosen.dtype)
+    single = Group(*(x[:1] for x in group))
+    contenders = []
+    for count, part in ((MODALITIES, group), (1, single)):
+        call: Callable[[], None]
+        function = _grouped(part)
+        operands = list(part.operands().values())
+        if passes == "forward":
+            call = Forward(function, operands)
+        else:
+            call = ForwardBackward(function, operands, [])
+        contenders.append(Contender(f"one call of N = {count}", call))
+    compare_on_gpu(
+        f"functional.mcu_group, bfloat16, {passes}",
+        str(size),
+        contenders,
+        error=error,
+        settings=_settings("group", size, "bfloat16", passes),
+        on_gpu=[x.name for x in contenders],
+        missing={},
+    )
+
+
+@every_length
+@every_pass
+def test_flashrnn_compiled(compare_on_gpu: Compare, passes: str, steps: int) -> None:
+    """FlashRNN's GRU and LSTM of one head, compiled at their first call."""
+    size = Size(steps, BATCH, HIDDEN)
+    chosen = _precision("bfloat16")
+    error = _check(size, chosen)
+    contenders = _contenders(size, passes, chosen, SINGLE[:1])
+    missing = {}
+    for function, gates in (("gru", 3), ("lstm", 4)):
+        name = f"FlashRNN {function.upper()}"
+        try:
+            contender = _flashrnn(name, function, gates, size, chosen.dtype, passes)
+            contender.call()
+            torch.cuda.synchronize()
+        except Exception as problem:
+            missing[name] = f"{type(problem).__name__}: {problem}"[:300]
+        else:
+            contenders.append(contender)
+    compare_on_gpu(
+        f"FusedMCU beside FlashRNN, bfloat16, {passes}",
+        str(size),
+        contenders,
+        error=error,
+        settings=_settings("flashrnn", size, "bfloat16", passes),
+        on_gpu=[x.name for x in contenders],
+        missing=missing,
+    )
+
+
+def _sequence(
+    compare: Compare,
+    size: Size,
+    precision: str,
+    passes: str,
+    names: Sequence[str],
+    kind: str,
+    compile_limit: int = 0,
+) -> None:
+    chosen = _precision(precision)
+    error = _check(size, chosen)
+    contenders = _contenders(size, passes, chosen, names)
+    missing = {}
+    if compile_limit:
+        name = "compiled reference"
+        try:
+            contenders.append(_compiled(name, size, passes, chosen, compile_limit))
+        except Exception as problem:
+            missing[name] = f"{type(problem).__name__}: {problem}"[:300]
+    settings = _settings(kind, size, precision, passes)
+    compare(
+        f"FusedMCU, {precision}, {passes}",
+        str(size),
+        contenders,
+        error=error,
+        settings={**settings, "path": _path_of(contenders[0].call)},
+        on_gpu=SINGLE,
+        missing=missing,
+    )
+
+
+def _precision(name: str) -> Precision:
+    chosen = PRECISIONS[name]
+    torch.set_float32_matmul_precision(chosen.matmul)
+    return chosen
+
+
+def _check(size: Size, precision: Precision, path: str = "") -> float:
+    """AssertionError where the engine is wrong: then nothing is timed."""
+    dtype, matmul, tolerance = precision
+    return problems.check_sequence(size, "cuda", GPU, 1, dtype, tolerance, f"{path} {matmul}")
+
+
+def _contenders(
+    size: Size, passes: str, precision: Precision, names: Sequence[str]
+) -> list[Contender]:
+    every = problems.sequence_contenders(size, passes, "cuda", GPU, precision.dtype)
+    return [x for x in every if x.name in names]
+
+
+def _settings(kind: str, size: Size, precision: str, passes: str) -> dict[str, Any]:
+    return {"kind": kind, **size._asdict(), "precision": precision, "passes": passes}
+
+
+def _no_kernel(path: str, hidden: int, dtype: torch.dtype, passes: str) -> str | None:
+    parts = cuda._parts(dtype)
+    if path == "step":
+        return None
+    if parts is None:
+        return f"no kernel for {dtype}"
+    for backward in (False, True)[: 1 + (passes != "forward")]:
+        if cuda._native_plan(torch.cuda.current_device(), path, hidden, parts, backward)[0] == 0:
+            return f"no kernel for H = {hidden} on this GPU"
+    return None
+
+
+def _along(path: str, call: Callable[[], object]) -> Callable[[], None]:
+    def run() -> None:
+        cuda.PATHS = (path,)
+        call()
+
+    return run
+
+
+def _grouped(group: Group) -> Callable[..., Tensor]:
+    return lambda *_: functional.mcu_group(*group, engine="cuda")[0]
+
+
+class _Messages(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+def _path_of(call: Callable[[], object]) -> str:
+    """What the engine's log says of a call: one path, or those of forward and backward."""
+    logger, handler = logging.getLogger(cuda.__name__), _Messages()
+    level = logger.level
+    logger.setLevel(logging.DEBUG)
+    logger.addHandler(handler)
+    try:
+        call()
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+    found = [re.search(r"path (\w+)", message) for message in handler.messages]
+    return ", ".join(dict.fromkeys(match[1] for match in found if match)) or "unknown"
+
+
+def _compiled(name: str, size: Size, passes: str, precision: Precision, limit: int) -> Contender:
+    """The eager reference through torch.compile, after its first call."""
+    torch.manual_seed(0)
+    unit = reference.MCU(*[size.hidden] * 3, device=GPU, dtype=precision.dtype)
+    operands = problems.sequence_operands(size, GPU, precision.dtype)
+    contender = problems.contender(name, torch.compile(unit), operands, passes)
+    with _time_limit(limit):
+        contender.call()
+        torch.cuda.synchronize()
+    return contender
+
+
+@contextmanager
+def _time_limit(limit: int) -> Iterator[None]:
+    """TimeoutError after so many seconds of Python code."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"not done in {limit} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(limit)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _flashrnn(
+    name: str, function: str, gates: int, size: Size, dtype: torch.dtype, passes: str
+) -> Contender:
+    from flashrnn import flashrnn
+
+    def randn(*shape: int) -> Tensor:
+        return torch.randn(shape, device=GPU, dtype=dtype, requires_grad=True)
+
+    steps, batch, hidden = size
+    biases = 4  # also the GRU's: its candidate has two
+    operands = (
+        randn(batch, steps, gates, 1, hidden),
+        randn(gates, 1, hidden, hidden),
+        randn(biases, 1, hidden),
+    )
+
+    def module(*operands: Tensor) -> Tensor:
+        output: Tensor = flashrnn(*operands, function=function, dtype=str(dtype)[6:])[0]
+        return output
+
+    if passes == "forward":
+        return Contender(name, Forward(module, operands))
+    return Contender(name, ForwardBackward(module, operands, []))

@@ -1,0 +1,515 @@
+"""The CUDA engine on a GPU, beside the float64 reference on the CPU and eager PyTorch on the GPU.
+
+`benchmarks/on_gpu.sh` runs it, a process for each path, so that one that hangs hides no other.
+tests/engines/test_cuda.py runs the same kernels without a GPU.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, NamedTuple
+
+import helpers
+import pytest
+import torch
+from helpers import (
+    Problem,
+    Size,
+    op_operands,
+    problem,
+    reference_results,
+    relative_errors,
+    with_gradients,
+)
+from torch import Tensor
+
+from mmixer_kernels import FusedMCU, FusedMCUCell, engines, reference
+from mmixer_kernels.engines import cuda
+from mmixer_kernels.functional import mcu, mcu_group
+from mmixer_kernels.reference import Weights
+
+STATE = engines()["cuda"]
+pytestmark = pytest.mark.skipif(not STATE.available, reason=f"engine cuda: {STATE.reason}")
+
+DEVICE = "cuda"
+PATHS = ("cluster", "cooperative", "step")
+run = partial(helpers.run, "cuda")
+Results = dict[str, Tensor]
+
+
+class Precision(NamedTuple):
+    dtype: torch.dtype
+    matmul: str  # torch.get_float32_matmul_precision()
+    floor: float  # a few roundings: what a problem of a handful of products may have over eager's
+
+
+PRECISIONS = {
+    "float64": Precision(torch.float64, "highest", 1e-13),
+    "float32": Precision(torch.float32, "highest", 2e-6),
+    # cuBLAS takes TF32, 2^-11, for some sizes and float32 for others, and eager's are others.
+    "float32-high": Precision(torch.float32, "high", 1e-3),
+    "bfloat16": Precision(torch.bfloat16, "highest", 2.0**-8),
+    "float16": Precision(torch.float16, "highest", 2.0**-11),
+}
+SLACK = 1.3
+"""Of an error over eager PyTorch's, as in test_cpu.py."""
+
+# T, B, input, context, H: each odd or aligned, alone and with others.
+SIZES = [
+    Size(1, 1, 1, 1, 1),
+    Size(3, 5, 7, 9, 1),
+    Size(64, 5, 24, 16, 33),
+    Size(3, 13, 40, 33, 128),
+    Size(64, 8, 128, 128, 128),
+    Size(3, 33, 96, 64, 256),
+    Size(64, 1, 256, 256, 256),
+    Size(3, 5, 60, 20, 500),
+    Size(1, 8, 512, 512, 512),
+    Size(3, 13, 64, 48, 512),
+    Size(3, 13, 96, 64, 768),
+    Size(3, 8, 64, 64, 1024),
+]
+
+
+def sizes(size: Size) -> str:
+    return "x".join(map(str, size))
+
+
+COMBINATIONS = [
+    (path, precision)
+    for precision in PRECISIONS
+    for path in PATHS
+    if path == "step" or precision != "float64"
+]
+every_combination = pytest.mark.parametrize(
+    ("path", "precision"), COMBINATIONS, ids=["-".join(pair) for pair in COMBINATIONS]
+)
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    """Also waits for the GPU, so that a fault shows in the test that made it."""
+    precision = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(precision)
+    torch.cuda.synchronize()
+
+
+Take = Callable[..., Precision]
+
+
+@pytest.fixture
+def take(monkeypatch: pytest.MonkeyPatch) -> Take:
+    """take(path, precision, *hidden_sizes): all that follows takes that path in that precision.
+
+    Skips the test where the path has no kernel for one of the sizes.
+    """
+
+    def choose(path: str, precision: str, *hidden_sizes: int) -> Precision:
+        chosen = PRECISIONS[precision]
+        torch.set_float32_matmul_precision(chosen.matmul)
+        parts = cuda._parts(chosen.dtype)
+        for hidden in hidden_sizes if path != "step" else ():
+            assert parts is not None
+            for backward in (False, True):
+                padded, _, _ = cuda._native_plan(0, path, hidden, parts, backward)
+                if padded == 0:
+                    which = "backward" if backward else "forward"
+                    pytest.skip(f"{path} has no {which} kernel for H = {hidden}, {precision} here")
+        monkeypatch.setattr(cuda, "PATHS", (path,))
+        return chosen
+
+    return choose
+
+
+def on_both(
+    size: Size, dtype: torch.dtype, mix: str, layer_norm: bool, lengths: bool, hx: bool
+) -> tuple[Problem, Results]:
+    """A problem on the GPU, and its float64 results on the CPU."""
+    p = problem(size, layer_norm=layer_norm, lengths=lengths, dtype=dtype)
+    if not hx:
+        p = p._replace(hx=None)
+    return p.on(DEVICE), reference_results(p, mix)
+
+
+def eager(dtype: torch.dtype, mix: str = "gated") -> Callable[..., tuple[Tensor, Tensor]]:
+    """The reference in products of that dtype: under autocast where it is a narrow one."""
+    narrow = dtype in (torch.bfloat16, torch.float16)
+
+    def function(*operands: Any) -> tuple[Tensor, Tensor]:
+        with torch.autocast(DEVICE, dtype) if narrow else nullcontext():
+            return reference.mcu(*operands, mix=mix)
+
+    return function
+
+
+def compare(results: Results, theirs: Results, truth: Results, floor: float) -> None:
+    ours, eagers = relative_errors(results, truth), relative_errors(theirs, truth)
+    wrong = {
+        name: f"{error:.1e}, eager PyTorch {eagers[name]:.1e}"
+        for name, error in ours.items()
+        if not error <= SLACK * eagers[name] + floor
+    }
+    assert not wrong, wrong
+
+
+def check(
+    p: Problem, truth: Results, precision: Precision, mix: str = "gated", floor: float | None = None
+) -> None:
+    theirs = with_gradients(eager(precision.dtype, mix), p)
+    floor = precision.floor if floor is None else floor
+    compare(with_gradients(run(mix), p), theirs, truth, floor)
+
+
+def equal(results: Results, expected: Results) -> None:
+    differ = [name for name, x in results.items() if not torch.equal(x, expected[name])]
+    assert not differ, differ
+
+
+@every_combination
+def test_small(take: Take, path: str, precision: str) -> None:
+    """Also what compute-sanitizer watches: few steps, a padded H, a padded tile of samples."""
+    for size in (Size(2, 9, 7, 5, 33), Size(3, 3, 16, 16, 128)):
+        chosen = take(path, precision, size.hidden)
+        p, truth = on_both(size, chosen.dtype, "gated", True, True, True)
+        check(p, truth, chosen)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=sizes)
+@every_combination
+def test_error(take: Take, path: str, precision: str, size: Size) -> None:
+    chosen = take(path, precision, size.hidden)
+    p, truth = on_both(size, chosen.dtype, "gated", True, False, True)
+    check(p, truth, chosen)
+
+
+@pytest.mark.parametrize(
+    ("mix", "layer_norm", "lengths", "hx"),
+    [
+        ("gated", True, True, True),
+        ("gated", True, True, False),
+        ("gated", False, False, True),
+        ("gated", False, True, False),
+        ("concat", True, False, False),
+        ("concat", False, True, True),
+    ],
+)
+@every_combination
+def test_options(
+    take: Take, path: str, precision: str, mix: str, layer_norm: bool, lengths: bool, hx: bool
+) -> None:
+    for size in (Size(7, 13, 17, 5, 45), Size(5, 9, 32, 32, 256)):
+        chosen = take(path, precision, size.hidden)
+        p, truth = on_both(size, chosen.dtype, mix, layer_norm, lengths, hx)
+        check(p, truth, chosen, mix)
+
+
+@every_combination
+def test_error_is_no_larger_than_eager_pytorch(take: Take, path: str, precision: str) -> None:
+    """At a real size, where roundings average, there is no floor but float64's."""
+    size = Size(64, 8, 512, 512, 512)
+    chosen = take(path, precision, size.hidden)
+    p, truth = on_both(size, chosen.dtype, "gated", True, False, True)
+    check(p, truth, chosen, floor=1e-13 if precision == "float64" else 0.0)
+
+
+@every_combination
+def test_group(take: Take, path: str, precision: str) -> None:
+    """Three weight sets in one call, sizes of input and context their own."""
+    hidden = 96
+    chosen = take(path, precision, hidden)
+    features = (6, 9), (17, 3), (1, 30)
+    problems = [problem(Size(5, 11, *f, hidden), dtype=chosen.dtype) for f in features]
+    lengths = torch.randint(1, 6, (11,))
+    problems = [p._replace(lengths=lengths) for p in problems]
+    truths = [reference_results(p) for p in problems]
+    problems = [p.on(DEVICE) for p in problems]
+
+    leaves = [{k: x.detach().requires_grad_() for k, x in p.operands().items()} for p in problems]
+    output, h_n = mcu_group(
+        [named["input"] for named in leaves],
+        [named["context"] for named in leaves],
+        [Weights(*(named[name] for name in Weights._fields)) for named in leaves],
+        torch.stack([named["hx"] for named in leaves]),
+        problems[0].lengths,
+        engine="cuda",
+    )
+    flat = [x for named in leaves for x in named.values()]
+    directions = [
+        torch.stack([getattr(p, name) for p in problems]) for name in Problem._fields[-2:]
+    ]
+    grads = iter(torch.autograd.grad((output, h_n), flat, directions))
+    for g, (p, truth) in enumerate(zip(problems, truths, strict=True)):
+        results = {"output": output[g].detach(), "h_n": h_n[g].detach()}
+        results |= {f"grad {name}": next(grads) for name in leaves[g]}
+        compare(results, with_gradients(eager(chosen.dtype), p), truth, chosen.floor)
+
+
+@every_combination
+def test_strided_and_expanded_operands(take: Take, path: str, precision: str) -> None:
+    size = Size(5, 4, 6, 7, 40)
+    chosen = take(path, precision, size.hidden)
+    p, truth = on_both(size, chosen.dtype, "gated", True, False, True)
+    theirs = with_gradients(eager(chosen.dtype), p)
+    compare(with_gradients(run(batch_first=True), p), theirs, truth, chosen.floor)
+    compare(with_gradients(run(), p.strided()), theirs, truth, chosen.floor)
+    check(p.expanded(), reference_results(p.on("cpu").expanded()), chosen)
+
+
+@every_combination
+def test_cell(take: Take, path: str, precision: str) -> None:
+    chosen = take(path, precision, 45)
+    unit = FusedMCU(3, 4, 45, engine="cuda", device=DEVICE, dtype=chosen.dtype)
+    cell = FusedMCUCell(3, 4, 45, engine="cuda", device=DEVICE, dtype=chosen.dtype)
+    cell.load_state_dict(unit.state_dict())
+    x, c = (torch.randn(*s, device=DEVICE, dtype=chosen.dtype) for s in ((1, 2, 3), (2, 4)))
+    with torch.no_grad():
+        assert torch.equal(cell(x[0], c), unit(x, c)[0][0])
+
+
+def test_bfloat16_weights_beside_float32_features() -> None:
+    p = problem(Size(6, 3, 45, 7, 70), dtype=torch.float32)
+    p = p._replace(weights=p.weights.map(torch.Tensor.bfloat16))
+    truth = reference_results(p)
+    results = with_gradients(run(), p.on(DEVICE))
+    errors = relative_errors(results, truth)
+    for name, value in results.items():
+        narrow = name.removeprefix("grad ") in Weights._fields
+        assert value.dtype == (torch.bfloat16 if narrow else torch.float32), name
+        assert errors[name] < (2.0**-8 if narrow else 1e-5), (name, errors[name])
+
+
+@pytest.mark.parametrize(
+    ("mix", "layer_norm", "lengths"),
+    [("gated", True, True), ("gated", False, False), ("concat", True, True)],
+)
+def test_gradcheck(mix: str, layer_norm: bool, lengths: bool) -> None:
+    p = problem(Size(2, 2, 2, 3, 3), layer_norm=layer_norm, lengths=lengths).on(DEVICE)
+    tensors = [x.requires_grad_() for x in p.operands().values()]
+
+    def function(input: Tensor, context: Tensor, hx: Tensor, *weights: Tensor) -> Any:
+        return mcu(input, context, Weights(*weights), hx[None], p.lengths, mix=mix, engine="cuda")
+
+    assert torch.autograd.gradcheck(function, tensors)
+    assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"groups": 2}, {"hx": False, "lengths": False}, {"layer_norm": False, "lengths": False}],
+)
+def test_opcheck(options: dict[str, Any]) -> None:
+    arguments, grads = op_operands(**options, device=DEVICE)
+    forward = torch.ops.mmixer_kernels.mcu_forward.default
+    backward = torch.ops.mmixer_kernels.mcu_backward.default
+    torch.library.opcheck(forward, (*arguments, "gated", 1e-5, "cuda", True, False))
+    _, _, saved = forward(*arguments, "gated", 1e-5, "cuda", True, False)
+    grads = [grad.requires_grad_() for grad in grads]
+    rest = (saved.detach(), "gated", 1e-5, "cuda", False, True, True)
+    torch.library.opcheck(backward, (*grads, *arguments, *rest))
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compile_fullgraph(backend: str) -> None:
+    unit = FusedMCU(3, 4, 45, engine="cuda", device=DEVICE)
+    compiled = torch.compile(unit, fullgraph=True, backend=backend)
+    x = torch.randn(6, 2, 3, device=DEVICE, requires_grad=True)
+    c, lengths = torch.randn(2, 4, device=DEVICE), torch.tensor([6, 3], device=DEVICE)
+    grads = []
+    for function in (unit, compiled):
+        output, h_n = function(x, c, None, lengths)
+        tensors = [x, *unit.parameters()]
+        grads.append(torch.autograd.grad(output.square().sum() + h_n.sum(), tensors))
+    for plain, fused in zip(*grads, strict=True):
+        torch.testing.assert_close(fused, plain)
+
+
+@every_combination
+def test_retain_graph_twice(take: Take, path: str, precision: str) -> None:
+    chosen = take(path, precision, 128)
+    unit = FusedMCU(3, 4, 128, engine="cuda", device=DEVICE, dtype=chosen.dtype)
+    x = torch.randn(6, 9, 3, device=DEVICE, dtype=chosen.dtype, requires_grad=True)
+    output, h_n = unit(x, torch.randn(9, 4, device=DEVICE, dtype=chosen.dtype))
+    loss = output.sum() + h_n.square().sum()
+    first = torch.autograd.grad(loss, [x, *unit.parameters()], retain_graph=True)
+    second = torch.autograd.grad(loss, [x, *unit.parameters()])
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("size", [Size(40, 13, 64, 48, 512), Size(17, 33, 40, 33, 250)], ids=sizes)
+@every_combination
+def test_50_runs_are_bit_equal(take: Take, path: str, precision: str, size: Size) -> None:
+    chosen = take(path, precision, size.hidden)
+    p = problem(size, lengths=True, dtype=chosen.dtype).on(DEVICE)
+    expected = with_gradients(run(), p)
+    assert all(x.isfinite().all() for x in expected.values())
+    for _ in range(49):
+        equal(with_gradients(run(), p), expected)
+
+
+def forward_alone(p: Problem) -> Results:
+    hx = None if p.hx is None else p.hx[None]
+    with torch.no_grad():
+        output, h_n = mcu(p.input, p.context, p.weights, hx, p.lengths, engine="cuda")
+    return {"output": output, "h_n": h_n}
+
+
+CALLS: dict[str, Callable[[Problem], Results]] = {
+    "forward": forward_alone,
+    "forward+backward": partial(with_gradients, run()),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@every_combination
+def test_graph(take: Take, path: str, precision: str, call: str) -> None:
+    """A captured call gives the eager call's bits, also for operands that changed after it."""
+    chosen = take(path, precision, 250)
+    p = problem(Size(9, 13, 40, 33, 250), lengths=True, dtype=chosen.dtype).on(DEVICE)
+    function = CALLS[call]
+    values = [p.input.clone(), torch.randn_like(p.input)]
+    expected = []
+    for value in values:
+        p.input.copy_(value)
+        expected.append({name: x.clone() for name, x in function(p).items()})
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # as torch's notes on graphs have it
+        for _ in range(2):
+            function(p)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = function(p)
+    for value, answer in [*zip(values, expected, strict=True)] * 2:
+        p.input.copy_(value)
+        for x in results.values():
+            x.fill_(torch.nan)
+        graph.replay()
+        equal(results, answer)
+
+
+@every_combination
+def test_side_stream(take: Take, path: str, precision: str) -> None:
+    """The operands are there only when the side stream has come so far."""
+    chosen = take(path, precision, 128)
+    p = problem(Size(5, 9, 40, 33, 128), dtype=chosen.dtype).on(DEVICE)
+    expected = with_gradients(run(), p)
+    value = p.input.clone()
+    p.input.fill_(torch.nan)
+    stream = torch.cuda.Stream()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        p.input.copy_(value)
+        results = with_gradients(run(), p)
+    stream.synchronize()
+    equal(results, expected)
+
+
+@every_combination
+def test_no_synchronisation(take: Take, path: str, precision: str) -> None:
+    """Neither one that torch knows of, nor one that would wait for a GPU that sleeps."""
+    chosen = take(path, precision, 128)
+    p = problem(Size(3, 9, 40, 33, 128), lengths=True, dtype=chosen.dtype).on(DEVICE)
+    for _ in range(2):  # what is loaded or allocated at a first call may wait
+        with_gradients(run(), p)
+    torch.cuda.synchronize()
+    awake = torch.cuda.Event()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        torch.cuda._sleep(500_000_000)  # a quarter of a second
+        awake.record()
+        with_gradients(run(), p)
+        assert not awake.query()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_tensors_on_two_devices() -> None:
+    p = problem(Size(3, 2, 4, 5, 33), dtype=torch.float32)
+    on_gpu = p.on(DEVICE)
+    with pytest.raises(ValueError, match="context must be on input's device, cuda:0, but is on"):
+        run()(on_gpu.input, p.context, on_gpu.weights, None, None)
+    with pytest.raises(ValueError, match="weight_f must be on input's device, cuda:0, but is on"):
+        run()(on_gpu.input, on_gpu.context, p.weights, None, None)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_second_device() -> None:
+    """A call runs where its tensors are, and leaves the current device as it was."""
+    p = problem(Size(5, 9, 40, 33, 128), dtype=torch.float32)
+    first, second = p.on("cuda:0"), p.on("cuda:1")
+    results = with_gradients(run(), second)
+    assert torch.cuda.current_device() == 0
+    errors = relative_errors(results, reference_results(p))
+    assert max(errors.values()) < 1e-5, errors
+    with pytest.raises(ValueError, match="context must be on input's device, cuda:1, but is on"):
+        run()(second.input, first.context, second.weights, None, None)
+
+
+def test_cpu_tensors_raise() -> None:
+    unit = FusedMCU(2, 3, 4, engine="cuda")
+    with pytest.raises(ValueError, match="takes CUDA tensors, but input is on cpu"):
+        unit(torch.zeros(1, 1, 2), torch.zeros(1, 3))
+
+
+def test_auto_takes_this_engine() -> None:
+    p = problem(Size(3, 9, 8, 7, 128), dtype=torch.float32).on(DEVICE)
+    equal(with_gradients(helpers.run("auto"), p), with_gradients(run(), p))
+
+
+@every_combination
+def test_nan_in_fresh_memory(
+    monkeypatch: pytest.MonkeyPatch, take: Take, path: str, precision: str
+) -> None:
+    """What the caching allocator hands out is NaN, all of it, and changes no bit."""
+    chosen = take(path, precision, 250)
+    p = problem(Size(5, 13, 40, 33, 250), lengths=True, dtype=chosen.dtype).on(DEVICE)
+    expected = with_gradients(run(), p)
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
+    for _ in range(2):
+        gc.collect()
+        torch.cuda.empty_cache()
+        # Blocks of up to 1 MiB come from a pool of their own.
+        small = [torch.full((1 << 18,), torch.nan, device=DEVICE) for _ in range(64)]
+        large = [torch.full((1 << 26,), torch.nan, device=DEVICE) for _ in range(4)]
+        del small, large
+        equal(with_gradients(run(), p), expected)
+
+
+@every_combination
+def test_nan_stays_with_its_sample(take: Take, path: str, precision: str) -> None:
+    chosen = take(path, precision, 128)
+    p = problem(Size(4, 11, 5, 4, 128), dtype=chosen.dtype).on(DEVICE)
+    clean = with_gradients(run(), p)
+    p.input[2, 1, 3] = torch.nan
+    dirty = with_gradients(run(), p)
+    assert dirty["output"][2:, 1].isnan().all()
+    assert dirty["h_n"][1].isnan().all()
+    assert torch.equal(dirty["output"][:2], clean["output"][:2])
+    others = [0, *range(2, 11)]
+    for name in ("output", "grad input"):
+        assert torch.equal(dirty[name][:, others], clean[name][:, others]), name
+    for name in ("h_n", "grad context", "grad hx"):
+        assert torch.equal(dirty[name][others], clean[name][others]), name
+
+
+@every_combination
+def test_padding_is_never_read(take: Take, path: str, precision: str) -> None:
+    chosen = take(path, precision, 128)
+    p = problem(Size(6, 3, 5, 4, 128), dtype=chosen.dtype).on(DEVICE)
+    p = p._replace(lengths=torch.tensor([2, 6, 1], device=DEVICE))
+    clean = with_gradients(run(), p)
+    padding = (torch.arange(6, device=DEVICE)[:, None] >= p.lengths)[..., None]
+    dirty = p._replace(
+        input=p.input.masked_fill(padding, torch.nan),
+        grad_output=p.grad_output.masked_fill(padding, torch.nan),
+    )
+    equal(with_gradients(run(), dirty), clean)
+    assert (clean["output"][padding.expand(6, 3, 128)] == 0).all()
