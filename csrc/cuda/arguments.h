@@ -42,7 +42,7 @@ struct BackwardArguments {
   const float* hx;           // [G][B][H] or null
   const int64_t* lengths;
   const void* grad_output;  // [G][T][B][H] with strides, the last 1
-  const float* grad_h_n;    // [G][B][H]
+  const float* grad_h_n;    // [G][B][H]; may be grad_hx
   void* grad_gates;         // da: [G][T][B][gates][H]
   float* grad_f_tilde;      // [G][T][B][H]
   float* grad_hx;           // [G][B][H]

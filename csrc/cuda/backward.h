@@ -61,7 +61,7 @@ struct Backward {
       row[j] = rank * L::rows + element.row, sample[j] = tile * L::samples + element.sample;
       mine[j] = element.exists && row[j] < a.H && sample[j] < a.B;
       length[j] = mine[j] && a.lengths ? int(load(a.lengths + sample[j])) : a.T;
-      dh[j] = mine[j] ? load(a.grad_h_n + (int64_t(group) * a.B + sample[j]) * a.H + row[j]) : 0;
+      dh[j] = mine[j] ? a.grad_h_n[(int64_t(group) * a.B + sample[j]) * a.H + row[j]] : 0;
       MMIXER_UNROLL
       for (int gate = 0; gate < gates; gate++) grad_gamma[j][gate] = grad_beta[j][gate] = 0;
     }

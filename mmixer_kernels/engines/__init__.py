@@ -13,15 +13,18 @@ from types import ModuleType
 
 from torch import Tensor
 
-from . import cpu, cuda, reference
+from . import cpu, cuda, reference, triton
 from .state import EngineState
 
-NAMES = ("reference", "cpu", "cuda", "triton")
 _MODULES: dict[str, ModuleType] = {
     "reference": reference,
     "cpu": cpu,
     "cuda": cuda,
+    "triton": triton,
 }
+NAMES = tuple(_MODULES)
+_OF_DEVICE = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
+"""The engines of a type of device, the fastest first."""
 _warned: set[str] = set()
 
 
@@ -61,21 +64,22 @@ def choose(engine: str, input: Tensor) -> str:
         if reason := get(engine).unsupported(input):
             raise ValueError(f'engine="{engine}" does not take this call: {reason}')
         return engine
-    native = {"cpu": "cpu", "cuda": "cuda"}.get(input.device.type)
-    if native is None:
-        return "reference"
-    state = _state(native)
-    reason = get(native).unsupported(input) if state.available else state.reason
-    if reason is not None:
+    reasons = []
+    for native in _OF_DEVICE.get(input.device.type, ()):
+        state = _state(native)
+        reason = get(native).unsupported(input) if state.available else state.reason
+        if reason is None:
+            return native
+        reasons.append(f"{native}: {reason}")
+    if reasons:
+        reason = "; ".join(reasons)
         _warn_once(f'falling back to engine="reference", which is slower: {reason}')
-        return "reference"
-    return native
+    return "reference"
 
 
 def _state(name: str) -> EngineState:
-    if name in _MODULES:
-        return get(name).state()
-    return EngineState(False, "this version of mmixer_kernels has no such engine yet")
+    state: EngineState = get(name).state()
+    return state
 
 
 def _from_environment() -> str:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,15 @@ class InterruptsIgnored(Split):
         return Sample((torch.zeros(3),), int(ignored), 3)
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """SIGINT as a terminal's programs have it: one started in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_workers_leave_ctrl_c_to_the_training_process() -> None:
     split = InterruptsIgnored(torch.zeros(2, dtype=torch.int64))
     for workers in (0, 1):
@@ -190,6 +200,7 @@ def test_workers_leave_ctrl_c_to_the_training_process() -> None:
         assert batch.labels.tolist() == [workers, workers]
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_the_second_signal_acts_at_once() -> None:
     with loop.Stop() as stop:
         signal.raise_signal(signal.SIGINT)

@@ -1,0 +1,134 @@
+"""The triton engine against the float64 reference: its kernels by Triton's interpreter on this CPU,
+and compiled for GPUs that are not here."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import helpers
+import pytest
+import torch
+from helpers import Size, op_operands, problem, reference_results, relative_errors, with_gradients
+
+from mmixer_kernels.engines import triton as engine
+from mmixer_kernels.engines.state import EngineState
+from mmixer_kernels.functional import mcu_group
+
+triton = pytest.importorskip("triton")
+
+run = partial(helpers.run, "triton")
+# A few unit roundoffs, as of the CUDA engine.
+BOUND = {
+    torch.float64: 1e-13,
+    torch.float32: 32 * 2.0**-24,
+    torch.bfloat16: 4 * 2.0**-8,
+    torch.float16: 4 * 2.0**-11,
+}
+
+
+@pytest.fixture
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine takes CPU tensors, which Triton's interpreter works on: tests/conftest.py."""
+    if not triton.knobs.runtime.interpret:
+        pytest.skip("TRITON_INTERPRET is not set: there is a GPU")
+    monkeypatch.setattr(engine, "state", lambda: EngineState(True, "interpreted"))
+    monkeypatch.setattr(engine, "unsupported", lambda input: None)
+    p = problem(Size(1, 1, 1, 1, 2), dtype=torch.float32)
+    try:
+        with torch.no_grad():
+            run()(p.input, p.context, p.weights, p.hx, None)
+    except Exception as error:
+        if "0-dimensional arrays" in repr(error):
+            pytest.skip("this triton's interpreter does not go with this numpy")
+        raise
+
+
+@pytest.mark.usefixtures("on_cpu")
+@pytest.mark.parametrize(
+    ("size", "dtype", "options"),
+    [
+        (Size(3, 5, 9, 7, 33), torch.float64, {}),
+        (Size(3, 18, 4, 5, 20), torch.float64, {"lengths": True}),
+        (Size(1, 1, 1, 1, 1), torch.float64, {}),
+        (Size(2, 3, 4, 5, 17), torch.float64, {"layer_norm": False}),
+        (Size(3, 5, 9, 7, 33), torch.float32, {"lengths": True}),
+        (Size(3, 5, 9, 7, 33), torch.bfloat16, {}),
+        (Size(3, 5, 9, 7, 33), torch.float16, {}),
+    ],
+)
+def test_error(size: Size, dtype: torch.dtype, options: dict[str, Any]) -> None:
+    p = problem(size, dtype=dtype, **options)
+    errors = relative_errors(with_gradients(run(), p), reference_results(p))
+    for name, error in errors.items():
+        assert error < BOUND[dtype], (name, error)
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_concat_without_an_initial_state_and_expanded_operands() -> None:
+    p = problem(Size(3, 4, 6, 7, 18))._replace(hx=None)
+    for operands in (p, p._replace(grad_output=p.grad_output[:1, :1].expand(3, 4, 18))):
+        errors = relative_errors(
+            with_gradients(run("concat"), operands), reference_results(operands, "concat")
+        )
+        assert max(errors.values()) < BOUND[torch.float64], errors
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_weight_sets_of_one_call() -> None:
+    problems = [problem(Size(2, 3, 4 + g, 6 - g, 19)) for g in range(3)]
+    output, h_n = mcu_group(
+        [p.input for p in problems],
+        [p.context for p in problems],
+        [p.weights for p in problems],
+        torch.stack([p.hx for p in problems if p.hx is not None]),
+        engine="triton",
+    )
+    for g, p in enumerate(problems):
+        truth = reference_results(p)
+        errors = relative_errors({"output": output[g], "h_n": h_n[g]}, truth)
+        assert max(errors.values()) < BOUND[torch.float64], errors
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_opcheck_of_backward() -> None:
+    arguments, grads = op_operands(groups=2)
+    forward = torch.ops.mmixer_kernels.mcu_forward.default
+    backward = torch.ops.mmixer_kernels.mcu_backward.default
+    _, _, saved = forward(*arguments, "gated", 1e-5, "triton", True, False)
+    rest = (saved.detach(), "gated", 1e-5, "triton", False, True, True)
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(backward, (*grads, *arguments, *rest), test_utils=checks)
+
+
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("capability", [80, 90])
+def test_compiles_without_spills(capability: int, direction: str) -> None:
+    """At H = 128, without a GPU. Larger sizes spill still: docs/gpu-notes.md."""
+    script = Path(__file__).with_name("compile_triton.py")
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    result = subprocess.run(
+        [sys.executable, script, str(capability), direction, "128"],
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert result.returncode == 0, result.stderr
+    registers, stack, shared = map(int, result.stdout.split())
+    assert registers <= 255
+    assert stack == 0
+    assert shared <= 99 * 1024
+
+
+def test_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert engine.state().available == torch.cuda.is_available()
+    assert engine.unsupported(torch.zeros(1)) == "it takes tensors on a GPU, but input is on cpu"
+    engine.state.cache_clear()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert engine.state().reason == "triton is not installed: pip install triton"
+    engine.state.cache_clear()
