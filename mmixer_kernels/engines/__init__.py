@@ -49,8 +49,8 @@ def choose(engine: str, input: Tensor) -> str:
 
     An engine asked for by name is used, or raises: ValueError for an unknown name or for tensors
     that it does not take, RuntimeError where it cannot run. "auto" (after the environment variable
-    MMIXER_ENGINE) takes the fastest engine of the input's device, and warns once where that engine
-    exists but cannot load.
+    MMIXER_ENGINE) takes the fastest engine of the input's device that runs here, and warns once
+    where there are engines for it but none that runs.
     """
     if engine == "auto":
         engine = _from_environment()

@@ -16,6 +16,10 @@ import triton.language as tl
 _WIDEN = tl.constexpr(triton.knobs.runtime.interpret)
 
 
+# A batch or a length must compile nothing: of the sizes, H alone is looked at, for aligned rows.
+_kernel = triton.jit(do_not_specialize=["G", "T", "B", "rows", "gate"])
+
+
 @triton.jit
 def _sigmoid(x):
     return 1 / (1 + tl.exp(-x))
@@ -69,7 +73,7 @@ def _norm_backward(dy, x_hat, r_std, scale, mask, H, HAS_NORM: tl.constexpr):
         return dy
 
 
-@triton.jit
+@_kernel
 def norm_tanh(
     a, norms, y, G, rows, H, gate,
     eps: tl.constexpr, HAS_NORM: tl.constexpr, BLOCK_H: tl.constexpr,
@@ -84,7 +88,7 @@ def norm_tanh(
     tl.store(y + place, result.to(y.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@_kernel
 def norm_tanh_backward(
     a, grad_y, grad_y_more, norms, grad_a, grad_norm, G, rows, H, gate,
     eps: tl.constexpr, HAS_NORM: tl.constexpr, HAS_MORE: tl.constexpr, BLOCK_H: tl.constexpr,
@@ -114,7 +118,7 @@ def norm_tanh_backward(
         tl.store(grad_norm + place + H, grad_shift, mask=mask)
 
 
-@triton.jit
+@_kernel
 def mix(
     a, context, norms, f_bar, g_bar, f_tilde, G, rows, B, H,
     eps: tl.constexpr, HAS_NORM: tl.constexpr, CONCAT: tl.constexpr, BLOCK_H: tl.constexpr,
@@ -135,7 +139,7 @@ def mix(
     tl.store(f_tilde + place, y.to(f_tilde.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@_kernel
 def mix_backward(
     a, context, norms, f_bar, g_bar, grad_f_tilde, grad_a, grad_f_bar, grad_g_bar, grad_norm,
     G, rows, B, H,
@@ -170,7 +174,7 @@ def mix_backward(
         tl.store(grad_norm + place + H, grad_shift, mask=mask)
 
 
-@triton.jit
+@_kernel
 def reset_gate(
     input_gates, state_gates, f_tilde, previous, norms,
     x_hat_out, r_std_out, r_h_out, f_tilde_h, f_tilde_r_h,
@@ -198,7 +202,7 @@ def reset_gate(
     tl.store(r_std_out + of_gate + tl.zeros_like(r_std).to(tl.int64), r_std)
 
 
-@triton.jit
+@_kernel
 def update_gate(
     input_gates, state_gates, candidate, x_hat_out, r_std_out, rows, H,
     eps: tl.constexpr, HAS_NORM: tl.constexpr, BLOCK_H: tl.constexpr,
@@ -244,7 +248,7 @@ def _multiply(
     return total
 
 
-@triton.jit
+@_kernel
 def recurrence(
     input_gates, matrices, norms, hx, lengths, states, operands, G, T, B, H,
     eps: tl.constexpr, HAS_NORM: tl.constexpr, HAS_HX: tl.constexpr, HAS_LENGTHS: tl.constexpr,
@@ -321,7 +325,7 @@ def _gate_backward(
     tl.store(grad_gate + (b * 3 * H + h), da.to(grad_gate.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@_kernel
 def recurrence_backward(
     x_hat, r_std, matrices, norms, previous, lengths,
     grad_output, stride_group, stride_step, stride_sample,

@@ -1,15 +1,20 @@
 """python compile_triton.py CAPABILITY forward|backward H
+python compile_triton.py CAPABILITY all
 
-Compiles the triton engine's recurrence for a GPU that need not be here, with bfloat16 operands, and
-prints its registers a thread, its stack (what it spills) and its shared memory, in bytes. It is a
-process of its own, as the tests' interprets.
+Compiles kernels of the triton engine for a GPU that need not be here. The first prints, of the
+recurrence with bfloat16 operands, registers a thread, stack (what it spills) and shared memory, in
+bytes. The second compiles each kernel with all that is optional and with nothing of it, in bfloat16
+and float64, and prints how many. It is a process of its own, as the tests' interprets.
 """
+
+from __future__ import annotations
 
 import re
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
@@ -19,69 +24,109 @@ from triton.compiler import ASTSource
 from mmixer_kernels.engines import triton as engine
 from mmixer_kernels.engines import triton_kernels
 
-
-def pointers(names: str, type: str) -> dict[str, str]:
-    return {name: f"*{type}" for name in names.split()}
-
-
-def signature(backward: bool) -> dict[str, str]:
-    """The types of the recurrence's arguments, for bfloat16 operands."""
-    sizes = dict.fromkeys(("G", "T", "B", "H"), "i32")
-    if not backward:
-        return {
-            **pointers("input_gates", "fp32"),
-            **pointers("matrices", "bf16"),
-            **pointers("norms hx", "fp32"),
-            **pointers("lengths", "i64"),
-            **pointers("states", "fp32"),
-            **pointers("operands", "bf16"),
-            **sizes,
-        }
-    return {
-        **pointers("x_hat r_std", "fp32"),
-        **pointers("matrices", "bf16"),
-        **pointers("norms previous", "fp32"),
-        **pointers("lengths", "i64"),
-        **pointers("grad_output", "bf16"),
-        **dict.fromkeys(("stride_group", "stride_step", "stride_sample"), "i64"),
-        **pointers("grad_h", "fp32"),
-        **pointers("grad_gates", "bf16"),
-        **pointers("grad_f_tilde grad_norm", "fp32"),
-        **sizes,
-    }
+OPERANDS = (
+    "matrices operands y f_bar g_bar f_tilde grad_a r_h_out f_tilde_h f_tilde_r_h grad_gates "
+    "grad_output"
+)
+"""Of products, in their dtype."""
+OPTIONS = {
+    "HAS_NORM": "norms grad_norm",
+    "HAS_MORE": "grad_y_more",
+    "HAS_HX": "hx",
+    "HAS_LENGTHS": "lengths",
+    "CONCAT": "",
+}
+"""Of the kernels, and the arguments that are None without."""
+SIZES = "G T B H rows gate"
+KERNELS = (
+    "norm_tanh norm_tanh_backward mix mix_backward reset_gate update_gate recurrence "
+    "recurrence_backward"
+)
 
 
-def compile_recurrence(capability: int, backward: bool, hidden: int) -> tuple[int, int, int]:
-    constants = dict(engine._configuration(hidden, torch.bfloat16))
-    launch = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
-    constants |= {"HAS_NORM": True, "HAS_LENGTHS": True, "PRECISION": "tf32"}
-    if not backward:
-        constants |= {"eps": 1e-5, "HAS_HX": True}
-    types = signature(backward)
-    # What Triton finds out by itself at a call: addresses and H are multiples of 16.
+def types_of(kernel: Any, operand: str, state: str) -> dict[str, str]:
+    operands = OPERANDS.split()
+
+    def type_of(name: str) -> str:
+        if name in SIZES.split():
+            return "i32"
+        if name.isupper() or name == "eps":
+            return "constexpr"
+        if name.startswith("stride"):
+            return "i64"
+        if name == "lengths":
+            return "*i64"
+        return f"*{operand if name in operands else state}"
+
+    return {name: type_of(name) for name in kernel.arg_names}
+
+
+def compiled(
+    kernel: Any, types: dict[str, str], constants: dict[str, Any], capability: int, **launch: int
+) -> Any:
+    # What Triton finds out by itself at a call: addresses, H and strides are multiples of 16.
     aligned = [i for i, (name, type) in enumerate(types.items()) if type[0] == "*" or name == "H"]
     aligned += [i for i, name in enumerate(types) if name.startswith("stride")]
-    compiled = triton.compile(
-        ASTSource(
-            triton_kernels.recurrence_backward if backward else triton_kernels.recurrence,
-            {**types, **dict.fromkeys(constants, "constexpr")},
-            constants,
-            {(i,): [["tt.divisibility", 16]] for i in aligned},
-        ),
+    return triton.compile(
+        ASTSource(kernel, types, constants, {(i,): [["tt.divisibility", 16]] for i in aligned}),
         target=GPUTarget("cuda", capability, 32),
         options=launch,
     )
+
+
+def recurrence(capability: int, direction: str, hidden: int) -> tuple[int, int, int]:
+    """Registers, stack, shared memory."""
+    constants: dict[str, Any] = dict(engine._configuration(hidden, torch.bfloat16))
+    launch = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
+    constants |= {"HAS_NORM": True, "HAS_LENGTHS": True, "PRECISION": "tf32"}
+    kernel = triton_kernels.recurrence_backward
+    if direction == "forward":
+        kernel = triton_kernels.recurrence
+        constants |= {"eps": 1e-5, "HAS_HX": True}
+    result = compiled(kernel, types_of(kernel, "bf16", "fp32"), constants, capability, **launch)
     cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
-        cubin.write(compiled.asm["cubin"])
+        cubin.write(result.asm["cubin"])
         cubin.flush()
         usage = subprocess.run(
             [cuobjdump, "-res-usage", cubin.name], capture_output=True, text=True, check=True
         ).stdout
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert found is not None, usage
-    return int(found[1]), int(found[2]), compiled.metadata.shared
+    return int(found[1]), int(found[2]), result.metadata.shared
+
+
+def everything(capability: int) -> int:
+    """The number of kernels compiled."""
+    count = 0
+    blocks = {"BLOCK_B": 16, "BLOCK_H": 32, "BLOCK_K": 16, "PRECISION": "ieee", "eps": 1e-5}
+    for name in KERNELS.split():
+        kernel = getattr(triton_kernels, name)
+        # A batch or a length must compile nothing.
+        looked_at = [p.name for p in kernel.params if not (p.is_constexpr or p.do_not_specialize)]
+        assert not set(looked_at) & set(SIZES.split()) - {"H"}, (name, looked_at)
+        for operand, state in (("bf16", "fp32"), ("fp64", "fp64")):
+            for chosen in (True, False):
+                types = types_of(kernel, operand, state)
+                constants = {key: value for key, value in blocks.items() if key in types}
+                for option, names in OPTIONS.items():
+                    if option not in types:
+                        continue
+                    constants[option] = chosen
+                    absent = names if not chosen else ""
+                    if option == "CONCAT" and chosen:
+                        absent = "grad_f_bar grad_g_bar"
+                    for argument in absent.split():
+                        if argument in types:
+                            types[argument], constants[argument] = "constexpr", None
+                compiled(kernel, types, constants, capability, num_warps=4)
+                count += 1
+    return count
 
 
 if __name__ == "__main__":
-    print(*compile_recurrence(int(sys.argv[1]), sys.argv[2] == "backward", int(sys.argv[3])))
+    capability, what = int(sys.argv[1]), sys.argv[2]
+    if what == "all":
+        print(everything(capability))
+    else:
+        print(*recurrence(capability, what, int(sys.argv[3])))

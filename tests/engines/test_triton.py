@@ -106,23 +106,31 @@ def test_opcheck_of_backward() -> None:
     torch.library.opcheck(backward, (*grads, *arguments, *rest), test_utils=checks)
 
 
+def compile_in_a_process(*words: object) -> list[int]:
+    script = Path(__file__).with_name("compile_triton.py")
+    result = subprocess.run(
+        [sys.executable, script, *map(str, words)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TRITON_INTERPRET": "0"},
+    )
+    assert result.returncode == 0, result.stderr
+    return [int(word) for word in result.stdout.split()]
+
+
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 @pytest.mark.parametrize("capability", [80, 90])
 def test_compiles_without_spills(capability: int, direction: str) -> None:
     """At H = 128, without a GPU. Larger sizes spill still: docs/gpu-notes.md."""
-    script = Path(__file__).with_name("compile_triton.py")
-    environment = {**os.environ, "TRITON_INTERPRET": "0"}
-    result = subprocess.run(
-        [sys.executable, script, str(capability), direction, "128"],
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
-    assert result.returncode == 0, result.stderr
-    registers, stack, shared = map(int, result.stdout.split())
+    registers, stack, shared = compile_in_a_process(capability, direction, 128)
     assert registers <= 255
     assert stack == 0
     assert shared <= 99 * 1024
+
+
+def test_every_kernel_compiles_with_and_without_its_options() -> None:
+    """Types are checked there; the interpreter does not look at them."""
+    assert compile_in_a_process(90, "all") == [32]
 
 
 def test_states(monkeypatch: pytest.MonkeyPatch) -> None:
