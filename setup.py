@@ -29,13 +29,14 @@ class CMakeBuild(build_ext):
         build = Path(self.build_temp).resolve()
         configure = [
             "cmake",
-            "--fresh",  # pip's build environment, whose paths an older cache names, is gone by now
             *("-S", str(source), "-B", str(build), "-G", "Ninja"),
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={in_tree}",
             f"-DPython_EXECUTABLE={sys.executable}",
             "-DPYBIND11_FINDPYTHON=ON",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
         ]
+        # pip's build environment, whose paths an older cache names, is gone by now.
+        (build / "CMakeCache.txt").unlink(missing_ok=True)
         subprocess.run(configure, check=True)
         subprocess.run(["cmake", "--build", str(build)], check=True)
         if target.parent != in_tree:

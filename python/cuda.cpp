@@ -71,14 +71,15 @@ void bind_prepare(py::module_& m) {
   using Type = PrepareArguments;
   py::class_<Type> type(m, "PrepareArguments", py::module_local());
   type.def(py::init([] { return Type{}; }));
-  type.def("set_weights", [](Type& a, int group, Address r, Address z, Address h,
+  type.def("set_weights", [](Type& a, int local, Address r, Address z, Address h,
                              Address norm_weight, Address norm_bias) {
-    if (group < 0 || group >= most_weight_sets) throw std::out_of_range("group");
-    a.set[group] = {{pointer(r), pointer(z), pointer(h)}, pointer(norm_weight), pointer(norm_bias)};
+    if (local < 0 || local >= most_weight_sets) throw std::out_of_range("weight set");
+    a.set[local] = {{pointer(r), pointer(z), pointer(h)}, pointer(norm_weight), pointer(norm_bias)};
   });
   ATTRIBUTE(weight_dtype), ATTRIBUTE(norm_dtype), ATTRIBUTE(matrices_dtype);
   ATTRIBUTE(remove_mean), ATTRIBUTE(transposed);
   ATTRIBUTE(matrices), ATTRIBUTE(terms), ATTRIBUTE(norms);
+  ATTRIBUTE(first), ATTRIBUTE(count);
   ATTRIBUTE(G), ATTRIBUTE(H), ATTRIBUTE(Hp), ATTRIBUTE(parts);
 }
 

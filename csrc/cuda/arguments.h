@@ -65,6 +65,7 @@ struct PrepareArguments {
   Dtype matrices_dtype;
   uint16_t* terms;  // [G][parts][gates][Hp][Hp], or null
   void* norms;      // [2][G][6][H] of T, or null
+  int first, count;  // the weight sets of this launch, of all G
   int G, H, Hp, parts;
 };
 

@@ -77,7 +77,7 @@ void backward(Path path, int parts, int teams, BackwardArguments arguments, void
 
 void prepare(const PrepareArguments& a, void* stream) {
   constexpr int columns = Prepare<Dtype::float32>::columns;
-  const int blocks = a.G * gates * (((a.terms ? a.Hp : a.H) + columns - 1) / columns);
+  const int blocks = a.count * gates * (((a.terms ? a.Hp : a.H) + columns - 1) / columns);
   switch (a.weight_dtype) {
     case Dtype::float32: return run_blocks<Prepare<Dtype::float32>>(blocks, a, stream);
     case Dtype::float64: return run_blocks<Prepare<Dtype::float64>>(blocks, a, stream);

@@ -29,13 +29,14 @@ struct Prepare {
   MMIXER_DEVICE static void run(void* memory, const Arguments& a) {
     Shared& shared = *static_cast<Shared*>(memory);
     const int chunks = ((a.terms ? a.Hp : a.H) + columns - 1) / columns;
-    const int matrix = block_index() / chunks, chunk = block_index() % chunks;
-    const int group = matrix / gates, gate = matrix % gates;
+    const int local = block_index() / chunks / gates, gate = block_index() / chunks % gates;
+    const int group = a.first + local, chunk = block_index() % chunks;
+    const int64_t matrix = int64_t(group) * gates + gate;
     const int row = thread_index() / columns, lane = thread_index() % columns;
     const int column = chunk * columns + lane;
-    const void* weight = a.set[group].weight[gate];
+    const void* weight = a.set[local].weight[gate];
 
-    if (gate == 0 && a.norms) copy_norms(a, group, chunk, chunks);
+    if (gate == 0 && a.norms) copy_norms(a, local, chunk, chunks);
 
     T sum = 0;
     if (a.remove_mean && column < a.H)
@@ -55,7 +56,7 @@ struct Prepare {
         const int64_t place = int64_t(i) * a.H + column;
         const T x = exists ? load_of<T, dtype>(weight, place) - mean : T(0);
         if (exists)
-          store_as(a.matrices, a.matrices_dtype, int64_t(matrix) * a.H * a.H + place, x);
+          store_as(a.matrices, a.matrices_dtype, matrix * a.H * a.H + place, x);
         if (!a.terms) continue;
         if (a.transposed)
           shared.tile[i - first][lane] = float(x);
@@ -80,11 +81,11 @@ struct Prepare {
     }
   }
 
-  MMIXER_DEVICE static void copy_norms(const Arguments& a, int group, int chunk, int chunks) {
+  MMIXER_DEVICE static void copy_norms(const Arguments& a, int local, int chunk, int chunks) {
     const int size = norm_gates * a.H;
     for (int i = chunk * threads + thread_index(); i < 2 * size; i += chunks * threads) {
-      const void* source = i < size ? a.set[group].norm_weight : a.set[group].norm_bias;
-      static_cast<T*>(a.norms)[(int64_t(i / size) * a.G + group) * size + i % size] =
+      const void* source = i < size ? a.set[local].norm_weight : a.set[local].norm_bias;
+      static_cast<T*>(a.norms)[(int64_t(i / size) * a.G + a.first + local) * size + i % size] =
           load_as<T>(source, a.norm_dtype, i % size);
     }
   }

@@ -192,11 +192,6 @@ def _plan(call: Call, backward: bool) -> _Plan:
 
 class _Kernels:
     def __init__(self, call: Call, backward: bool) -> None:
-        if _native.most_weight_sets < call.G:
-            raise ValueError(
-                f"a call takes at most {_native.most_weight_sets} weight sets, but has {call.G}: "
-                "make several calls"
-            )
         self.call = call
         self.sizes = {"G": call.G, "T": call.T, "B": call.B, "H": call.H}
         self.plan = _plan(call, backward)
@@ -227,10 +222,13 @@ class _Kernels:
             norms=self.norms,
             **{"G": call.G, "H": call.H, "Hp": plan.padded, "parts": plan.parts},
         )
-        for g, w in enumerate(call.weights):
-            tensors = w.weight_r, w.weight_z, w.weight_h, w.norm_weight, w.norm_bias
-            native.set_weights(g, *(0 if x is None else x.data_ptr() for x in tensors))
-        _native.prepare(native, call.stream)
+        most = _native.most_weight_sets  # of a launch
+        for first in range(0, call.G, most):
+            sets = call.weights[first : first + most]
+            for i, w in enumerate(sets):
+                tensors = w.weight_r, w.weight_z, w.weight_h, w.norm_weight, w.norm_bias
+                native.set_weights(i, *(0 if x is None else x.data_ptr() for x in tensors))
+            _native.prepare(_fill(native, first=first, count=len(sets)), call.stream)
 
     def _run(self, name: str, arguments: Any) -> None:
         getattr(_native, name)(arguments, self.call.is_double, self.call.stream)

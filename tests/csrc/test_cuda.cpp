@@ -110,7 +110,7 @@ Kernel prepare_weights() {
     a.weight_dtype = a.norm_dtype = a.matrices_dtype = Dtype::float32;
     a.remove_mean = a.transposed = true;
     a.matrices = matrices.x.data(), a.terms = terms.data(), a.norms = out_norms.x.data();
-    a.G = 1, a.H = hidden, a.Hp = padded, a.parts = 2;
+    a.G = a.count = 1, a.H = hidden, a.Hp = padded, a.parts = 2;
     prepare(a, nullptr);
     Bits bits(terms.begin(), terms.end());
     matrices.append_to(bits);

@@ -356,10 +356,13 @@ def test_sizes_beyond_every_persistent_kernel(monkeypatch: pytest.MonkeyPatch) -
         run()(p.input, p.context, p.weights, p.hx, None)
 
 
-def test_too_many_weight_sets() -> None:
-    p = problem(Size(1, 1, 2, 2, 3), dtype=torch.float32)
-    with pytest.raises(ValueError, match="at most 16 weight sets, but has 17"):
-        mcu_group([p.input] * 17, [p.context] * 17, [p.weights] * 17, engine="cuda")
+def test_more_weight_sets_than_a_launch_prepares(path: str) -> None:
+    problems = [problem(Size(1, 1, 2, 2, 3), dtype=torch.float32) for _ in range(18)]
+    operands = ([p.input for p in problems], [p.context for p in problems])
+    output, _ = mcu_group(*operands, [p.weights for p in problems], engine="cuda")
+    for x, p in zip(output, problems, strict=True):
+        expected, _ = reference.mcu(p.input, p.context, p.weights)
+        torch.testing.assert_close(x, expected, rtol=0, atol=1e-5)
 
 
 def test_states_without_the_emulator(monkeypatch: pytest.MonkeyPatch) -> None:
