@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..reference import Weights
 from . import gpu
 from .gpu import Call, Gates, MixGradient, Prologue, RecurrenceGradient, product, saved_size
 from .state import EngineState
@@ -84,43 +83,6 @@ def unsupported(input: Tensor) -> str | None:
             f"{capability[0]}.{capability[1]}"
         )
     return None
-
-
-def forward(
-    inputs: list[Tensor],
-    contexts: list[Tensor],
-    weights: list[Weights],
-    hx: Tensor | None,
-    lengths: Tensor | None,
-    mix: str,
-    eps: float,
-    save: bool,
-    recompute: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """G weight sets over a sequence: output `[G, T, B, H]`, h_n `[G, B, H]`, saved."""
-    return gpu.forward(Call(inputs, contexts, weights, hx, lengths, mix, eps), _Kernels, save)
-
-
-def backward(
-    grad_output: Tensor,
-    grad_h_n: Tensor,
-    inputs: list[Tensor],
-    contexts: list[Tensor],
-    weights: list[Weights],
-    hx: Tensor | None,
-    lengths: Tensor | None,
-    saved: Tensor,
-    mix: str,
-    eps: float,
-    recompute: bool,
-    need_input: bool,
-    need_weights: bool,
-) -> tuple[list[Tensor], list[Tensor], list[Weights], Tensor]:
-    """Gradients of inputs (empty unless needed), contexts, weights (likewise), hx `[G, B, H]`."""
-    call = Call(inputs, contexts, weights, hx, lengths, mix, eps)
-    return gpu.backward(
-        call, _Kernels, grad_output, grad_h_n, saved, inputs, weights, need_input, need_weights
-    )
 
 
 class _Plan(NamedTuple):
@@ -425,3 +387,7 @@ class _Kernels:
             grad_sum = product(grad.gates[:, t, :, :2].flatten(2), state_gates)
             _fill(native, grad_sum=grad_sum)
         self._run("update_gate_backward", _fill(native, step=-1))
+
+
+forward = functools.partial(gpu.forward, _Kernels)
+backward = functools.partial(gpu.backward, _Kernels)

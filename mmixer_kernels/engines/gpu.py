@@ -174,9 +174,19 @@ def saved_size(inputs: list[Tensor], hidden_size: int, recompute: bool) -> int:
 
 
 def forward(
-    call: Call, kernels_of: Callable[..., Kernels], save: bool
+    kernels_of: Callable[..., Kernels],
+    inputs: list[Tensor],
+    contexts: list[Tensor],
+    weights: list[Weights],
+    hx: Tensor | None,
+    lengths: Tensor | None,
+    mix: str,
+    eps: float,
+    save: bool,
+    recompute: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """output `[G, T, B, H]`, h_n `[G, B, H]`, saved."""
+    """G weight sets over a sequence: output `[G, T, B, H]`, h_n `[G, B, H]`, saved."""
+    call = Call(inputs, contexts, weights, hx, lengths, mix, eps)
     with call.device:
         kernels = kernels_of(call, backward=False)
         states = kernels.recurrence(Prologue(call, kernels).input_gates)
@@ -188,18 +198,23 @@ def forward(
 
 
 def backward(
-    call: Call,
     kernels_of: Callable[..., Kernels],
     grad_output: Tensor,
     grad_h_n: Tensor,
-    saved: Tensor,
     inputs: list[Tensor],
+    contexts: list[Tensor],
     weights: list[Weights],
+    hx: Tensor | None,
+    lengths: Tensor | None,
+    saved: Tensor,
+    mix: str,
+    eps: float,
+    recompute: bool,
     need_input: bool,
     need_weights: bool,
 ) -> tuple[list[Tensor], list[Tensor], list[Weights], Tensor]:
-    """Gradients of inputs (empty unless needed), contexts, weights (likewise) and hx `[G, B, H]`,
-    in the shapes and dtypes of the caller's."""
+    """Gradients of inputs (empty unless needed), contexts, weights (likewise), hx `[G, B, H]`."""
+    call = Call(inputs, contexts, weights, hx, lengths, mix, eps)
     with call.device:
         kernels = kernels_of(call, backward=True)
         prologue = Prologue(call, kernels)
