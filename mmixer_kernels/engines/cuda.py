@@ -266,6 +266,9 @@ class _Kernels:
         self._run("mix_backward", native)
         return MixGradient(da, f_bar, g_bar, norm)
 
+    def gate_products(self, x: Tensor, first: int, count: int) -> Tensor:
+        return product(x, self.matrices[:, first : first + count].flatten(1, 2).mT)
+
     def recurrence(self, input_gates: Tensor) -> Tensor:
         states = self.call.empty(*self.sizes.values())
         (self._persistent if self.persistent else self._stepwise)(input_gates, states)
@@ -290,10 +293,6 @@ class _Kernels:
         native = _fill(_native.GateArguments(), **self.sizes, **self.state, steps=steps)
         return _fill(native, states=states, dtype=self.call.dtype, eps=self.call.eps)
 
-    def _state_gates(self) -> Tensor:
-        """`[G, 2H, H]`: W_r above W_z."""
-        return self.matrices[:, :2].flatten(1, 2)
-
     def _stepwise(self, input_gates: Tensor, states: Tensor) -> None:
         call = self.call
         operand = call.empty(call.G, call.B, call.H, dtype=call.dtype)
@@ -301,11 +300,10 @@ class _Kernels:
         r_h = torch.empty_like(operand)
         native = self._gate_arguments(states, steps=1)
         _fill(native, input_gates=input_gates, operand=operand, r_h=r_h)
-        state_gates, weight_h = self._state_gates().mT, self.matrices[:, 2].mT
         for t in range(call.T):
-            products = product(operand, state_gates)
+            products = self.gate_products(operand, 0, 2)
             self._run("reset_gate", _fill(native, first_step=t, state_gates=products))
-            candidate = product(r_h, weight_h)
+            candidate = self.gate_products(r_h, 2, 1)
             self._run("update_gate", _fill(native, candidate=candidate))
 
     def gates_again(self, prologue: Prologue, states: Tensor) -> Gates:
@@ -317,7 +315,7 @@ class _Kernels:
         r_std = call.empty(call.G, 3, call.T, call.B)
         operand = call.previous(states).to(call.dtype)
         r_h, f_tilde_h, f_tilde_r_h = (torch.empty_like(operand) for _ in range(3))
-        products = product(operand, self._state_gates().mT)
+        products = self.gate_products(operand, 0, 2)
         native = _fill(
             self._gate_arguments(states, steps=call.T),
             input_gates=prologue.input_gates,
@@ -331,7 +329,7 @@ class _Kernels:
             f_tilde_r_h=f_tilde_r_h,
         )
         self._run("reset_gate", native)
-        candidate = product(r_h, self.matrices[:, 2].mT)
+        candidate = self.gate_products(r_h, 2, 1)
         self._run("update_gate", _fill(native, candidate=candidate))
         return Gates(x_hat, r_std, f_tilde_h, f_tilde_r_h)
 
@@ -379,7 +377,7 @@ class _Kernels:
         carry = torch.empty_like(grad.hx)
         native = _fill(_native.GateBackwardArguments(), **common, dtype=self.call.dtype)
         _fill(native, carry=carry, grad_h=grad.hx)
-        state_gates, weight_h = self._state_gates(), self.matrices[:, 2]
+        state_gates, weight_h = self.matrices[:, :2].flatten(1, 2), self.matrices[:, 2]
         for t in reversed(range(self.call.T)):
             self._run("update_gate_backward", _fill(native, step=t))
             grad_r_h = product(grad.gates[:, t, :, 2], weight_h)

@@ -39,11 +39,10 @@ class Call:
         self.compute = compute_dtype(self.dtype)
         self.is_double = self.compute is torch.float64
         self.mix, self.eps = mix, eps
-        self.device: AbstractContextManager[Any] = nullcontext()
+        self.device = device_of(inputs[0])
         self.index, self.stream = -1, 0
         if inputs[0].is_cuda:
             self.index = inputs[0].device.index
-            self.device = torch.cuda.device(self.index)
             self.stream = torch.cuda.current_stream(self.index).cuda_stream
         self.lengths = None
         if lengths is not None:
@@ -72,6 +71,16 @@ class Call:
     def operands(self, tensors: list[Tensor]) -> list[Tensor]:
         """In the dtype of a product's operands."""
         return [x.to(self.dtype) for x in tensors]
+
+
+def device_of(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Makes the tensor's GPU the current one."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def rows(tensor: Tensor) -> Tensor:
+    """`[B, size]` with contiguous rows; a copy only where it has not."""
+    return tensor if tensor.stride(1) == 1 or tensor.shape[1] == 1 else tensor.contiguous()
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
@@ -117,11 +126,9 @@ class Kernels(Protocol):
     """An engine's kernels of one call. Rows are (step, sample); dtypes: `Call.dtype` for operands
     of products, `Call.compute` for the rest. Gate numbers are those of `reference.GATES`."""
 
-    matrices: Tensor
-    """W_r, W_z, W_h `[G, 3, H, H]`, operands."""
     removed_mean: bool
-    """Whether `matrices` has lost the mean of each column, and with it `RecurrenceGradient.gates`
-    LayerNorm's mean of dy."""
+    """Whether W_r, W_z and W_h have lost the mean of each column, and with it
+    `RecurrenceGradient.gates` LayerNorm's mean of dy."""
 
     def norm_tanh(self, a: Tensor, gate: int) -> Tensor:
         """tanh(LN(a)) of `[G, rows, H]`, an operand."""
@@ -136,6 +143,10 @@ class Kernels(Protocol):
         """f_tilde `[G, rows, H]`, an operand."""
 
     def mix_backward(self, prologue: Prologue, grad_f_tilde: Tensor) -> MixGradient: ...
+
+    def gate_products(self, x: Tensor, first: int, count: int) -> Tensor:
+        """`[G, rows, count H]`: operands `[G, rows, H]` times the transposes of W_r, W_z and W_h,
+        from the first-th on."""
 
     def recurrence(self, input_gates: Tensor) -> Tensor:
         """The states `[G, T, B, H]`."""
@@ -164,7 +175,7 @@ class Prologue:
         self.a_s = each(self.f_bar, [w.T for w in self.weights_sf])
         self.context_s = each(self.g_bar, [w.T for w in self.weights_sg])
         self.f_tilde = kernels.mix(self)
-        self.input_gates = product(self.f_tilde, kernels.matrices.flatten(1, 2).mT)
+        self.input_gates = kernels.gate_products(self.f_tilde, 0, 3)
 
 
 def saved_size(inputs: list[Tensor], hidden_size: int, recompute: bool) -> int:

@@ -1,9 +1,10 @@
 """The Triton engine: the whole unit without a CUDA toolkit, for any GPU that Triton compiles for.
 
-The products outside the recurrence are torch's; what stands between them is fused, and the
-recurrence is one launch, a program for 16 samples of a weight set, with the weights read from L2 at
-each step. Sizes are arguments at run time but for the hidden size padded to a power of two: a new
-batch or length compiles nothing. A size has a fixed configuration, and no autotuning.
+The products with W_f, W_g, W_s and those of the weights' gradients are torch's; what stands
+between them is fused, and the recurrence is one launch, a program for 16 samples of a weight set,
+with the weights read from L2 at each step. W_r, W_z and W_h of all weight sets are read where they
+lie. A step by itself is one launch, which holds the whole unit. A new batch or length compiles
+nothing.
 
 float32 products follow `torch.get_float32_matmul_precision()`: "highest" is IEEE, else TF32.
 """
@@ -18,13 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import gpu
-from .gpu import Call, Gates, MixGradient, Prologue, RecurrenceGradient, product, saved_size
+from ..reference import Weights, compute_dtype
+from . import gpu, triton_tuning
+from .gpu import Call, Gates, MixGradient, Prologue, RecurrenceGradient, saved_size
 from .state import EngineState
 
-__all__ = ["backward", "forward", "saved_size", "state", "unsupported"]
+__all__ = ["backward", "forward", "saved_size", "state", "step", "unsupported"]
 
-_BLOCK_B = 16  # samples of a program: the least that a product takes
+_BLOCK_B = 16  # samples of a program of the recurrence: the least that a product takes
+_BLOCK_M = 64  # rows of a program of the products over all steps
 
 
 @functools.cache
@@ -51,15 +54,47 @@ def _kernels() -> ModuleType:
     return triton_kernels
 
 
-def _configuration(hidden: int, dtype: torch.dtype) -> dict[str, int]:
-    """Block sizes and warps of the recurrence: its rows, `[16, BLOCK_H]`, fit into registers."""
-    block_h = max(16, 1 << (hidden - 1).bit_length())
+def step(
+    input: Tensor,
+    context: Tensor,
+    weights: Weights,
+    hx: Tensor | None,
+    mix: str,
+    eps: float,
+) -> Tensor:
+    """One step without gradients in one launch: the next state `[B, H]`."""
+    B, H = input.shape[0], weights.hidden_size
+    compute = compute_dtype(input.dtype)
+    input, context = gpu.rows(input), gpu.rows(context)
+    state = input if hx is None else gpu.rows(hx)
+    matrices = [matrix.contiguous() for matrix in weights.matrices()]
+    norms = None
+    if weights.norm_weight is not None:
+        norms = torch.cat([x.to(compute) for x in weights.norms()])
+    output = input.new_empty(B, H)
+    f_g, state_operand = input.new_empty(B, 2 * H), torch.empty_like(output)
+    mixed, a = (input.new_empty(*shape, dtype=compute) for shape in ((B, H), (2, B, H)))
+    with gpu.device_of(input):
+        _kernels().step[(-(-B // _BLOCK_B),)](
+            *(input, input.stride(0), context, context.stride(0), state, state.stride(0)),
+            *(*matrices, norms, f_g, state_operand, mixed, a, output),
+            *(B, input.shape[1], context.shape[1], H),
+            eps=eps,
+            HAS_NORM=norms is not None,
+            HAS_HX=hx is not None,
+            CONCAT=mix == "concat",
+            BLOCK_B=_BLOCK_B,
+            **_product_options(H, input),
+        )
+    return output
+
+
+def _product_options(hidden: int, input: Tensor) -> dict[str, Any]:
+    """Of a kernel with products of operands like `input`."""
+    highest = torch.get_float32_matmul_precision() == "highest"
     return {
-        "BLOCK_B": _BLOCK_B,
-        "BLOCK_H": block_h,
-        "BLOCK_K": 32 if block_h <= 256 and dtype.itemsize == 2 else 16,
-        "num_warps": 8 if block_h <= 128 else 16,
-        "num_stages": 2,
+        **triton_tuning.configuration(hidden, input.dtype, input.device)._asdict(),
+        "PRECISION": "tf32" if input.dtype is torch.float32 and not highest else "ieee",
     }
 
 
@@ -70,21 +105,23 @@ class _Kernels:
         self.call = call
         self.kernels = _kernels()
         sets = call.weights
-        self.matrices = torch.stack(
-            [x.to(call.dtype) for w in sets for x in (w.weight_r, w.weight_z, w.weight_h)]
-        ).unflatten(0, (call.G, 3))
+        self.matrices = tuple(
+            x.to(call.dtype) for w in sets for x in (w.weight_r, w.weight_z, w.weight_h)
+        )
         self.norms = None
         if call.has_norm:
             norms = [w.norm_weight for w in sets] + [w.norm_bias for w in sets]
             self.norms = torch.stack([x.to(call.compute) for x in norms if x is not None])
-        configuration = _configuration(call.H, call.dtype)
-        self.options = {"HAS_NORM": call.has_norm, "BLOCK_H": configuration["BLOCK_H"]}
-        highest = torch.get_float32_matmul_precision() == "highest"
+        self.options = {
+            "HAS_NORM": call.has_norm,
+            "BLOCK_H": max(16, 1 << (call.H - 1).bit_length()),
+        }
+        self.product = {"SETS": call.G, **_product_options(call.H, call.inputs[0])}
         self.recurrent = {
-            **self.options,
-            **configuration,
+            **self.product,
+            "HAS_NORM": call.has_norm,
             "HAS_LENGTHS": call.lengths is not None,
-            "PRECISION": "ieee" if highest or call.is_double else "tf32",
+            "BLOCK_B": _BLOCK_B,
         }
 
     def _norm_sums(self, rows: int) -> Tensor | None:
@@ -142,13 +179,27 @@ class _Kernels:
         )
         return MixGradient(da, f_bar, g_bar, norm)
 
+    def gate_products(self, x: Tensor, first: int, count: int) -> Tensor:
+        call, rows = self.call, x.shape[1]
+        y = call.empty(call.G, rows, count * call.H)
+        columns = self.product["BLOCK_N"]
+        self.kernels.products[-(-rows // _BLOCK_M), -(-call.H // columns), call.G * count](
+            *(x, self.matrices, y, rows, call.H),
+            FIRST=first,
+            COUNT=count,
+            BLOCK_M=_BLOCK_M,
+            **self.product,
+        )
+        return y
+
     def recurrence(self, input_gates: Tensor) -> Tensor:
         call = self.call
         states = call.empty(call.G, call.T, call.B, call.H)
         operands = call.empty(2, call.G, call.B, call.H, dtype=call.dtype)
+        a = torch.empty_like(operands, dtype=call.compute)
         self.kernels.recurrence[-(-call.B // _BLOCK_B), call.G](
-            *(input_gates, self.matrices, self.norms, call.hx, call.lengths, states, operands),
-            *(call.G, call.T, call.B, call.H),
+            *(input_gates, self.matrices, self.norms, call.hx, call.lengths, states, operands, a),
+            *(call.T, call.B, call.H),
             eps=call.eps,
             HAS_HX=call.hx is not None,
             **self.recurrent,
@@ -162,14 +213,14 @@ class _Kernels:
         x_hat = call.empty(call.G, 3, call.T, call.B, call.H)
         r_std = call.empty(call.G, 3, call.T, call.B)
         r_h, f_tilde_h, f_tilde_r_h = (torch.empty_like(operand) for _ in range(3))
-        state_gates = product(operand, self.matrices[:, :2].flatten(1, 2).mT)
+        state_gates = self.gate_products(operand, 0, 2)
         grid, options = (rows, call.G), {"eps": call.eps, **self.options}
         self.kernels.reset_gate[grid](
             *(prologue.input_gates, state_gates, prologue.f_tilde, self.previous, self.norms),
             *(x_hat, r_std, r_h, f_tilde_h, f_tilde_r_h, call.G, rows, call.H),
             **options,
         )
-        candidate = product(r_h, self.matrices[:, 2].mT)
+        candidate = self.gate_products(r_h, 2, 1)
         self.kernels.update_gate[grid](
             *(prologue.input_gates, state_gates, candidate, x_hat, r_std, rows, call.H), **options
         )
@@ -190,7 +241,8 @@ class _Kernels:
         self.kernels.recurrence_backward[tiles, call.G](
             *(gates.x_hat, gates.r_std, self.matrices, self.norms, self.previous, call.lengths),
             *(grad_output, *grad_output.stride()[:3]),
-            *(grad.hx, grad.gates, grad.f_tilde, grad.norm, call.G, call.T, call.B, call.H),
+            *(grad.hx, grad.gates, grad.f_tilde, grad.norm, call.empty(2, call.G, call.B, call.H)),
+            *(call.T, call.B, call.H),
             **self.recurrent,
         )
         return grad

@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
+from ..files import replacing
 from .command import UserError
 
 FORMAT = 1
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that takes `path`'s place when it is complete and on the disk: after a crash
-    `path` is the old file or the new one, never a part."""
-    beside = path.with_name(path.name + ".part")
-    with open(beside, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
-    _sync_folder(path.parent)
 
 
 def save(state: dict[str, Any], path: Path) -> None:
@@ -63,13 +48,3 @@ def load(path: Path) -> dict[str, Any]:
             "version of mmixer_kernels that wrote it"
         )
     return state
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

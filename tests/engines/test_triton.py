@@ -7,8 +7,10 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import helpers
@@ -16,9 +18,11 @@ import pytest
 import torch
 from helpers import Size, op_operands, problem, reference_results, relative_errors, with_gradients
 
+from mmixer_kernels.engines import gpu, triton_tuning
 from mmixer_kernels.engines import triton as engine
 from mmixer_kernels.engines.state import EngineState
-from mmixer_kernels.functional import mcu_group
+from mmixer_kernels.engines.triton_tuning import Configuration
+from mmixer_kernels.functional import mcu_cell, mcu_group
 
 triton = pytest.importorskip("triton")
 
@@ -33,8 +37,9 @@ BOUND = {
 
 
 @pytest.fixture
-def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The engine takes CPU tensors, which Triton's interpreter works on: tests/conftest.py."""
+def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The engine takes CPU tensors, which Triton's interpreter works on (tests/conftest.py), in
+    tiles so small that every size has several."""
     if not triton.knobs.runtime.interpret:
         pytest.skip("TRITON_INTERPRET is not set: there is a GPU")
     monkeypatch.setattr(engine, "state", lambda: EngineState(True, "interpreted"))
@@ -47,6 +52,8 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         if "0-dimensional arrays" in repr(error):
             pytest.skip("this triton's interpreter does not go with this numpy")
         raise
+    with triton_tuning.forced(Configuration(16, 16, 4, 2)):
+        yield
 
 
 @pytest.mark.usefixtures("on_cpu")
@@ -106,7 +113,65 @@ def test_opcheck_of_backward() -> None:
     torch.library.opcheck(backward, (*grads, *arguments, *rest), test_utils=checks)
 
 
-def compile_in_a_process(*words: object) -> list[int]:
+@pytest.mark.usefixtures("on_cpu")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("mix", ["gated", "concat"])
+@pytest.mark.parametrize(("layer_norm", "with_hx"), [(True, True), (False, False)])
+def test_step_is_one_launch(
+    dtype: torch.dtype,
+    mix: str,
+    layer_norm: bool,
+    with_hx: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    p = problem(Size(1, 18, 9, 7, 33), dtype=dtype, layer_norm=layer_norm)
+    p = p if with_hx else p._replace(hx=None)
+    launched = []
+    step = engine._kernels().step
+    monkeypatch.setattr(engine, "_kernels", lambda: SimpleNamespace(step=launched_of(step)))
+
+    def launched_of(kernel: Any) -> Any:
+        return {(2,): lambda *a, **k: (launched.append(1), kernel[(2,)](*a, **k))}
+
+    with torch.no_grad():
+        output = mcu_cell(p.input[0], p.context, p.weights, p.hx, mix=mix, engine="triton")
+    assert launched == [1]
+    truth = reference_results(p, mix)
+    errors = relative_errors({"h_n": output.unsqueeze(0)}, truth)
+    assert errors["h_n"] < BOUND[dtype]
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_step_reads_strided_rows_and_bfloat16_weights() -> None:
+    p = problem(Size(1, 3, 9, 7, 20), dtype=torch.float32)
+    weights = p.weights.map(torch.Tensor.bfloat16)
+    wide = torch.full((3, 2, 9), torch.nan)
+    wide[:, 0] = p.input[0]
+    with torch.no_grad():
+        output = mcu_cell(wide[:, 0], p.context, weights, p.hx, engine="triton")
+        truth = mcu_cell(p.input[0], p.context, weights, p.hx, engine="reference")
+    torch.testing.assert_close(output, truth, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.usefixtures("on_cpu")
+def test_weights_of_a_call_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    problems = [problem(Size(2, 3, 4, 6, 19)) for _ in range(3)]
+    kernels = engine._Kernels(
+        gpu.Call(
+            [p.input for p in problems],
+            [p.context for p in problems],
+            [p.weights for p in problems],
+            *(None, None, "gated", 1e-5),
+        ),
+        backward=False,
+    )
+    for g, p in enumerate(problems):
+        own = [p.weights.weight_r, p.weights.weight_z, p.weights.weight_h]
+        ours = kernels.matrices[3 * g : 3 * g + 3]
+        assert [x.data_ptr() for x in ours] == [x.data_ptr() for x in own]
+
+
+def compile_in_a_process(*words: object) -> list[list[str]]:
     script = Path(__file__).with_name("compile_triton.py")
     result = subprocess.run(
         [sys.executable, script, *map(str, words)],
@@ -115,22 +180,24 @@ def compile_in_a_process(*words: object) -> list[int]:
         env={**os.environ, "TRITON_INTERPRET": "0"},
     )
     assert result.returncode == 0, result.stderr
-    return [int(word) for word in result.stdout.split()]
+    return [line.split() for line in result.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("direction", ["forward", "backward"])
-@pytest.mark.parametrize("capability", [80, 90])
-def test_compiles_without_spills(capability: int, direction: str) -> None:
-    """At H = 128, without a GPU. Larger sizes spill still: docs/gpu-notes.md."""
-    registers, stack, shared = compile_in_a_process(capability, direction, 128)
-    assert registers <= 255
-    assert stack == 0
-    assert shared <= 99 * 1024
+@pytest.mark.parametrize("target", ["80", "90", "gfx942"])
+def test_default_configurations_do_not_spill(target: str) -> None:
+    """Of any hidden size: the kernels with products work on a fixed number of columns at a time."""
+    lines = compile_in_a_process(target, "resources")
+    assert len(lines) == 12
+    for name, dtype, registers, stack, shared in lines:
+        assert int(registers) <= 255, (name, dtype)
+        assert int(stack) == 0, (name, dtype)
+        assert int(shared) <= (64 if target == "gfx942" else 99) * 1024, (name, dtype)
 
 
-def test_every_kernel_compiles_with_and_without_its_options() -> None:
+@pytest.mark.parametrize("target", ["90", "gfx942"])
+def test_every_kernel_compiles_with_and_without_its_options(target: str) -> None:
     """Types are checked there; the interpreter does not look at them."""
-    assert compile_in_a_process(90, "all") == [32]
+    assert compile_in_a_process(target, "all") == [["40"]]
 
 
 def test_states(monkeypatch: pytest.MonkeyPatch) -> None:
