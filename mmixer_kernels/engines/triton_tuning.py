@@ -48,7 +48,7 @@ def configuration(hidden: int, dtype: torch.dtype, device: torch.device) -> Conf
     """What a kernel for this hidden size runs with."""
     if _forced is not None:
         return _forced
-    tuned = _kept(_file()).get(_key(hidden, dtype, device))
+    tuned = _kept(path()).get(_key(hidden, dtype, device))
     return default(dtype) if tuned is None else Configuration(*tuned)
 
 
@@ -105,16 +105,16 @@ def tune(
     best = trials[0]
     if best.seconds is None:
         raise RuntimeError(f"no configuration could be used; the first failed: {best.reason}")
-    kept = {**_kept(_file()), _key(hidden, dtype, device): list(best.configuration)}
-    path = _file()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
+    kept = {**_kept(path()), _key(hidden, dtype, device): list(best.configuration)}
+    path().parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path()) as file:
         file.write((json.dumps(kept, indent=2) + "\n").encode())
     _kept.cache_clear()
     return trials
 
 
-def _file() -> Path:
+def path() -> Path:
+    """Where tuned configurations are kept."""
     folder = os.environ.get("MMIXER_CACHE")
     if folder is None:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
