@@ -1,5 +1,8 @@
 #include "cuda.h"
 
+#include <pybind11/stl.h>
+
+#include <array>
 #include <cstdint>
 #include <stdexcept>
 #include <tuple>
@@ -137,6 +140,20 @@ void bind_gates(py::module_& m) {
   }
 }
 
+void bind_cell(py::module_& m) {
+  using Type = CellArguments;
+  py::class_<Type> type(m, "CellArguments", py::module_local());
+  type.def(py::init([] { return Type{}; }));
+  type.def("set_weights", [](Type& a, const std::array<Address, norm_gates>& weights) {
+    for (int gate = 0; gate < norm_gates; gate++) a.weight[gate] = pointer(weights[gate]);
+  });
+  ATTRIBUTE(input), ATTRIBUTE(context), ATTRIBUTE(hx), ATTRIBUTE(input_stride);
+  ATTRIBUTE(context_stride), ATTRIBUTE(hx_stride), ATTRIBUTE(norm_weight), ATTRIBUTE(norm_bias);
+  ATTRIBUTE(output), ATTRIBUTE(workspace), ATTRIBUTE(dtype), ATTRIBUTE(weight_dtype);
+  ATTRIBUTE(norm_dtype), ATTRIBUTE(B), ATTRIBUTE(F), ATTRIBUTE(C), ATTRIBUTE(H);
+  ATTRIBUTE(team_samples), ATTRIBUTE(blocks), ATTRIBUTE(concat), ATTRIBUTE(eps);
+}
+
 #undef ATTRIBUTE
 
 template <auto call, class Arguments>
@@ -155,6 +172,7 @@ void bind_cuda(py::module_& m) {
   bind_prepare(m);
   bind_prologue(m);
   bind_gates(m);
+  bind_cell(m);
   m.attr("most_weight_sets") = most_weight_sets;
   m.def("plan", [](bool cluster, int H, int parts, bool is_backward) {
     const Plan p = plan(path_of(cluster), H, parts, is_backward);
@@ -168,6 +186,12 @@ void bind_cuda(py::module_& m) {
         [](bool cluster, int parts, int teams, const BackwardArguments& a, Address stream) {
           backward(path_of(cluster), parts, teams, a, pointer(stream));
         });
+  m.def("cell_plan", [](int B, int F, int C, int H, int dtype, int weight_dtype) {
+    const CellPlan p =
+        cell_plan(B, F, C, H, static_cast<Dtype>(dtype), static_cast<Dtype>(weight_dtype));
+    return std::make_tuple(p.team_samples, p.blocks, p.workspace);
+  });
+  m.def("cell", [](const CellArguments& a, Address stream) { cell(a, pointer(stream)); });
   m.def("prepare", [](const PrepareArguments& a, Address stream) { prepare(a, pointer(stream)); });
   bind_call<norm_tanh, NormTanhArguments>(m, "norm_tanh");
   bind_call<norm_tanh_backward, NormTanhBackwardArguments>(m, "norm_tanh_backward");

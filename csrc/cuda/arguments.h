@@ -158,4 +158,18 @@ struct GateBackwardArguments {
   void* grad_norm;       // [G][2][gates][B][H] of T; null without LayerNorm
 };
 
+struct CellArguments {
+  const void *input, *context, *hx;  // [B][F], [B][C], [B][H] or null: of dtype, with strides
+  int64_t input_stride, context_stride, hx_stride;
+  const void* weight[norm_gates];       // f g s r z h, row-major
+  const void *norm_weight, *norm_bias;  // [6][H], or null
+  void* output;                         // [B][H] of dtype
+  uint64_t* workspace;                  // zero before the first call with this H
+  Dtype dtype, weight_dtype, norm_dtype;
+  int B, F, C, H;
+  int team_samples, blocks;  // of a team; from cell_plan
+  bool concat;
+  double eps;
+};
+
 }  // namespace mmixer::cuda

@@ -26,6 +26,19 @@ Plan plan(Path path, int H, int parts, bool backward);
 void forward(Path path, int parts, int teams, ForwardArguments arguments, void* stream);
 void backward(Path path, int parts, int teams, BackwardArguments arguments, void* stream);
 
+// How a single step of the whole unit is taken in one launch.
+struct CellPlan {
+  int team_samples;   // 0: the current device cannot take this many samples of these sizes
+  int blocks;         // of a team
+  int64_t workspace;  // bytes of all teams
+};
+
+CellPlan cell_plan(int B, int F, int C, int H, Dtype dtype, Dtype weight_dtype);
+
+// The workspace is between calls the kernel's own: those that share it must not run at once, and must
+// agree in H and in whether dtype is float64.
+void cell(const CellArguments& arguments, void* stream);
+
 void prepare(const PrepareArguments& arguments, void* stream);
 void norm_tanh(const NormTanhArguments& arguments, bool is_double, void* stream);
 void norm_tanh_backward(const NormTanhBackwardArguments& arguments, bool is_double, void* stream);

@@ -20,11 +20,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..reference import Weights
 from . import gpu
 from .gpu import Call, Gates, MixGradient, Prologue, RecurrenceGradient, product, saved_size
 from .state import EngineState
 
-__all__ = ["PATHS", "backward", "forward", "saved_size", "state", "unsupported"]
+__all__ = ["PATHS", "backward", "forward", "saved_size", "state", "step", "unsupported"]
 
 _native: Any = None
 _import_error: ImportError | None = None
@@ -83,6 +84,85 @@ def unsupported(input: Tensor) -> str | None:
             f"{capability[0]}.{capability[1]}"
         )
     return None
+
+
+_STEP_SAMPLES = 64  # a step of more is not a stream's, and the general way is as good
+_workspaces: dict[tuple[int, int, int, bool], Tensor] = {}
+"""Of `step`, by device, stream, hidden size and whether it is float64."""
+
+
+def step(
+    input: Tensor,
+    context: Tensor,
+    weights: Weights,
+    hx: Tensor | None,
+    mix: str,
+    eps: float,
+) -> Tensor:
+    """One step without gradients: the next state `[B, H]`, in one launch up to 64 samples."""
+    B, H = input.shape[0], weights.hidden_size
+    sizes = B, input.shape[1], context.shape[1], H
+    dtype, weight_dtype = input.dtype, weights.weight_f.dtype
+    matrices = [matrix.to(weight_dtype).contiguous() for matrix in weights.matrices()]
+    norms = [norm.contiguous() for norm in weights.norms()]
+    with gpu.device_of(input):
+        device = torch.cuda.current_device() if input.is_cuda else -1
+        plan = 0, 0, 0
+        if B <= _STEP_SAMPLES:
+            plan = _cell_plan(device, *sizes, _DTYPES[dtype], _DTYPES[weight_dtype])
+        team_samples, blocks, size = plan
+        if team_samples == 0:
+            state = None if hx is None else hx.unsqueeze(0)
+            operands = [input.unsqueeze(0)], [context], [weights], state, None, mix, eps, False
+            return forward(*operands)[1].squeeze(0)
+        stream = torch.cuda.current_stream().cuda_stream if input.is_cuda else 0
+        input, context = gpu.rows(input), gpu.rows(context)
+        hx = None if hx is None else gpu.rows(hx)
+        output = input.new_empty(B, H)
+        native = _fill(
+            _native.CellArguments(),
+            **dict(zip("BFCH", sizes, strict=True)),
+            input=input,
+            context=context,
+            hx=hx,
+            input_stride=input.stride(0),
+            context_stride=context.stride(0),
+            hx_stride=0 if hx is None else hx.stride(0),
+            norm_weight=norms[0] if norms else None,
+            norm_bias=norms[1] if norms else None,
+            output=output,
+            workspace=_workspace(device, stream, H, size, input),
+            dtype=dtype,
+            weight_dtype=weight_dtype,
+            norm_dtype=norms[0].dtype if norms else dtype,
+            team_samples=team_samples,
+            blocks=blocks,
+            concat=mix == "concat",
+            eps=eps,
+        )
+        native.set_weights([matrix.data_ptr() for matrix in matrices])
+        _native.cell(native, stream)
+    return output
+
+
+@functools.cache
+def _cell_plan(
+    device: int, B: int, F: int, C: int, H: int, dtype: int, weight_dtype: int
+) -> tuple[int, int, int]:
+    team_samples, blocks, size = _native.cell_plan(B, F, C, H, dtype, weight_dtype)
+    return team_samples, blocks, size
+
+
+def _workspace(device: int, stream: int, H: int, size: int, like: Tensor) -> Tensor:
+    def zeros(size: int) -> Tensor:
+        return torch.zeros(size, dtype=torch.uint8, device=like.device)
+
+    if like.is_cuda and torch.cuda.is_current_stream_capturing():
+        return zeros(size)  # the graph's own: it may be replayed on any stream
+    key = device, stream, H, like.dtype is torch.float64
+    if key not in _workspaces or _workspaces[key].numel() < size:
+        _workspaces[key] = zeros(size)
+    return _workspaces[key]
 
 
 class _Plan(NamedTuple):

@@ -39,6 +39,7 @@ CUDA_KERNELS = {
     "backward_cooperative": "exchange.h",
     "prepare": "prepare.h",
     "row_wise": "rows.h",
+    "cell": "cell.h",
 }
 """Each, and a file of which it must not lose a block_sync."""
 

@@ -137,13 +137,42 @@ Kernel row_wise() {
   };
 }
 
+// Two calls in one workspace: what the first one sent must not pass for the second one's.
+Kernel cell_steps() {
+  constexpr int F = 24, C = 20, batch = 10, hidden = 40;
+  std::vector<std::vector<float>> weights;
+  for (const int columns : {F, C, 2 * hidden, hidden, hidden, hidden})
+    weights.push_back(random_floats(hidden * columns, 0.3f));
+  return [weights, input = random_floats(2 * batch * F), context = random_floats(batch * C),
+          norms = random_floats(2 * 6 * hidden), hx = random_floats(batch * hidden)] {
+    const CellPlan chosen = cell_plan(batch, F, C, hidden, Dtype::float32, Dtype::float32);
+    std::vector<uint64_t> workspace(chosen.workspace / 8);
+    Bits bits;
+    for (int call = 0; call < 2; call++) {
+      Output output(batch * hidden);
+      CellArguments a{};
+      a.input = input.data() + call * batch * F, a.context = context.data(), a.hx = hx.data();
+      a.input_stride = F, a.context_stride = C, a.hx_stride = hidden;
+      for (int gate = 0; gate < norm_gates; gate++) a.weight[gate] = weights[gate].data();
+      a.norm_weight = norms.data(), a.norm_bias = norms.data() + 6 * hidden;
+      a.output = output.x.data(), a.workspace = workspace.data();
+      a.B = batch, a.F = F, a.C = C, a.H = hidden;
+      a.team_samples = chosen.team_samples, a.blocks = chosen.blocks, a.eps = 1e-5;
+      cell(a, nullptr);
+      output.append_to(bits);
+    }
+    return bits;
+  };
+}
+
 std::map<std::string, Kernel> kernels() {
   return {{"forward_cluster", recurrence_forward(Path::cluster)},
           {"forward_cooperative", recurrence_forward(Path::cooperative)},
           {"backward_cluster", recurrence_backward(Path::cluster)},
           {"backward_cooperative", recurrence_backward(Path::cooperative)},
           {"prepare", prepare_weights()},
-          {"row_wise", row_wise()}};
+          {"row_wise", row_wise()},
+          {"cell", cell_steps()}};
 }
 
 void use_schedule(int schedule) {

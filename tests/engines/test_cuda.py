@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import helpers
@@ -29,7 +29,7 @@ from torch import Tensor
 from mmixer_kernels import FusedMCU, FusedMCUCell, engines, reference
 from mmixer_kernels.engines import cuda
 from mmixer_kernels.engines.state import EngineState
-from mmixer_kernels.functional import mcu_group
+from mmixer_kernels.functional import mcu_cell, mcu_group
 from mmixer_kernels.reference import Weights
 
 run = partial(helpers.run, "cuda")
@@ -70,14 +70,21 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
 def emulator(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """The engine takes CPU tensors, and its kernels run here."""
     emulated.configure()
-    cuda._native_plan.cache_clear()
+    forget()
     monkeypatch.setattr(cuda, "_native", emulated)
     monkeypatch.setattr(cuda, "state", lambda: EngineState(True, "emulated"))
     monkeypatch.setattr(cuda, "unsupported", lambda input: None)
     precision = torch.get_float32_matmul_precision()
     yield emulated
     torch.set_float32_matmul_precision(precision)
+    forget()
+
+
+def forget() -> None:
+    """Everything that the engine keeps between calls."""
     cuda._native_plan.cache_clear()
+    cuda._cell_plan.cache_clear()
+    cuda._workspaces.clear()
 
 
 @pytest.fixture(params=PATHS)
@@ -372,3 +379,88 @@ def test_states_without_the_emulator(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "_native", None)
     assert "this build has no CUDA" in cuda.state().reason
     assert cuda.unsupported(torch.zeros(1)) == "it takes CUDA tensors, but input is on cpu"
+
+
+STEP_DTYPES = {
+    "float64": (torch.float64, torch.float64),
+    "float32": (torch.float32, torch.float32),
+    "bfloat16": (torch.bfloat16, torch.bfloat16),
+    "float16": (torch.float16, torch.float16),
+    "bfloat16 weights": (torch.float32, torch.bfloat16),
+}
+STEP_SIZES = [Size(1, 1, 1, 1, 1), Size(1, 17, 5, 9, 33), Size(1, 3, 16, 24, 40)]
+
+
+def step_problem(size: Size, dtype: torch.dtype, weight_dtype: torch.dtype, **options: Any) -> Any:
+    p = problem(size, dtype=weight_dtype, **options)
+    return p.to(dtype)._replace(weights=p.weights)
+
+
+def step(p: Problem, mix: str = "gated") -> Tensor:
+    with torch.no_grad():
+        return mcu_cell(p.input[0], p.context, p.weights, p.hx, mix=mix, engine="cuda")
+
+
+@pytest.mark.parametrize("dtypes", STEP_DTYPES)
+@pytest.mark.parametrize("mix", ["gated", "concat"])
+@pytest.mark.parametrize("layer_norm", [True, False])
+def test_step_is_one_launch(
+    dtypes: str, mix: str, layer_norm: bool, emulator: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched = []
+    cell = emulator.cell
+    counted = SimpleNamespace(**vars(emulator))
+    counted.cell = lambda *arguments: (launched.append(1), cell(*arguments))
+    monkeypatch.setattr(cuda, "_native", counted)
+    monkeypatch.setattr(cuda, "forward", None)
+    dtype, weight_dtype = STEP_DTYPES[dtypes]
+    bound = 16 * torch.finfo(dtype).eps
+    for size in STEP_SIZES:
+        p = step_problem(size, dtype, weight_dtype, layer_norm=layer_norm)
+        for operands in (p, p._replace(hx=None)):
+            launched.clear()
+            h_n = step(operands, mix)
+            assert launched == [1]
+            truth = reference_results(operands, mix)["h_n"]
+            assert relative_errors({"h_n": h_n.unsqueeze(0)}, {"h_n": truth})["h_n"] < bound
+
+
+def test_step_after_step_is_the_sequence_whatever_ran_between() -> None:
+    """A workspace is used again, by other batches too."""
+    p = problem(Size(4, 11, 6, 7, 33))
+    others = problem(Size(1, 20, 6, 7, 33))
+    state = p.hx
+    for t in range(4):
+        state = step(p._replace(input=p.input[t : t + 1], hx=state))
+        step(others)
+    truth = reference_results(p)["h_n"]
+    assert relative_errors({"h_n": state.unsqueeze(0)}, {"h_n": truth})["h_n"] < 1e-13
+
+
+def test_step_gives_the_same_bits_under_any_schedule(emulator: ModuleType) -> None:
+    p = problem(Size(1, 9, 6, 7, 40), dtype=torch.float32)
+    first = step(p)
+    for seed in range(2, 8):
+        emulator.configure(seed=seed, adversarial=seed % 2 == 0, resident_blocks=5 + seed)
+        forget()
+        assert torch.equal(step(p), first)
+
+
+def test_step_reads_strided_rows() -> None:
+    p = problem(Size(1, 3, 9, 7, 20))
+    wide = torch.full((3, 2, 9), torch.nan, dtype=torch.float64)
+    wide[:, 0] = p.input[0]
+    expanded = p._replace(input=wide[None, :, 0], hx=p.hx[:1].expand(3, -1))
+    truth = reference_results(expanded._replace(hx=expanded.hx.contiguous()))["h_n"]
+    error = relative_errors({"h_n": step(expanded).unsqueeze(0)}, {"h_n": truth})["h_n"]
+    assert error < 1e-13
+
+
+@pytest.mark.parametrize("blocks", [0, 132])
+def test_a_step_that_no_launch_takes_goes_the_general_way(
+    blocks: int, emulator: ModuleType
+) -> None:
+    emulator.configure(resident_blocks=blocks)
+    p = problem(Size(1, 2 if blocks == 0 else 65, 6, 7, 20))
+    truth = reference_results(p)["h_n"]
+    assert relative_errors({"h_n": step(p).unsqueeze(0)}, {"h_n": truth})["h_n"] < 1e-13

@@ -1,0 +1,61 @@
+#include "cell.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "launch.h"
+#include "mcu.h"
+
+namespace mmixer::cuda {
+namespace {
+
+template <class Kernel>
+CellPlan plan(int B, int F, int C, int H) {
+  const int64_t bytes = Kernel::sample_bytes(F, C, H);
+  for (int samples = std::min(B, cell_samples); samples > 0; samples--) {
+    const int teams = (B + samples - 1) / samples;
+    const int resident = resident_blocks<Kernel>(size_t(samples * bytes));
+    if (resident < teams) continue;
+    const int rows = (H + Kernel::warps - 1) / Kernel::warps;
+    return {samples, std::min(resident / teams, rows), teams * int64_t(sizeof(uint64_t))};
+  }
+  return {0, 0, 0};
+}
+
+template <class Kernel>
+void run(const CellArguments& a, void* stream) {
+  const int teams = (a.B + a.team_samples - 1) / a.team_samples;
+  const size_t bytes = size_t(a.team_samples * Kernel::sample_bytes(a.F, a.C, a.H));
+  launch<Kernel>({teams * a.blocks, 1, true, bytes, stream}, a);
+}
+
+// Calls function(Kernel*) with the kernel of these types.
+template <class Function>
+auto with_kernel(Dtype dtype, Dtype weight_dtype, Function function) {
+  if (dtype == Dtype::float64)
+    return function(static_cast<Cell<double, Dtype::float64>*>(nullptr));
+  switch (weight_dtype) {
+    case Dtype::float32: return function(static_cast<Cell<float, Dtype::float32>*>(nullptr));
+    case Dtype::bfloat16: return function(static_cast<Cell<float, Dtype::bfloat16>*>(nullptr));
+    case Dtype::float16: return function(static_cast<Cell<float, Dtype::float16>*>(nullptr));
+    default: throw std::runtime_error("float64 weights need float64 features");
+  }
+}
+
+}  // namespace
+
+CellPlan cell_plan(int B, int F, int C, int H, Dtype dtype, Dtype weight_dtype) {
+  CellPlan result = with_kernel(dtype, weight_dtype, [&](auto* kernel) {
+    return plan<std::remove_pointer_t<decltype(kernel)>>(B, F, C, H);
+  });
+  result.workspace *= dtype == Dtype::float64 ? cell_workspace<double>(H) : cell_workspace<float>(H);
+  return result;
+}
+
+void cell(const CellArguments& a, void* stream) {
+  with_kernel(a.dtype, a.weight_dtype, [&](auto* kernel) {
+    run<std::remove_pointer_t<decltype(kernel)>>(a, stream);
+  });
+}
+
+}  // namespace mmixer::cuda
