@@ -9,6 +9,8 @@
 #   sanitizer   compute-sanitizer's memcheck and racecheck on the small ones of these tests
 #   benchmarks  benchmarks/engines/bench_cuda.py, without what takes long to compile
 #   compiled    the rest of it: torch.compile of the eager reference; FlashRNN, where it is installed
+#   triton      tests of the triton engine, and benchmarks/engines/bench_triton.py
+#   network     benchmarks/bench_network.py
 #   table       of what was measured
 #
 # --only PART   this part alone (may be repeated); it runs even if it is done
@@ -26,9 +28,10 @@
 set -u -o pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
 
-parts=(build tests sanitizer benchmarks compiled table)
-declare -A limits=([build]=240 [tests]=60 [sanitizer]=40 [benchmarks]=150 [compiled]=240)
-# A limit is for one command: tests have four, sanitizer two.
+parts=(build tests sanitizer benchmarks compiled triton network table)
+declare -A limits=([build]=240 [tests]=60 [sanitizer]=40 [benchmarks]=150 [compiled]=240
+  [triton]=180 [network]=180)
+# A limit is for one command: tests have four, sanitizer and triton two.
 
 python=${PYTHON:-python3}
 export PYTHONUNBUFFERED=1 CUBLAS_WORKSPACE_CONFIG=:4096:8 # the latter: products of equal bits
@@ -180,27 +183,39 @@ part_sanitizer() {
   return "$result"
 }
 
-measure() {
+measure() { # PART FILE [PYTEST'S ARGUMENTS]
   run "$1.log" env "MMIXER_COMMIT=$commit" "$python" -m pytest -p no:cacheprovider -o addopts= \
-    benchmarks/engines/bench_cuda.py --benchmark-only -v -rs --budget 0.4 \
-    --results "$out/$1.json" -k "$2" --compile-limit 100
+    "benchmarks/$2" --benchmark-only -v -rs --budget 0.4 --results "$out/$1.json" "${@:3}"
 }
 
 part_benchmarks() {
-  engine_here benchmarks.log && measure benchmarks 'not compiled'
+  engine_here benchmarks.log && measure benchmarks engines/bench_cuda.py -k 'not compiled'
 }
 
 part_compiled() {
-  engine_here compiled.log && measure compiled 'compiled'
+  engine_here compiled.log &&
+    measure compiled engines/bench_cuda.py -k compiled --compile-limit 100
+}
+
+part_triton() {
+  local result=0
+  run triton.log "$python" -m pytest -p no:cacheprovider -o addopts= -o faulthandler_timeout=60 \
+    tests/engines/test_triton.py -v -rs -k 'not compile and not spill' || result=1
+  measure triton engines/bench_triton.py || result=1
+  return "$result"
+}
+
+part_network() {
+  measure network bench_network.py
 }
 
 part_table() {
   local files=() name
-  for name in benchmarks compiled; do
+  for name in benchmarks compiled triton network; do
     if [[ -s $out/$name.json ]]; then files+=("$out/$name.json"); fi
   done
   if ((dry)); then
-    printf '  would print the table of %s/{benchmarks,compiled}.json\n' "$out"
+    printf '  would print the table of %s/{benchmarks,compiled,triton,network}.json\n' "$out"
     return 0
   fi
   if ((${#files[@]} == 0)); then
@@ -214,7 +229,7 @@ part_table() {
 # What a part leaves: remembered where it succeeded, brought back where it need not run again.
 files_of() {
   case $1 in
-    benchmarks | compiled) printf '%s\n' "$1.log" "$1.json" ;;
+    benchmarks | compiled | triton | network) printf '%s\n' "$1.log" "$1.json" ;;
     table) printf 'table.txt\n' ;;
     *) printf '%s\n' "$1.log" ;;
   esac

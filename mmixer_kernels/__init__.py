@@ -6,8 +6,10 @@ from . import functional, reference
 from .engines import EngineState, engines
 from .modules import FusedMCU, FusedMCUCell
 from .network import MMixer, StreamClassifiers
+from .streaming import CellStream
 
 __all__ = [
+    "CellStream",
     "EngineState",
     "FusedMCU",
     "FusedMCUCell",

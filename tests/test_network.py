@@ -1,12 +1,16 @@
 """M-Mixer and its ablations, against the paper's equations."""
 
 import itertools
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from mmixer_kernels import MMixer, StreamClassifiers
+from mmixer_kernels import MMixer, StreamClassifiers, engines
+from mmixer_kernels.engines import cpu
 from mmixer_kernels.reference import MCU
 
 
@@ -141,3 +145,25 @@ def test_wrong_features(unit):
         mixer([f[:, :0] for f in x])
     with pytest.raises(ValueError, match=r"lengths must be in 1\.\.7"):
         mixer(x, torch.tensor([0, 1, 2]))
+
+
+def test_three_modalities_are_one_native_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not engines()["cpu"].available:
+        pytest.skip(engines()["cpu"].reason)
+    calls: list[str] = []
+    native = cpu._native
+
+    def counted(name: str) -> Callable[..., object]:
+        def call(*arguments: Any) -> object:
+            calls.append(name)
+            return getattr(native, name)(*arguments)
+
+        return call
+
+    watched = SimpleNamespace(**vars(native))
+    watched.forward, watched.backward = counted("forward"), counted("backward")
+    monkeypatch.setattr(cpu, "_native", watched)
+    features = [torch.randn(2, 4, size, requires_grad=True) for size in (5, 6, 7)]
+    network = MMixer([5, 6, 7], num_classes=3, hidden_size=8, engine="cpu")
+    network(features).sum().backward()
+    assert calls == ["forward", "backward"]

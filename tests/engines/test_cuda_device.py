@@ -26,7 +26,7 @@ from helpers import (
 )
 from torch import Tensor
 
-from mmixer_kernels import FusedMCU, FusedMCUCell, engines, reference
+from mmixer_kernels import CellStream, FusedMCU, FusedMCUCell, engines, reference
 from mmixer_kernels.engines import cuda
 from mmixer_kernels.functional import mcu, mcu_group
 from mmixer_kernels.reference import Weights
@@ -259,15 +259,28 @@ def test_strided_and_expanded_operands(take: Take, path: str, precision: str) ->
     check(p.expanded(), reference_results(p.on("cpu").expanded()), chosen)
 
 
-@every_combination
-def test_cell(take: Take, path: str, precision: str) -> None:
-    chosen = take(path, precision, 45)
-    unit = FusedMCU(3, 4, 45, engine="cuda", device=DEVICE, dtype=chosen.dtype)
-    cell = FusedMCUCell(3, 4, 45, engine="cuda", device=DEVICE, dtype=chosen.dtype)
-    cell.load_state_dict(unit.state_dict())
-    x, c = (torch.randn(*s, device=DEVICE, dtype=chosen.dtype) for s in ((1, 2, 3), (2, 4)))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("engine", ["cuda", "triton"])
+@pytest.mark.parametrize("batch", [1, 17, 70])
+def test_cell_and_its_stream(engine: str, batch: int, dtype: torch.dtype) -> None:
+    """In one launch and in a graph; also with other calls of the same workspace between."""
+    if not engines()[engine].available:
+        pytest.skip(engines()[engine].reason)
+    cell = FusedMCUCell(33, 24, 45, engine=engine, device=DEVICE, dtype=dtype)
+    x, c = (torch.randn(*s, device=DEVICE, dtype=dtype) for s in ((5, batch, 33), (batch, 24)))
+    hx = torch.randn(batch, 45, device=DEVICE, dtype=dtype)
+    stream, state = CellStream(cell, c, hx), hx
     with torch.no_grad():
-        assert torch.equal(cell(x[0], c), unit(x, c)[0][0])
+        for t in range(5):
+            truth, _ = reference.mcu(
+                x[t : t + 1].double(), c.double(), cell.weights().map(torch.Tensor.double),
+                state.double(),
+            )  # fmt: skip
+            state = cell(x[t], c, state)
+            error = (state - truth[0]).norm() / truth.norm()
+            assert error < 16 * torch.finfo(dtype).eps
+            cell(x[0, :1], c[:1])
+            assert torch.equal(stream(x[t]), state)
 
 
 def test_bfloat16_weights_beside_float32_features() -> None:

@@ -1,5 +1,5 @@
-"""The triton engine against the float64 reference: its kernels by Triton's interpreter on this CPU,
-and compiled for GPUs that are not here."""
+"""The triton engine against the float64 reference: its kernels on the GPU, or where there is none by
+Triton's interpreter on this CPU; and compiled for GPUs that are not here."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from mmixer_kernels.functional import mcu_cell, mcu_group
 
 triton = pytest.importorskip("triton")
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 run = partial(helpers.run, "triton")
 # A few unit roundoffs, as of the CUDA engine.
 BOUND = {
@@ -37,14 +38,13 @@ BOUND = {
 
 
 @pytest.fixture
-def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The engine takes CPU tensors, which Triton's interpreter works on (tests/conftest.py), in
-    tiles so small that every size has several."""
-    if not triton.knobs.runtime.interpret:
-        pytest.skip("TRITON_INTERPRET is not set: there is a GPU")
-    monkeypatch.setattr(engine, "state", lambda: EngineState(True, "interpreted"))
-    monkeypatch.setattr(engine, "unsupported", lambda input: None)
-    p = problem(Size(1, 1, 1, 1, 2), dtype=torch.float32)
+def runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Without a GPU the engine takes CPU tensors, which Triton's interpreter works on
+    (tests/conftest.py). The tiles are so small that every size has several."""
+    if triton.knobs.runtime.interpret:
+        monkeypatch.setattr(engine, "state", lambda: EngineState(True, "interpreted"))
+        monkeypatch.setattr(engine, "unsupported", lambda input: None)
+    p = problem(Size(1, 1, 1, 1, 2), dtype=torch.float32).on(DEVICE)
     try:
         with torch.no_grad():
             run()(p.input, p.context, p.weights, p.hx, None)
@@ -56,7 +56,7 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-@pytest.mark.usefixtures("on_cpu")
+@pytest.mark.usefixtures("runs")
 @pytest.mark.parametrize(
     ("size", "dtype", "options"),
     [
@@ -71,24 +71,25 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 )
 def test_error(size: Size, dtype: torch.dtype, options: dict[str, Any]) -> None:
     p = problem(size, dtype=dtype, **options)
-    errors = relative_errors(with_gradients(run(), p), reference_results(p))
+    errors = relative_errors(with_gradients(run(), p.on(DEVICE)), reference_results(p))
     for name, error in errors.items():
         assert error < BOUND[dtype], (name, error)
 
 
-@pytest.mark.usefixtures("on_cpu")
+@pytest.mark.usefixtures("runs")
 def test_concat_without_an_initial_state_and_expanded_operands() -> None:
     p = problem(Size(3, 4, 6, 7, 18))._replace(hx=None)
     for operands in (p, p._replace(grad_output=p.grad_output[:1, :1].expand(3, 4, 18))):
         errors = relative_errors(
-            with_gradients(run("concat"), operands), reference_results(operands, "concat")
+            with_gradients(run("concat"), operands.on(DEVICE)),
+            reference_results(operands, "concat"),
         )
         assert max(errors.values()) < BOUND[torch.float64], errors
 
 
-@pytest.mark.usefixtures("on_cpu")
+@pytest.mark.usefixtures("runs")
 def test_weight_sets_of_one_call() -> None:
-    problems = [problem(Size(2, 3, 4 + g, 6 - g, 19)) for g in range(3)]
+    problems = [problem(Size(2, 3, 4 + g, 6 - g, 19)).on(DEVICE) for g in range(3)]
     output, h_n = mcu_group(
         [p.input for p in problems],
         [p.context for p in problems],
@@ -97,13 +98,15 @@ def test_weight_sets_of_one_call() -> None:
         engine="triton",
     )
     for g, p in enumerate(problems):
-        truth = reference_results(p)
+        truth = reference_results(p.on("cpu"))
         errors = relative_errors({"output": output[g], "h_n": h_n[g]}, truth)
         assert max(errors.values()) < BOUND[torch.float64], errors
 
 
-@pytest.mark.usefixtures("on_cpu")
+@pytest.mark.usefixtures("runs")
 def test_opcheck_of_backward() -> None:
+    if DEVICE == "cuda":
+        pytest.skip("operands of this test are on a CPU")
     arguments, grads = op_operands(groups=2)
     forward = torch.ops.mmixer_kernels.mcu_forward.default
     backward = torch.ops.mmixer_kernels.mcu_backward.default
@@ -113,7 +116,7 @@ def test_opcheck_of_backward() -> None:
     torch.library.opcheck(backward, (*grads, *arguments, *rest), test_utils=checks)
 
 
-@pytest.mark.usefixtures("on_cpu")
+@pytest.mark.usefixtures("runs")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("mix", ["gated", "concat"])
 @pytest.mark.parametrize(("layer_norm", "with_hx"), [(True, True), (False, False)])
@@ -134,18 +137,19 @@ def test_step_is_one_launch(
         return {(2,): lambda *a, **k: (launched.append(1), kernel[(2,)](*a, **k))}
 
     with torch.no_grad():
-        output = mcu_cell(p.input[0], p.context, p.weights, p.hx, mix=mix, engine="triton")
+        q = p.on(DEVICE)
+        output = mcu_cell(q.input[0], q.context, q.weights, q.hx, mix=mix, engine="triton")
     assert launched == [1]
     truth = reference_results(p, mix)
     errors = relative_errors({"h_n": output.unsqueeze(0)}, truth)
     assert errors["h_n"] < BOUND[dtype]
 
 
-@pytest.mark.usefixtures("on_cpu")
+@pytest.mark.usefixtures("runs")
 def test_step_reads_strided_rows_and_bfloat16_weights() -> None:
-    p = problem(Size(1, 3, 9, 7, 20), dtype=torch.float32)
+    p = problem(Size(1, 3, 9, 7, 20), dtype=torch.float32).on(DEVICE)
     weights = p.weights.map(torch.Tensor.bfloat16)
-    wide = torch.full((3, 2, 9), torch.nan)
+    wide = torch.full((3, 2, 9), torch.nan, device=DEVICE)
     wide[:, 0] = p.input[0]
     with torch.no_grad():
         output = mcu_cell(wide[:, 0], p.context, weights, p.hx, engine="triton")
@@ -153,7 +157,7 @@ def test_step_reads_strided_rows_and_bfloat16_weights() -> None:
     torch.testing.assert_close(output, truth, rtol=2e-6, atol=2e-6)
 
 
-@pytest.mark.usefixtures("on_cpu")
+@pytest.mark.usefixtures("runs")
 def test_weights_of_a_call_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     problems = [problem(Size(2, 3, 4, 6, 19)) for _ in range(3)]
     kernels = engine._Kernels(

@@ -1,0 +1,137 @@
+"""M-Mixer on features at the paper's size: every engine that runs here beside the same network with
+eager MCUs, with these compiled, and with nn.GRU; and three modalities beside one.
+
+On a GPU the kernels and copies that a forward and backward start are counted too.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import problems
+import pytest
+import torch
+from conftest import Compare
+from problems import ForwardBackward, Subject
+from timing import Contender, Times, synchronised
+from torch import Tensor, nn
+
+from mmixer_kernels import FusedMCU, MMixer, engines
+from mmixer_kernels.network import Summarizer
+
+BATCH, STEPS, HIDDEN, FEATURES, CLASSES = 8, 16, 512, 512, 60
+GPU = torch.cuda.is_available()
+DEVICE = torch.device("cuda" if GPU else "cpu")
+ENGINES = [
+    name
+    for name, device in (("cpu", "cpu"), ("cuda", "cuda"), ("triton", "cuda"))
+    if device == DEVICE.type and engines()[name].available
+]
+CASE = f"{STEPS}x{BATCH}x{HIDDEN}"
+
+
+@pytest.mark.skipif(not ENGINES, reason="no engine beside the reference runs here")
+@pytest.mark.parametrize("modalities", [2, 3])
+@pytest.mark.parametrize("engine", ENGINES or [""])
+def test_network(compare: Compare, engine: str, modalities: int, threads: int) -> None:
+    features = _features(modalities)
+    ours = _network(modalities, engine)
+    eager = _network(modalities, "reference")
+    eager.load_state_dict(ours.state_dict())
+    error = _check(engine, modalities, threads)
+    contenders = [
+        _contender(f"M-Mixer, {engine}", ours, features),
+        _contender("eager MCUs", eager, features),
+        _contender("nn.GRU", _network(modalities, "auto", unit="gru"), features),
+    ]
+    if GPU or threads == 1:  # compiling takes a minute: once is enough on a CPU
+        contenders.append(_contender("compiled eager MCUs", torch.compile(eager), features))
+    title = f"M-Mixer, N = {modalities}, engine {engine}, forward + backward"
+    if GPU:
+        launches = ", ".join(f"{x.name} {_launches(x.call)}" for x in contenders)
+        title += f" (started on the GPU: {launches})"
+    compare(title, CASE, contenders, threads=threads, error=error)
+
+
+@pytest.mark.skipif("cpu" not in ENGINES, reason="of the CPU engine")
+def test_three_modalities_cost_three(compare: Compare, threads: int) -> None:
+    """M-Mixer of three beside a third of it: one modality's summary, MCU and classifier."""
+    ours = _network(3, "cpu")
+    features = _features(3)
+
+    class Third(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.summarizer = Summarizer("avg", FEATURES)
+            self.unit = FusedMCU(FEATURES, 2 * FEATURES, HIDDEN, batch_first=True, engine="cpu")
+            self.classifier = nn.Linear(HIDDEN, CLASSES)
+
+        def forward(self, features: Tensor) -> Tensor:
+            content = self.summarizer(features)
+            _, h_n = self.unit(features, torch.cat([content, content], dim=-1))
+            return self.classifier(h_n[0])
+
+    contenders = [
+        _contender("N = 3", ours, features),
+        Contender("N = 1", ForwardBackward(third := Third(), features[:1], [*third.parameters()])),
+    ]
+
+    def shares(times: Times) -> dict[str, str]:
+        rounds = [a / b for a, b in zip(times["N = 3"], times["N = 1"], strict=True)]
+        return {"N = 3 / N = 1": f"{sorted(rounds)[len(rounds) // 2]:.2f}"}
+
+    error = _check("cpu", 3, threads)
+    title = "M-Mixer of three modalities / of one, engine cpu"
+    compare(title, CASE, contenders, threads=threads, error=error, shares=shares)
+
+
+def _network(modalities: int, engine: str, unit: str = "mcu") -> MMixer:
+    torch.manual_seed(0)
+    sizes = [FEATURES] * modalities
+    return MMixer(sizes, CLASSES, hidden_size=HIDDEN, engine=engine, unit=unit).to(DEVICE)
+
+
+def _features(modalities: int) -> list[Tensor]:
+    torch.manual_seed(1)
+    shape = (BATCH, STEPS, FEATURES)
+    return [torch.randn(shape, device=DEVICE, requires_grad=True) for _ in range(modalities)]
+
+
+def _contender(name: str, network: nn.Module, features: Sequence[Tensor]) -> Contender:
+    def call(*features: Tensor) -> Tensor:
+        logits: Tensor = network(list(features))
+        return logits
+
+    step = ForwardBackward(call, features, list(network.parameters()))
+    return synchronised(Contender(name, step), DEVICE)
+
+
+@functools.cache
+def _check(engine: str, modalities: int, threads: int) -> float:
+    """The error of logits and of every gradient, against float64."""
+    network = _network(modalities, engine)
+    exact = _network(modalities, "reference").double()
+    features = {f"features[{i}]": x for i, x in enumerate(_features(modalities))}
+    names = [name for name, _ in network.named_parameters()]
+
+    def truth(*operands: Tensor) -> tuple[Tensor]:
+        parameters = dict(zip(names, operands[modalities:], strict=True))
+        call = torch.func.functional_call(exact, parameters, (list(operands[:modalities]),))
+        return (call,)
+
+    return problems.check(
+        Subject(
+            lambda *operands: (network(list(operands[:modalities])),),
+            truth,
+            features | dict(network.named_parameters()),
+        )
+    )
+
+
+def _launches(call: Callable[[], object]) -> int:
+    """Kernels, copies and fills that a call starts on the GPU."""
+    call()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        call()
+    return sum(event.device_type == torch.profiler.DeviceType.CUDA for event in profile.events())

@@ -1,0 +1,105 @@
+"""Step by step, as frames arrive, at the least cost a step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .modules import FusedMCUCell
+
+
+class CellStream:
+    """Feeds a `FusedMCUCell` one step after another, without gradients.
+
+    On a GPU the step is captured once in a CUDA graph, so that a call costs a copy of the input and
+    the start of the graph; the graph reads the cell's parameters where they lie, so that they may
+    change in place but not move. On a CPU a call is the cell's.
+
+    Args:
+        cell: in the dtype and on the device of what comes.
+        context: `[B, context_size]`, the other modalities' action content.
+        hx: the first state `[B, H]`, zeros when None.
+
+    Raises:
+        ValueError, TypeError: as `FusedMCUCell`.
+
+    >>> cell = FusedMCUCell(64, 64, 128)
+    >>> stream = CellStream(cell, context=torch.randn(1, 64))
+    >>> for frame in torch.randn(10, 1, 64):
+    ...     state = stream(frame)
+    >>> state.shape
+    torch.Size([1, 128])
+    """
+
+    def __init__(self, cell: FusedMCUCell, context: Tensor, hx: Tensor | None = None) -> None:
+        if context.ndim != 2:
+            raise ValueError(
+                f"context must be [B, context_size], but has shape {list(context.shape)}"
+            )
+        self.cell = cell
+        self._context = context.detach().clone()
+        self._input = context.new_zeros(context.shape[0], cell.input_size)
+        self._state = context.new_zeros(context.shape[0], cell.hidden_size)
+        self._graph: torch.cuda.CUDAGraph | None = None
+        if context.is_cuda:
+            self._capture()
+        else:
+            self._step()  # so that a wrong argument shows here on either device
+        self.reset(hx=hx)
+
+    @property
+    def state(self) -> Tensor:
+        """The last state `[B, H]`, a copy of its own."""
+        return self._state.clone()
+
+    def reset(self, context: Tensor | None = None, hx: Tensor | None = None) -> None:
+        """Begins another sequence of the same batch size.
+
+        Args:
+            context: as the constructor's; the same as before when None.
+            hx: the first state, zeros when None.
+        """
+        if context is not None:
+            _copy("context", self._context, context)
+        if hx is None:
+            self._state.zero_()
+        else:
+            _copy("hx", self._state, hx)
+
+    def __call__(self, input: Tensor) -> Tensor:
+        """The next state `[B, H]` after `input [B, input_size]`; the next call overwrites it."""
+        _copy("input", self._input, input)
+        if self._graph is None:
+            self._step()
+        else:
+            self._graph.replay()
+        return self._state
+
+    @torch.no_grad()
+    def _step(self) -> None:
+        self._state.copy_(self.cell(self._input, self._context, self._state))
+
+    def _capture(self) -> None:
+        """Warmed up on another stream, as captures want it."""
+        device = self._input.device
+        with torch.cuda.device(device):
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(3):
+                    self._step()
+            torch.cuda.current_stream().wait_stream(stream)
+            self._graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self._graph):
+                self._step()
+
+
+def _copy(name: str, target: Tensor, source: Tensor) -> None:
+    if source.shape != target.shape or source.dtype != target.dtype:
+        raise ValueError(
+            f"{name} must be {list(target.shape)} {target.dtype}, but is {list(source.shape)} "
+            f"{source.dtype}"
+        )
+    if source.device != target.device:
+        raise ValueError(f"{name} must be on {target.device}, but is on {source.device}")
+    target.copy_(source.detach())
