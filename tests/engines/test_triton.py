@@ -1,5 +1,5 @@
-"""The triton engine against the float64 reference: its kernels on the GPU, or where there is none by
-Triton's interpreter on this CPU; and compiled for GPUs that are not here."""
+"""The triton engine against the float64 reference: its kernels on the GPU or, where there is none,
+by Triton's interpreter on this CPU; and compiled for GPUs that are not here."""
 
 from __future__ import annotations
 

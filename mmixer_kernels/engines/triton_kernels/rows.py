@@ -1,0 +1,160 @@
+"""Row-wise kernels: a program owns one row, or a share of the rows where it sums over them."""
+
+from __future__ import annotations
+
+import triton.language as tl
+
+from .functions import affine, kernel, norm_backward, norm_scale, normalise, sigmoid, tanh
+
+
+@kernel
+def norm_tanh(
+    a, norms, y, G, rows, H, gate,
+    eps: tl.constexpr, HAS_NORM: tl.constexpr, BLOCK_H: tl.constexpr,
+):  # fmt: skip
+    """y = tanh(LN(a)): Eq. 7, Eq. 8."""
+    group, row = tl.program_id(1), tl.program_id(0)
+    h = tl.arange(0, BLOCK_H)[None, :]
+    mask = h < H
+    place = (group * rows + row).to(tl.int64) * H + h
+    x_hat, _ = normalise(tl.load(a + place, mask=mask, other=0), mask, H, eps, HAS_NORM)
+    result = tanh(affine(x_hat, norms, G, group, gate, H, h, HAS_NORM))
+    tl.store(y + place, result.to(y.dtype.element_ty), mask=mask)
+
+
+@kernel
+def norm_tanh_backward(
+    a, grad_y, grad_y_more, norms, grad_a, grad_norm, G, rows, H, gate,
+    eps: tl.constexpr, HAS_NORM: tl.constexpr, HAS_MORE: tl.constexpr, BLOCK_H: tl.constexpr,
+):  # fmt: skip
+    group, first, programs = tl.program_id(1), tl.program_id(0), tl.num_programs(0)
+    h = tl.arange(0, BLOCK_H)[None, :]
+    mask = h < H
+    scale = norm_scale(norms, G, group, gate, H, h, HAS_NORM)
+    grad_scale = tl.zeros([1, BLOCK_H], a.dtype.element_ty)
+    grad_shift = tl.zeros([1, BLOCK_H], a.dtype.element_ty)
+    for row in range(first, rows, programs):
+        place = (group * rows + row).to(tl.int64) * H + h
+        x = tl.load(a + place, mask=mask, other=0)
+        x_hat, r_std = normalise(x, mask, H, eps, HAS_NORM)
+        y = tanh(affine(x_hat, norms, G, group, gate, H, h, HAS_NORM))
+        dy = tl.load(grad_y + place, mask=mask, other=0)
+        if HAS_MORE:
+            dy += tl.load(grad_y_more + place, mask=mask, other=0)
+        dy = dy - dy * y * y
+        grad_scale += dy * x_hat
+        grad_shift += dy
+        da = norm_backward(dy, x_hat, r_std, scale, mask, H, HAS_NORM)
+        tl.store(grad_a + place, da.to(grad_a.dtype.element_ty), mask=mask)
+    if HAS_NORM:
+        place = (group * programs + first) * 2 * H + h
+        tl.store(grad_norm + place, grad_scale, mask=mask)
+        tl.store(grad_norm + place + H, grad_shift, mask=mask)
+
+
+@kernel
+def mix(
+    a, context_s, norms, f_bar, g_bar, f_tilde, G, rows, B, H,
+    eps: tl.constexpr, HAS_NORM: tl.constexpr, CONCAT: tl.constexpr, BLOCK_H: tl.constexpr,
+):  # fmt: skip
+    """Eq. 9, 10; with CONCAT LN(a + context_s)."""
+    group, row = tl.program_id(1), tl.program_id(0)
+    h = tl.arange(0, BLOCK_H)[None, :]
+    mask = h < H
+    place = (group * rows + row).to(tl.int64) * H + h
+    sample = (group * B + row % B) * H + h
+    x = tl.load(a + place, mask=mask, other=0) + tl.load(context_s + sample, mask=mask, other=0)
+    x_hat, _ = normalise(x, mask, H, eps, HAS_NORM)
+    y = affine(x_hat, norms, G, group, 2, H, h, HAS_NORM)
+    if not CONCAT:
+        f = tl.load(f_bar + place, mask=mask, other=0).to(y.dtype)
+        g = tl.load(g_bar + sample, mask=mask, other=0).to(y.dtype)
+        y = g + sigmoid(y) * (f - g)
+    tl.store(f_tilde + place, y.to(f_tilde.dtype.element_ty), mask=mask)
+
+
+@kernel
+def mix_backward(
+    a, context_s, norms, f_bar, g_bar, grad_f_tilde, grad_a, grad_f_bar, grad_g_bar, grad_norm,
+    G, rows, B, H,
+    eps: tl.constexpr, HAS_NORM: tl.constexpr, CONCAT: tl.constexpr, BLOCK_H: tl.constexpr,
+):  # fmt: skip
+    group, first, programs = tl.program_id(1), tl.program_id(0), tl.num_programs(0)
+    h = tl.arange(0, BLOCK_H)[None, :]
+    mask = h < H
+    scale = norm_scale(norms, G, group, 2, H, h, HAS_NORM)
+    grad_scale = tl.zeros([1, BLOCK_H], a.dtype.element_ty)
+    grad_shift = tl.zeros([1, BLOCK_H], a.dtype.element_ty)
+    for row in range(first, rows, programs):
+        place = (group * rows + row).to(tl.int64) * H + h
+        sample = (group * B + row % B) * H + h
+        x = tl.load(a + place, mask=mask, other=0) + tl.load(context_s + sample, mask=mask, other=0)
+        x_hat, r_std = normalise(x, mask, H, eps, HAS_NORM)
+        dy = tl.load(grad_f_tilde + place, mask=mask, other=0)
+        if not CONCAT:
+            s = sigmoid(affine(x_hat, norms, G, group, 2, H, h, HAS_NORM))
+            f = tl.load(f_bar + place, mask=mask, other=0).to(dy.dtype)
+            g = tl.load(g_bar + sample, mask=mask, other=0).to(dy.dtype)
+            tl.store(grad_f_bar + place, dy * s, mask=mask)
+            tl.store(grad_g_bar + place, dy - dy * s, mask=mask)
+            dy = dy * (f - g) * (s - s * s)
+        grad_scale += dy * x_hat
+        grad_shift += dy
+        da = norm_backward(dy, x_hat, r_std, scale, mask, H, HAS_NORM)
+        tl.store(grad_a + place, da.to(grad_a.dtype.element_ty), mask=mask)
+    if HAS_NORM:
+        place = (group * programs + first) * 2 * H + h
+        tl.store(grad_norm + place, grad_scale, mask=mask)
+        tl.store(grad_norm + place + H, grad_shift, mask=mask)
+
+
+@kernel
+def reset_gate(
+    input_gates, state_gates, f_tilde, previous, norms,
+    x_hat_out, r_std_out, r_h_out, f_tilde_h, f_tilde_r_h,
+    G, rows, H,
+    eps: tl.constexpr, HAS_NORM: tl.constexpr, BLOCK_H: tl.constexpr,
+):  # fmt: skip
+    """Eq. 11 for all steps, and the operands that it makes."""
+    group, row = tl.program_id(1), tl.program_id(0)
+    h = tl.arange(0, BLOCK_H)[None, :]
+    mask = h < H
+    line = (group * rows + row).to(tl.int64)
+    place = line * H + h
+    x = tl.load(input_gates + line * 3 * H + h, mask=mask, other=0)
+    x += tl.load(state_gates + line * 2 * H + h, mask=mask, other=0)
+    x_hat, r_std = normalise(x, mask, H, eps, HAS_NORM)
+    r = sigmoid(affine(x_hat, norms, G, group, 3, H, h, HAS_NORM))
+    state = tl.load(previous + place, mask=mask, other=0)
+    f = tl.load(f_tilde + place, mask=mask, other=0).to(x.dtype)
+    operand = r_h_out.dtype.element_ty
+    tl.store(r_h_out + place, (r * state).to(operand), mask=mask)
+    tl.store(f_tilde_h + place, (f + state).to(operand), mask=mask)
+    tl.store(f_tilde_r_h + place, (f + r * state).to(operand), mask=mask)
+    of_gate = (group * 3 * rows + row).to(tl.int64)
+    tl.store(x_hat_out + of_gate * H + h, x_hat, mask=mask)
+    tl.store(r_std_out + of_gate + tl.zeros_like(r_std).to(tl.int64), r_std)
+
+
+@kernel
+def update_gate(
+    input_gates, state_gates, candidate, x_hat_out, r_std_out, rows, H,
+    eps: tl.constexpr, HAS_NORM: tl.constexpr, BLOCK_H: tl.constexpr,
+):  # fmt: skip
+    """LayerNorm of Eq. 12 and 14 for all steps."""
+    group, row = tl.program_id(1), tl.program_id(0)
+    h = tl.arange(0, BLOCK_H)[None, :]
+    mask = h < H
+    line = (group * rows + row).to(tl.int64)
+    x = tl.load(input_gates + (line * 3 + 1) * H + h, mask=mask, other=0)
+    x += tl.load(state_gates + (line * 2 + 1) * H + h, mask=mask, other=0)
+    x_hat, r_std = normalise(x, mask, H, eps, HAS_NORM)
+    of_gate = ((group * 3 + 1) * rows + row).to(tl.int64)
+    tl.store(x_hat_out + of_gate * H + h, x_hat, mask=mask)
+    tl.store(r_std_out + of_gate + tl.zeros_like(r_std).to(tl.int64), r_std)
+    x = tl.load(input_gates + (line * 3 + 2) * H + h, mask=mask, other=0)
+    x += tl.load(candidate + line * H + h, mask=mask, other=0)
+    x_hat, r_std = normalise(x, mask, H, eps, HAS_NORM)
+    of_gate += rows
+    tl.store(x_hat_out + of_gate * H + h, x_hat, mask=mask)
+    tl.store(r_std_out + of_gate + tl.zeros_like(r_std).to(tl.int64), r_std)
