@@ -7,6 +7,7 @@ at the end tells.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 from abc import ABC, abstractmethod
@@ -25,6 +26,20 @@ WITHOUT_COUNT = "matroska"
 """The container whose header has no number of frames, as FFmpeg names it; WebM is one."""
 PNG_SIGNATURE, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND"
 JPEG_SIGNATURE, JPEG_END = b"\xff\xd8", b"\xff\xd9"
+
+
+def require(*packages: str) -> None:
+    """Looks for packages before they are used in workers.
+
+    Raises:
+        ModuleNotFoundError: one is not installed.
+    """
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise ModuleNotFoundError(
+                f"video is read by the package {package}, which is not installed: "
+                "pip install 'mmixer_kernels[video]'"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +116,8 @@ class VideoSource:
 
     @contextmanager
     def _opened(self) -> Iterator[tuple[Any, Any]]:
-        av = _av()
+        import av
+
         try:
             with av.open(self.path, metadata_errors="ignore") as container:
                 if not container.streams.video:
@@ -208,7 +224,8 @@ def _packets(container: Any, stream: Any) -> int:
 
 
 def _decoded(path: str, depth: bool) -> Tensor:
-    io = _torchvision_io()
+    from torchvision import io
+
     mode = io.ImageReadMode.UNCHANGED if depth else io.ImageReadMode.RGB
     try:
         image = io.decode_image(io.read_file(path), mode)
@@ -254,26 +271,3 @@ def _check_ends(path: str) -> None:
     if not (begins and ends):
         kind = "PNG" if png else "JPEG"
         raise DamagedFile(path, "is cut off" if begins else f"is no {kind} file")
-
-
-def _av() -> Any:
-    try:
-        import av
-    except ModuleNotFoundError as error:
-        raise _missing("av") from error
-    return av
-
-
-def _torchvision_io() -> Any:
-    try:
-        import torchvision.io
-    except ModuleNotFoundError as error:
-        raise _missing("torchvision") from error
-    return torchvision.io
-
-
-def _missing(package: str) -> ModuleNotFoundError:
-    return ModuleNotFoundError(
-        f"video is read by the package {package}, which is not installed: "
-        "pip install 'mmixer_kernels[video]'"
-    )

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
 from .clips import Clip, Source
-from .decode import DepthFolderSource, VideoSource
+from .decode import DepthFolderSource, VideoSource, require
 from .ntu_classes import CLASSES
 from .video import Listing, VideoOptions
 
@@ -65,6 +65,7 @@ class NtuOptions(VideoOptions):
     setups: ClassVar[int]
 
     def find(self, root: Path) -> Listing:
+        require("av", "torchvision")
         sources: dict[str, dict[str, Source]] = {}
         paths: dict[tuple[str, str], str] = {}
         for name, modality, path in _files(root, self.depth):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from .clips import Clip, Source
-from .decode import PictureFilesSource
+from .decode import PictureFilesSource, require
 from .video import Listing, VideoOptions, first
 
 ACTIONS = {
@@ -52,6 +52,7 @@ class NwUclaOptions(VideoOptions):
     maximum: ClassVar[dict[str, int]] = {"rgb": 255, "depth": 3975}
 
     def find(self, root: Path) -> Listing:
+        require("torchvision")
         clips: dict[str, Clip] = {}
         empty, unknown, unpaired = [], [], []
         for view, folder in _folders(root):

@@ -82,6 +82,7 @@ class VideoOptions:
         Raises:
             ValueError: no root, an option out of its range, no sample, or one that is there twice.
             FileNotFoundError: root is not a folder.
+            ModuleNotFoundError: the extra `video` is not installed.
         """
         self._check()
         if root is None:
@@ -117,7 +118,7 @@ class VideoOptions:
         Raises:
             ValueError: as in `listing`; a test sample lacks a modality, without allow_missing; a
                 split is empty.
-            FileNotFoundError: root is not a folder.
+            FileNotFoundError, ModuleNotFoundError: as in `listing`.
         """
         listing = self.listing(root)
         for note in listing.notes:
