@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .clips import Clip, DamagedFile, Source
+from .clips import Clip, DamagedFile
 from .video import PARTS, VideoOptions, first
 
 
@@ -108,7 +109,8 @@ def _results(clips: list[Clip], full: bool, workers: int) -> Iterator[Found]:
     if not workers:
         yield from map(look, clips)
         return
-    with multiprocessing.Pool(workers) as pool:
+    # Ctrl-C reaches every process of a terminal; this one alone answers it.
+    with multiprocessing.Pool(workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
         yield from pool.imap(look, clips, chunksize=8)
 
 
@@ -117,15 +119,7 @@ def _look(clip: Clip, full: bool) -> Found:
     for modality, source in clip.sources.items():
         try:
             found.frames[modality] = source.count()
-            _verify(source, full)
+            source.verify(full)
         except DamagedFile as error:
             found.damage.append(str(error))
     return found
-
-
-def _verify(source: Source, full: bool) -> None:
-    verify = getattr(source, "verify", None)
-    if verify is not None:
-        verify(full)
-    elif full:
-        source.read(range(source.count()), 256)
