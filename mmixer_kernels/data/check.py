@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -54,6 +54,7 @@ def check(
 
     Raises:
         ValueError, FileNotFoundError, ModuleNotFoundError: as `VideoOptions.listing`.
+        BrokenProcessPool: a process was killed.
     """
     listing = options.listing(root)
     parts = options.parts(listing.clips)
@@ -110,8 +111,12 @@ def _results(clips: list[Clip], full: bool, workers: int) -> Iterator[Found]:
         yield from map(look, clips)
         return
     # Ctrl-C reaches every process of a terminal; this one alone answers it.
-    with multiprocessing.Pool(workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
-        yield from pool.imap(look, clips, chunksize=8)
+    ignore = (signal.SIGINT, signal.SIG_IGN)
+    pool = ProcessPoolExecutor(workers, initializer=signal.signal, initargs=ignore)
+    try:
+        yield from pool.map(look, clips, chunksize=8)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _look(clip: Clip, full: bool) -> Found:
