@@ -40,6 +40,13 @@ class ModelOptions:
     """LayerNorm in the MCU (Table 3)."""
     engine: Literal["auto", "reference", "cpu", "cuda", "triton"] = "auto"
     """What computes the MCU; python -m mmixer_kernels.info tells what can run here."""
+    extractor: Literal["auto", "resnet18", "resnet34"] = "auto"
+    """Network of each modality's frames, torchvision's: auto is resnet18. Other data sets bring
+    extractors of their own, for which only auto is valid."""
+    weights: str = "auto"
+    """What the networks of frames start from: imagenet, downloaded once; the path of a .pth file
+    with torchvision's names; or none, random weights. auto is imagenet. A checkpoint brings its
+    own."""
     feature_dropout: float = 0.0
     """Part of the extracted features dropped in training."""
     dropout: float = 0.0

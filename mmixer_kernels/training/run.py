@@ -34,7 +34,7 @@ def train(options: Options) -> dict[str, Any]:
     if state is None:
         _refuse_overwriting(output)
     torch.manual_seed(options.run.seed)
-    data, recognizer, engine = _build(options)
+    data, recognizer, engine = _build(options, initial=state is None)
     trainer = loop.Trainer(options, data, recognizer)
     if state is not None:
         _check_data(state["data"], loop.identity(data), output / "last.pt")
@@ -98,7 +98,7 @@ def evaluate(
         changed = replace(options.run.loader, **given)
     run = replace(options.run, loader=changed, root=options.run.root if root is None else root)
     options = replace(options, run=run)
-    data, recognizer, engine = _build(options)
+    data, recognizer, engine = _build(options, initial=False)
     _check_data(state["data"], loop.identity(data), path, also_samples=False)
     recognizer.load_state_dict(state["model"])
     samples = data.test if split == "test" else data.validation
@@ -119,12 +119,16 @@ def evaluate(
     return report
 
 
-def _build(options: Options) -> tuple[Data, model.Recognizer, str | None]:
-    """The data set, the network on its device, and the engine that computes it."""
+def _build(options: Options, initial: bool) -> tuple[Data, model.Recognizer, str | None]:
+    """The data set, the network on its device, and the engine that computes it.
+
+    Args:
+        initial: whether its initial weights matter, as in `model.build`.
+    """
     with user_errors():
         device = _device(options.run.device)
         data = options.load_data()
-        recognizer = model.build(options.run.model, data).to(device)
+        recognizer = model.build(options.run.model, data, initial).to(device)
     with user_errors(RuntimeError):
         return data, recognizer, result.engine_used(options.run.model, device)
 
