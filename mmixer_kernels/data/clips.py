@@ -1,0 +1,119 @@
+"""Clips of video as samples: a source of frames a modality, read, transformed and labelled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .base import Sample, Split, draws
+from .transforms import Transform
+
+
+class DamagedFile(ValueError):
+    """A file that cannot be read, or that has fewer frames than its header or its numbers say.
+
+    Args:
+        path: the file or folder.
+        reason: what is wrong with it.
+    """
+
+    def __init__(self, path: str | Path, reason: str = "") -> None:
+        if reason:
+            message = f"{path}: {reason}"
+        else:
+            # A DataLoader and pickle make the error again from a text: the message, or a worker's
+            # traceback, which ends in it.
+            message = str(path).rstrip().rpartition("DamagedFile: ")[2]
+        super().__init__(message)
+
+
+class Source(Protocol):
+    """A clip's frames of one modality, on disk."""
+
+    def count(self) -> int:
+        """Frames there are, from the header or the listing, without decoding.
+
+        Raises:
+            DamagedFile: unreadable, or no frame.
+        """
+        ...
+
+    def read(self, indices: Sequence[int], size: int) -> Tensor:
+        """Frames with their shorter side resized to `size` pixels, aspect kept.
+
+        Args:
+            indices: which frames, ascending; may repeat.
+            size: pixels of the shorter side.
+
+        Returns:
+            rgb uint8 `[n, 3, h, w]`; ir uint8 `[n, 1, h, w]`; depth uint16 `[n, 1, h, w]` in
+            millimetres, values exact (nearest neighbour).
+
+        Raises:
+            DamagedFile: unreadable, or fewer frames than the header says.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A sample on disk.
+
+    Args:
+        name: its ID, unique in its data set.
+        label: its class, from 0.
+        sources: its frames by modality: "rgb", "depth", "ir".
+    """
+
+    name: str
+    label: int
+    sources: Mapping[str, Source]
+
+
+class ClipSplit(Split):
+    """Clips, read anew whenever they are asked for.
+
+    A sample's inputs are float32 `[T, 3, image_size, image_size]` a modality, T the number of
+    indices that `sampling` gives. Every modality is read at the same indices, those of the one
+    with the fewest frames.
+
+    Args:
+        clips: in the split's order; each has the modalities.
+        modalities: in the order of a sample's inputs.
+        sampling: the indices of the frames, ascending, of a clip with so many frames.
+        transform: makes the inputs of the frames.
+        seed: of the augmentation.
+        training: augment the clips, each by (seed, epoch, index).
+    """
+
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        modalities: Sequence[str],
+        sampling: Callable[[int], Sequence[int]],
+        transform: Transform,
+        seed: int,
+        training: bool,
+    ) -> None:
+        super().__init__(torch.tensor([clip.label for clip in clips], dtype=torch.int64))
+        self.clips, self.modalities = clips, tuple(modalities)
+        self.sampling, self.transform = sampling, transform
+        self.seed, self.training = seed, training
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __getitem__(self, index: int) -> Sample:
+        clip = self.clips[index]
+        sources = {modality: clip.sources[modality] for modality in self.modalities}
+        indices = self.sampling(min(source.count() for source in sources.values()))
+        size = self.transform.read_size
+        frames = {modality: source.read(indices, size) for modality, source in sources.items()}
+        random = draws(self.seed, 0, self.epoch, index) if self.training else None
+        return Sample(self.transform(frames, random), clip.label, len(indices))
