@@ -54,6 +54,10 @@ class Split(Dataset[Sample]):
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch's random draws; nothing to choose in splits that never change."""
 
+    def plain(self) -> Split:
+        """The samples without augmentation: the split itself, where it has none."""
+        return self
+
 
 @dataclass(frozen=True)
 class Data:
