@@ -35,7 +35,7 @@ def train(options: Options) -> dict[str, Any]:
     if state is None:
         _refuse_overwriting(output)
     torch.manual_seed(options.run.seed)
-    data, recognizer, engine = _build(options, initial=state is None)
+    data, recognizer, engine = build(options, initial=state is None)
     trainer = loop.Trainer(options, data, recognizer)
     if state is not None:
         _check_data(state["data"], loop.identity(data), output / "last.pt")
@@ -166,15 +166,15 @@ def restore(
     options = replace(options, run=run)
     saved = state["data"]
     if samples or saved["feature_sizes"] is not None:
-        data, recognizer, engine = _build(options, initial=False)
+        data, recognizer, engine = build(options, initial=False)
         _check_data(saved, loop.identity(data), path, also_samples=False)
     else:
-        data, recognizer, engine = _build(options, initial=False, data=_without_samples(saved))
+        data, recognizer, engine = build(options, initial=False, data=_without_samples(saved))
     recognizer.load_state_dict(state["model"])
     return Restored(options, data, recognizer.eval(), engine, state["epoch"])
 
 
-def _build(
+def build(
     options: Options, initial: bool, data: Data | None = None
 ) -> tuple[Data, model.Recognizer, str | None]:
     """The data set, the network on its device, and the engine that computes it.
