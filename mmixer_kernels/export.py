@@ -28,7 +28,8 @@ class ExportOptions:
     """onnx runs anywhere; torch is loaded after `import mmixer_kernels`, for it uses its engine.
     None goes by the file's ending."""
     steps: int | None = None
-    """Steps of every clip; when None any number, which GRU and LSTM cannot have."""
+    """Steps of every clip; when None any number, which GRU and LSTM cannot have, or the data set's
+    where extractors join steps, as those of watch do."""
     root: Path | None = None
     """Folder of the data set's files, where it is not the run's; data sets of frames need none."""
 

@@ -70,7 +70,8 @@ def export(
 
     Args:
         restored: a checkpoint's network on the CPU.
-        steps: fixes the time to so many steps; None leaves it free.
+        steps: fixes the time to so many steps; None leaves it free, but for extractors that join
+            steps of the time, whose samples all have the same number.
 
     Raises:
         UserError: a package is missing, the time cannot be free, the numbers differ, or the file
@@ -79,12 +80,14 @@ def export(
     if kind == "onnx":
         _require_packages()
     recognizer = restored.model
+    shapes = _shapes(restored)
+    if steps is None and _shortens(recognizer, shapes):
+        steps = shapes[0][0]
     if steps is None and _unrolls(recognizer):
         raise UserError(
             "the time of PyTorch's GRU and LSTM cannot be left free in an export: fix the number "
             "of steps by --steps"
         )
-    shapes = _shapes(restored)
     example_steps = steps or max(2, shapes[0][0])
     names = restored.data.modalities
     about = {"modalities": list(names), "classes": list(restored.data.classes)}
@@ -124,6 +127,13 @@ def _require_packages() -> None:
         )
 
 
+def _shortens(recognizer: Recognizer, shapes: Sequence[tuple[int, ...]]) -> bool:
+    """Whether the extractors give fewer steps than they get."""
+    sample = _random(shapes, 1, max(2, shapes[0][0]))
+    with torch.no_grad():
+        return recognizer.features(sample)[0].shape[1] != sample[0].shape[1]
+
+
 def _unrolls(recognizer: Recognizer) -> bool:
     """Whether torch.export writes out each step of a recurrence, as it does PyTorch's own."""
     return any(isinstance(module, nn.GRU | nn.LSTM) for module in recognizer.modules())
@@ -159,6 +169,7 @@ def _onnx(
         dynamic_shapes=((free,) * len(modalities),),
     )
     assert written is not None
+    _forget_shapes(written.model.graph, len(about["classes"]))
     written.model.metadata_props.update({key: json.dumps(value) for key, value in about.items()})
     content = written.model_proto.SerializeToString()
 
@@ -171,6 +182,17 @@ def _onnx(
         return torch.from_numpy(session.run(["logits"], named)[0])
 
     return content, run
+
+
+def _forget_shapes(graph: Any, classes: int) -> None:
+    """Takes the shapes between inputs and output away, for torch 2.11 writes wrong ones for LSTM;
+    whoever runs the file infers them."""
+    from onnx_ir import Shape
+
+    for node in graph:
+        for value in node.outputs:
+            value.shape = None
+    graph.outputs[0].shape = Shape(["batch", classes])
 
 
 def _torch(program: torch.export.ExportedProgram, about: dict[str, Any]) -> tuple[bytes, Run]:
