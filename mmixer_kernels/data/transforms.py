@@ -121,11 +121,12 @@ class Transform:
 def eight_bits(pictures: Tensor, maximum: int | None = None) -> Tensor:
     """One channel `[T, 1, h, w]` as uint8: 0 to `maximum`, or each frame's least to greatest value,
     becomes 0 to 255."""
-    values = pictures.float()
-    if maximum is not None:
-        return (values * (255 / maximum)).round().clamp(max=255).byte()
-    least, greatest = values.amin((1, 2, 3), True), values.amax((1, 2, 3), True)
-    return ((values - least) * (255 / (greatest - least).clamp(min=1))).round().byte()
+    values = pictures.int()
+    least, greatest = torch.zeros((), dtype=torch.int32), torch.tensor(maximum or 0)
+    if maximum is None:
+        least, greatest = values.amin((1, 2, 3), True), values.amax((1, 2, 3), True)
+    span = (greatest - least).clamp(min=1)  # a frame of one value becomes 0
+    return ((510 * (values - least) + span) // (2 * span)).clamp(max=255).byte()
 
 
 def jet(pictures: Tensor) -> Tensor:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from tqdm import tqdm
 
 from ..data import Data, Split
+from ..data import check as preflight
+from ..data.video import VideoOptions
 from . import checkpoint, loop, model, plots, result, streams, toml
 from .command import UserError, user_errors
 from .options import Options, differences, parse_config
@@ -172,6 +176,24 @@ def restore(
         data, recognizer, engine = build(options, initial=False, data=_without_samples(saved))
     recognizer.load_state_dict(state["model"])
     return Restored(options, data, recognizer.eval(), engine, state["epoch"])
+
+
+def check(options: Options) -> preflight.Report:
+    """What a look at the data set's files finds, without training.
+
+    Raises:
+        UserError: the data set is not one of video, or has no files at all.
+    """
+    if not isinstance(options.data, VideoOptions):
+        raise UserError(f"--check is for data sets of video, but --data is {options.run.data}")
+    with user_errors(BrokenProcessPool):
+        return preflight.check(
+            options.data,
+            options.run.root,
+            full="full" in (options.run.check or ()),
+            workers=options.run.loader.workers,
+            progress=lambda results, total: tqdm(results, "check", total, unit=" samples"),
+        )
 
 
 def build(
