@@ -29,8 +29,8 @@ class Sampling:
     """Which frames of a clip are read.
 
     Args:
-        stride: every so manieth frame, from the first (the paper's is 8).
-        frames: so many frames instead, evenly spaced; None for the stride.
+        stride: steps from one frame to the next, from the first on (the paper's is 8).
+        frames: number of frames instead, evenly spaced; None for the stride.
 
     Raises:
         ValueError: either is not 1 or more.
@@ -64,8 +64,8 @@ class Transform:
         flip: probability of a training clip's being mirrored.
         jitter: a training clip's brightness, contrast and saturation of RGB are each multiplied
             by a factor up to this share below or above 1.
-        maximum: by modality, the value that becomes the map's last colour; the least value of
-            each frame becomes the first colour and the greatest the last where there is none.
+        maximum: by modality, the value that becomes the map's last colour, 0 the first; without
+            one, each frame's least and greatest values do.
 
     Raises:
         ValueError: an argument out of its range.
