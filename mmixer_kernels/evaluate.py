@@ -30,7 +30,7 @@ class EvaluateOptions:
     """Processes that load samples; when None, the run's."""
     streams: bool = False
     """Train a classifier on each modality's state of the frozen network (Eq. 15-16) and tell what
-    each stream knows, as in Table 4."""
+    each stream knows, as in Table 4; written beside the checkpoint, for predict."""
     output: Path | None = None
     """JSON file to write the report to."""
 

@@ -4,7 +4,8 @@
 
 - an array `[samples, T, D]` for each of two or more modalities, under the modality's name; T may
   differ between files, D may not;
-- `label [samples]`, integers: classes are numbered from 0, and each has a training sample;
+- `label [samples]`, integers: classes are numbered from 0, and each has a training sample unless
+  they are named;
 - optionally `length [samples]`, integers in 1..T: steps past it are padding and are not read;
 - optionally, in `train.npz`, `classes [K]`, strings: the classes' names.
 
@@ -227,7 +228,7 @@ def _check_finite(arrays: Arrays) -> None:
 
 
 def _classes(path: Path, arrays: dict[str, np.ndarray], labels: Tensor) -> tuple[str, ...]:
-    """The names of the classes, after a check that each has a sample."""
+    """The names of the classes, after a check that each has a sample where they are not named."""
     if int(labels.min()) < 0:
         sample = int((labels < 0).nonzero()[0])
         raise ValueError(
@@ -241,6 +242,7 @@ def _classes(path: Path, arrays: dict[str, np.ndarray], labels: Tensor) -> tuple
                 f"{path}: 'classes' must be strings [K], "
                 f"but has dtype {names.dtype} and shape {list(names.shape)}"
             )
+        return tuple(names.tolist())
     missing = sorted(set(range(len(names))) - set(labels.tolist()))
     if missing:
         raise ValueError(

@@ -54,13 +54,19 @@ class Split(Dataset[Sample]):
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch's random draws; nothing to choose in splits that never change."""
 
+    def plain(self) -> Split:
+        """The samples without augmentation: the split itself, where it has none."""
+        return self
+
 
 @dataclass(frozen=True)
 class Data:
     """A data set: its three splits and how each modality becomes features.
 
     `extractors` has a module a modality, `[B, T, ...] -> [B, T', feature_sizes[i]]`; `nn.Identity`
-    where the inputs are features already. When T' is not T, every sample has all T steps.
+    where the inputs are features already. When samples differ in length an extractor treats each
+    step by itself; when T' is not T, every sample has all T steps. None says that the inputs are
+    frames `[B, T, 3, H, W]`, for a network of single frames that the model's options choose.
     """
 
     modalities: tuple[str, ...]
@@ -68,8 +74,8 @@ class Data:
     train: Split
     validation: Split
     test: Split
-    extractors: list[nn.Module]
-    feature_sizes: tuple[int, ...]
+    extractors: list[nn.Module] | None
+    feature_sizes: tuple[int, ...] | None
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

@@ -117,6 +117,10 @@ class ClipSplit(Split):
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
+    def plain(self) -> ClipSplit:
+        arguments = self.clips, self.modalities, self.sampling, self.transform, self.seed
+        return ClipSplit(*arguments, training=False)
+
     def __getitem__(self, index: int) -> Sample:
         clip = self.clips[index]
         sources = {modality: clip.sources[modality] for modality in self.modalities}

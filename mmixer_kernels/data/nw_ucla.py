@@ -65,7 +65,7 @@ class NwUclaOptions(VideoOptions):
             if action not in ACTIONS:
                 unknown.append(folder)
                 continue
-            files = _frames(folder)
+            files = frame_files(folder)
             found = {m: files[m] for m in self.modalities if files[m]}
             if not found:
                 empty.append(folder)
@@ -135,7 +135,7 @@ def _folders(root: Path) -> Iterator[tuple[int, str]]:
                     folders.append(entry.path)
 
 
-def _frames(folder: str) -> dict[str, dict[int, str]]:
+def frame_files(folder: str) -> dict[str, dict[int, str]]:
     """The files' names by modality and number."""
     files: dict[str, dict[int, str]] = {"rgb": {}, "depth": {}}
     for name in sorted(os.listdir(folder)):

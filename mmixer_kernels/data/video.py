@@ -142,15 +142,7 @@ class VideoOptions:
                     + (": choose another --validation-subject" if part == "validation" else "")
                 )
         train, validation, test = (
-            ClipSplit(
-                parts[part],
-                self.modalities,
-                Sampling(self.stride, self.frames),
-                self._transform(),
-                seed,
-                training=part == "train",
-            )
-            for part in PARTS
+            self.split_of(parts[part], seed, training=part == "train") for part in PARTS
         )
         return Data(
             modalities=self.modalities,
@@ -161,6 +153,11 @@ class VideoOptions:
             extractors=None,
             feature_sizes=None,
         )
+
+    def split_of(self, clips: Sequence[Clip], seed: int, training: bool) -> ClipSplit:
+        """Clips, sampled and transformed as the options say."""
+        sampling = Sampling(self.stride, self.frames)
+        return ClipSplit(clips, self.modalities, sampling, self._transform(), seed, training)
 
     def _check(self) -> None:
         Sampling(self.stride, self.frames)

@@ -190,6 +190,9 @@ class AugmentedWindows(Split):
         self.numbers = random.choice(len(lengths), len(self), p=lengths / lengths.sum())
         self.labels = torch.tensor([self.recordings[number].label for number in self.numbers])
 
+    def plain(self) -> Windows:
+        return Windows(self.recordings, self.scale)
+
     def __getitem__(self, index: int) -> Sample:
         options, random = self.options, draws(self.seed, 0, self.epoch, index)
         recording = self.recordings[self.numbers[index]]

@@ -294,7 +294,7 @@ def identity(data: Data) -> dict[str, Any]:
     return {
         "modalities": list(data.modalities),
         "classes": list(data.classes),
-        "feature_sizes": list(data.feature_sizes),
+        "feature_sizes": None if data.feature_sizes is None else list(data.feature_sizes),
         "samples": [len(data.train), len(data.validation), len(data.test)],
     }
 

@@ -9,11 +9,16 @@ from torch import Tensor, nn
 
 from ..data import Data
 from ..network import MMixer
+from . import extractors
 from .options import ModelOptions
 
 
 class Recognizer(nn.Module):
     """Feature extractors (Eq. 1) under an M-Mixer.
+
+    Where samples have `lengths`, extractors see the valid steps only, as one sequence
+    `[1, sum(lengths), ...]`: padding costs nothing and does not enter batch norm's statistics.
+    So they must then treat each step by itself, as networks of single frames do.
 
     Args:
         extractors: a module a modality, `[B, T, ...] -> [B, T', feature_sizes[i]]`.
@@ -42,17 +47,34 @@ class Recognizer(nn.Module):
 
     def streams(self, inputs: Sequence[Tensor], lengths: Tensor | None = None) -> list[Tensor]:
         """Each modality's h_T: N tensors `[B, H]`."""
-        features = [
-            self.feature_dropout(extractor(x))
-            for extractor, x in zip(self.extractors, inputs, strict=True)
-        ]
+        features = [self.feature_dropout(x) for x in self.features(inputs, lengths)]
         return self.mixer.streams(features, lengths)
 
+    def features(self, inputs: Sequence[Tensor], lengths: Tensor | None = None) -> list[Tensor]:
+        """What the extractors make of N tensors `[B, T, ...]`: N tensors
+        `[B, T', feature_sizes[i]]`, zeros past a sample's length."""
+        pairs = zip(self.extractors, inputs, strict=True)
+        if lengths is None:
+            return [extractor(x) for extractor, x in pairs]
+        steps = torch.arange(inputs[0].shape[1], device=lengths.device)
+        valid = steps < lengths[:, None]
+        return [_of_valid_steps(extractor, x, valid) for extractor, x in pairs]
 
-def build(options: ModelOptions, data: Data) -> Recognizer:
-    """The network that the options describe, for the modalities and classes of a data set."""
+
+def build(options: ModelOptions, data: Data, initial: bool = True) -> Recognizer:
+    """The network that the options describe, for the modalities and classes of a data set.
+
+    Args:
+        initial: False where a checkpoint's weights will replace the initial ones: pretrained
+            weights are then not read.
+
+    Raises:
+        ValueError: an option that does not go with the data set, or pretrained weights that do
+            not fit. OSError: weights that cannot be had. ModuleNotFoundError: no torchvision.
+    """
+    modules, sizes = _extractors(options, data, initial)
     mixer = MMixer(
-        data.feature_sizes,
+        sizes,
         len(data.classes),
         hidden_size=options.hidden_size,
         unit=options.unit,
@@ -62,4 +84,31 @@ def build(options: ModelOptions, data: Data) -> Recognizer:
         layer_norm=options.layer_norm,
         engine=options.engine,
     )
-    return Recognizer(data.extractors, mixer, options.feature_dropout, options.dropout)
+    return Recognizer(modules, mixer, options.feature_dropout, options.dropout)
+
+
+def _extractors(
+    options: ModelOptions, data: Data, initial: bool
+) -> tuple[Sequence[nn.Module], Sequence[int]]:
+    """The data set's own extractors and their sizes, or for frames a network a modality."""
+    if data.extractors is not None and data.feature_sizes is not None:
+        for name in ("extractor", "weights"):
+            value = getattr(options, name)
+            if value != "auto":
+                raise ValueError(
+                    f"--model.{name} must be left out for a data set that is not of frames, "
+                    f"but is {value}"
+                )
+        return data.extractors, data.feature_sizes
+    name = "resnet18" if options.extractor == "auto" else options.extractor
+    weights = "imagenet" if options.weights == "auto" else options.weights
+    state = extractors.pretrained(name, weights) if initial else None
+    networks = [extractors.ResNet(name, state) for _ in data.modalities]
+    return networks, [extractors.FEATURE_SIZE] * len(networks)
+
+
+def _of_valid_steps(extractor: nn.Module, x: Tensor, valid: Tensor) -> Tensor:
+    features = extractor(x[valid].unsqueeze(0)).squeeze(0)
+    padded = features.new_zeros(*valid.shape, features.shape[-1])
+    padded[valid] = features
+    return padded

@@ -40,6 +40,13 @@ class ModelOptions:
     """LayerNorm in the MCU (Table 3)."""
     engine: Literal["auto", "reference", "cpu", "cuda", "triton"] = "auto"
     """What computes the MCU; python -m mmixer_kernels.info tells what can run here."""
+    extractor: Literal["auto", "resnet18", "resnet34"] = "auto"
+    """Network of each modality's frames, torchvision's: auto is resnet18. Other data sets bring
+    extractors of their own, for which only auto is valid."""
+    weights: str = "auto"
+    """What the networks of frames start from: imagenet, downloaded once; the path of a .pth file
+    with torchvision's names; or none, random weights. auto is imagenet. A checkpoint brings its
+    own."""
     feature_dropout: float = 0.0
     """Part of the extracted features dropped in training."""
     dropout: float = 0.0
@@ -196,6 +203,66 @@ def parse(arguments: Sequence[str], prog: str) -> Options:
     return _parse(arguments, defaults, prog, description)
 
 
+@dataclass(frozen=True)
+class ExtractorOptions:
+    """The networks of frames."""
+
+    extractor: Literal["auto", "resnet18", "resnet34"] = "auto"
+    """torchvision's network; auto is resnet18."""
+    weights: str = "auto"
+    """imagenet, downloaded once; the path of a .pth file with torchvision's names; or none, random
+    weights. auto is imagenet."""
+
+
+@dataclass(frozen=True)
+class ExtractOptions:
+    """What the extraction of features without a checkpoint has."""
+
+    data: str
+    """Data set of frames; it brings options of its own."""
+    output: Path | None = None
+    """Folder to write the arrays to, new or empty; when None, features/DATA."""
+    root: Path | None = None
+    """Folder of the data set's files."""
+    seed: int = 0
+    """Of the data set's split and of random weights."""
+    device: str = "cpu"
+    """Where the networks run, as PyTorch names it."""
+    model: ExtractorOptions = field(default_factory=ExtractorOptions)
+    loader: LoaderOptions = field(default_factory=LoaderOptions)
+
+
+def parse_extract(arguments: Sequence[str], prog: str) -> Options:
+    """Options for a data set's features before any training; `run.output` is where they go.
+
+    Raises:
+        UserError: an unknown data set or a wrong value.
+        SystemExit: as in `parse`.
+    """
+    first = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
+    first.add_argument("--data")
+    name = first.parse_known_args(arguments)[0].data
+    if name not in DATA:
+        raise UserError(f"--data must be one of {', '.join(DATA)}, but is {name!r}")
+    defaults = _defaults(name)
+    model, loader = defaults.run.model, defaults.run.loader
+    own = ExtractOptions(
+        data=name, model=ExtractorOptions(model.extractor, model.weights), loader=loader
+    )
+    description = f"Writes features of {name} as arrays, by networks that have seen ImageNet only."
+    own, data = _compose(arguments, own, defaults.data, prog, description)
+    run = dataclasses.replace(
+        defaults.run,
+        root=own.root,
+        output=own.output or Path("features") / name,
+        seed=own.seed,
+        device=own.device,
+        loader=own.loader,
+        model=dataclasses.replace(model, extractor=own.model.extractor, weights=own.model.weights),
+    )
+    return Options(run, data)
+
+
 def parse_config(config: dict[str, Any], source: str) -> Options:
     """Options from what `Options.config` gave; UserError as in `parse`, naming `source`."""
     if config.get("data") not in DATA:
@@ -230,15 +297,19 @@ def _defaults(name: str) -> Options:
 
 
 def _parse(arguments: Sequence[str], defaults: Options, prog: str, description: str) -> Options:
+    return Options(*_compose(arguments, defaults.run, defaults.data, prog, description))
+
+
+def _compose(
+    arguments: Sequence[str], first: Any, data: DataOptions, prog: str, description: str
+) -> tuple[Any, Any]:
+    """A command's own options and the data set's, side by side, from the command line."""
     import tyro
 
     flat = tyro.conf.arg(name="")
     command = dataclasses.make_dataclass(
         "Command",
-        [
-            ("run", Annotated[RunOptions, flat]),
-            ("data", Annotated[type(defaults.data), flat]),
-        ],
+        [("first", Annotated[type(first), flat]), ("data", Annotated[type(data), flat])],
     )
     try:
         parsed: Any = tyro.cli(
@@ -246,11 +317,11 @@ def _parse(arguments: Sequence[str], defaults: Options, prog: str, description: 
             prog=prog,
             description=description,
             args=list(arguments),
-            default=command(defaults.run, defaults.data),
+            default=command(first, data),
         )
     except ValueError as error:  # tyro reports only those of the groups
         raise UserError(str(error)) from error
-    return Options(parsed.run, parsed.data)
+    return parsed.first, parsed.data
 
 
 def _parse_table(table: dict[str, Any], defaults: Options, source: str) -> Options:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
 
-from ..data import Data
+from ..data import Data, Split
 from ..data import check as preflight
 from ..data.video import VideoOptions
 from . import checkpoint, loop, model, plots, result, streams, toml
@@ -38,7 +39,7 @@ def train(options: Options) -> dict[str, Any]:
     if state is None:
         _refuse_overwriting(output)
     torch.manual_seed(options.run.seed)
-    data, recognizer, engine = _build(options)
+    data, recognizer, engine = build(options, initial=state is None)
     trainer = loop.Trainer(options, data, recognizer)
     if state is not None:
         _check_data(state["data"], loop.identity(data), output / "last.pt")
@@ -89,38 +90,92 @@ def evaluate(
         split: "validation" or "test".
         root: folder of the data set's files where it is not the run's.
         batch_size, workers: the run's when None.
-        with_streams: adds "streams", the report of a classifier on each modality's state (Eq. 15).
+        with_streams: adds "streams", the report of a classifier on each modality's state (Eq. 15),
+            and writes the classifiers beside the checkpoint.
 
     Raises:
         UserError: the checkpoint or the data cannot be read, or do not belong together.
     """
-    state = checkpoint.load(path)
-    options = parse_config(state["config"], f"the checkpoint {path}")
-    loader = {"batch_size": batch_size, "workers": workers}
-    given = {name: value for name, value in loader.items() if value is not None}
-    with user_errors():
-        changed = replace(options.run.loader, **given)
-    run = replace(options.run, loader=changed, root=options.run.root if root is None else root)
-    options = replace(options, run=run)
-    data, recognizer, engine = _build(options)
-    _check_data(state["data"], loop.identity(data), path, also_samples=False)
-    recognizer.load_state_dict(state["model"])
+    restored = restore(path, root, batch_size, workers)
+    options, data, recognizer = restored.options, restored.data, restored.model
+    if with_streams and not os.access(path.parent, os.W_OK):
+        raise UserError(
+            f"{path.parent} cannot be written, and the classifiers of the streams belong there: "
+            "copy the checkpoint to a folder of your own"
+        )
     samples = data.test if split == "test" else data.validation
     evaluation = loop.evaluate(recognizer, samples, len(data.classes), options.run.loader)
     report = {
         "checkpoint": str(path),
         "split": split,
-        "epoch": state["epoch"],
-        "engine": engine,
+        "epoch": restored.epoch,
+        "engine": restored.engine,
         **evaluation.report(data.classes),
     }
     if with_streams:
-        alone = streams.evaluate_streams(recognizer, data, samples, options.run.loader)
+        heads = streams.train_heads(recognizer, data, options.run.loader)
+        alone = streams.evaluate_streams(recognizer, heads, samples, options.run.loader)
         report["streams"] = {
             modality: part.report(data.classes)
             for modality, part in zip(data.modalities, alone, strict=True)
         }
+        with user_errors():
+            streams.save_heads(heads, recognizer, path)
     return report
+
+
+class Restored(NamedTuple):
+    """A checkpoint's network, in evaluation mode, and what it goes with."""
+
+    options: Options
+    data: Data
+    model: model.Recognizer
+    engine: str | None
+    epoch: int
+
+
+def restore(
+    path: Path,
+    root: Path | None = None,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    device: str | None = None,
+    samples: bool = True,
+) -> Restored:
+    """The network of a checkpoint with its weights, and the data set that it was trained on.
+
+    Args:
+        root: folder of the data set's files where it is not the run's.
+        batch_size, workers, device: the run's when None.
+        samples: False when no sample is needed: the files of a data set of frames are then not
+            read, and its splits are empty.
+
+    Raises:
+        UserError: the checkpoint or the data cannot be read, or do not belong together.
+    """
+    state = checkpoint.load(path)
+    if "config" not in state:
+        raise UserError(f"{path} holds the classifiers of streams: give the network's checkpoint")
+    options = parse_config(state["config"], f"the checkpoint {path}")
+    loader = {"batch_size": batch_size, "workers": workers}
+    given = {name: value for name, value in loader.items() if value is not None}
+    with user_errors():
+        changed = replace(options.run.loader, **given)
+    run = replace(
+        options.run,
+        loader=changed,
+        root=options.run.root if root is None else root,
+        device=options.run.device if device is None else device,
+    )
+    options = replace(options, run=run)
+    saved = state["data"]
+    if samples or saved["feature_sizes"] is not None:
+        data, recognizer, engine = build(options, initial=False)
+        _check_data(saved, loop.identity(data), path, also_samples=False)
+    else:
+        data, recognizer, engine = build(options, initial=False, data=_without_samples(saved))
+    recognizer.load_state_dict(state["model"])
+    return Restored(options, data, recognizer.eval(), engine, state["epoch"])
 
 
 def check(options: Options) -> preflight.Report:
@@ -141,14 +196,28 @@ def check(options: Options) -> preflight.Report:
         )
 
 
-def _build(options: Options) -> tuple[Data, model.Recognizer, str | None]:
-    """The data set, the network on its device, and the engine that computes it."""
+def build(
+    options: Options, initial: bool, data: Data | None = None
+) -> tuple[Data, model.Recognizer, str | None]:
+    """The data set, the network on its device, and the engine that computes it.
+
+    Args:
+        initial: whether its initial weights matter, as in `model.build`.
+        data: the data set; loaded when None.
+    """
     with user_errors():
         device = _device(options.run.device)
-        data = options.load_data()
-        recognizer = model.build(options.run.model, data).to(device)
+        data = options.load_data() if data is None else data
+        recognizer = model.build(options.run.model, data, initial).to(device)
     with user_errors(RuntimeError):
         return data, recognizer, result.engine_used(options.run.model, device)
+
+
+def _without_samples(saved: dict[str, Any]) -> Data:
+    """A data set of frames as a checkpoint remembers it."""
+    none = Split(torch.zeros(0, dtype=torch.int64))
+    names = tuple(saved["modalities"]), tuple(saved["classes"])
+    return Data(*names, none, none, none, extractors=None, feature_sizes=None)
 
 
 def _refuse_overwriting(output: Path) -> None:

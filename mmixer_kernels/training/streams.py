@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -9,19 +12,18 @@ from torch.nn import functional as F
 from ..data import Data
 from ..data.base import Split
 from ..network import StreamClassifiers
-from . import metrics
+from . import checkpoint, metrics
+from .command import UserError
 from .loop import batches_in_order
 from .model import Recognizer
 from .options import LoaderOptions
 from .result import Evaluation
 
 
-def evaluate_streams(
-    model: Recognizer, data: Data, split: Split, loader: LoaderOptions
-) -> list[Evaluation]:
-    """A modality's confusion matrix and mean loss each, of a linear classifier on its h_T.
+def train_heads(model: Recognizer, data: Data, loader: LoaderOptions) -> StreamClassifiers:
+    """A linear classifier on each modality's h_T, learnt from the training split with Eq. 16's
+    loss; the network stays as it is.
 
-    The classifiers learn from the training split with Eq. 16's loss; the network stays as it is.
     The problem is convex and its inputs are computed once, so L-BFGS solves it without options.
     """
     streams, labels = _frozen_streams(model, data.train, loader)
@@ -35,15 +37,63 @@ def evaluate_streams(
         return total
 
     optimizer.step(loss)
+    return heads
+
+
+@torch.no_grad()
+def evaluate_streams(
+    model: Recognizer, heads: StreamClassifiers, split: Split, loader: LoaderOptions
+) -> list[Evaluation]:
+    """A modality's confusion matrix and mean loss each, of its classifier on a split."""
     streams, labels = _frozen_streams(model, split, loader)
-    with torch.no_grad():
-        return [
-            Evaluation(
-                metrics.confusion_matrix(labels.cpu(), logits.argmax(1).cpu(), len(data.classes)),
-                F.cross_entropy(logits, labels).item(),
-            )
-            for logits in heads(streams)
-        ]
+    classes = model.mixer.classifier.out_features
+    return [
+        Evaluation(
+            metrics.confusion_matrix(labels.cpu(), logits.argmax(1).cpu(), classes),
+            F.cross_entropy(logits, labels).item(),
+        )
+        for logits in heads(streams)
+    ]
+
+
+def heads_path(path: Path) -> Path:
+    """Where the classifiers of a checkpoint's streams are: best.streams.pt beside best.pt."""
+    return path.with_suffix(".streams.pt")
+
+
+def save_heads(heads: StreamClassifiers, model: Recognizer, path: Path) -> None:
+    """Writes the classifiers of the network whose checkpoint is `path` beside it."""
+    state = {"streams": heads.state_dict(), "network": _digest(model)}
+    checkpoint.save(state, heads_path(path))
+
+
+def load_heads(model: Recognizer, path: Path) -> StreamClassifiers | None:
+    """What `save_heads` wrote beside the checkpoint `path`; None where there is nothing.
+
+    Raises:
+        UserError: the file is damaged, or belongs to other weights.
+    """
+    beside = heads_path(path)
+    if not beside.exists():
+        return None
+    state = checkpoint.load(beside)
+    if state.get("network") != _digest(model):
+        raise UserError(
+            f"{beside} belongs to other weights than {path}: make it anew with "
+            f"python -m mmixer_kernels.evaluate {path} --streams, or remove it"
+        )
+    heads = StreamClassifiers(model.mixer)
+    heads.load_state_dict(state["streams"])
+    return heads.to(next(model.parameters()).device)
+
+
+def _digest(model: Recognizer) -> str:
+    """SHA-256 of every weight and statistic of a network."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 @torch.no_grad()

@@ -1,10 +1,21 @@
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
 import torch
 from torch import nn
 
 from mmixer_kernels import MMixer
-from mmixer_kernels.training.model import Recognizer
+from mmixer_kernels.data import Data, Split, SyntheticOptions
+from mmixer_kernels.training import extractors
+from mmixer_kernels.training.model import Recognizer, build
+from mmixer_kernels.training.options import ModelOptions
+
+
+def frame_data(modalities: tuple[str, ...] = ("rgb", "depth")) -> Data:
+    split = Split(torch.zeros(1, dtype=torch.int64))
+    return Data(modalities, ("a", "b", "c"), split, split, split, None, None)
 
 
 def test_without_dropout_it_is_the_mixer_on_the_features() -> None:
@@ -31,3 +42,65 @@ def test_each_dropout_works_in_training_only() -> None:
         assert same_streams == (where == "dropout")
         recognizer.eval()
         assert torch.equal(recognizer(inputs), mixer(inputs))
+
+
+def test_padding_does_not_reach_batch_norm() -> None:
+    """Nor anything else: samples side by side are what they are one after the other."""
+    recognizer = build(ModelOptions(hidden_size=8, weights="none"), frame_data()).double()
+    lengths = [3, 1, 2]
+    clips = [[torch.randn(n, 3, 32, 32).double() + 1 for n in lengths] for _ in range(2)]
+    padded = [nn.utils.rnn.pad_sequence(part, batch_first=True) for part in clips]
+    valid = [torch.cat(part).unsqueeze(0) for part in clips]
+    before = {name: value.clone() for name, value in recognizer.state_dict().items()}
+    recognizer.train()
+    features = recognizer.features(padded, torch.tensor(lengths))
+    after = {name: value.clone() for name, value in recognizer.state_dict().items()}
+    recognizer.load_state_dict(before)
+    for i, expected in enumerate(recognizer.features(valid)):
+        assert torch.equal(
+            torch.cat([x[:n] for x, n in zip(features[i], lengths, strict=True)]), expected[0]
+        )
+        assert all((x[n:] == 0).all() for x, n in zip(features[i], lengths, strict=True))
+    for name, value in recognizer.state_dict().items():
+        assert torch.equal(after[name], value), name
+    changed = [name for name, value in before.items() if not torch.equal(after[name], value)]
+    assert any(name.endswith("running_var") for name in changed)
+
+    recognizer.eval()
+    logits = recognizer(padded, torch.tensor(lengths))
+    alone = [recognizer([part[i].unsqueeze(0) for part in clips]) for i in range(len(lengths))]
+    torch.testing.assert_close(logits, torch.cat(alone))
+
+
+def test_frames_get_a_network_a_modality_with_the_chosen_weights(tmp_path: Path) -> None:
+    import torchvision
+
+    state = torchvision.models.resnet34().state_dict()
+    torch.save(state, tmp_path / "weights.pth")
+    options = ModelOptions(8, extractor="resnet34", weights=str(tmp_path / "weights.pth"))
+    recognizer = build(options, frame_data(("rgb", "depth", "ir")))
+    assert recognizer.mixer.feature_sizes == [512] * 3
+    assert len({id(extractor) for extractor in recognizer.extractors}) == 3
+    for extractor in recognizer.extractors:
+        assert isinstance(extractor, extractors.ResNet)
+        assert torch.equal(extractor.network.state_dict()["conv1.weight"], state["conv1.weight"])
+
+
+def test_a_checkpoints_network_needs_no_pretrained_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str, weights: str) -> None:
+        raise AssertionError("weights were asked for")
+
+    monkeypatch.setattr(extractors, "pretrained", refuse)
+    build(ModelOptions(8), frame_data(), initial=False)
+    with pytest.raises(AssertionError, match="asked for"):
+        build(ModelOptions(8), frame_data())
+
+
+@pytest.mark.parametrize("option", [{"extractor": "resnet18"}, {"weights": "imagenet"}])
+def test_data_with_extractors_of_its_own_takes_no_other(option: dict[str, str]) -> None:
+    data = SyntheticOptions(frame_size=8, frames=2).load(None, 0)
+    (name,) = option
+    with pytest.raises(
+        ValueError, match=rf"--model\.{name} must be left out .* but is {option[name]}"
+    ):
+        build(ModelOptions(8, **option), data)  # type: ignore[arg-type]

@@ -7,19 +7,29 @@ from mmixer_kernels.data import DATA
 from mmixer_kernels.evaluate import main as evaluate
 from mmixer_kernels.network import MMixer
 from mmixer_kernels.train import main as train
+from mmixer_kernels.training.command import UserError
 from mmixer_kernels.training.model import Recognizer
 from mmixer_kernels.training.options import LoaderOptions
-from mmixer_kernels.training.streams import evaluate_streams
+from mmixer_kernels.training.streams import (
+    evaluate_streams,
+    heads_path,
+    load_heads,
+    save_heads,
+    train_heads,
+)
+
+
+def recognizer(data):
+    return Recognizer(data.extractors, MMixer(data.feature_sizes, len(data.classes), hidden_size=8))
 
 
 def test_network_is_left_as_it_was():
     options = DATA["synthetic"](frame_size=8, frames=2, samples=32, evaluation_samples=16)
     data = options.load(None, 0)
-    model = Recognizer(
-        data.extractors, MMixer(data.feature_sizes, len(data.classes), hidden_size=8)
-    )
+    model = recognizer(data)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    evaluations = evaluate_streams(model, data, data.test, LoaderOptions(batch_size=5))
+    heads = train_heads(model, data, LoaderOptions(batch_size=5))
+    evaluations = evaluate_streams(model, heads, data.test, LoaderOptions(batch_size=5))
     assert [int(part.confusion.sum()) for part in evaluations] == [16, 16]
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
@@ -39,3 +49,21 @@ def test_cross_content_carries_the_other_stream(content, tmp_path, capsys):
         assert min(accuracies) > 60
     else:
         assert max(accuracies) <= 50
+
+
+def test_classifiers_are_kept_with_the_weights_they_belong_to(tmp_path):
+    options = DATA["synthetic"](frame_size=8, frames=2, samples=32, evaluation_samples=16)
+    data = options.load(None, 0)
+    model = recognizer(data)
+    path = tmp_path / "best.pt"
+    assert load_heads(model, path) is None
+    heads = train_heads(model, data, LoaderOptions(batch_size=8))
+    save_heads(heads, model, path)
+    assert heads_path(path).name == "best.streams.pt"
+    streams = [torch.randn(3, 8), torch.randn(3, 8)]
+    for ours, theirs in zip(load_heads(model, path)(streams), heads(streams), strict=True):
+        assert torch.equal(ours, theirs)
+    with torch.no_grad():
+        model.mixer.classifier.bias[0] += 1
+    with pytest.raises(UserError, match=r"best\.streams\.pt belongs to other weights than"):
+        load_heads(model, path)

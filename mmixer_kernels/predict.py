@@ -1,0 +1,73 @@
+"""`python -m mmixer_kernels.predict CHECKPOINT FILES...`: what a network says of samples."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from .training import command, pictures, predictions, run, streams
+
+PROG = "python -m mmixer_kernels.predict"
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """Prints the most likely classes of samples, with confidences, for each stream and for all
+    together, and draws them beside the samples' frames (the paper's Figure 5)."""
+
+    checkpoint: tyro.conf.Positional[Path]
+    """best.pt or last.pt of a run. The streams' own predictions need the classifiers that
+    python -m mmixer_kernels.evaluate CHECKPOINT --streams writes."""
+    files: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """Video files and folders of one or more samples: NAME_rgb.avi, NAME_ir.avi, and the depth
+    folder NAME; or folders of NW-UCLA."""
+    index: tuple[int, ...] = ()
+    """Instead of files: samples of the data set by their places in --split, from 0."""
+    split: Literal["test", "validation", "train"] = "test"
+    """Where --index counts."""
+    top: int = 5
+    """Classes to show of each stream."""
+    output: Path = Path("predictions.png")
+    """PNG file to draw in."""
+    root: Path | None = None
+    """Folder of the data set's files for --index, where it is not the run's."""
+    device: str | None = None
+    """Where the network runs; when None, the run's."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit code of the command: 0, or 2 after a mistake of the user."""
+    return command.run(lambda: _main(sys.argv[1:] if arguments is None else arguments))
+
+
+def _main(arguments: Sequence[str]) -> int:
+    options = tyro.cli(PredictOptions, prog=PROG, args=list(arguments))
+    if bool(options.files) == bool(options.index):
+        raise command.UserError("give the files of a sample or more, or --index")
+    if options.top < 1:
+        raise command.UserError(f"--top must be 1 or more, but is {options.top}")
+    path = options.checkpoint
+    restored = run.restore(path, options.root, device=options.device, samples=not options.files)
+    if options.files:
+        found = predictions.of_files(restored, path, options.files)
+    else:
+        found = predictions.of_split(restored, path, options.split, options.index)
+    print(predictions.describe(found, restored.data.classes, options.top))
+    with command.user_errors():
+        pictures.write(options.output, found, restored.data, options.top)
+    print(f"\ndrawn in {options.output}")
+    if not streams.heads_path(path).exists():
+        print(
+            "shown is the network's own prediction only: for each stream's too, run "
+            f"python -m mmixer_kernels.evaluate {path} --streams first"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""Predictions of single samples, by streams and together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from data import miniature
+
+from mmixer_kernels import evaluate, predict, train
+from mmixer_kernels.data import collate
+from mmixer_kernels.training import predictions, run, streams
+
+TINY = [
+    *("--frames", "2", "--frame-size", "8", "--samples", "32", "--evaluation-samples", "16"),
+    *("--model.hidden-size", "8", "--epochs", "1"),
+]
+VIDEO = [
+    *("--data", "ntu60", "--image-size", "32", "--model.weights", "none", "--epochs", "1"),
+    *("--model.hidden-size", "8", "--loader.batch-size", "2"),
+]
+
+
+def command(*arguments: object) -> int:
+    return predict.main([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("finished")
+    assert train.main([*TINY, "--output", str(output)]) == 0
+    return output / "best.pt"
+
+
+def table(text: str) -> list[list[tuple[str, str]]]:
+    """(confidence, class) by row and stream of a sample's printed table."""
+    rows = [line.split() for line in text.splitlines() if "%" in line]
+    return [
+        list(
+            zip(
+                row[::4], (" ".join(row[i + 1 : i + 4]) for i in range(0, len(row), 4)), strict=True
+            )
+        )
+        for row in rows
+    ]
+
+
+def test_streams_are_shown_when_their_classifiers_are_there(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "picture.png"
+    arguments = [finished, "--index", 3, "--top", 2, "--output", picture]
+    assert command(*arguments) == 0
+    text = capsys.readouterr().out
+    assert "evaluate" in text
+    assert "--streams first" in text
+    assert [len(row) for row in table(text)] == [1, 1]
+    assert picture.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+    assert evaluate.main([str(finished), "--streams"]) == 0
+    capsys.readouterr()
+    assert command(*arguments) == 0
+    text = capsys.readouterr().out
+    assert "--streams first" not in text
+    restored = run.restore(finished)
+    classes = restored.data.classes
+    sample = restored.data.test[3]
+    heads = streams.load_heads(restored.model, finished)
+    assert heads is not None
+    with torch.no_grad():
+        inputs = collate([sample]).inputs
+        logits = [*heads(restored.model.streams(inputs)), restored.model(inputs)]
+    for rank, row in enumerate(table(text)):
+        for (confidence, name), values in zip(row, logits, strict=True):
+            expected = values[0].softmax(-1)
+            assert confidence == f"{expected.sort(descending=True).values[rank]:.2%}"
+            assert confidence == f"{expected[classes.index(name)]:.2%}"  # of equals any
+    assert text.startswith(f"test 3, true class {classes[sample.label]}\nrgb")
+    assert text.splitlines()[1].split() == ["rgb", "depth", "rgb+depth"]
+
+
+def test_files_give_what_the_data_set_gives(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, output = tmp_path / "ntu", tmp_path / "run"
+    miniature.ntu(root)
+    assert train.main([*VIDEO, "--root", str(root), "--output", str(output)]) == 0
+    path = output / "best.pt"
+    name = "S001C001P003R001A002"
+    restored = run.restore(path)
+    index = [clip.name for clip in restored.data.test.clips].index(name)  # type: ignore[attr-defined]
+    (expected,) = predictions.of_split(restored, path, "test", [index])
+    moved = root.rename(tmp_path / "elsewhere")
+    files = [next(moved.rglob(f"{name}_rgb.avi")), next(moved.rglob(name))]
+    capsys.readouterr()
+    assert command(path, *files, "--output", tmp_path / "p.png") == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"{name}, true class eat meal")
+    without_data = run.restore(path, samples=False)
+    (found,) = predictions.of_files(without_data, path, files)
+    assert (found.name, found.label) == (name, expected.label)
+    for stream, confidences in expected.confidences.items():
+        assert torch.equal(found.confidences[stream], confidences)
+
+
+def test_mistakes_end_in_one_line(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a_rgb.avi").write_bytes(b"")
+    for arguments, message in (
+        ([], "give the files of a sample or more, or --index"),
+        ([tmp_path / "a_rgb.avi", "--index", 1], "give the files of a sample or more, or --index"),
+        (
+            [tmp_path / "a_rgb.avi"],
+            "the samples of synthetic are not files: choose some by --index",
+        ),
+        (["--index", 16], "--index must be in 0..15 for test, but is 16"),
+        (["--index", 0, "--top", 0], "--top must be 1 or more, but is 0"),
+        (["--index", 0, "--output", tmp_path / "no" / "p.png"], "No such file or directory"),
+    ):
+        assert command(finished, *arguments) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1, error
+        assert message in error
