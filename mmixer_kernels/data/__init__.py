@@ -2,6 +2,9 @@
 
 from .arrays import ArraysOptions
 from .base import Batch, Data, Sample, Split, collate
+from .clips import DamagedFile
+from .ntu import Ntu60Options, Ntu120Options
+from .nw_ucla import NwUclaOptions
 from .synthetic import SyntheticOptions
 from .watch import WatchOptions
 
@@ -9,13 +12,20 @@ DATA: dict[str, type] = {
     "synthetic": SyntheticOptions,
     "watch": WatchOptions,
     "arrays": ArraysOptions,
+    "ntu60": Ntu60Options,
+    "ntu120": Ntu120Options,
+    "nw-ucla": NwUclaOptions,
 }
 
 __all__ = [
     "DATA",
     "ArraysOptions",
     "Batch",
+    "DamagedFile",
     "Data",
+    "Ntu60Options",
+    "Ntu120Options",
+    "NwUclaOptions",
     "Sample",
     "Split",
     "SyntheticOptions",

@@ -1,10 +1,10 @@
 """From a clip's frames to a network's inputs: which frames, and what becomes of their pixels.
 
 The paper (section 4.2): temporal stride 8, "random cropping and resize each frame to 224x224",
-random horizontal flipping, colour jitter of RGB, depth and IR through a jet colour map. It gives no
-scale for the crop. Here it is the usual square of 224 of a shorter side of 256 pixels, and no random
-scale, which would often cut the actor off. One crop, at one relative offset, and one flip are shared
-by all frames and modalities of a sample, so that they stay aligned.
+random horizontal flipping, colour jitter of RGB, depth and IR through a jet colour map. It gives
+no scale for the crop. Here it is the usual square of 224 out of a shorter side of 256 pixels, and
+no random scale, which would often cut the actor off. One crop, at one relative offset, and one flip
+are shared by all frames and modalities of a sample, so that they stay aligned.
 """
 
 from __future__ import annotations
@@ -98,7 +98,76 @@ class Transform:
                 uint8 or uint16 is coloured.
             random: the sample's draws; None for evaluation, which crops the centre.
         """
-        raise NotImplementedError
+        offsets, flipped = np.array((0.5, 0.5)), False
+        factors = np.ones(3)
+        if random is not None:
+            offsets, flipped = random.random(2), random.random() < self.flip
+            factors += self.jitter * random.uniform(-1, 1, 3)
+        inputs = []
+        for modality, pictures in frames.items():
+            if pictures.shape[1] == 1:
+                pictures = eight_bits(pictures, self.maximum.get(modality))
+            images = _crop(pictures, offsets)
+            if images.shape[1] == 1:
+                images = jet(images)
+            elif self.jitter and random is not None:
+                images = _jittered(images, factors)
+            if images.shape[-1] != self.image_size:
+                images = _resized(images, self.image_size)
+            inputs.append(normalized(images.flip(-1) if flipped else images))
+        return tuple(inputs)
+
+
+def eight_bits(pictures: Tensor, maximum: int | None = None) -> Tensor:
+    """One channel `[T, 1, h, w]` as uint8: 0 to `maximum`, or each frame's least to greatest value,
+    becomes 0 to 255."""
+    values = pictures.float()
+    if maximum is not None:
+        return (values * (255 / maximum)).round().clamp(max=255).byte()
+    least, greatest = values.amin((1, 2, 3), True), values.amax((1, 2, 3), True)
+    return ((values - least) * (255 / (greatest - least).clamp(min=1))).round().byte()
+
+
+def jet(pictures: Tensor) -> Tensor:
+    """uint8 `[T, 1, h, w]` as RGB uint8 `[T, 3, h, w]`: 0 is dark blue, 255 dark red."""
+    return JET[pictures[:, 0].long()].permute(0, 3, 1, 2)
+
+
+def _jet() -> Tensor:
+    """The colour map `[256, 3]`: each colour rises, stays and falls over a quarter of the map."""
+    value = torch.arange(256)[:, None] / 255
+    return (255 * (1.5 - (4 * value - torch.tensor((3, 2, 1))).abs()).clamp(0, 1)).round().byte()
+
+
+JET = _jet()
+
+
+def _crop(pictures: Tensor, offsets: np.ndarray) -> Tensor:
+    """A square at `offsets` (down, right) in 0..1 of the room there is."""
+    height, width = pictures.shape[-2:]
+    side = round(CROP * min(height, width))
+    top, left = (round(o * (x - side)) for o, x in zip(offsets, (height, width), strict=True))
+    return pictures[..., top : top + side, left : left + side]
+
+
+def _jittered(images: Tensor, factors: np.ndarray) -> Tensor:
+    """Brightness, contrast and saturation of RGB multiplied by `factors`."""
+    from torchvision.transforms.v2 import functional
+
+    adjustments = (
+        functional.adjust_brightness,
+        functional.adjust_contrast,
+        functional.adjust_saturation,
+    )
+    for adjust, factor in zip(adjustments, factors.tolist(), strict=True):
+        images = adjust(images, factor)
+    return images
+
+
+def _resized(images: Tensor, size: int) -> Tensor:
+    from torchvision.transforms.v2 import functional
+
+    return functional.resize(images, [size, size], antialias=True)
 
 
 def normalized(images: Tensor) -> Tensor:

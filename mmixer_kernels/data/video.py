@@ -1,0 +1,203 @@
+"""What the data sets of video share: their options, and the way from files to the three splits."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal, NamedTuple
+
+from .base import Data
+from .clips import Clip, ClipSplit
+from .transforms import Sampling, Transform
+
+PARTS = ("train", "validation", "test")
+
+
+class Listing(NamedTuple):
+    """A data set's samples on disk: `clips` in the order of their names, each with those of the
+    chosen modalities that were found; `notes`, what was left out and why, a line each."""
+
+    clips: list[Clip]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class VideoOptions:
+    modalities: tuple[str, ...] = ("rgb", "depth")
+    """Two or more, in the order of a sample's inputs."""
+    validation_subject: int | None = 1
+    """Whose clips are left out of training, to validate on; never from the test set. None trains
+    on all subjects and validates on the same clips, which must choose nothing: --select last."""
+    allow_missing: bool = False
+    """Test without the samples that lack a modality, which is an error otherwise; --check then
+    allows missing samples too. They are reported."""
+    stride: int = 8
+    """Every so manieth frame of a clip is read; the clips' lengths vary. The default is the
+    paper's."""
+    frames: int | None = None
+    """Read so many frames, evenly spaced, of each clip instead."""
+    image_size: int = 224
+    """Height and width of the network's frames in pixels."""
+    color_range: Literal["frame", "fixed"] = "frame"
+    """What the jet map of depth and IR spreads over: each frame's least to greatest value, or 0 to
+    the sensor's maximum."""
+    flip: float = 0.5
+    """Probability of mirroring a training clip."""
+    jitter: float = 0.4
+    """How far brightness, contrast and saturation of RGB vary in training, as a share."""
+
+    name: ClassVar[str]
+    classes: ClassVar[tuple[str, ...]]
+    maximum: ClassVar[Mapping[str, int]]
+    """The sensors' greatest values, by modality, for --color-range fixed."""
+    recipe: ClassVar[dict[str, object]] = {
+        "model.hidden_size": 512,
+        "optimizer.name": "adam",
+        "optimizer.learning_rate": 1e-4,
+        "loader.batch_size": 8,
+    }
+
+    def find(self, root: Path) -> Listing:
+        """Every sample under `root`, in one pass over its folders and without opening files."""
+        raise NotImplementedError
+
+    def part(self, name: str) -> str:
+        """Which of PARTS the sample of this name belongs to."""
+        raise NotImplementedError
+
+    def published(self) -> dict[str, int]:
+        """Samples of "train" (validation included) and "test" when nothing is missing; none where
+        publications differ."""
+        return {}
+
+    def remarks(self) -> list[str]:
+        """Lines that a reader of the counts should know."""
+        return []
+
+    def listing(self, root: Path | None) -> Listing:
+        """The samples under `root`.
+
+        Raises:
+            ValueError: no root, an option out of its range, no sample, or one that is there twice.
+            FileNotFoundError: root is not a folder.
+            ModuleNotFoundError: the extra `video` is not installed.
+        """
+        self._check()
+        if root is None:
+            raise ValueError(
+                f"root must be the folder of {self.name}'s files, but is not given: pass --root"
+            )
+        if not root.is_dir():
+            raise FileNotFoundError(f"root must be {self.name}'s folder, but {root} is none")
+        listing = self.find(root)
+        if not listing.clips:
+            raise ValueError(
+                f"{root} holds no {' or '.join(self.modalities)} of {self.name}: pass --root, the "
+                "folder that the archives were unpacked in"
+            )
+        return listing
+
+    def parts(self, clips: Iterable[Clip]) -> dict[str, list[Clip]]:
+        """The clips of each of PARTS."""
+        parts: dict[str, list[Clip]] = {part: [] for part in PARTS}
+        for clip in clips:
+            parts[self.part(clip.name)].append(clip)
+        return parts
+
+    def missing(self, clip: Clip) -> list[str]:
+        """The chosen modalities that a clip lacks."""
+        return [modality for modality in self.modalities if modality not in clip.sources]
+
+    def load(self, root: Path | None, seed: int) -> Data:
+        """Lists the files under `root`; they are read when samples are.
+
+        Samples that lack a modality are left out and reported on stderr.
+
+        Raises:
+            ValueError: as in `listing`; a test sample lacks a modality, without allow_missing; a
+                split is empty.
+            FileNotFoundError, ModuleNotFoundError: as in `listing`.
+        """
+        listing = self.listing(root)
+        for note in listing.notes:
+            _report(f"{self.name}: {note}")
+        parts = {
+            part: self._complete(part, clips) for part, clips in self.parts(listing.clips).items()
+        }
+        found = {
+            "train": len(parts["train"]) + len(parts["validation"]),
+            "test": len(parts["test"]),
+        }
+        for part, count in self.published().items():
+            if found[part] != count:
+                _report(f"{self.name}: {found[part]:,} {part} samples, published are {count:,}")
+        if self.validation_subject is None:
+            parts["validation"] = parts["train"]
+        for part, clips in parts.items():
+            if not clips:
+                raise ValueError(
+                    f"{self.name}: {root} holds no complete sample for {part}"
+                    + (": choose another --validation-subject" if part == "validation" else "")
+                )
+        train, validation, test = (
+            ClipSplit(
+                parts[part],
+                self.modalities,
+                Sampling(self.stride, self.frames),
+                self._transform(),
+                seed,
+                training=part == "train",
+            )
+            for part in PARTS
+        )
+        return Data(
+            modalities=self.modalities,
+            classes=self.classes,
+            train=train,
+            validation=validation,
+            test=test,
+            extractors=None,
+            feature_sizes=None,
+        )
+
+    def _check(self) -> None:
+        Sampling(self.stride, self.frames)
+        self._transform()
+        names = self.modalities
+        if len(names) < 2 or len(set(names)) < len(names) or not set(names) <= self.maximum.keys():
+            raise ValueError(
+                f"modalities must be two or more of {', '.join(self.maximum)}, each once, "
+                f"but are {' '.join(names)!r}"
+            )
+
+    def _transform(self) -> Transform:
+        maximum = self.maximum if self.color_range == "fixed" else {}
+        return Transform(self.image_size, self.flip, self.jitter, maximum)
+
+    def _complete(self, part: str, clips: Sequence[Clip]) -> list[Clip]:
+        """The clips with all modalities, the others reported."""
+        lacking = [clip for clip in clips if self.missing(clip)]
+        if not lacking:
+            return list(clips)
+        names = first(f"{clip.name} (no {', '.join(self.missing(clip))})" for clip in lacking)
+        text = f"{self.name}: {len(lacking):,} of {len(clips):,} {part} samples lack a modality"
+        if part == "test" and not self.allow_missing:
+            raise ValueError(
+                f"{text}: {names}; complete the files (--check lists them all), or pass "
+                "--allow-missing to test without these samples"
+            )
+        _report(f"{text} and are left out: {names}")
+        return [clip for clip in clips if not self.missing(clip)]
+
+
+def first(names: Iterable[str], most: int = 5) -> str:
+    """The first names, and how many more there are."""
+    listed = list(names)
+    more = f", and {len(listed) - most:,} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + more
+
+
+def _report(line: str) -> None:
+    print(f"note: {line}", file=sys.stderr)
