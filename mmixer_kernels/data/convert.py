@@ -142,7 +142,7 @@ def prepare(
     listing = data.listing(root)
     conversion = Conversion(
         data=data.name,
-        modalities=data.chosen,
+        modalities=data.modalities,
         sampling=shards.described(Sampling(data.stride, data.frames)),
         size=size,
         quality=quality,

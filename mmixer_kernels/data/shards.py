@@ -156,17 +156,28 @@ class ShardSource:
                 f"{self.shard.path}: its frames have a shorter side of {self.size} pixels, but "
                 f"{size} is asked for: convert the data set with --size {size}"
             )
-        rows = {int(row[0]): row for row in self.places}
-        pictures = {index: self._picture(index, rows) for index in sorted(set(indices))}
+        places = {index: place for index, *place in self.places.tolist()}
+        pictures = {}
+        for index in sorted(set(indices)):
+            if index not in places:
+                raise ValueError(
+                    f"{self.shard.path}: frame {index} of {self.name} was not stored: the frames "
+                    f"of {self.modality} are {', '.join(map(str, places))}"
+                )
+            pictures[index] = decode(self._bytes(index, *places[index]), self.modality)
         return torch.stack([pictures[index] for index in indices])
 
-    def _picture(self, index: int, rows: Mapping[int, np.ndarray]) -> Tensor:
-        if index not in rows:
-            raise ValueError(
-                f"{self.shard.path}: frame {index} of {self.name} was not stored: the frames of "
-                f"{self.modality} are {', '.join(map(str, rows))}"
-            )
-        _, offset, length, checksum = rows[index].tolist()
+    def verify(self, full: bool) -> None:
+        """Compares, in full, the pictures with their checksums.
+
+        Raises:
+            DamagedFile: they differ.
+        """
+        if full:
+            for place in self.places.tolist():
+                self._bytes(*place)
+
+    def _bytes(self, index: int, offset: int, length: int, checksum: int) -> bytes:
         data = self.shard.read(offset, length)
         if zlib.crc32(data) != checksum:
             member = member_name(self.name, self.modality, index)
@@ -175,7 +186,7 @@ class ShardSource:
                 f"{member} does not have the checksum of the index: {VERIFY} "
                 f"{self.shard.path.parent} finds what is damaged",
             )
-        return decode(data, self.modality)
+        return data
 
 
 def is_converted(folder: Path) -> bool:
@@ -242,6 +253,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def dumps(table: Mapping[str, Any]) -> bytes:
+    """A JSON object in one line."""
     return (json.dumps(table, separators=(",", ":")) + "\n").encode()
 
 
