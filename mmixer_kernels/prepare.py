@@ -53,7 +53,8 @@ class PrepareOptions:
     verify: bool = False
     """Only read the --output of an earlier conversion and compare it with its checksums."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raises ValueError where an option cannot be as it is."""
         for name in ("stride", "frames", "size", "samples_per_shard", "workers"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -75,10 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(arguments: Sequence[str]) -> int:
     import tyro
 
-    with command.user_errors():
-        options = tyro.cli(PrepareOptions, prog=PROG, args=list(arguments))
+    options = tyro.cli(PrepareOptions, prog=PROG, args=list(arguments))
     try:
         with command.user_errors():
+            options.check()
             return _verify(options) if options.verify else _convert(options)
     except loop.Interrupted as interruption:
         again = shlex.join([*PROG.split(), *arguments])

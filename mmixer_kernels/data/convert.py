@@ -27,6 +27,8 @@ from .transforms import Sampling
 from .video import VideoOptions
 
 LOCK = ".lock"
+BEGINNING = (LOCK, "conversion.json.part")
+"""Files of a conversion that was killed before there was conversion.json."""
 NAMED = 3
 """Damaged pictures of a shard that are named; the others are counted."""
 
@@ -220,7 +222,7 @@ def _plan(clips: Sequence[Clip], conversion: Conversion, output: Path) -> list[_
     if shards.is_converted(output):
         _check_conversion(Conversion.read(output), conversion, output)
         _check_samples(clips, output)
-    elif any(path.name != LOCK for path in output.iterdir()):
+    elif any(path.name not in BEGINNING for path in output.iterdir()):
         raise UserError(
             f"--output {output} has files that are not a conversion's: choose an empty folder"
         )
@@ -259,11 +261,10 @@ def _check_samples(clips: Sequence[Clip], output: Path) -> None:
             continue  # what is damaged is made anew
         for sample in samples:
             lost = [m for m in sample["frames"] if m not in sources.get(sample["name"], {})]
-            if lost or sample["name"] not in sources:
+            if lost:
                 raise UserError(
-                    f"{path} has {sample['name']} ({', '.join(sample['frames'])}), but --root has "
-                    f"no {' and '.join(lost) or 'such sample'} now: complete it, or choose another "
-                    "--output"
+                    f"{path} has {sample['name']}, but --root has no {' and no '.join(lost)} of it "
+                    "now: complete it, or choose another --output"
                 )
 
 

@@ -1,4 +1,4 @@
-"""Sources that need no file: frames that tell their number, for tests of what is made of sources."""
+"""Sources of frames that need no file."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def made_clips(
     damaged: tuple[int, str] | None = None,
     missing: tuple[int, str] | None = None,
 ) -> list[Clip]:
-    """Clips with so many frames by modality; of one of them a modality may be damaged or missing."""
+    """Clips of so many frames by modality; of one a modality may be damaged or missing."""
     return [
         Clip(
             f"clip{i:03}",

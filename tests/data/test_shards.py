@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from sources import made_clips
+from data.sources import made_clips
 from torch.utils.data import DataLoader, Dataset
 
 from mmixer_kernels.data import convert, shards
