@@ -11,12 +11,17 @@ PROG = "python -m mmixer_kernels.train"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit code of the command: 0, 2 after a mistake of the user, 130 after Ctrl-C."""
+    """The exit code of the command: 0, 1 when --check found something wrong, 2 after a mistake of
+    the user, 130 after Ctrl-C."""
     return command.run(lambda: _main(sys.argv[1:] if arguments is None else arguments))
 
 
 def _main(arguments: Sequence[str]) -> int:
     chosen = options.parse(arguments, PROG)
+    if chosen.run.check is not None:
+        found = run.check(chosen)
+        print(found)
+        return 1 if found.wrong else 0
     output = chosen.output
     try:
         report = run.train(chosen)

@@ -2,7 +2,8 @@
 
 Videos are decoded by PyAV, in order, and frames are counted: seeking in AVI gives wrong frames. A
 clip is always decoded to its end, for a frame that is lost shifts all that follow it, and the count
-at the end tells.
+at the end tells. What no decoder can tell is a flipped bit that leaves the stream valid: it changes
+pixels, and no frame's number.
 """
 
 from __future__ import annotations
@@ -122,13 +123,19 @@ class VideoSource:
             with av.open(self.path, metadata_errors="ignore") as container:
                 if not container.streams.video:
                     raise DamagedFile(self.path, "has no video")
-                yield container, container.streams.video[0]
+                stream = container.streams.video[0]
+                if stream.codec_context is None:
+                    raise DamagedFile(self.path, "has a codec that is not known here")
+                yield container, stream
         except av.FFmpegError as error:
             raise DamagedFile(self.path, f"cannot be decoded: {error.strerror}") from error
 
 
 class PictureSource(ABC):
-    """Picture files, a frame each."""
+    """Picture files, a frame each.
+
+    PNG has checksums; JPEG has none, so that flipped bits in it show only where decoding fails.
+    """
 
     folder: str
     depth: bool

@@ -83,9 +83,9 @@ class NwUclaOptions(VideoOptions):
             }
             clips[name] = Clip(name, list(ACTIONS).index(action), sources)
         notes = {
-            "folders without a frame are skipped": empty,
-            "folders are of no known action and skipped": unknown,
-            "samples have frames of one modality alone, which are skipped": unpaired,
+            "skipped folders without a frame": empty,
+            "skipped folders of no known action": unknown,
+            "samples with frames of one modality alone, which are left out": unpaired,
         }
         return Listing(
             [clips[name] for name in sorted(clips)],

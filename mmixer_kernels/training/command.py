@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from ..data import DamagedFile
+
 
 class UserError(Exception):
     """Something the user can put right; the message says what and how."""
@@ -22,10 +24,11 @@ def user_errors(*also: type[Exception]) -> Iterator[None]:
 
 
 def run(body: Callable[[], int]) -> int:
-    """The exit code of a command: body's own, 2 after a UserError, 130 after Ctrl-C."""
+    """The exit code of a command: body's own, 2 after a UserError or a damaged file, 130 after
+    Ctrl-C."""
     try:
         return body()
-    except UserError as error:
+    except (UserError, DamagedFile) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -118,6 +118,9 @@ class RunOptions:
     """Where the network runs, as PyTorch names it."""
     resume: bool = False
     """Go on from last.pt of --output, with its config.toml where there is no --config."""
+    check: tuple[Literal["full"], ...] | None = None
+    """Look for missing and damaged files of a data set of video, count its samples, and train
+    nothing; --check full decodes every frame."""
     model: ModelOptions = field(default_factory=ModelOptions)
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     loader: LoaderOptions = field(default_factory=LoaderOptions)
@@ -151,7 +154,7 @@ class Options:
         """What decides the result, in plain types; `parse_config` reads it."""
         run = dataclasses.asdict(self.run)
         tables = {name: run.pop(name) for name in ("model", "optimizer", "loader")}
-        for name in ("output", "config", "resume"):
+        for name in ("output", "config", "resume", "check"):
             del run[name]
         return _plain({**run, **dataclasses.asdict(self.data), **tables})  # type: ignore[call-overload]
 
@@ -273,7 +276,7 @@ def _parse_table(table: dict[str, Any], defaults: Options, source: str) -> Optio
 
 def _fields(options: Options) -> dict[str, Any]:
     run = dataclasses.asdict(options.run)
-    del run["config"], run["resume"]
+    del run["config"], run["resume"], run["check"]
     return {**run, **dataclasses.asdict(options.data)}  # type: ignore[call-overload]
 
 

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from ..data import Data
+from ..data import check as preflight
+from ..data.video import VideoOptions
 from . import checkpoint, loop, model, plots, result, streams, toml
 from .command import UserError, user_errors
 from .options import Options, differences, parse_config
@@ -117,6 +120,24 @@ def evaluate(
             for modality, part in zip(data.modalities, alone, strict=True)
         }
     return report
+
+
+def check(options: Options) -> preflight.Report:
+    """What a look at the data set's files finds, without training.
+
+    Raises:
+        UserError: the data set is not one of video, or has no files at all.
+    """
+    if not isinstance(options.data, VideoOptions):
+        raise UserError(f"--check is for data sets of video, but --data is {options.run.data}")
+    with user_errors():
+        return preflight.check(
+            options.data,
+            options.run.root,
+            full="full" in (options.run.check or ()),
+            workers=options.run.loader.workers,
+            progress=lambda results, total: tqdm(results, "check", total, unit=" samples"),
+        )
 
 
 def _build(options: Options) -> tuple[Data, model.Recognizer, str | None]:

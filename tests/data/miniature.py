@@ -20,9 +20,8 @@ RGB_SIZE, KINECT_SIZE = (54, 96), (54, 64)
 CODECS = {
     "mpeg4": {"bf": "2", "sc_threshold": "1000000000"},
     "libx264": {"preset": "ultrafast", "x264-params": "bframes=2:keyint=1000:scenecut=0"},
-    "ffv1": {},
 }
-"""Encoders and options that give one key frame, and B-frames where there are any."""
+"""Encoders, and options that give one key frame and B-frames."""
 
 
 def ntu(
@@ -105,7 +104,7 @@ def spoil(root: Path, name: str, modality: str, kind: str) -> Path:
     Args:
         name, modality: of an NTU tree; depth of either kind.
         kind: "missing" takes the video away, or the folder, and "gap" the picture; "empty",
-            "garbage", "truncated" (to half) and "flipped" (three bits) leave a file.
+            "garbage", "truncated" (to half of the frames) and "flipped" (three bits) leave a file.
     """
     if modality == "depth":
         folder = next(root.rglob(name))
@@ -116,15 +115,15 @@ def spoil(root: Path, name: str, modality: str, kind: str) -> Path:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
         return path
     content = bytearray(path.read_bytes())
+    first = content.find(b"movi" if path.suffix == ".avi" else b"IDAT") + 4
     if kind == "flipped":
-        first = content.find(b"movi" if path.suffix == ".avi" else b"IDAT") + 4
         for place in np.linspace(first, len(content) - 1, 5).astype(int)[1:-1]:
             content[place] ^= 16
     path.write_bytes(
         {
             "empty": b"",
             "garbage": bytes(np.random.default_rng(0).bytes(1000)),
-            "truncated": content[: len(content) // 2],
+            "truncated": content[: (first + len(content)) // 2],
             "flipped": content,
         }[kind]
     )
@@ -158,11 +157,11 @@ def depth_picture(number: int, size: tuple[int, int], masked: bool) -> np.ndarra
     return image
 
 
-def write_picture(path: Path, image: np.ndarray) -> None:
+def write_picture(path: Path, image: np.ndarray, format: str | None = None) -> None:
     from PIL import Image
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(image).save(path)
+    Image.fromarray(image).save(path, format)
 
 
 def write_video(

@@ -1,0 +1,131 @@
+"""The preflight of a data set of video: is everything there, and can it be read?"""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .clips import Clip, DamagedFile, Source
+from .video import PARTS, VideoOptions, first
+
+
+class Found(NamedTuple):
+    """What a look at a clip found: its frames by modality, and what is wrong with its files."""
+
+    frames: dict[str, int]
+    damage: list[str]
+
+
+@dataclass
+class Report:
+    """What a check found, in lines to print; `wrong` are those that must be put right."""
+
+    counts: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        end = f"{len(self.wrong):,} things are wrong" if self.wrong else "all is well"
+        notes = [f"note: {note}" for note in self.notes]
+        return "\n".join([*self.counts, *notes, *self.wrong, end])
+
+
+def check(
+    options: VideoOptions,
+    root: Path | None,
+    full: bool = False,
+    workers: int = 0,
+    progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda clips, total: clips,
+) -> Report:
+    """Counts samples, looks into every file and compares with the published counts.
+
+    Args:
+        root: folder of the data set.
+        full: decode every frame; otherwise headers are compared with the number of packets, and
+            pictures are looked at for their beginning and end.
+        workers: processes; 0 works in this one.
+        progress: given the clips' results as they come, and their number.
+
+    Raises:
+        ValueError, FileNotFoundError, ModuleNotFoundError: as `VideoOptions.listing`.
+    """
+    listing = options.listing(root)
+    parts = options.parts(listing.clips)
+    report = Report(_table(options, parts), [*listing.notes, *options.remarks()])
+    missing = report.notes if options.allow_missing else report.wrong
+    missing += _missing(options, parts)
+    unequal = []
+    results = _results(listing.clips, full, workers)
+    for clip, found in zip(listing.clips, progress(results, len(listing.clips)), strict=True):
+        report.wrong += [
+            f"{clip.name} ({options.part(clip.name)}): {text}" for text in found.damage
+        ]
+        if len(set(found.frames.values())) > 1:
+            counts = ", ".join(f"{count} {modality}" for modality, count in found.frames.items())
+            unequal.append(f"{clip.name} ({counts})")
+    if unequal:
+        report.notes.append(
+            f"{len(unequal):,} samples differ in their modalities' frames, of which as many as the "
+            f"shortest has are read: {first(unequal)}"
+        )
+    return report
+
+
+def _table(options: VideoOptions, parts: dict[str, list[Clip]]) -> list[str]:
+    """Samples of each part with each modality, and with all of them."""
+    rows = {
+        modality: [sum(modality in clip.sources for clip in parts[part]) for part in PARTS]
+        for modality in options.modalities
+    }
+    rows["all of them"] = [sum(not options.missing(clip) for clip in parts[part]) for part in PARTS]
+    head = f"{options.name:<12}" + "".join(f"{part:>12}" for part in PARTS)
+    return [
+        head,
+        *(f"{name:<12}" + "".join(f"{n:>12,}" for n in row) for name, row in rows.items()),
+    ]
+
+
+def _missing(options: VideoOptions, parts: dict[str, list[Clip]]) -> Iterator[str]:
+    found: Counter[str] = Counter()
+    for part, clips in parts.items():
+        for clip in clips:
+            found["test" if part == "test" else "train"] += not options.missing(clip)
+            for modality in options.missing(clip):
+                yield f"{clip.name} ({part}): has no {modality}"
+    for split, count in options.published().items():
+        if found[split] != count:
+            also = " with validation" if split == "train" else ""
+            yield f"{split}{also}: {found[split]:,} complete samples, published are {count:,}"
+
+
+def _results(clips: list[Clip], full: bool, workers: int) -> Iterator[Found]:
+    look = partial(_look, full=full)
+    if not workers:
+        yield from map(look, clips)
+        return
+    with multiprocessing.Pool(workers) as pool:
+        yield from pool.imap(look, clips, chunksize=8)
+
+
+def _look(clip: Clip, full: bool) -> Found:
+    found = Found({}, [])
+    for modality, source in clip.sources.items():
+        try:
+            found.frames[modality] = source.count()
+            _verify(source, full)
+        except DamagedFile as error:
+            found.damage.append(str(error))
+    return found
+
+
+def _verify(source: Source, full: bool) -> None:
+    verify = getattr(source, "verify", None)
+    if verify is not None:
+        verify(full)
+    elif full:
+        source.read(range(source.count()), 256)
