@@ -216,20 +216,27 @@ def _check_frames(raw: Path, converted: Path, modality: str) -> float:
 
 
 def _scene(number: int, size: tuple[int, int]) -> np.ndarray:
-    """uint8 `[h, w, 3]`: a rough background, and a rough block that moves."""
+    """uint8 `[h, w, 3]`: a still background and a block that moves, under noise of the sensor."""
     image = _texture(size).copy()
     side = size[0] // 3
     left = number * (size[1] - side) // FRAMES
-    image[side : 2 * side, left : left + side] = 255 - image[:side, :side]
-    return image
+    image[side : 2 * side, left : left + side] = image[:side, :side]
+    noise = np.random.default_rng(0).integers(0, 8, (size[0], size[1], 1), dtype=np.uint8)
+    return image + np.roll(noise, (37 * number, 91 * number), (0, 1))
 
 
 @functools.cache
 def _texture(size: tuple[int, int]) -> np.ndarray:
-    random = np.random.default_rng(0)
-    coarse = random.integers(40, 200, (size[0] // 40 + 1, size[1] // 40 + 1, 3), dtype=np.uint8)
-    image = coarse.repeat(40, axis=0).repeat(40, axis=1)[: size[0], : size[1]]
-    return image + random.integers(0, 30, (*size, 3), dtype=np.uint8)
+    """uint8 `[h, w, 3]` of detail as in photographs: as much contrast in each octave."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.full((1, 3, *size), 120.0)
+    for cell in (4, 8, 16, 32, 64, 128, 256):
+        height, width = size[0] // cell + 2, size[1] // cell + 2
+        grey = torch.randn(1, 1, height, width, generator=generator)
+        tint = torch.randn(1, 3, height, width, generator=generator)
+        detail = 10 * grey + 3 * tint
+        image += nn.functional.interpolate(detail, size, mode="bilinear", align_corners=False)
+    return image[0].permute(1, 2, 0).clamp(0, 247).byte().numpy()
 
 
 def _write_video(path: Path, size: tuple[int, int], bit_rate: int) -> None:

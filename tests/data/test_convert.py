@@ -143,6 +143,14 @@ def test_on_demand_samples_stay_without_what_is_missing(tmp_path: Path) -> None:
     ]
 
 
+def test_more_samples_are_added_and_end_in_an_index_again(tmp_path: Path) -> None:
+    assert run(tmp_path, made_clips(5, FRAMES)).complete
+    spoiled = made_clips(7, FRAMES, damaged=(6, "rgb"))
+    assert run(tmp_path, spoiled).kept == 2
+    assert not (tmp_path / "index.json").exists()
+    assert run(tmp_path, made_clips(7, FRAMES)).complete
+
+
 def test_shards_are_not_made_anew_without_what_they_have(tmp_path: Path) -> None:
     run(tmp_path, made_clips(3, FRAMES))
     before = contents(tmp_path)
