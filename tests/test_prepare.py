@@ -73,7 +73,7 @@ def test_a_killed_conversion_goes_on_to_the_same_bytes(
     orphans = children(process)
     assert len(orphans) >= 2
     process.kill()
-    process.communicate()
+    process.wait()  # not for the end of its stderr, which the others have too
     assert not (tmp_path / "index.json").exists()
     deadline = time.monotonic() + 10
     while any(orphan.exists() for orphan in orphans):
