@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .clips import Clip, DamagedFile, Source
+from .clips import Clip, DamagedFile
 from .video import PARTS, VideoOptions, first
 
 
@@ -53,6 +54,7 @@ def check(
 
     Raises:
         ValueError, FileNotFoundError, ModuleNotFoundError: as `VideoOptions.listing`.
+        BrokenProcessPool: a process was killed.
     """
     listing = options.listing(root)
     parts = options.parts(listing.clips)
@@ -108,8 +110,13 @@ def _results(clips: list[Clip], full: bool, workers: int) -> Iterator[Found]:
     if not workers:
         yield from map(look, clips)
         return
-    with multiprocessing.Pool(workers) as pool:
-        yield from pool.imap(look, clips, chunksize=8)
+    # Ctrl-C reaches every process of a terminal; this one alone answers it.
+    ignore = (signal.SIGINT, signal.SIG_IGN)
+    pool = ProcessPoolExecutor(workers, initializer=signal.signal, initargs=ignore)
+    try:
+        yield from pool.map(look, clips, chunksize=8)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _look(clip: Clip, full: bool) -> Found:
@@ -117,15 +124,7 @@ def _look(clip: Clip, full: bool) -> Found:
     for modality, source in clip.sources.items():
         try:
             found.frames[modality] = source.count()
-            _verify(source, full)
+            source.verify(full)
         except DamagedFile as error:
             found.damage.append(str(error))
     return found
-
-
-def _verify(source: Source, full: bool) -> None:
-    verify = getattr(source, "verify", None)
-    if verify is not None:
-        verify(full)
-    elif full:
-        source.read(range(source.count()), 256)

@@ -59,6 +59,14 @@ class Source(Protocol):
         """
         ...
 
+    def verify(self, full: bool) -> None:
+        """Looks for damage: cheaply, or in full by reading every frame.
+
+        Raises:
+            DamagedFile: there is some.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class Clip:

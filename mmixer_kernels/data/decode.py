@@ -112,7 +112,8 @@ class VideoSource:
             self._compare(number, _header_count(container, stream))
 
     def _compare(self, found: int, expected: int | None) -> None:
-        if found < 1 or (expected is not None and found != expected):
+        expected = max(1, found) if expected is None else expected
+        if found != expected:
             raise DamagedFile(self.path, f"has {found} frames, but its header says {expected}")
 
     @contextmanager

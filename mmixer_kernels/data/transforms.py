@@ -29,8 +29,8 @@ class Sampling:
     """Which frames of a clip are read.
 
     Args:
-        stride: every so manieth frame, from the first (the paper's is 8).
-        frames: so many frames instead, evenly spaced; None for the stride.
+        stride: steps from one frame to the next, from the first on (the paper's is 8).
+        frames: number of frames instead, evenly spaced; None for the stride.
 
     Raises:
         ValueError: either is not 1 or more.
@@ -64,8 +64,8 @@ class Transform:
         flip: probability of a training clip's being mirrored.
         jitter: a training clip's brightness, contrast and saturation of RGB are each multiplied
             by a factor up to this share below or above 1.
-        maximum: by modality, the value that becomes the map's last colour; the least value of
-            each frame becomes the first colour and the greatest the last where there is none.
+        maximum: by modality, the value that becomes the map's last colour, 0 the first; without
+            one, each frame's least and greatest values do.
 
     Raises:
         ValueError: an argument out of its range.
@@ -121,11 +121,12 @@ class Transform:
 def eight_bits(pictures: Tensor, maximum: int | None = None) -> Tensor:
     """One channel `[T, 1, h, w]` as uint8: 0 to `maximum`, or each frame's least to greatest value,
     becomes 0 to 255."""
-    values = pictures.float()
-    if maximum is not None:
-        return (values * (255 / maximum)).round().clamp(max=255).byte()
-    least, greatest = values.amin((1, 2, 3), True), values.amax((1, 2, 3), True)
-    return ((values - least) * (255 / (greatest - least).clamp(min=1))).round().byte()
+    values = pictures.int()
+    least, greatest = torch.zeros((), dtype=torch.int32), torch.tensor(maximum or 0)
+    if maximum is None:
+        least, greatest = values.amin((1, 2, 3), True), values.amax((1, 2, 3), True)
+    span = (greatest - least).clamp(min=1)  # a frame of one value becomes 0
+    return ((510 * (values - least) + span) // (2 * span)).clamp(max=255).byte()
 
 
 def jet(pictures: Tensor) -> Tensor:

@@ -35,10 +35,10 @@ class VideoOptions:
     """Test without the samples that lack a modality, which is an error otherwise; --check then
     allows missing samples too. They are reported."""
     stride: int = 8
-    """Every so manieth frame of a clip is read; the clips' lengths vary. The default is the
+    """Frames from one that is read to the next, so that clips differ in length; the default is the
     paper's."""
     frames: int | None = None
-    """Read so many frames, evenly spaced, of each clip instead."""
+    """Number of frames to read of each clip instead, evenly spaced; short clips repeat some."""
     image_size: int = 224
     """Height and width of the network's frames in pixels."""
     color_range: Literal["frame", "fixed"] = "frame"
@@ -52,7 +52,7 @@ class VideoOptions:
     name: ClassVar[str]
     classes: ClassVar[tuple[str, ...]]
     maximum: ClassVar[Mapping[str, int]]
-    """The sensors' greatest values, by modality, for --color-range fixed."""
+    """The sensors' greatest values, by modality the data set has, for --color-range fixed."""
     recipe: ClassVar[dict[str, object]] = {
         "model.hidden_size": 512,
         "optimizer.name": "adam",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,7 @@ def check(options: Options) -> preflight.Report:
     """
     if not isinstance(options.data, VideoOptions):
         raise UserError(f"--check is for data sets of video, but --data is {options.run.data}")
-    with user_errors():
+    with user_errors(BrokenProcessPool):
         return preflight.check(
             options.data,
             options.run.root,
