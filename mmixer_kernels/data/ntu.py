@@ -83,6 +83,9 @@ class NtuOptions(VideoOptions):
         clips = [Clip(name, parse(name).action - 1, sources[name]) for name in sorted(sources)]
         return Listing(clips, [])
 
+    def source(self) -> dict[str, str]:
+        return {"depth": self.depth} if "depth" in self.modalities else {}
+
     def part(self, name: str) -> str:
         sample = parse(name)
         if not self._trains(sample):

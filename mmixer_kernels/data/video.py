@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
+from . import shards
 from .base import Data
 from .clips import Clip, ClipSplit
 from .transforms import Sampling, Transform
@@ -72,12 +73,16 @@ class VideoOptions:
         publications differ."""
         return {}
 
+    def source(self) -> dict[str, str]:
+        """The options that decide which files the chosen modalities are read from."""
+        return {}
+
     def remarks(self) -> list[str]:
         """Lines that a reader of the counts should know."""
         return []
 
     def listing(self, root: Path | None) -> Listing:
-        """The samples under `root`.
+        """The samples under `root`, the folder of the raw files or of their converted form.
 
         Raises:
             ValueError: no root, an option out of its range, no sample, or one that is there twice.
@@ -91,7 +96,15 @@ class VideoOptions:
             )
         if not root.is_dir():
             raise FileNotFoundError(f"root must be {self.name}'s folder, but {root} is none")
-        listing = self.find(root)
+        converted = shards.clips(
+            root,
+            self.name,
+            self.modalities,
+            Sampling(self.stride, self.frames),
+            self._transform().read_size,
+            self.source(),
+        )
+        listing = self.find(root) if converted is None else Listing(*converted)
         if not listing.clips:
             raise ValueError(
                 f"{root} holds no {' or '.join(self.modalities)} of {self.name}: pass --root, the "

@@ -1,0 +1,197 @@
+"""Tasks in several processes, with progress on stderr, stopped by a signal between two steps."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Protocol, TypeVar
+
+import torch
+from tqdm import tqdm
+
+from ..training.command import UserError
+from ..training.loop import Stop
+
+POLL = 0.2
+"""Seconds between two looks at what the processes have done."""
+QUIET = 30.0
+"""Seconds between two lines of progress where there is no terminal."""
+
+
+class Task(Protocol):
+    """Something to do in as many steps as its length."""
+
+    def __len__(self) -> int: ...
+
+
+T = TypeVar("T", bound=Task)
+R = TypeVar("R")
+
+Step = Callable[[], None]
+"""To be called after each step of a task; raises when the task is to be given up."""
+
+
+def run(function: Callable[[T, Step], R], tasks: Sequence[T], workers: int, title: str) -> list[R]:
+    """What a function gives for each task, in the order of the tasks.
+
+    Args:
+        function: of a module's top level; called with a task and what to call after each step.
+        workers: processes; 1 is this process alone.
+        title: of the progress, as "converted".
+
+    Raises:
+        loop.Interrupted: a signal came; each process has given up its task after the step in hand.
+        UserError: a process was killed.
+    """
+    with Stop() as stop, Progress(title, sum(map(len, tasks))) as progress:
+        if workers > 1 and len(tasks) > 1:
+            return _in_processes(function, tasks, workers, progress, stop)
+        results = []
+        for task in tasks:
+            before = progress.done
+
+            def step() -> None:
+                progress.at(progress.done + 1)
+                stop.check()
+
+            results.append(function(task, step))
+            progress.at(before + len(task))
+        return results
+
+
+class Progress:
+    """A context that shows how many samples of a total are done: a bar on a terminal, else a line
+    now and then."""
+
+    def __init__(self, title: str, total: int) -> None:
+        self.title, self.total, self.done = title, total, 0
+        self.start = self.told = time.perf_counter()
+        self.bar = tqdm(
+            desc=title,
+            total=total,
+            unit=" samples",
+            dynamic_ncols=True,
+            disable=not sys.stderr.isatty(),
+            bar_format="{desc} {n_fmt}/{total_fmt} |{bar}| {rate_fmt} ETA {remaining}",
+        )
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._tell()
+        self.bar.close()
+
+    def at(self, done: int) -> None:
+        """Shows the samples that are done."""
+        self.bar.update(done - self.done)
+        self.done = done
+        if time.perf_counter() - self.told > QUIET:
+            self._tell()
+
+    def _tell(self) -> None:
+        if not self.bar.disable:
+            return
+        self.told = time.perf_counter()
+        rate = self.done / (self.told - self.start)
+        eta = tqdm.format_interval((self.total - self.done) / rate) if rate else "unknown"
+        print(
+            f"{self.title} {self.done}/{self.total} samples, {rate:.1f} a second, ETA {eta}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+class _GivenUp(Exception):
+    """The task is not wanted any more."""
+
+
+def _in_processes(
+    function: Callable[[T, Step], R],
+    tasks: Sequence[T],
+    workers: int,
+    progress: Progress,
+    stop: Stop,
+) -> list[R]:
+    context = multiprocessing.get_context("spawn")
+    # Without locks: a process that is killed while it holds one would stop all the others.
+    steps = context.RawArray("q", len(tasks))
+    given_up = context.RawValue("b", 0)
+    count = min(workers, len(tasks))
+    with _signals_blocked():
+        pool = ProcessPoolExecutor(count, context, _start, (steps, given_up))
+        futures = [pool.submit(_call, function, task, i) for i, task in enumerate(tasks)]
+    try:
+        pending = set(futures)
+        while pending:
+            done, pending = wait(pending, POLL, FIRST_COMPLETED)
+            for future in done:
+                future.result()
+            progress.at(sum(steps))
+            stop.check()
+        return [future.result() for future in futures]
+    except BrokenProcessPool as error:
+        raise UserError(
+            f"one of {count} processes was killed, perhaps because memory ran out: run the command "
+            "again, with fewer --workers; what is finished is kept"
+        ) from error
+    finally:
+        given_up.value = 1
+        pool.shutdown(cancel_futures=True)
+
+
+_shared: tuple[Any, Any]
+"""In a worker: the steps done of each task, and whether to give up."""
+
+
+def _start(steps: Any, given_up: Any) -> None:
+    global _shared
+    _shared = steps, given_up
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker that outlives a killed parent would write beside the one that goes on."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _call(function: Callable[[T, Step], R], task: T, number: int) -> R:
+    steps, given_up = _shared
+
+    def step() -> None:
+        steps[number] += 1
+        if given_up.value:
+            raise _GivenUp
+
+    result = function(task, step)
+    steps[number] = len(task)
+    return result
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Processes started here never see the signals that stop a command, which its first process
+    answers for all; a signal that comes meanwhile is delivered at the end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

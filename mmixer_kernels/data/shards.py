@@ -1,0 +1,399 @@
+"""The converted form of a video data set: sampled, resized frames in tar shards beside an index.
+
+A folder that `python -m mmixer_kernels.prepare` wrote holds
+
+- `shard-000000.tar`, ...: for each sample `NAME.json` (its name, label and, by modality, the frames
+  of the original) and a picture a stored frame, `NAME.rgb.00008.jpg`, numbered as in the original.
+  RGB and IR are JPEG, depth is PNG of 16 bits with its values unchanged. The library webdataset
+  can read them too.
+- `shard-000000.json`, ...: the place and checksum of each picture, and what was missing or damaged.
+- `conversion.json`: what was asked for.
+- `index.json`: the shards with their checksums. It comes last: where it is missing, the conversion
+  has not ended.
+- `report.json`: what the last run did.
+
+Training reads pictures by their places, in any order, and every split of the data set is made of
+the same folder.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import os
+import tarfile
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .clips import Clip, DamagedFile
+from .transforms import Sampling
+
+FORMAT = 1
+OPEN_FILES = 256
+"""Shards that a process keeps open; the one that was not used for longest is closed."""
+EXTENSIONS = {"rgb": "jpg", "ir": "jpg", "depth": "png"}
+VERIFY = "python -m mmixer_kernels.prepare --verify --output"
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What decides the contents of a converted folder, beside the raw files."""
+
+    data: str
+    """The data set's name."""
+    modalities: tuple[str, ...]
+    sampling: Mapping[str, int]
+    """`described`'s answer."""
+    size: int
+    """Pixels of the frames' shorter side."""
+    quality: int
+    """Of the JPEGs, 1 to 100."""
+    samples_per_shard: int
+    source: Mapping[str, Any]
+    """Options of the data set that decide which files are read."""
+    format: int = FORMAT
+
+    @classmethod
+    def read(cls, folder: Path) -> Conversion:
+        """What a folder was converted with; ValueError where this version cannot tell."""
+        path = folder / "conversion.json"
+        table = read_json(path)
+        if table.get("format") != FORMAT or table.keys() != {item.name for item in fields(cls)}:
+            raise ValueError(
+                f"{path} must have format {FORMAT}, but has {table.get('format')}: convert the "
+                "data set again, into another folder"
+            )
+        return cls(**{**table, "modalities": tuple(table["modalities"])})
+
+    def sampled(self) -> Sampling:
+        return Sampling(**self.sampling)
+
+    def table(self) -> dict[str, Any]:
+        return {**asdict(self), "modalities": list(self.modalities)}
+
+
+def described(sampling: Sampling) -> dict[str, int]:
+    """{"stride": 8} or {"frames": 16}."""
+    if sampling.frames is not None:
+        return {"frames": sampling.frames}
+    return {"stride": sampling.stride}
+
+
+def stored_frames(counts: Mapping[str, int], sampling: Sampling) -> dict[str, list[int]]:
+    """By modality, the frames to store of a clip with these numbers of frames.
+
+    A clip is read at the indices that the sampling gives for the fewest frames among the chosen
+    modalities: so of each modality those are stored that a shorter one may ask for, and its own.
+    """
+    return {
+        modality: sorted(
+            {index for other in counts.values() if other <= count for index in sampling(other)}
+        )
+        for modality, count in counts.items()
+    }
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A tar file of pictures.
+
+    Args:
+        path: the file.
+        sha256: its checksum in the index.
+    """
+
+    path: Path
+    sha256: str
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Bytes of the file; fewer where it ends before."""
+        # pread has no position that processes after a fork could share.
+        return os.pread(_opened(self.path, self.sha256).fileno(), length, offset)
+
+
+@dataclass(frozen=True)
+class ShardSource:
+    """A `Source` of the pictures of one modality of a sample.
+
+    Args:
+        shard: where they are.
+        name: the sample's.
+        modality: "rgb", "depth" or "ir".
+        frames: what the original has.
+        size: pixels of the pictures' shorter side.
+        places: int64 `[n, 4]`, a row a picture, ascending: its number in the original, and the
+            offset, length and CRC-32 of its bytes.
+    """
+
+    shard: Shard
+    name: str
+    modality: str
+    frames: int
+    size: int
+    places: np.ndarray
+
+    def count(self) -> int:
+        """Frames of the original."""
+        return self.frames
+
+    def read(self, indices: Sequence[int], size: int) -> Tensor:
+        """The pictures of these frames of the original, as `Source.read` has them.
+
+        Raises:
+            DamagedFile: bytes that do not have their checksum.
+            ValueError: a frame that was not stored, or another size.
+        """
+        if size != self.size:
+            raise ValueError(
+                f"{self.shard.path}: its frames have a shorter side of {self.size} pixels, but "
+                f"{size} is asked for: convert the data set with --size {size}"
+            )
+        places = {index: place for index, *place in self.places.tolist()}
+        pictures = {}
+        for index in sorted(set(indices)):
+            if index not in places:
+                raise ValueError(
+                    f"{self.shard.path}: frame {index} of {self.name} was not stored: the frames "
+                    f"of {self.modality} are {', '.join(map(str, places))}"
+                )
+            pictures[index] = decode(self._bytes(index, *places[index]), self.modality)
+        return torch.stack([pictures[index] for index in indices])
+
+    def verify(self, full: bool) -> None:
+        """Compares, in full, the pictures with their checksums.
+
+        Raises:
+            DamagedFile: they differ.
+        """
+        if full:
+            for place in self.places.tolist():
+                self._bytes(*place)
+
+    def _bytes(self, index: int, offset: int, length: int, checksum: int) -> bytes:
+        data = self.shard.read(offset, length)
+        if zlib.crc32(data) != checksum:
+            member = member_name(self.name, self.modality, index)
+            raise DamagedFile(
+                self.shard.path,
+                f"{member} does not have the checksum of the index: {VERIFY} "
+                f"{self.shard.path.parent} finds what is damaged",
+            )
+        return data
+
+
+def is_converted(folder: Path) -> bool:
+    """Whether a folder holds the converted form, or a part of it."""
+    return (folder / "conversion.json").exists()
+
+
+def clips(
+    root: Path,
+    data: str,
+    modalities: Sequence[str],
+    sampling: Sampling,
+    size: int,
+    source: Mapping[str, Any],
+) -> tuple[list[Clip], list[str]] | None:
+    """The samples of a converted folder, in the order of the raw form, each with those of the
+    modalities that it has, and the raw form's notes; None where the folder is not converted.
+
+    Args:
+        data: the data set's name.
+        modalities: some or all of the converted ones.
+        sampling: the one that the folder was converted with.
+        size: pixels of the frames' shorter side.
+        source: options of the data set that decide which files these modalities are read from.
+
+    Raises:
+        ValueError: the conversion has not ended, it was another one than is asked for, or its
+            files are not those of the index.
+        OSError: a file that cannot be read.
+    """
+    if not is_converted(root):
+        return None
+    _check(root, Conversion.read(root), data, modalities, sampling, size, source)
+    index = read_index(root)
+    found = []
+    for entry in index["shards"]:
+        _check_sizes(root, entry)
+        shard = Shard(root / f"{entry['name']}.tar", entry["sha256"])
+        for sample in read_json(root / f"{entry['name']}.json")["samples"]:
+            found.append(_clip(shard, sample, modalities, size))
+    return found, index["notes"]
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """index.json; ValueError where the conversion has not ended."""
+    path = folder / "index.json"
+    if not path.exists():
+        raise ValueError(
+            f"{folder} has no index.json: its conversion has not ended, and goes on when "
+            "python -m mmixer_kernels.prepare is run again with the same options"
+        )
+    return read_json(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; ValueError naming the file where it is none."""
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(table, dict):
+        raise ValueError(f"{path} is damaged: it must hold a JSON object")
+    return table
+
+
+def dumps(table: Mapping[str, Any]) -> bytes:
+    """A JSON object in one line."""
+    return (json.dumps(table, separators=(",", ":")) + "\n").encode()
+
+
+def member_name(name: str, modality: str, index: int) -> str:
+    """A picture's name in its shard; webdataset takes what is before the first dot as the key."""
+    return f"{name}.{modality}.{index:05}.{EXTENSIONS[modality]}"
+
+
+class ShardWriter:
+    """Writes a shard's samples into an open file; equal samples give equal bytes."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.tar = tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+        self.samples: list[dict[str, Any]] = []
+
+    def add(
+        self,
+        name: str,
+        label: int,
+        counts: Mapping[str, int],
+        pictures: Mapping[str, Mapping[int, bytes]],
+    ) -> None:
+        """Adds a sample: the original's number of frames and the encoded pictures by modality."""
+        about = {"name": name, "label": label, "frames": dict(counts)}
+        self._add(f"{name}.json", dumps(about))
+        places = {
+            modality: [
+                [index, *self._add(member_name(name, modality, index), data)]
+                for index, data in sorted(frames.items())
+            ]
+            for modality, frames in pictures.items()
+        }
+        self.samples.append({**about, "places": places})
+
+    def close(self) -> None:
+        self.tar.close()
+
+    def _add(self, name: str, data: bytes) -> tuple[int, int, int]:
+        """Offset, length and CRC-32 of the member's bytes."""
+        member = tarfile.TarInfo(name)
+        member.size = len(data)
+        offset = self.file.tell() + tarfile.BLOCKSIZE
+        self.tar.addfile(member, io.BytesIO(data))
+        return offset, len(data), zlib.crc32(data)
+
+
+def encode(frame: Tensor, modality: str, quality: int) -> bytes:
+    """The picture of a frame `[C, h, w]`: JPEG of rgb and ir (uint8), PNG of depth (uint16)."""
+    if modality == "depth":
+        from PIL import Image
+
+        file = io.BytesIO()
+        Image.fromarray(frame[0].numpy()).save(file, "PNG")
+        return file.getvalue()
+    from torchvision.io import encode_jpeg
+
+    return encode_jpeg(frame, quality).numpy().tobytes()
+
+
+def decode(data: bytes, modality: str) -> Tensor:
+    """The frame of a picture: rgb uint8 `[3, h, w]`, ir uint8 and depth uint16 `[1, h, w]`."""
+    from torchvision.io import ImageReadMode, decode_image
+
+    modes = {"rgb": ImageReadMode.RGB, "ir": ImageReadMode.GRAY, "depth": ImageReadMode.UNCHANGED}
+    return decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), modes[modality])
+
+
+@functools.lru_cache(maxsize=OPEN_FILES)
+def _opened(path: Path, sha256: str) -> IO[bytes]:
+    """A shard's file, one a process; the checksum tells it from an older one of this name."""
+    return open(path, "rb", buffering=0)
+
+
+def _clip(shard: Shard, sample: Mapping[str, Any], modalities: Sequence[str], size: int) -> Clip:
+    name = sample["name"]
+    sources = {
+        modality: ShardSource(
+            shard,
+            name,
+            modality,
+            sample["frames"][modality],
+            size,
+            np.array(sample["places"][modality], dtype=np.int64),
+        )
+        for modality in modalities
+        if modality in sample["frames"]
+    }
+    return Clip(name, sample["label"], sources)
+
+
+def _check(
+    root: Path,
+    conversion: Conversion,
+    data: str,
+    modalities: Sequence[str],
+    sampling: Sampling,
+    size: int,
+    source: Mapping[str, Any],
+) -> None:
+    if conversion.data != data:
+        raise ValueError(
+            f"--data {data} does not fit --root {root}, which was converted from "
+            f"{conversion.data}: pass --data {conversion.data}, or the folder of {data}"
+        )
+    missing = [name for name in modalities if name not in conversion.modalities]
+    if missing:
+        raise ValueError(
+            f"--modalities {' '.join(modalities)} must be among those that {root} was converted "
+            f"with, {' '.join(conversion.modalities)}: leave out {' '.join(missing)}, or convert "
+            "the data set again with all of them, into another folder"
+        )
+    if size != conversion.size:
+        raise ValueError(
+            f"frames with a shorter side of {size} pixels are asked for, but {root} was converted "
+            f"with --size {conversion.size}: convert the data set with --size {size}, into another "
+            "folder"
+        )
+    asked = {**described(sampling), **source}
+    stored = {**conversion.sampling, **{key: conversion.source.get(key) for key in source}}
+    if asked != stored:
+        now = _flags({key: value for key, value in asked.items() if stored.get(key) != value})
+        then = _flags({key: value for key, value in stored.items() if asked.get(key) != value})
+        raise ValueError(
+            f"{now} does not fit --root {root}, which was converted with {then}: pass {then}, or "
+            f"convert the data set again with {now}, into another folder"
+        )
+
+
+def _flags(options: Mapping[str, Any]) -> str:
+    return " ".join(f"--{name.replace('_', '-')} {value}" for name, value in options.items())
+
+
+def _check_sizes(root: Path, entry: Mapping[str, Any]) -> None:
+    for suffix, size in (("tar", entry["size"]), ("json", entry["json_size"])):
+        path = root / f"{entry['name']}.{suffix}"
+        found = path.stat().st_size if path.exists() else None
+        if found != size:
+            state = "is missing" if found is None else f"has {found} bytes"
+            raise ValueError(
+                f"{path} must have {size} bytes as in index.json, but {state}: run "
+                "python -m mmixer_kernels.prepare again, which makes damaged shards anew"
+            )

@@ -1,0 +1,161 @@
+"""`python -m mmixer_kernels.prepare`: converts a data set of video for fast reading."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from .data import DATA, convert
+from .data.video import VideoOptions
+from .training import command, loop
+
+PROG = "python -m mmixer_kernels.prepare"
+VIDEO = tuple(name for name, options in DATA.items() if issubclass(options, VideoOptions))
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """Converts a data set of video into shards of sampled, resized frames, which training reads
+    many times faster; --root of the training then names their folder. A conversion that was stopped
+    goes on when the same command is given again."""
+
+    output: Path
+    """Folder of the converted form."""
+    data: Literal["ntu60", "ntu120", "nw-ucla"] | None = None
+    """Data set."""
+    root: Path | None = None
+    """Folder of the raw files."""
+    modalities: tuple[Literal["rgb", "depth", "ir"], ...] | None = None
+    """What to convert; training may choose fewer. When None, the data set's default."""
+    depth: Literal["masked", "full"] | None = None
+    """NTU's depth of the bodies alone (the default), or with the background."""
+    stride: int = 8
+    """Every so manieth frame of a clip is converted; the default is the paper's. Training must
+    sample in the same way."""
+    frames: int | None = None
+    """Convert so many frames, evenly spaced, of each clip instead."""
+    size: int = 256
+    """Pixels of the frames' shorter side; training with --image-size 224 needs 256."""
+    quality: int = 95
+    """Of the JPEGs of RGB and IR, 1 to 100; depth is kept exactly."""
+    samples_per_shard: int = 256
+    """Samples in a file, the unit that is made anew after a stop."""
+    workers: int = field(default_factory=lambda: _processors())
+    """Processes; they change no byte of the result."""
+    allow_missing: bool = False
+    """Finish even though samples are missing or damaged. They are reported, and training asks for
+    the same option where they are the test set's."""
+    verify: bool = False
+    """Only read the --output of an earlier conversion and compare it with its checksums."""
+
+    def check(self) -> None:
+        """Raises ValueError where an option cannot be as it is."""
+        for name in ("stride", "frames", "size", "samples_per_shard", "workers"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be 1 or more, but is {value}")
+        if not 1 <= self.quality <= 100:
+            raise ValueError(f"--quality must be in 1..100, but is {self.quality}")
+        if not self.verify and (self.data is None or self.root is None):
+            raise ValueError("--data and --root must say what to convert (or --verify --output)")
+        if self.depth is not None and self.data == "nw-ucla":
+            raise ValueError("--depth is for ntu60 and ntu120: leave it out for nw-ucla")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit code of the command: 0, 1 when raw files are missing or damaged or the verification
+    found something, 2 after a mistake of the user, 130 after Ctrl-C."""
+    return command.run(lambda: _main(sys.argv[1:] if arguments is None else arguments))
+
+
+def _main(arguments: Sequence[str]) -> int:
+    import tyro
+
+    options = tyro.cli(PrepareOptions, prog=PROG, args=list(arguments))
+    try:
+        with command.user_errors():
+            options.check()
+            return _verify(options) if options.verify else _convert(options)
+    except loop.Interrupted as interruption:
+        again = shlex.join([*PROG.split(), *arguments])
+        print(f"stopped by {interruption}; go on with: {again}", file=sys.stderr)
+        return 128 + interruption.number
+
+
+def _convert(options: PrepareOptions) -> int:
+    report = convert.prepare(
+        _data(options),
+        options.root,
+        options.output,
+        options.size,
+        options.quality,
+        options.samples_per_shard,
+        options.workers,
+    )
+    for problem in report.problems:
+        print(f"{problem.sample}: {problem.modality}: {problem.reason}", file=sys.stderr)
+    for line in report.wrong:
+        print(line, file=sys.stderr)
+    pictures = ", ".join(f"{count:,} of {name}" for name, count in report.pictures.items())
+    print(
+        f"{options.output}: {report.samples:,} samples, {pictures}; {report.shards:,} shards "
+        f"({report.kept:,} were there before), {report.size / 1e9:.3f} GB"
+    )
+    if report.complete:
+        print(f"verified; train with --data {options.data} --root {options.output}")
+        return 0
+    if report.wrong:
+        print("error: the shards above are damaged: run the command again", file=sys.stderr)
+    else:
+        print(
+            f"error: {len(report.problems):,} files above are missing or damaged, so that the "
+            "conversion is not complete: restore them and run the command again, which makes only "
+            "their shards anew, or pass --allow-missing to do without them",
+            file=sys.stderr,
+        )
+    return 1
+
+
+def _data(options: PrepareOptions) -> VideoOptions:
+    given: dict[str, Any] = {
+        "modalities": options.modalities,
+        "depth": options.depth,
+        "stride": options.stride,
+        "frames": options.frames,
+        "allow_missing": options.allow_missing,
+    }
+    assert options.data is not None  # the options' own check
+    chosen: VideoOptions = DATA[options.data](
+        **{name: value for name, value in given.items() if value is not None}
+    )
+    return chosen
+
+
+def _verify(options: PrepareOptions) -> int:
+    samples, wrong = convert.verify(options.output, options.workers)
+    for line in wrong:
+        print(line, file=sys.stderr)
+    if wrong:
+        print(
+            f"error: {options.output} is damaged: convert it again with the options it was made "
+            "with, which makes only the damaged shards anew",
+            file=sys.stderr,
+        )
+        return 1
+    print(f"{options.output}: {samples:,} samples are as they were written")
+    return 0
+
+
+def _processors() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
