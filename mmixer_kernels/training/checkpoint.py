@@ -4,43 +4,106 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import torch
 
+from . import distributed
 from .command import UserError
 
-FORMAT = 1
+FORMAT = 2
+LAST, PREVIOUS, DAMAGED = "last.pt", "previous.pt", "damaged.pt"
+
+
+class DamagedError(UserError):
+    """A file that is not a whole checkpoint: the reason, and what to do where it is needed."""
+
+    def __init__(self, reason: str, remedy: str) -> None:
+        super().__init__(f"{reason}: {remedy}")
+        self.reason = reason
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
+def replacing(path: Path, previous: Path | None = None) -> Iterator[IO[bytes]]:
     """A file to write that takes `path`'s place when it is complete and on the disk: after a crash
-    `path` is the old file or the new one, never a part."""
+    `path` is the old file or the new one, never a part.
+
+    Args:
+        previous: where the old file is kept. Between the two renames `path` is missing, but
+            `previous` is whole.
+    """
     beside = path.with_name(path.name + ".part")
     with open(beside, "wb") as file:
         yield file
         file.flush()
         os.fsync(file.fileno())
+    if previous is not None and path.exists():
+        os.replace(path, previous)
+        _sync_folder(path.parent)
     os.replace(beside, path)
     _sync_folder(path.parent)
 
 
-def save(state: dict[str, Any], path: Path) -> None:
-    """Writes tensors and plain types (dict, list, tuple, str, int, float, bool, None)."""
-    with replacing(path) as file:
+def save(state: dict[str, Any], path: Path, previous: Path | None = None) -> None:
+    """Writes tensors and plain types (dict, list, tuple, str, int, float, bool, None); `previous`
+    as in `replacing`."""
+    with replacing(path, previous) as file:
         torch.save({"format": FORMAT, **state}, file)
+
+
+def save_last(state: dict[str, Any], folder: Path) -> None:
+    """Writes last.pt; the one before becomes previous.pt."""
+    save(state, folder / LAST, folder / PREVIOUS)
+
+
+class Last(NamedTuple):
+    """The checkpoint to go on from, and which of a run's files it is."""
+
+    state: dict[str, Any]
+    path: Path
+
+
+def load_last(folder: Path) -> Last:
+    """last.pt, or previous.pt where last.pt is damaged or missing.
+
+    A kill between two renames can leave previous.pt alone. A warning on stderr names a damaged
+    last.pt; `set_damaged_aside` makes room before the next `save_last`.
+
+    Raises:
+        UserError: neither file can be read.
+    """
+    last, previous = folder / LAST, folder / PREVIOUS
+    if not last.exists() and previous.exists():
+        return Last(load(previous), previous)
+    try:
+        return Last(load(last), last)
+    except DamagedError as error:
+        if not previous.exists():
+            raise
+        state = load(previous)
+        if distributed.is_first():
+            print(f"warning: {error.reason}; going on from {previous}", file=sys.stderr)
+        return Last(state, previous)
+
+
+def set_damaged_aside(found: Last) -> None:
+    """Renames a last.pt that `load_last` did not take, so that it never replaces previous.pt."""
+    last = found.path.with_name(LAST)
+    if found.path != last and last.exists():
+        os.replace(last, last.with_name(DAMAGED))
 
 
 def load(path: Path) -> dict[str, Any]:
     """What `save` wrote, with tensors on the CPU.
 
     Raises:
-        UserError: the file is missing, damaged, not a checkpoint or of another format.
+        DamagedError: the file is damaged or not a checkpoint.
+        UserError: it is missing or of another format.
     """
     if not path.is_file():
         raise UserError(f"{path} is not a file: give a checkpoint that training wrote")
@@ -52,9 +115,9 @@ def load(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (zipfile.BadZipFile, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{path} is damaged or is not a checkpoint ({reason}): restore it from a copy, or "
-            "train again in another --output"
+        raise DamagedError(
+            f"{path} is damaged or is not a checkpoint ({reason})",
+            "restore it from a copy, or train again in another --output",
         ) from error
     found = state.get("format") if isinstance(state, dict) else None
     if found != FORMAT:

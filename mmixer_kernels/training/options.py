@@ -44,6 +44,9 @@ class ModelOptions:
     """Part of the extracted features dropped in training."""
     dropout: float = 0.0
     """Part of the joint state dropped before the classifier in training."""
+    sync_batch_norm: bool = False
+    """Batch norm's statistics over the samples of all processes, on GPUs; otherwise each process
+    has its own, and the first one's running statistics are kept."""
 
     def __post_init__(self) -> None:
         _check(self.hidden_size >= 1, "--model.hidden-size", self.hidden_size, "1 or more")
@@ -70,6 +73,8 @@ class OptimizerOptions:
     """Largest norm of the whole gradient; 0 for no limit."""
     label_smoothing: float = 0.0
     """Part of the target spread over all classes."""
+    accumulate: int = 1
+    """Batches whose gradients are added up before an update of the weights."""
 
     def __post_init__(self) -> None:
         finite = math.isfinite(self.learning_rate) and self.learning_rate > 0
@@ -80,6 +85,7 @@ class OptimizerOptions:
             _check(valid, f"--optimizer.{name}", value, "0 or more, and finite")
         valid = 0 <= self.label_smoothing < 1
         _check(valid, "--optimizer.label-smoothing", self.label_smoothing, "at least 0 and below 1")
+        _check(self.accumulate >= 1, "--optimizer.accumulate", self.accumulate, "1 or more")
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,8 @@ class LoaderOptions:
     """How samples reach the network."""
 
     batch_size: int = 8
-    """Samples a step, in training and in evaluation; the default is the paper's."""
+    """Samples a batch of one process, in training and in evaluation; the default is the paper's.
+    An update has batch_size x processes x --optimizer.accumulate of them."""
     workers: int = 0
     """Processes that load samples; 0 loads in the training process. Changes no result."""
 
@@ -107,7 +114,8 @@ class RunOptions:
     output: Path | None = None
     """Folder of the run; when None, runs/DATA-SEED."""
     config: Path | None = None
-    """TOML file of options, as a run's config.toml; the command line wins over it."""
+    """TOML file of options, as a run's config.toml, or the name of a recipe in the package; the
+    command line wins over it."""
     epochs: int = 30
     """Passes over the training set."""
     select: Literal["best", "last"] = "best"
@@ -115,7 +123,16 @@ class RunOptions:
     seed: int = 0
     """Of initial weights, order, augmentation and dropout."""
     device: str = "cpu"
-    """Where the network runs, as PyTorch names it."""
+    """Where the network runs, as PyTorch names it; for several processes cuda is a GPU each."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Autocast of the network's arithmetic; weights stay float32, and float16's loss is scaled."""
+    compile: bool = False
+    """Compile the network by torch.compile."""
+    channels_last: bool = False
+    """Keep the weights of 2-D convolutions, and with them their outputs, channels last in memory:
+    faster on GPUs in bfloat16 and float16."""
+    checkpoint_steps: int = 0
+    """Write last.pt also after every this many updates; 0 writes it at the end of an epoch only."""
     resume: bool = False
     """Go on from last.pt of --output, with its config.toml where there is no --config."""
     model: ModelOptions = field(default_factory=ModelOptions)
@@ -125,6 +142,7 @@ class RunOptions:
     def __post_init__(self) -> None:
         _check(self.epochs >= 1, "--epochs", self.epochs, "1 or more")
         _check(self.seed >= 0, "--seed", self.seed, "0 or more")
+        _check(self.checkpoint_steps >= 0, "--checkpoint-steps", self.checkpoint_steps, "0 or more")
 
 
 class DataOptions(Protocol):

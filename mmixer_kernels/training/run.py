@@ -11,15 +11,16 @@ from typing import Any
 import torch
 
 from ..data import Data
-from . import checkpoint, loop, model, plots, result, streams, toml
+from . import checkpoint, distributed, loop, model, plots, result, streams, toml
 from .command import UserError, user_errors
 from .options import Options, differences, parse_config
 
-PRODUCTS = ("last.pt", "best.pt", "result.json")
+PRODUCTS = ("last.pt", "previous.pt", "best.pt", "result.json")
 
 
 def train(options: Options) -> dict[str, Any]:
-    """Trains, tests the selected epoch once and writes everything in the run's folder.
+    """Trains, tests the selected epoch once and writes everything in the run's folder; in all the
+    processes that torchrun started.
 
     Returns:
         The contents of result.json.
@@ -29,26 +30,46 @@ def train(options: Options) -> dict[str, Any]:
         loop.Interrupted: a signal stopped the training; last.pt has the position, if a step was
             taken.
     """
-    output = options.output
-    state = _resumed(options) if options.run.resume else None
-    if state is None:
-        _refuse_overwriting(output)
-    torch.manual_seed(options.run.seed)
-    data, recognizer, engine = _build(options)
+    device = _device(options.run.device)
+    with distributed.job(device):
+        return _train(options, device)
+
+
+def _train(options: Options, device: torch.device) -> dict[str, Any]:
+    output, first = options.output, distributed.is_first()
+    # cuDNN's other algorithms add up in any order: equal runs would differ.
+    torch.backends.cudnn.deterministic = True
+    with distributed.together():
+        resumed = _resumed(options) if options.run.resume else None
+        if resumed is None:
+            _refuse_overwriting(output)
+        torch.manual_seed(options.run.seed)
+        data, recognizer, engine = _build(options, device)
+        _check_shares(options, data)
+        if resumed is not None:
+            _check_data(resumed.state["data"], loop.identity(data), resumed.path)
+    distributed.seed(options.run.seed)
     trainer = loop.Trainer(options, data, recognizer)
-    if state is not None:
-        _check_data(state["data"], loop.identity(data), output / "last.pt")
-        trainer.load_state(state)
-    with user_errors():
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "config.toml").write_text(toml.dumps(options.config()), encoding="utf-8")
+    if resumed is not None:
+        trainer.load_state(resumed.state)
+    with distributed.together(), user_errors():
+        if first:
+            output.mkdir(parents=True, exist_ok=True)
+            if resumed is not None:
+                checkpoint.set_damaged_aside(resumed)
+            with checkpoint.replacing(output / "config.toml") as file:
+                file.write(toml.dumps(options.config()).encode())
+    if first:
+        print(_describe_step(options, trainer), file=sys.stderr)
     with loop.Stop() as stop:
         trainer.fit(output, stop)
 
     selected = f"{options.run.select}.pt"
     recognizer.load_state_dict(checkpoint.load(output / selected)["model"])
     record = trainer.best() if options.run.select == "best" else trainer.history[-1]
-    test = loop.evaluate(recognizer, data.test, len(data.classes), options.run.loader)
+    test = loop.evaluate(
+        recognizer, data.test, len(data.classes), options.run.loader, options.run.precision
+    )
     report = {
         **test.report(data.classes),
         "checkpoint": selected,
@@ -61,13 +82,17 @@ def train(options: Options) -> dict[str, Any]:
         "seed": options.run.seed,
         "engine": engine,
         "device": options.run.device,
+        "processes": distributed.world(),
+        "effective_batch_size": trainer.effective_batch_size,
+        "learning_rate": options.run.optimizer.learning_rate,
         "threads": torch.get_num_threads(),
         "versions": result.versions(),
         "config": options.config(),
     }
-    with checkpoint.replacing(output / "result.json") as file:
-        file.write((json.dumps(report, indent=2) + "\n").encode())
-    plots.write(output, trainer.history, report)
+    if first:
+        with checkpoint.replacing(output / "result.json") as file:
+            file.write((json.dumps(report, indent=2) + "\n").encode())
+        plots.write(output, trainer.history, report)
     return report
 
 
@@ -98,11 +123,26 @@ def evaluate(
         changed = replace(options.run.loader, **given)
     run = replace(options.run, loader=changed, root=options.run.root if root is None else root)
     options = replace(options, run=run)
-    data, recognizer, engine = _build(options)
-    _check_data(state["data"], loop.identity(data), path, also_samples=False)
-    recognizer.load_state_dict(state["model"])
+    device = _device(run.device)
+    with distributed.job(device):
+        return _evaluate(options, device, state, path, split, with_streams)
+
+
+def _evaluate(
+    options: Options,
+    device: torch.device,
+    state: dict[str, Any],
+    path: Path,
+    split: str,
+    with_streams: bool,
+) -> dict[str, Any]:
+    loader, precision = options.run.loader, options.run.precision
+    with distributed.together():
+        data, recognizer, engine = _build(options, device)
+        _check_data(state["data"], loop.identity(data), path, also_samples=False)
+        recognizer.load_state_dict(state["model"])
     samples = data.test if split == "test" else data.validation
-    evaluation = loop.evaluate(recognizer, samples, len(data.classes), options.run.loader)
+    evaluation = loop.evaluate(recognizer, samples, len(data.classes), loader, precision)
     report = {
         "checkpoint": str(path),
         "split": split,
@@ -111,7 +151,7 @@ def evaluate(
         **evaluation.report(data.classes),
     }
     if with_streams:
-        alone = streams.evaluate_streams(recognizer, data, samples, options.run.loader)
+        alone = streams.evaluate_streams(recognizer, data, samples, loader, precision)
         report["streams"] = {
             modality: part.report(data.classes)
             for modality, part in zip(data.modalities, alone, strict=True)
@@ -119,12 +159,11 @@ def evaluate(
     return report
 
 
-def _build(options: Options) -> tuple[Data, model.Recognizer, str | None]:
+def _build(options: Options, device: torch.device) -> tuple[Data, model.Recognizer, str | None]:
     """The data set, the network on its device, and the engine that computes it."""
     with user_errors():
-        device = _device(options.run.device)
         data = options.load_data()
-        recognizer = model.build(options.run.model, data).to(device)
+        recognizer = model.place(model.build(options.run.model, data), options.run, device)
     with user_errors(RuntimeError):
         return data, recognizer, result.engine_used(options.run.model, device)
 
@@ -141,15 +180,35 @@ def _refuse_overwriting(output: Path) -> None:
         )
 
 
-def _resumed(options: Options) -> dict[str, Any]:
-    """The state of last.pt, of a run with the same options."""
-    path = options.output / "last.pt"
-    if not path.exists():
+def _check_shares(options: Options, data: Data) -> None:
+    """Synchronized batch norm needs every process in every batch."""
+    world = distributed.world()
+    last = len(data.train) % (options.run.loader.batch_size * world)
+    if options.run.model.sync_batch_norm and 0 < last < world:
         raise UserError(
-            f"--resume found no checkpoint {path}: leave out --resume to start, or name the run's "
+            f"--model.sync-batch-norm needs a sample for each process, but the last batch of "
+            f"{len(data.train)} samples has {last} for {world}: choose another --loader.batch-size"
+        )
+
+
+def _describe_step(options: Options, trainer: loop.Trainer) -> str:
+    run, world = options.run, distributed.world()
+    return (
+        f"effective batch size {trainer.effective_batch_size}: {run.loader.batch_size} samples x "
+        f"{world} {'process' if world == 1 else 'processes'} x {run.optimizer.accumulate} added "
+        f"up; learning rate {run.optimizer.learning_rate:g}, which does not follow the batch size"
+    )
+
+
+def _resumed(options: Options) -> checkpoint.Last:
+    """last.pt or previous.pt, of a run with the same options."""
+    last, previous = options.output / checkpoint.LAST, options.output / checkpoint.PREVIOUS
+    if not last.exists() and not previous.exists():
+        raise UserError(
+            f"--resume found no checkpoint {last}: leave out --resume to start, or name the run's "
             "folder by --output"
         )
-    state = checkpoint.load(path)
+    state, path = found = checkpoint.load_last(options.output)
     saved, now = (_decisive(config) for config in (state["config"], options.config()))
     if now["optimizer"]["schedule"] == "constant" and now["epochs"] >= saved["epochs"]:
         # With a constant rate a longer run begins with the very steps of a shorter one.
@@ -160,18 +219,24 @@ def _resumed(options: Options) -> dict[str, Any]:
             f"--resume needs the options of {path}, but {'; '.join(changed)} (only the epochs of "
             "a constant schedule can grow): start another run by --output"
         )
-    if state["threads"] != torch.get_num_threads():
+    if state["processes"] != distributed.world():
+        raise UserError(
+            f"--resume needs the {state['processes']} processes of {path}, but there are "
+            f"{distributed.world()}: sums would be rounded otherwise, and dropout would be "
+            "another; start torchrun with as many, or another run by --output"
+        )
+    if state["threads"] != torch.get_num_threads() and distributed.is_first():
         print(
             f"note: {path} was written with {state['threads']} threads, now there are "
             f"{torch.get_num_threads()}: the last bits may differ from an uninterrupted run's",
             file=sys.stderr,
         )
-    return state
+    return found
 
 
 def _decisive(config: dict[str, Any]) -> dict[str, Any]:
     """A configuration without what changes no result."""
-    kept = {key: value for key, value in config.items() if key != "root"}
+    kept = {key: config[key] for key in config if key not in ("root", "checkpoint_steps")}
     loader = {key: value for key, value in config["loader"].items() if key != "workers"}
     return {**kept, "loader": loader}
 
@@ -190,6 +255,7 @@ def _check_data(
 def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
+        device = distributed.own_device(device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
