@@ -6,6 +6,7 @@ import os
 import pickle
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,12 @@ from .command import UserError
 
 FORMAT = 2
 LAST, PREVIOUS, DAMAGED = "last.pt", "previous.pt", "damaged.pt"
+
+UNREADABLE = (
+    *(zipfile.BadZipFile, zlib.error, pickle.UnpicklingError),
+    *(RuntimeError, ValueError, EOFError, KeyError),
+)
+"""What reading damaged bytes raises."""
 
 
 class DamagedError(UserError):
@@ -113,7 +120,7 @@ def load(path: Path) -> dict[str, Any]:
         if damaged is not None:
             raise zipfile.BadZipFile(f"wrong checksum in {damaged}")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (zipfile.BadZipFile, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except UNREADABLE as error:
         reason = str(error).splitlines()[0]
         raise DamagedError(
             f"{path} is damaged or is not a checkpoint ({reason})",

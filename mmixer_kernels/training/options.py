@@ -190,7 +190,7 @@ def parse(arguments: Sequence[str], prog: str) -> Options:
         first.add_argument(option)
     first.add_argument("--resume", action="store_true")
     chosen, _ = first.parse_known_args(arguments)
-    config = Path(chosen.config) if chosen.config else None
+    config = _config_path(chosen.config) if chosen.config else None
     if config is None and chosen.resume:
         folder = default_output(chosen.data or DEFAULT_DATA, chosen.seed or "0")
         written = Path(chosen.output or folder) / "config.toml"
@@ -228,6 +228,25 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         for key in {**before, **after}
         if before.get(key) != after.get(key)
     ]
+
+
+def recipes() -> dict[str, Path]:
+    """The package's recipes by name."""
+    folder = Path(__file__).parent.with_name("recipes")
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def _config_path(name: str) -> Path:
+    """A file, or else the package's recipe of that name."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    if name not in recipes():
+        raise UserError(
+            f"--config {name} is neither a file nor a recipe of the package "
+            f"({', '.join(recipes())})"
+        )
+    return recipes()[name]
 
 
 def _defaults(name: str) -> Options:
