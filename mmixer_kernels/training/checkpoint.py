@@ -1,12 +1,13 @@
-"""Checkpoints: tensors and plain types, on the disk whole or not at all."""
+"""Checkpoints: tensors and plain types, on the disk whole or not at all.
+
+A file is what `torch.save` writes, a ZIP archive, with the SHA-256 of it all as its comment.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
-import pickle
 import sys
-import zipfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,12 +20,8 @@ from .command import UserError
 
 FORMAT = 2
 LAST, PREVIOUS, DAMAGED = "last.pt", "previous.pt", "damaged.pt"
-
-UNREADABLE = (
-    *(zipfile.BadZipFile, zlib.error, pickle.UnpicklingError),
-    *(RuntimeError, ValueError, EOFError, KeyError),
-)
-"""What reading damaged bytes raises."""
+COMMENT_LENGTH = 2
+"""Bytes of the length of a ZIP archive's comment, the last of one that has none."""
 
 
 class DamagedError(UserError):
@@ -45,7 +42,7 @@ def replacing(path: Path, previous: Path | None = None) -> Iterator[IO[bytes]]:
             `previous` is whole.
     """
     beside = path.with_name(path.name + ".part")
-    with open(beside, "wb") as file:
+    with open(beside, "w+b") as file:
         yield file
         file.flush()
         os.fsync(file.fileno())
@@ -61,6 +58,7 @@ def save(state: dict[str, Any], path: Path, previous: Path | None = None) -> Non
     as in `replacing`."""
     with replacing(path, previous) as file:
         torch.save({"format": FORMAT, **state}, file)
+        file.write(_comment(file, file.seek(-COMMENT_LENGTH, os.SEEK_END)))
 
 
 def save_last(state: dict[str, Any], folder: Path) -> None:
@@ -115,17 +113,19 @@ def load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path} is not a file: give a checkpoint that training wrote")
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise zipfile.BadZipFile(f"wrong checksum in {damaged}")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except UNREADABLE as error:
-        reason = str(error).splitlines()[0]
-        raise DamagedError(
-            f"{path} is damaged or is not a checkpoint ({reason})",
-            "restore it from a copy, or train again in another --output",
-        ) from error
+        file = path.open("rb")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    with file:
+        try:
+            _check_comment(file)
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # damaged bytes raise whatever the parser meets first
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise DamagedError(
+                f"{path} is damaged or is not a checkpoint ({reason})",
+                "restore it from a copy, or train again in another --output",
+            ) from error
     found = state.get("format") if isinstance(state, dict) else None
     if found != FORMAT:
         raise UserError(
@@ -133,6 +133,27 @@ def load(path: Path) -> dict[str, Any]:
             "version of mmixer_kernels that wrote it"
         )
     return state
+
+
+def _comment(file: IO[bytes], size: int) -> bytes:
+    """The end of an archive, which ZIP has as a length and a text, for the `size` bytes before;
+    leaves the file there."""
+    file.seek(0)
+    digest, left = hashlib.sha256(), size
+    while part := file.read(min(left, 1 << 20)):
+        digest.update(part)
+        left -= len(part)
+    text = digest.hexdigest().encode()
+    return len(text).to_bytes(COMMENT_LENGTH, "little") + text
+
+
+def _check_comment(file: IO[bytes]) -> None:
+    text = 2 * hashlib.sha256().digest_size
+    size = max(0, file.seek(0, os.SEEK_END) - COMMENT_LENGTH - text)
+    comment = _comment(file, size)
+    if file.read() != comment:
+        raise ValueError("wrong checksum")
+    file.seek(0)
 
 
 def _sync_folder(folder: Path) -> None:
