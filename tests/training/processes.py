@@ -19,7 +19,7 @@ from mmixer_kernels import train
 
 STARTED = "effective batch size"
 """What the first process prints before its first step."""
-PATIENCE = 300.0
+PATIENCE = 120.0
 """Seconds after which a training counts as hanging."""
 
 
