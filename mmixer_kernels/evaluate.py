@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .training import command, result, run
+from .training import command, distributed, result, run
 
 PROG = "python -m mmixer_kernels.evaluate"
 
@@ -53,6 +53,8 @@ def _main(arguments: Sequence[str]) -> int:
         options.workers,
         options.streams,
     )
+    if not distributed.is_first():
+        return 0
     print(result.describe(report, options.split))
     for modality, stream in report.get("streams", {}).items():
         print(f"{modality} stream alone: accuracy {stream['accuracy']:.2%}")

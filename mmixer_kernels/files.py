@@ -10,14 +10,22 @@ from typing import IO
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
+def replacing(path: Path, previous: Path | None = None) -> Iterator[IO[bytes]]:
     """A file to write that takes `path`'s place when it is complete and on the disk: after a crash
-    `path` is the old file or the new one, never a part."""
+    `path` is the old file or the new one, never a part.
+
+    Args:
+        previous: where the old file is kept. Between the two renames `path` is missing, but
+            `previous` is whole.
+    """
     beside = path.with_name(path.name + ".part")
-    with open(beside, "wb") as file:
+    with open(beside, "w+b") as file:
         yield file
         file.flush()
         os.fsync(file.fileno())
+    if previous is not None and path.exists():
+        os.replace(path, previous)
+        _sync_folder(path.parent)
     os.replace(beside, path)
     _sync_folder(path.parent)
 

@@ -1,36 +1,39 @@
-"""`python -m mmixer_kernels.train`: trains an M-Mixer and tests it."""
+"""`python -m mmixer_kernels.train`, or `torchrun ... -m mmixer_kernels.train` for several
+processes: trains an M-Mixer and tests it."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 
-from .training import command, loop, options, result, run
+from .training import command, distributed, loop, options, result, run
 
 PROG = "python -m mmixer_kernels.train"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit code of the command: 0, 1 when --check found something wrong, 2 after a mistake of
-    the user, 130 after Ctrl-C."""
+    """The exit code of the command: 0, 2 after a mistake of the user, 130 after Ctrl-C."""
     return command.run(lambda: _main(sys.argv[1:] if arguments is None else arguments))
 
 
 def _main(arguments: Sequence[str]) -> int:
-    chosen = options.parse(arguments, PROG)
-    if chosen.run.check is not None:
-        found = run.check(chosen)
-        print(found)
-        return 1 if found.wrong else 0
+    with distributed.one_voice():
+        chosen = options.parse(arguments, PROG)
+        if chosen.run.check is not None:
+            found = run.check(chosen)
+            print(found)
+            return 1 if found.wrong else 0
     output = chosen.output
     try:
         report = run.train(chosen)
     except loop.Interrupted as interruption:
         again = f"{PROG} --output {output} --resume"
-        print(f"stopped by {interruption}; go on with: {again}", file=sys.stderr)
+        if distributed.is_first():
+            print(f"stopped by {interruption}; go on with: {again}", file=sys.stderr)
         return 128 + interruption.number
-    print(result.describe(report, "test"))
-    print(f"tested {report['checkpoint']}, epoch {report['epoch']}; everything is in {output}")
+    if distributed.is_first():
+        print(result.describe(report, "test"))
+        print(f"tested {report['checkpoint']}, epoch {report['epoch']}; everything is in {output}")
     return 0
 
 

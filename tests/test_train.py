@@ -36,9 +36,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_writes_what_design_promises(finished: Path) -> None:
-    names = {path.name for path in finished.iterdir()}
+    names = {path.name for path in finished.iterdir() if "tfevents" not in path.name}
     assert names == {
-        *("config.toml", "metrics.jsonl", "last.pt", "best.pt", "result.json"),
+        *("config.toml", "metrics.jsonl", "last.pt", "previous.pt", "best.pt", "result.json"),
         *PNGS,
     }
     records = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
@@ -58,6 +58,8 @@ def test_a_run_writes_what_design_promises(finished: Path) -> None:
     assert result["checkpoint"] == "best.pt"
     assert (result["seed"], result["engine"], result["device"]) == (0, "reference", "cpu")
     assert set(result["versions"]) == {"mmixer_kernels", "python", "torch", "numpy", "platform"}
+    assert (result["processes"], result["effective_batch_size"]) == (1, 4)
+    assert result["learning_rate"] == 0.01
     assert result["config"]["model"]["hidden_size"] == 8
 
 
@@ -159,6 +161,19 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path, capsys: pytest.CaptureFix
     last.write_bytes(last.read_bytes()[:-100])
     assert run("--output", tmp_path, "--resume") == 2
     assert f"{last} is damaged" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_leaves_the_previous_one(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    (copy / "last.pt").write_bytes(b"damaged")
+    assert run("--output", copy, "--resume") == 0
+    assert f"warning: {copy / 'last.pt'} is damaged" in capsys.readouterr().err
+    assert (copy / "damaged.pt").read_bytes() == b"damaged"
+    assert (copy / "result.json").read_bytes() == (finished / "result.json").read_bytes()
+    ours, theirs = (checkpoint.load(folder / "last.pt") for folder in (copy, finished))
+    assert all(torch.equal(ours["model"][name], theirs["model"][name]) for name in ours["model"])
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from ..training.checkpoint import replacing
+from ..files import replacing
 from ..training.command import UserError
 from . import processes, shards
 from .clips import Clip, DamagedFile

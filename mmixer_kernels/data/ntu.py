@@ -136,6 +136,7 @@ class Ntu120Options(NtuOptions):
     classes = CLASSES
     training_subjects = TRAINING_SUBJECTS_120
     setups = 32
+    recipe: ClassVar[dict[str, object]] = {**VideoOptions.recipe, "model.extractor": "resnet34"}
 
     def published(self) -> dict[str, int]:
         if self.split == "cross-subject":

@@ -19,7 +19,7 @@ import torch
 from tqdm import tqdm
 
 from ..training.command import UserError
-from ..training.loop import Stop
+from ..training.stop import Stop
 
 POLL = 0.2
 """Seconds between two looks at what the processes have done."""

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from .. import reference
 from ..data.video import VideoOptions
+from ..files import replacing
 from ..reference import Weights
-from . import checkpoint
 from .command import UserError, user_errors
 from .model import Recognizer
 from .run import Restored
@@ -109,7 +109,7 @@ def export(
             f"allowed, so {path} was not written: this is a fault of the export by torch "
             f"{torch.__version__}"
         )
-    with user_errors(), checkpoint.replacing(path) as file:
+    with user_errors(), replacing(path) as file:
         file.write(content)
     inputs: dict[str, list[str | int]] = {
         name: ["batch", steps or "time", *shape[1:]]

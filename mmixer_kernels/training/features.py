@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from ..data import Data, Split
 from ..data.clips import DamagedFile
-from . import checkpoint, loop, run
+from ..files import replacing
+from . import batches, run
 from .command import UserError
 from .model import Recognizer
 from .options import LoaderOptions, Options
@@ -56,7 +57,7 @@ def of_pretrained(options: Options, output: Path) -> list[Extracted]:
     """
     _check_output(output)
     torch.manual_seed(options.run.seed)
-    data, recognizer, _ = run.build(options, initial=True)
+    data, recognizer, _ = run.build(options, run.device_of(options.run.device), initial=True)
     if data.extractors is not None:
         raise UserError(
             f"the extractors of {options.run.data} are no networks of frames, which have weights "
@@ -115,7 +116,7 @@ def _write(
         bar = stack.enter_context(
             tqdm(total=len(split), desc=path.stem, unit="sample", disable=not sys.stderr.isatty())
         )
-        for inputs, batch_labels, batch_lengths in loop.batches_in_order(
+        for inputs, batch_labels, batch_lengths in batches.batches_in_order(
             split.plain(), loader, device
         ):
             features = [x.float().cpu().numpy() for x in recognizer.features(inputs, batch_lengths)]
@@ -128,7 +129,7 @@ def _write(
             labels += batch_labels.tolist()
             lengths += steps
             bar.update(len(steps))
-        file = stack.enter_context(checkpoint.replacing(path))
+        file = stack.enter_context(replacing(path))
         archive = stack.enter_context(zipfile.ZipFile(file, "w"))
         for modality, spool, size in zip(
             data.modalities, spools, recognizer.mixer.feature_sizes, strict=True

@@ -3,76 +3,29 @@ after any step and go on bit for bit."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 
-from ..data import Batch, Data, Split, collate
-from . import checkpoint, metrics, optimizer
+from ..data import Batch, Data, Split
+from ..files import replacing
+from . import batches, checkpoint, distributed, metrics, mixed_precision, optimizer
 from .command import UserError
 from .model import Recognizer
 from .options import LoaderOptions, Options
 from .progress import Progress
 from .result import Evaluation
-
-
-class Interrupted(Exception):
-    """A signal asked the training to stop."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.number = number
-
-
-class Stop:
-    """A context in which the first SIGINT or SIGTERM lets the step in hand finish, and the second
-    one acts at once."""
-
-    def __init__(self) -> None:
-        self.number: int | None = None
-        self.previous: dict[int, Any] = {}
-
-    def __enter__(self) -> Stop:
-        # Python handles signals in the main thread only, and lets no other thread ask for it.
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.previous[number] = signal.signal(number, self._request)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._restore()
-
-    def check(self) -> None:
-        """Raises Interrupted when a signal has come."""
-        if self.number is not None:
-            raise Interrupted(self.number)
-
-    def _request(self, number: int, frame: FrameType | None) -> None:
-        self.number = number
-        self._restore()
-
-    def _restore(self) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
-        self.previous = {}
+from .stop import Interrupted, Stop
+from .tensorboard import Events
 
 
 @dataclass
@@ -96,8 +49,12 @@ class Totals:
 class Trainer:
     """A training and its position: `epoch` epochs are complete, and `step` steps of the next.
 
+    A step is an update of the weights. Its samples, `batch_size * accumulate * processes` of them
+    but for an epoch's last step, do not depend on how they are divided among processes and among
+    batches that are added up.
+
     Args:
-        model: on the device where it is to train.
+        model: on the device where it is to train, with the same weights in every process.
     """
 
     def __init__(self, options: Options, data: Data, model: Recognizer) -> None:
@@ -105,7 +62,11 @@ class Trainer:
         self.config = options.config()
         self.device = next(model.parameters()).device
         self.optimizer = optimizer.build(model, self.options.optimizer)
-        self.steps = math.ceil(len(data.train) / self.options.loader.batch_size)
+        self.scaler = mixed_precision.scaler(self.device, self.options.precision)
+        self.replica = distributed.replica(model)
+        self.batch_size = self.options.loader.batch_size * distributed.world()
+        self.effective_batch_size = self.batch_size * self.options.optimizer.accumulate
+        self.steps = math.ceil(len(data.train) / self.effective_batch_size)
         self.epoch = self.step = 0
         self.totals = Totals()
         self.history: list[dict[str, Any]] = []
@@ -113,25 +74,32 @@ class Trainer:
     def fit(self, output: Path, stop: Stop) -> None:
         """Trains from the position to the last epoch.
 
-        Writes metrics.jsonl, best.pt and last.pt in `output` after every epoch. The best epoch is
-        the one of the highest validation accuracy; of equals, the lowest validation loss; of
-        equals, the first.
+        Writes metrics.jsonl, best.pt and last.pt in `output` after every epoch, and last.pt after
+        every `checkpoint_steps` steps; the last.pt before is previous.pt. The best epoch is the
+        one of the highest validation accuracy; of equals, the lowest validation loss; of equals,
+        the first.
 
         Raises:
             Interrupted: after a signal; last.pt holds the position.
             UserError: the loss is not finite; last.pt is as it was.
         """
-        self._write_metrics(output)
+        run, first = self.options, distributed.is_first()
+        if first:
+            self._write_metrics(output)
         done = self.epoch * self.steps + self.step
         try:
-            with Progress(self.options.epochs, self.steps, done) as progress:
-                while self.epoch < self.options.epochs:
+            with (
+                Progress(run.epochs, self.steps, done, shown=first) as progress,
+                Events(output if first else None, self.epoch) as events,
+            ):
+                while self.epoch < run.epochs:
                     stop.check()
-                    self._train_epoch(progress, stop)
-                    self._end_epoch(output, progress, stop)
+                    self._train_epoch(output, progress, stop)
+                    self._end_epoch(output, progress, events, stop)
         except Interrupted:
-            checkpoint.save(self.state(), output / "last.pt")
+            self._save(output)
             raise
+        distributed.barrier()  # what the first process wrote is there for all
 
     def best(self) -> dict[str, Any]:
         """The record of the best epoch so far; `fit` says which that is."""
@@ -140,55 +108,93 @@ class Trainer:
             key=lambda record: (record["validation_accuracy"], -record["validation_loss"]),
         )
 
-    def _train_epoch(self, progress: Progress, stop: Stop) -> None:
+    def _train_epoch(self, output: Path, progress: Progress, stop: Stop) -> None:
         run, totals = self.options, self.totals
         self.data.train.set_epoch(self.epoch)
-        order = _batches(len(self.data.train), run.loader.batch_size, run.seed, self.epoch)
-        before = time.perf_counter()
+        order = batches.shuffled(len(self.data.train), self.batch_size, run.seed, self.epoch)
+        order = order[self.step * run.optimizer.accumulate :]
+        rank, world = distributed.rank(), distributed.world()
+        shares = [batches.share(batch, rank, world) for batch in order]
+        own = [part for part in shares if part]
+        loaded = batches.load(self.data.train, own, run.loader.workers)
         self.model.train()
-        for batch in _loader(self.data.train, order[self.step :], run.loader.workers):
-            loaded = time.perf_counter()
-            loss, rights = self._train_step(batch)
+        for start in range(0, len(order), run.optimizer.accumulate):
+            before = time.perf_counter()
+            group = slice(start, start + run.optimizer.accumulate)
+            samples = sum(map(len, order[group]))
+            loss, rights = self._train_step(shares[group], loaded, samples)
             self.step += 1
-            now = time.perf_counter()
-            totals.loss += loss * len(batch.labels)
+            totals.loss += loss
             totals.rights += rights
-            totals.samples += len(batch.labels)
-            totals.data_seconds += loaded - before
-            totals.seconds += now - before
-            before = now
+            totals.samples += samples
+            totals.seconds += time.perf_counter() - before
             progress.step(self.epoch, **totals.means())
             stop.check()
+            done = self.epoch * self.steps + self.step
+            if run.checkpoint_steps and done % run.checkpoint_steps == 0:
+                self._save(output)
 
-    def _train_step(self, batch: Batch) -> tuple[float, int]:
-        """The loss and the number of right predictions of a step."""
+    def _train_step(
+        self, shares: list[list[int]], loaded: Iterator[Batch], samples: int
+    ) -> tuple[float, int]:
+        """The loss, summed, and the number of right predictions of a step of `samples` samples.
+
+        Args:
+            shares: of each batch that is added up, what this process takes.
+            loaded: the next batches, one for each share that is not empty.
+        """
         run = self.options.optimizer
         step = self.epoch * self.steps + self.step
         rate = optimizer.learning_rate(run, step, self.steps, self.options.epochs)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        inputs, labels, lengths = _to_device(batch, self.device)
-        logits = self.model(inputs, lengths)
-        loss = F.cross_entropy(logits, labels, label_smoothing=run.label_smoothing)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise self._not_finite("the training loss", value)
         self.optimizer.zero_grad()
-        loss.backward()
+        total, rights = 0.0, 0
+        for number, share in enumerate(shares, start=1):
+            before = time.perf_counter()
+            batch = next(loaded) if share else None
+            self.totals.data_seconds += time.perf_counter() - before
+            with distributed.synchronized(self.replica, last=number == len(shares)):
+                loss, right = self._loss(batch)
+                # Gradients are averaged over the processes: the loss over all the step's samples
+                # is the mean of the processes' sums over samples / world. So each sample counts
+                # once, however uneven the shares are.
+                self.scaler.scale(loss / (samples / distributed.world())).backward()
+            total += loss.item()
+            rights += right
+        sums = distributed.gather((total, rights))
+        total, rights = sum(part[0] for part in sums), sum(part[1] for part in sums)
+        if not math.isfinite(total):
+            raise distributed.told_once(self._not_finite("the training loss", total))
+        self.scaler.unscale_(self.optimizer)
         if run.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), run.clip_norm)
-        self.optimizer.step()
-        return value, int((logits.argmax(1) == labels).sum())
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return total, rights
 
-    def _end_epoch(self, output: Path, progress: Progress, stop: Stop) -> None:
+    def _loss(self, batch: Batch | None) -> tuple[Tensor, int]:
+        """The sum of the samples' losses and the number of right predictions."""
+        with mixed_precision.autocast(self.device, self.options.precision):
+            if batch is None:
+                return self.replica(None, None), 0
+            inputs, labels, lengths = batches.to_device(batch, self.device)
+            logits = self.replica(inputs, lengths)
+            smoothing = self.options.optimizer.label_smoothing
+            loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
+        return loss, int((logits.argmax(1) == labels).sum())
+
+    def _end_epoch(self, output: Path, progress: Progress, events: Events, stop: Stop) -> None:
         before = time.perf_counter()
         run, totals = self.options, self.totals
+        distributed.broadcast(list(self.model.buffers()))  # running statistics differ
         classes = len(self.data.classes)
         validation = evaluate(
-            self.model, self.data.validation, classes, run.loader, check=stop.check
+            self.model, self.data.validation, classes, run.loader, run.precision, check=stop.check
         )
         if not math.isfinite(validation.loss):
-            raise self._not_finite("the validation loss", validation.loss)
+            error = self._not_finite("the validation loss", validation.loss)
+            raise distributed.told_once(error)
         last_step = (self.epoch + 1) * self.steps - 1
         record = {
             "epoch": self.epoch + 1,
@@ -202,13 +208,21 @@ class Trainer:
         }
         self.history.append(record)
         self.epoch, self.step, self.totals = self.epoch + 1, 0, Totals()
-        if self.best() is record:
+        if distributed.is_first() and self.best() is record:
             state = {"model": self.model.state_dict(), "epoch": self.epoch}
             checkpoint.save({**self._identity(), **state}, output / "best.pt")
-        checkpoint.save(self.state(), output / "last.pt")
-        with open(output / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        self._save(output)
+        if distributed.is_first():
+            with open(output / "metrics.jsonl", "a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        events.epoch(record)
         progress.epoch(record)
+
+    def _save(self, output: Path) -> None:
+        """Writes the position, which every process takes part in."""
+        state = self.state()
+        if distributed.is_first():
+            checkpoint.save_last(state, output)
 
     def _not_finite(self, name: str, value: float) -> UserError:
         return UserError(
@@ -221,21 +235,28 @@ class Trainer:
     def _write_metrics(self, output: Path) -> None:
         """metrics.jsonl as the position has it: a killed training may have written more or less."""
         lines = "".join(json.dumps(record) + "\n" for record in self.history)
-        with checkpoint.replacing(output / "metrics.jsonl") as file:
+        with replacing(output / "metrics.jsonl") as file:
             file.write(lines.encode())
 
     def _identity(self) -> dict[str, Any]:
         return {"config": self.config, "data": identity(self.data)}
 
     def state(self) -> dict[str, Any]:
-        """All that a training needs to go on, in tensors and plain types."""
+        """All that a training needs to go on, in tensors and plain types; random states by rank.
+
+        Every process has to call it at the same step.
+        """
         cuda = self.device.type == "cuda"
         return {
             **self._identity(),
+            "processes": distributed.world(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "random": torch.get_rng_state(),
-            "random_cuda": torch.cuda.get_rng_state(self.device) if cuda else None,
+            "scaler": self.scaler.state_dict(),
+            "random": distributed.gather(torch.get_rng_state()),
+            "random_cuda": distributed.gather(
+                torch.cuda.get_rng_state(self.device) if cuda else None
+            ),
             "threads": torch.get_num_threads(),
             "epoch": self.epoch,
             "step": self.step,
@@ -244,12 +265,15 @@ class Trainer:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Takes the position of a `state` with the same options and data, and its random state."""
+        """Takes the position of a `state` with the same options, data and number of processes, and
+        its random state."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["random"])
-        if state["random_cuda"] is not None and self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["random_cuda"], self.device)
+        self.scaler.load_state_dict(state["scaler"])
+        rank = distributed.rank()
+        torch.set_rng_state(state["random"][rank])
+        if state["random_cuda"][rank] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["random_cuda"][rank], self.device)
         self.epoch, self.step = state["epoch"], state["step"]
         self.totals = Totals(**state["totals"])
         self.history = state["history"]
@@ -261,32 +285,36 @@ def evaluate(
     split: Split,
     classes: int,
     loader: LoaderOptions,
+    precision: str = "float32",
     check: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """The confusion matrix and mean loss of a model over a split, every sample once.
 
+    Processes take the batches in turn, without padding. The batches are those of one process, and
+    the sum of their losses is rounded once, so the result is the same to the last bit.
+
     Args:
-        check: called after every batch; may raise to stop.
+        precision: that of `RunOptions`.
+        check: called after every round of batches, in every process; may raise to stop.
     """
     device = next(model.parameters()).device
     confusion = torch.zeros(classes, classes, dtype=torch.int64)
-    loss = 0.0
+    losses: list[float] = []
     model.eval()
-    for inputs, labels, lengths in batches_in_order(split, loader, device):
-        logits = model(inputs, lengths)
-        loss += F.cross_entropy(logits, labels, reduction="sum").item()
-        confusion += metrics.confusion_matrix(labels.cpu(), logits.argmax(1).cpu(), classes)
+    order = batches.in_order(len(split), loader.batch_size)
+    rank, world = distributed.rank(), distributed.world()
+    loaded = batches.load(split, order[rank::world], loader.workers)
+    for _ in range(0, len(order), world):
+        for batch in itertools.islice(loaded, 1):
+            inputs, labels, lengths = batches.to_device(batch, device)
+            with mixed_precision.autocast(device, precision):
+                logits = model(inputs, lengths)
+                losses.append(F.cross_entropy(logits, labels, reduction="sum").item())
+            confusion += metrics.confusion_matrix(labels.cpu(), logits.argmax(1).cpu(), classes)
         check()
-    return Evaluation(confusion, loss / len(split))
-
-
-def batches_in_order(
-    split: Split, loader: LoaderOptions, device: torch.device
-) -> Iterator[tuple[list[Tensor], Tensor, Tensor | None]]:
-    """inputs, labels and lengths of every sample of a split, once and in its order."""
-    indices = torch.arange(len(split)).split(loader.batch_size)
-    for batch in _loader(split, [part.tolist() for part in indices], loader.workers):
-        yield _to_device(batch, device)
+    parts = distributed.gather((confusion, losses))
+    loss = math.fsum(value for _, values in parts for value in values)
+    return Evaluation(torch.stack([part for part, _ in parts]).sum(0), loss / len(split))
 
 
 def identity(data: Data) -> dict[str, Any]:
@@ -297,33 +325,3 @@ def identity(data: Data) -> dict[str, Any]:
         "feature_sizes": None if data.feature_sizes is None else list(data.feature_sizes),
         "samples": [len(data.train), len(data.validation), len(data.test)],
     }
-
-
-def _batches(samples: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """The indices of an epoch's steps, in an order of their own for every (seed, epoch)."""
-    entropy = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64).view(np.int64)
-    generator = torch.Generator().manual_seed(int(entropy[0]))
-    order = torch.randperm(samples, generator=generator)
-    return [part.tolist() for part in order.split(batch_size)]
-
-
-def _loader(split: Split, batches: Sequence[list[int]], workers: int) -> DataLoader[Any]:
-    # A loader without a generator of its own draws from the one that dropout uses.
-    return DataLoader(
-        split,
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=collate,
-        worker_init_fn=_ignore_interrupts,
-        generator=torch.Generator(),
-    )
-
-
-def _ignore_interrupts(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the training process alone answers it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _to_device(batch: Batch, device: torch.device) -> tuple[list[Tensor], Tensor, Tensor | None]:
-    lengths = None if batch.lengths is None else batch.lengths.to(device)
-    return [x.to(device) for x in batch.inputs], batch.labels.to(device), lengths

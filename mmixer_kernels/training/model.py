@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from ..data import Data
 from ..network import MMixer
 from . import extractors
-from .options import ModelOptions
+from .command import UserError
+from .options import ModelOptions, RunOptions
 
 
 class Recognizer(nn.Module):
@@ -85,6 +86,30 @@ def build(options: ModelOptions, data: Data, initial: bool = True) -> Recognizer
         engine=options.engine,
     )
     return Recognizer(modules, mixer, options.feature_dropout, options.dropout)
+
+
+def place(recognizer: Recognizer, run: RunOptions, device: torch.device) -> Recognizer:
+    """The network on its device, in the form that the options ask for; its state_dict's keys are
+    the same in every form.
+
+    Raises:
+        UserError: synchronized batch norm on a device where PyTorch has none.
+    """
+    if run.model.sync_batch_norm:
+        if device.type != "cuda":
+            raise UserError(
+                f"--model.sync-batch-norm works on GPUs only, but --device is {device}: leave it "
+                "out, and each process normalises with its own samples"
+            )
+        nn.SyncBatchNorm.convert_sync_batchnorm(recognizer)
+    recognizer.to(device)
+    if run.channels_last:
+        # A convolution whose weight is channels last takes and gives its pictures so; only the
+        # 4-D parameters change.
+        recognizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if run.compile:
+        recognizer.compile()  # in place: torch.compile(recognizer) would rename the state_dict
+    return recognizer
 
 
 def _extractors(

@@ -51,6 +51,9 @@ class ModelOptions:
     """Part of the extracted features dropped in training."""
     dropout: float = 0.0
     """Part of the joint state dropped before the classifier in training."""
+    sync_batch_norm: bool = False
+    """Batch norm's statistics over the samples of all processes, on GPUs; otherwise each process
+    has its own, and the first one's running statistics are kept."""
 
     def __post_init__(self) -> None:
         _check(self.hidden_size >= 1, "--model.hidden-size", self.hidden_size, "1 or more")
@@ -77,6 +80,8 @@ class OptimizerOptions:
     """Largest norm of the whole gradient; 0 for no limit."""
     label_smoothing: float = 0.0
     """Part of the target spread over all classes."""
+    accumulate: int = 1
+    """Batches whose gradients are added up before an update of the weights."""
 
     def __post_init__(self) -> None:
         finite = math.isfinite(self.learning_rate) and self.learning_rate > 0
@@ -87,6 +92,7 @@ class OptimizerOptions:
             _check(valid, f"--optimizer.{name}", value, "0 or more, and finite")
         valid = 0 <= self.label_smoothing < 1
         _check(valid, "--optimizer.label-smoothing", self.label_smoothing, "at least 0 and below 1")
+        _check(self.accumulate >= 1, "--optimizer.accumulate", self.accumulate, "1 or more")
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,8 @@ class LoaderOptions:
     """How samples reach the network."""
 
     batch_size: int = 8
-    """Samples a step, in training and in evaluation; the default is the paper's."""
+    """Samples a batch of one process, in training and in evaluation; the default is the paper's.
+    An update has batch_size x processes x --optimizer.accumulate of them."""
     workers: int = 0
     """Processes that load samples; 0 loads in the training process. Changes no result."""
 
@@ -114,7 +121,8 @@ class RunOptions:
     output: Path | None = None
     """Folder of the run; when None, runs/DATA-SEED."""
     config: Path | None = None
-    """TOML file of options, as a run's config.toml; the command line wins over it."""
+    """TOML file of options, as a run's config.toml, or the name of a recipe in the package; the
+    command line wins over it."""
     epochs: int = 30
     """Passes over the training set."""
     select: Literal["best", "last"] = "best"
@@ -122,7 +130,16 @@ class RunOptions:
     seed: int = 0
     """Of initial weights, order, augmentation and dropout."""
     device: str = "cpu"
-    """Where the network runs, as PyTorch names it."""
+    """Where the network runs, as PyTorch names it; for several processes cuda is a GPU each."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Autocast of the network's arithmetic; weights stay float32, and float16's loss is scaled."""
+    compile: bool = False
+    """Compile the network by torch.compile."""
+    channels_last: bool = False
+    """Keep the weights of 2-D convolutions, and with them their outputs, channels last in memory:
+    faster on GPUs in bfloat16 and float16."""
+    checkpoint_steps: int = 0
+    """Write last.pt also after every this many updates; 0 writes it at the end of an epoch only."""
     resume: bool = False
     """Go on from last.pt of --output, with its config.toml where there is no --config."""
     check: tuple[Literal["full"], ...] | None = None
@@ -135,6 +152,7 @@ class RunOptions:
     def __post_init__(self) -> None:
         _check(self.epochs >= 1, "--epochs", self.epochs, "1 or more")
         _check(self.seed >= 0, "--seed", self.seed, "0 or more")
+        _check(self.checkpoint_steps >= 0, "--checkpoint-steps", self.checkpoint_steps, "0 or more")
 
 
 class DataOptions(Protocol):
@@ -182,7 +200,7 @@ def parse(arguments: Sequence[str], prog: str) -> Options:
         first.add_argument(option)
     first.add_argument("--resume", action="store_true")
     chosen, _ = first.parse_known_args(arguments)
-    config = Path(chosen.config) if chosen.config else None
+    config = _config_path(chosen.config) if chosen.config else None
     if config is None and chosen.resume:
         folder = default_output(chosen.data or DEFAULT_DATA, chosen.seed or "0")
         written = Path(chosen.output or folder) / "config.toml"
@@ -280,6 +298,25 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         for key in {**before, **after}
         if before.get(key) != after.get(key)
     ]
+
+
+def recipes() -> dict[str, Path]:
+    """The package's recipes by name."""
+    folder = Path(__file__).parent.with_name("recipes")
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def _config_path(name: str) -> Path:
+    """A file, or else the package's recipe of that name."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    if name not in recipes():
+        raise UserError(
+            f"--config {name} is neither a file nor a recipe of the package "
+            f"({', '.join(recipes())})"
+        )
+    return recipes()[name]
 
 
 def _defaults(name: str) -> Options:

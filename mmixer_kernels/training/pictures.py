@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..data import Data
 from ..data.transforms import MEAN, STD
-from . import checkpoint
+from ..files import replacing
 from .predictions import Prediction
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def write(path: Path, predictions: Sequence[Prediction], data: Data, top: int) -
         OSError: the file cannot be written.
     """
     drawn = figure(predictions, data, top)
-    with checkpoint.replacing(path) as file:
+    with replacing(path) as file:
         drawn.savefig(file, format="png", dpi=150, bbox_inches="tight")
 
 

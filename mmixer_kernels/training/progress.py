@@ -15,17 +15,19 @@ class Progress:
 
     Args:
         done: steps that an earlier part of the training has taken.
+        shown: False for the processes that leave it to another one.
     """
 
-    def __init__(self, epochs: int, steps: int, done: int) -> None:
+    def __init__(self, epochs: int, steps: int, done: int, shown: bool = True) -> None:
         self.epochs, self.steps, self.total = epochs, steps, epochs * steps
         self.done = self.first = done
+        self.shown = shown
         self.start = time.perf_counter()
         self.bar = tqdm(
             total=self.total,
             initial=done,
             dynamic_ncols=True,
-            disable=not sys.stderr.isatty(),
+            disable=not (shown and sys.stderr.isatty()),
             bar_format="{desc} {percentage:3.0f}% |{bar}| ETA {remaining}{postfix}",
         )
 
@@ -51,6 +53,8 @@ class Progress:
 
     def epoch(self, record: dict[str, Any]) -> None:
         """A line for an epoch's record in metrics.jsonl."""
+        if not self.shown:
+            return
         width = len(str(self.epochs))
         seconds = (time.perf_counter() - self.start) / max(1, self.done - self.first)
         eta = tqdm.format_interval(seconds * (self.total - self.done))

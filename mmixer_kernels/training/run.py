@@ -16,15 +16,17 @@ from tqdm import tqdm
 from ..data import Data, Split
 from ..data import check as preflight
 from ..data.video import VideoOptions
-from . import checkpoint, loop, model, plots, result, streams, toml
+from ..files import replacing
+from . import checkpoint, distributed, loop, model, plots, result, streams, toml
 from .command import UserError, user_errors
 from .options import Options, differences, parse_config
 
-PRODUCTS = ("last.pt", "best.pt", "result.json")
+PRODUCTS = ("last.pt", "previous.pt", "best.pt", "result.json")
 
 
 def train(options: Options) -> dict[str, Any]:
-    """Trains, tests the selected epoch once and writes everything in the run's folder.
+    """Trains, tests the selected epoch once and writes everything in the run's folder; in all the
+    processes that torchrun started.
 
     Returns:
         The contents of result.json.
@@ -34,26 +36,46 @@ def train(options: Options) -> dict[str, Any]:
         loop.Interrupted: a signal stopped the training; last.pt has the position, if a step was
             taken.
     """
-    output = options.output
-    state = _resumed(options) if options.run.resume else None
-    if state is None:
-        _refuse_overwriting(output)
-    torch.manual_seed(options.run.seed)
-    data, recognizer, engine = build(options, initial=state is None)
+    device = device_of(options.run.device)
+    with distributed.job(device):
+        return _train(options, device)
+
+
+def _train(options: Options, device: torch.device) -> dict[str, Any]:
+    output, first = options.output, distributed.is_first()
+    # cuDNN's other algorithms add up in any order: equal runs would differ.
+    torch.backends.cudnn.deterministic = True
+    with distributed.together():
+        resumed = _resumed(options) if options.run.resume else None
+        if resumed is None:
+            _refuse_overwriting(output)
+        torch.manual_seed(options.run.seed)
+        data, recognizer, engine = build(options, device, initial=resumed is None)
+        _check_shares(options, data)
+        if resumed is not None:
+            _check_data(resumed.state["data"], loop.identity(data), resumed.path)
+    distributed.seed(options.run.seed)
     trainer = loop.Trainer(options, data, recognizer)
-    if state is not None:
-        _check_data(state["data"], loop.identity(data), output / "last.pt")
-        trainer.load_state(state)
-    with user_errors():
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "config.toml").write_text(toml.dumps(options.config()), encoding="utf-8")
+    if resumed is not None:
+        trainer.load_state(resumed.state)
+    with distributed.together(), user_errors():
+        if first:
+            output.mkdir(parents=True, exist_ok=True)
+            if resumed is not None:
+                checkpoint.set_damaged_aside(resumed)
+            with replacing(output / "config.toml") as file:
+                file.write(toml.dumps(options.config()).encode())
+    if first:
+        print(_describe_step(options, trainer), file=sys.stderr)
     with loop.Stop() as stop:
         trainer.fit(output, stop)
 
     selected = f"{options.run.select}.pt"
     recognizer.load_state_dict(checkpoint.load(output / selected)["model"])
     record = trainer.best() if options.run.select == "best" else trainer.history[-1]
-    test = loop.evaluate(recognizer, data.test, len(data.classes), options.run.loader)
+    test = loop.evaluate(
+        recognizer, data.test, len(data.classes), options.run.loader, options.run.precision
+    )
     report = {
         **test.report(data.classes),
         "checkpoint": selected,
@@ -66,13 +88,17 @@ def train(options: Options) -> dict[str, Any]:
         "seed": options.run.seed,
         "engine": engine,
         "device": options.run.device,
+        "processes": distributed.world(),
+        "effective_batch_size": trainer.effective_batch_size,
+        "learning_rate": options.run.optimizer.learning_rate,
         "threads": torch.get_num_threads(),
         "versions": result.versions(),
         "config": options.config(),
     }
-    with checkpoint.replacing(output / "result.json") as file:
-        file.write((json.dumps(report, indent=2) + "\n").encode())
-    plots.write(output, trainer.history, report)
+    if first:
+        with replacing(output / "result.json") as file:
+            file.write((json.dumps(report, indent=2) + "\n").encode())
+        plots.write(output, trainer.history, report)
     return report
 
 
@@ -96,15 +122,24 @@ def evaluate(
     Raises:
         UserError: the checkpoint or the data cannot be read, or do not belong together.
     """
-    restored = restore(path, root, batch_size, workers)
-    options, data, recognizer = restored.options, restored.data, restored.model
     if with_streams and not os.access(path.parent, os.W_OK):
         raise UserError(
             f"{path.parent} cannot be written, and the classifiers of the streams belong there: "
             "copy the checkpoint to a folder of your own"
         )
+    state, options = _remembered(path, root, batch_size, workers)
+    device = device_of(options.run.device)
+    with distributed.job(device):
+        with distributed.together():
+            restored = _restored(state, options, path, device)
+        return _evaluate(restored, path, split, with_streams)
+
+
+def _evaluate(restored: Restored, path: Path, split: str, with_streams: bool) -> dict[str, Any]:
+    data, recognizer = restored.data, restored.model
+    loader, precision = restored.options.run.loader, restored.options.run.precision
     samples = data.test if split == "test" else data.validation
-    evaluation = loop.evaluate(recognizer, samples, len(data.classes), options.run.loader)
+    evaluation = loop.evaluate(recognizer, samples, len(data.classes), loader, precision)
     report = {
         "checkpoint": str(path),
         "split": split,
@@ -113,14 +148,15 @@ def evaluate(
         **evaluation.report(data.classes),
     }
     if with_streams:
-        heads = streams.train_heads(recognizer, data, options.run.loader)
-        alone = streams.evaluate_streams(recognizer, heads, samples, options.run.loader)
+        heads = streams.train_heads(recognizer, data, loader, precision)
+        alone = streams.evaluate_streams(recognizer, heads, samples, loader, precision)
         report["streams"] = {
             modality: part.report(data.classes)
             for modality, part in zip(data.modalities, alone, strict=True)
         }
-        with user_errors():
-            streams.save_heads(heads, recognizer, path)
+        with distributed.together(), user_errors():
+            if distributed.is_first():
+                streams.save_heads(heads, recognizer, path)
     return report
 
 
@@ -153,6 +189,18 @@ def restore(
     Raises:
         UserError: the checkpoint or the data cannot be read, or do not belong together.
     """
+    state, options = _remembered(path, root, batch_size, workers, device)
+    return _restored(state, options, path, device_of(options.run.device), samples)
+
+
+def _remembered(
+    path: Path,
+    root: Path | None,
+    batch_size: int | None,
+    workers: int | None,
+    device: str | None = None,
+) -> tuple[dict[str, Any], Options]:
+    """A checkpoint, and its options with what the user gives instead."""
     state = checkpoint.load(path)
     if "config" not in state:
         raise UserError(f"{path} holds the classifiers of streams: give the network's checkpoint")
@@ -167,13 +215,23 @@ def restore(
         root=options.run.root if root is None else root,
         device=options.run.device if device is None else device,
     )
-    options = replace(options, run=run)
+    return state, replace(options, run=run)
+
+
+def _restored(
+    state: dict[str, Any],
+    options: Options,
+    path: Path,
+    device: torch.device,
+    samples: bool = True,
+) -> Restored:
     saved = state["data"]
     if samples or saved["feature_sizes"] is not None:
-        data, recognizer, engine = build(options, initial=False)
+        data, recognizer, engine = build(options, device, initial=False)
         _check_data(saved, loop.identity(data), path, also_samples=False)
     else:
-        data, recognizer, engine = build(options, initial=False, data=_without_samples(saved))
+        known = _without_samples(saved)
+        data, recognizer, engine = build(options, device, initial=False, data=known)
     recognizer.load_state_dict(state["model"])
     return Restored(options, data, recognizer.eval(), engine, state["epoch"])
 
@@ -197,7 +255,7 @@ def check(options: Options) -> preflight.Report:
 
 
 def build(
-    options: Options, initial: bool, data: Data | None = None
+    options: Options, device: torch.device, initial: bool, data: Data | None = None
 ) -> tuple[Data, model.Recognizer, str | None]:
     """The data set, the network on its device, and the engine that computes it.
 
@@ -206,9 +264,9 @@ def build(
         data: the data set; loaded when None.
     """
     with user_errors():
-        device = _device(options.run.device)
         data = options.load_data() if data is None else data
-        recognizer = model.build(options.run.model, data, initial).to(device)
+        built = model.build(options.run.model, data, initial)
+        recognizer = model.place(built, options.run, device)
     with user_errors(RuntimeError):
         return data, recognizer, result.engine_used(options.run.model, device)
 
@@ -232,15 +290,35 @@ def _refuse_overwriting(output: Path) -> None:
         )
 
 
-def _resumed(options: Options) -> dict[str, Any]:
-    """The state of last.pt, of a run with the same options."""
-    path = options.output / "last.pt"
-    if not path.exists():
+def _check_shares(options: Options, data: Data) -> None:
+    """Synchronized batch norm needs every process in every batch."""
+    world = distributed.world()
+    last = len(data.train) % (options.run.loader.batch_size * world)
+    if options.run.model.sync_batch_norm and 0 < last < world:
         raise UserError(
-            f"--resume found no checkpoint {path}: leave out --resume to start, or name the run's "
+            f"--model.sync-batch-norm needs a sample for each process, but the last batch of "
+            f"{len(data.train)} samples has {last} for {world}: choose another --loader.batch-size"
+        )
+
+
+def _describe_step(options: Options, trainer: loop.Trainer) -> str:
+    run, world = options.run, distributed.world()
+    return (
+        f"effective batch size {trainer.effective_batch_size}: {run.loader.batch_size} samples x "
+        f"{world} {'process' if world == 1 else 'processes'} x {run.optimizer.accumulate} added "
+        f"up; learning rate {run.optimizer.learning_rate:g}, which does not follow the batch size"
+    )
+
+
+def _resumed(options: Options) -> checkpoint.Last:
+    """last.pt or previous.pt, of a run with the same options."""
+    last, previous = options.output / checkpoint.LAST, options.output / checkpoint.PREVIOUS
+    if not last.exists() and not previous.exists():
+        raise UserError(
+            f"--resume found no checkpoint {last}: leave out --resume to start, or name the run's "
             "folder by --output"
         )
-    state = checkpoint.load(path)
+    state, path = found = checkpoint.load_last(options.output)
     saved, now = (_decisive(config) for config in (state["config"], options.config()))
     if now["optimizer"]["schedule"] == "constant" and now["epochs"] >= saved["epochs"]:
         # With a constant rate a longer run begins with the very steps of a shorter one.
@@ -251,18 +329,24 @@ def _resumed(options: Options) -> dict[str, Any]:
             f"--resume needs the options of {path}, but {'; '.join(changed)} (only the epochs of "
             "a constant schedule can grow): start another run by --output"
         )
-    if state["threads"] != torch.get_num_threads():
+    if state["processes"] != distributed.world():
+        raise UserError(
+            f"--resume needs the {state['processes']} processes of {path}, but there are "
+            f"{distributed.world()}: sums would be rounded otherwise, and dropout would be "
+            "another; start torchrun with as many, or another run by --output"
+        )
+    if state["threads"] != torch.get_num_threads() and distributed.is_first():
         print(
             f"note: {path} was written with {state['threads']} threads, now there are "
             f"{torch.get_num_threads()}: the last bits may differ from an uninterrupted run's",
             file=sys.stderr,
         )
-    return state
+    return found
 
 
 def _decisive(config: dict[str, Any]) -> dict[str, Any]:
     """A configuration without what changes no result."""
-    kept = {key: value for key, value in config.items() if key != "root"}
+    kept = {key: config[key] for key in config if key not in ("root", "checkpoint_steps")}
     loader = {key: value for key, value in config["loader"].items() if key != "workers"}
     return {**kept, "loader": loader}
 
@@ -278,9 +362,10 @@ def _check_data(
             )
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
     try:
         device = torch.device(name)
+        device = distributed.own_device(device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]

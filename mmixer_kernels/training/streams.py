@@ -12,21 +12,26 @@ from torch.nn import functional as F
 from ..data import Data
 from ..data.base import Split
 from ..network import StreamClassifiers
-from . import checkpoint, metrics
+from . import checkpoint, metrics, mixed_precision
+from .batches import batches_in_order
 from .command import UserError
-from .loop import batches_in_order
 from .model import Recognizer
 from .options import LoaderOptions
 from .result import Evaluation
 
 
-def train_heads(model: Recognizer, data: Data, loader: LoaderOptions) -> StreamClassifiers:
+def train_heads(
+    model: Recognizer, data: Data, loader: LoaderOptions, precision: str = "float32"
+) -> StreamClassifiers:
     """A linear classifier on each modality's h_T, learnt from the training split with Eq. 16's
     loss; the network stays as it is.
 
     The problem is convex and its inputs are computed once, so L-BFGS solves it without options.
+
+    Args:
+        precision: that of `RunOptions`, for the frozen network.
     """
-    streams, labels = _frozen_streams(model, data.train, loader)
+    streams, labels = _frozen_streams(model, data.train, loader, precision)
     heads = StreamClassifiers(model.mixer).to(streams[0].device)
     optimizer = torch.optim.LBFGS(heads.parameters(), max_iter=200, line_search_fn="strong_wolfe")
 
@@ -42,10 +47,14 @@ def train_heads(model: Recognizer, data: Data, loader: LoaderOptions) -> StreamC
 
 @torch.no_grad()
 def evaluate_streams(
-    model: Recognizer, heads: StreamClassifiers, split: Split, loader: LoaderOptions
+    model: Recognizer,
+    heads: StreamClassifiers,
+    split: Split,
+    loader: LoaderOptions,
+    precision: str = "float32",
 ) -> list[Evaluation]:
     """A modality's confusion matrix and mean loss each, of its classifier on a split."""
-    streams, labels = _frozen_streams(model, split, loader)
+    streams, labels = _frozen_streams(model, split, loader, precision)
     classes = model.mixer.classifier.out_features
     return [
         Evaluation(
@@ -98,13 +107,15 @@ def _digest(model: Recognizer) -> str:
 
 @torch.no_grad()
 def _frozen_streams(
-    model: Recognizer, split: Split, loader: LoaderOptions
+    model: Recognizer, split: Split, loader: LoaderOptions, precision: str
 ) -> tuple[list[Tensor], Tensor]:
     """h_T of every sample, `[samples, H]` a modality, and the labels."""
     model.eval()
     device = next(model.parameters()).device
     parts, labels = [], []
     for inputs, batch_labels, lengths in batches_in_order(split, loader, device):
-        parts.append(model.streams(inputs, lengths))
+        with mixed_precision.autocast(device, precision):
+            streams = model.streams(inputs, lengths)
+        parts.append([stream.float() for stream in streams])
         labels.append(batch_labels)
     return [torch.cat(stream) for stream in zip(*parts, strict=True)], torch.cat(labels)

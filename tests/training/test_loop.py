@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import math
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +36,12 @@ def interrupt_after(steps: int, trained: loop.Trainer, monkeypatch: pytest.Monke
     inner = trained._train_step
     taken = 0
 
-    def step(batch: Any) -> tuple[float, int]:
+    def step(*arguments: Any) -> tuple[float, int]:
         nonlocal taken
         taken += 1
         if taken == steps:
             signal.raise_signal(signal.SIGINT)
-        return inner(batch)
+        return inner(*arguments)
 
     monkeypatch.setattr(trained, "_train_step", step)
 
@@ -125,10 +124,10 @@ def test_a_training_killed_between_its_writes_resumes_without_doubled_lines(
     first = trainer()
     inner = checkpoint.save
 
-    def save(state: dict[str, Any], path: Path) -> None:
+    def save(state: dict[str, Any], path: Path, *previous: Path) -> None:
         if path.name == "last.pt" and state["epoch"] == 2:
             raise MemoryError
-        inner(state, path)
+        inner(state, path, *previous)
 
     monkeypatch.setattr(checkpoint, "save", save)
     with pytest.raises(MemoryError), loop.Stop() as stop:
@@ -174,40 +173,6 @@ def test_each_epoch_has_draws_of_its_own(tmp_path: Path, monkeypatch: pytest.Mon
     with loop.Stop() as stop:
         trained.fit(tmp_path, stop)
     assert epochs == [0, 1]
-
-
-class InterruptsIgnored(Split):
-    """A class label of 1 where SIGINT is ignored."""
-
-    def __getitem__(self, index: int) -> Sample:
-        ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-        return Sample((torch.zeros(3),), int(ignored), 3)
-
-
-@pytest.fixture
-def ctrl_c() -> Iterator[None]:
-    """SIGINT as a terminal's programs have it: one started in the background ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("ctrl_c")
-def test_workers_leave_ctrl_c_to_the_training_process() -> None:
-    split = InterruptsIgnored(torch.zeros(2, dtype=torch.int64))
-    for workers in (0, 1):
-        (batch,) = loop._loader(split, [[0, 1]], workers)
-        assert batch.labels.tolist() == [workers, workers]
-
-
-@pytest.mark.usefixtures("ctrl_c")
-def test_the_second_signal_acts_at_once() -> None:
-    with loop.Stop() as stop:
-        signal.raise_signal(signal.SIGINT)
-        with pytest.raises(loop.Interrupted):
-            stop.check()
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
 
 
 def test_workers_change_no_result(uninterrupted: Path, tmp_path: Path) -> None:
@@ -270,15 +235,6 @@ def test_the_best_epoch_breaks_ties_by_loss_then_by_order() -> None:
         ]
     ]
     assert trained.best()["epoch"] == 3
-
-
-def test_epochs_have_orders_of_their_own_and_every_sample_once() -> None:
-    first, second = (loop._batches(10, 4, seed=0, epoch=epoch) for epoch in (0, 1))
-    assert [len(batch) for batch in first] == [4, 4, 2]
-    assert sorted(index for batch in first for index in batch) == list(range(10))
-    assert first != second
-    assert first == loop._batches(10, 4, seed=0, epoch=0)
-    assert second != loop._batches(10, 4, seed=1, epoch=0)
 
 
 class Answers(Split):

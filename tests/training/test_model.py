@@ -8,7 +8,8 @@ from torch import nn
 
 from mmixer_kernels import MMixer
 from mmixer_kernels.data import Data, Split, SyntheticOptions
-from mmixer_kernels.training import extractors
+from mmixer_kernels.training import extractors, model, options
+from mmixer_kernels.training.command import UserError
 from mmixer_kernels.training.model import Recognizer, build
 from mmixer_kernels.training.options import ModelOptions
 
@@ -104,3 +105,46 @@ def test_data_with_extractors_of_its_own_takes_no_other(option: dict[str, str]) 
         ValueError, match=rf"--model\.{name} must be left out .* but is {option[name]}"
     ):
         build(ModelOptions(8, **option), data)  # type: ignore[arg-type]
+
+
+def small(*arguments: str) -> Recognizer:
+    sizes = ("--frames", "2", "--frame-size", "8", "--samples", "16", "--model.hidden-size", "8")
+    given = options.parse([*sizes, "--model.engine", "reference", *arguments], "train")
+    torch.manual_seed(0)
+    recognizer = model.build(given.run.model, given.load_data())
+    return model.place(recognizer, given.run, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("form", ["--compile", "--channels-last"])
+def test_forms_compute_the_same_under_the_same_keys(form: str) -> None:
+    torch._dynamo.utils.counters.clear()
+    plain, formed = small(), small(form)
+    assert list(formed.state_dict()) == list(plain.state_dict())
+    inputs = [torch.randn(3, 2, 3, 8, 8), torch.randn(3, 2, 1, 8, 8)]
+    ours, theirs = formed(inputs), plain(inputs)
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    ours.sum().backward()
+    theirs.sum().backward()
+    for our, their in zip(formed.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(our.grad, their.grad, rtol=1e-4, atol=1e-5)
+    captured = torch._dynamo.utils.counters["stats"]["calls_captured"]
+    assert (captured > 0) == (form == "--compile")
+
+
+def test_channels_last_reaches_the_convolutions_outputs() -> None:
+    layouts = []
+    for arguments in ((), ("--channels-last",)):
+        formed = small(*arguments)
+        convolution = formed.extractors[0].layers[2]
+        convolution.register_forward_hook(
+            lambda module, inputs, output: layouts.append(
+                output.is_contiguous(memory_format=torch.channels_last)
+            )
+        )
+        formed([torch.randn(3, 2, 3, 8, 8), torch.randn(3, 2, 1, 8, 8)])
+    assert layouts == [False, True]
+
+
+def test_synchronized_batch_norm_needs_a_gpu() -> None:
+    with pytest.raises(UserError, match=r"--model.sync-batch-norm works on GPUs only, .* is cpu"):
+        small("--model.sync-batch-norm")

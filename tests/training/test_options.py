@@ -153,6 +153,19 @@ def test_wrong_values_of_the_run_are_errors(tmp_path: Path) -> None:
         parse("--config", file)
 
 
+def test_a_recipe_of_the_package_is_found_by_its_name_unless_a_file_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(options, "recipes", lambda: {"small": tmp_path / "recipe.toml"})
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.toml").write_text("epochs = 3")
+    assert parse("--config", "small").run.epochs == 3
+    (tmp_path / "small").write_text("epochs = 4")
+    assert parse("--config", "small").run.epochs == 4
+    with pytest.raises(UserError, match=r"--config large is neither a file nor .* \(small\)"):
+        parse("--config", "large")
+
+
 def test_unknown_data_is_an_error() -> None:
     with pytest.raises(UserError, match=r"--data must be one of .*, but is 'imagenet'"):
         parse("--data", "imagenet")

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import signal
+
+import pytest
+import torch
+
+from mmixer_kernels.data import Sample, Split
+from mmixer_kernels.training import batches
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class SignalsIgnored(Split):
+    """A class label of the number of signals that are ignored."""
+
+    def __getitem__(self, index: int) -> Sample:
+        ignored = sum(signal.getsignal(number) == signal.SIG_IGN for number in SIGNALS)
+        return Sample((torch.zeros(3),), ignored, 3)
+
+
+@pytest.mark.parametrize(("workers", "ignored"), [(0, 0), (1, 2)])
+def test_workers_leave_signals_to_the_training_process(workers: int, ignored: int) -> None:
+    before = [signal.signal(number, signal.default_int_handler) for number in SIGNALS]
+    try:
+        split = SignalsIgnored(torch.zeros(2, dtype=torch.int64))
+        (batch,) = batches.load(split, [[0, 1]], workers)
+    finally:
+        for number, handler in zip(SIGNALS, before, strict=True):
+            signal.signal(number, handler)
+    assert batch.labels.tolist() == [ignored, ignored]
+
+
+def test_epochs_have_orders_of_their_own_and_every_sample_once() -> None:
+    first, second = (batches.shuffled(10, 4, seed=0, epoch=epoch) for epoch in (0, 1))
+    assert [len(batch) for batch in first] == [4, 4, 2]
+    assert sorted(index for batch in first for index in batch) == list(range(10))
+    assert first != second
+    assert first == batches.shuffled(10, 4, seed=0, epoch=0)
+    assert second != batches.shuffled(10, 4, seed=1, epoch=0)
+
+
+@pytest.mark.parametrize("samples", [1, 2, 3, 7, 8])
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+def test_shares_are_slices_of_nearly_equal_size(samples: int, world: int) -> None:
+    batch = list(range(5, 5 + samples))
+    shares = [batches.share(batch, rank, world) for rank in range(world)]
+    assert [index for share in shares for index in share] == batch
+    assert len(shares[0]) == max(map(len, shares)) <= min(map(len, shares)) + 1
