@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
@@ -21,6 +22,7 @@ from tqdm import tqdm
 from ..training.command import UserError
 from ..training.stop import Stop
 
+STOPPING = (signal.SIGINT, signal.SIGTERM)
 POLL = 0.2
 """Seconds between two looks at what the processes have done."""
 QUIET = 30.0
@@ -132,6 +134,7 @@ def _in_processes(
     steps = context.RawArray("q", len(tasks))
     given_up = context.RawValue("b", 0)
     count = min(workers, len(tasks))
+    resource_tracker.ensure_running()  # it would unblock the signals as it starts
     with _signals_blocked():
         pool = ProcessPoolExecutor(count, context, _start, (steps, given_up))
         futures = [pool.submit(_call, function, task, i) for i, task in enumerate(tasks)]
@@ -145,6 +148,7 @@ def _in_processes(
             stop.check()
         return [future.result() for future in futures]
     except BrokenProcessPool as error:
+        stop.check()  # a SIGTERM to all of them is no accident
         raise UserError(
             f"one of {count} processes was killed, perhaps because memory ran out: run the command "
             "again, with fewer --workers; what is finished is kept"
@@ -161,6 +165,8 @@ _shared: tuple[Any, Any]
 def _start(steps: Any, given_up: Any) -> None:
     global _shared
     _shared = steps, given_up
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     torch.set_num_threads(1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -188,9 +194,9 @@ def _call(function: Callable[[T, Step], R], task: T, number: int) -> R:
 
 @contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """Processes started here never see the signals that stop a command, which its first process
-    answers for all; a signal that comes meanwhile is delivered at the end."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    """The processes started here do not see the signals that stop a command before they are ready
+    to leave them to its first process; one that comes meanwhile is delivered at the end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
         yield
     finally:
