@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -106,7 +107,7 @@ def place(recognizer: Recognizer, run: RunOptions, device: torch.device) -> Reco
     if run.channels_last:
         # A convolution whose weight is channels last takes and gives its pictures so; only the
         # 4-D parameters change.
-        recognizer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        cast(Any, recognizer).to(memory_format=torch.channels_last)  # not in all versions' types
     if run.compile:
         recognizer.compile()  # in place: torch.compile(recognizer) would rename the state_dict
     return recognizer

@@ -1,12 +1,12 @@
-"""python compile_triton.py TARGET resources
+"""python compile_triton.py TARGET resources [DTYPE...]
 python compile_triton.py TARGET all
 
 Compiles kernels of the triton engine for a GPU that need not be here: TARGET is a CUDA compute
 capability (90) or an AMD architecture (gfx942). The first prints a line for each kernel that has
-products, in each dtype and its default configuration: name, dtype, registers a thread, stack (what
-it spills) and shared memory, in bytes. The second compiles each kernel with all that is optional
-and with nothing of it, in bfloat16 and float64, and prints how many. It is a process of its own, as
-the tests' interprets.
+products, in each DTYPE (bf16 fp32 fp64) and its default configuration: name, dtype, registers
+a thread, stack (what it spills) and shared memory, in bytes. The second compiles each kernel with
+all that is optional and with nothing of it, in bfloat16 and float64, and prints how many. It is a
+process of its own, as the tests' interprets.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,11 +94,11 @@ def compiled(
     )
 
 
-def resources(target: GPUTarget) -> None:
+def resources(target: GPUTarget, dtypes: Sequence[str]) -> None:
     for name in WITH_PRODUCTS.split():
         kernel = getattr(triton_kernels, name)
-        for operand, dtype in DTYPES.items():
-            launch: dict[str, Any] = triton_tuning.default(dtype)._asdict()
+        for operand in dtypes:
+            launch: dict[str, Any] = triton_tuning.default(DTYPES[operand])._asdict()
             precision = "tf32" if target.backend == "cuda" and operand == "fp32" else "ieee"
             choice = {"SETS": SETS, "PRECISION": precision, "eps": 1e-5, "FIRST": 0, "COUNT": 2}
             choice |= {"HAS_NORM": True, "HAS_LENGTHS": True, "HAS_HX": True, "CONCAT": False}
@@ -166,4 +167,4 @@ if __name__ == "__main__":
     if sys.argv[2] == "all":
         print(everything(target))
     else:
-        resources(target)
+        resources(target, sys.argv[3:] or list(DTYPES))
