@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -236,14 +237,38 @@ def _decoded(path: str, depth: bool) -> Tensor:
 
     mode = io.ImageReadMode.UNCHANGED if depth else io.ImageReadMode.RGB
     try:
-        image = io.decode_image(io.read_file(path), mode)
-    except RuntimeError as error:
+        with open(path, "rb") as file:
+            content = bytearray(file.read())
+    except OSError as error:
+        raise DamagedFile(path, f"cannot be read: {error.strerror}") from error
+    _check_png(path, content)
+    try:
+        image = io.decode_image(torch.frombuffer(content, dtype=torch.uint8), mode)
+    except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise DamagedFile(path, f"cannot be decoded: {reason}") from error
     if depth and (image.dtype != torch.uint16 or len(image) != 1):
         kind = f"{len(image)} channels of {str(image.dtype).removeprefix('torch.')}"
         raise DamagedFile(path, f"must be 16-bit depth in one channel, but has {kind}")
     return image
+
+
+def _check_png(path: str, content: bytes | bytearray) -> None:
+    """DamagedFile where a chunk of a PNG is cut off or is not what its checksum says: on such a
+    file torchvision 0.29 ends the process."""
+    if not content.startswith(PNG_SIGNATURE):
+        return
+    place, kind = len(PNG_SIGNATURE), b""
+    while kind != b"IEND":
+        end = place + 12 + int.from_bytes(content[place : place + 4], "big")
+        if end > len(content):
+            raise DamagedFile(path, "is cut off")
+        kind = bytes(content[place + 4 : place + 8])
+        if zlib.crc32(content[place + 4 : end - 4]) != int.from_bytes(
+            content[end - 4 : end], "big"
+        ):
+            raise DamagedFile(path, "is damaged: a checksum is wrong")
+        place = end
 
 
 def _shrunk(image: Tensor, size: int) -> Tensor:

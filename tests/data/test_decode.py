@@ -182,7 +182,7 @@ def test_damaged_depth_is_named(folder, kind):
     source = DepthFolderSource(str(folder))
     assert numbers(source.read([3, 5], 54)) == [3, 5]
     for look in (lambda: source.read([3, 4], 54), lambda: source.verify(full=True)):
-        with pytest.raises(DamagedFile, match=f"^{path}: cannot be decoded"):
+        with pytest.raises(DamagedFile, match=f"^{path}: (cannot be decoded|is (cut off|damaged))"):
             look()
     if kind != "flipped":
         with pytest.raises(DamagedFile, match=f"^{path}: is "):
