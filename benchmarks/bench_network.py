@@ -47,6 +47,7 @@ def test_network(compare: Compare, engine: str, modalities: int, threads: int) -
     ]
     if GPU or threads == 1:  # compiling takes a minute: once is enough on a CPU
         contenders.append(_contender("compiled eager MCUs", torch.compile(eager), features))
+        contenders[-1].call()  # compiles
     title = f"M-Mixer, N = {modalities}, engine {engine}, forward + backward"
     if GPU:
         launches = ", ".join(f"{x.name} {_launches(x.call)}" for x in contenders)
