@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .training import command, distributed, result, run
+from .training import command, distributed, missing, result, run
 
 PROG = "python -m mmixer_kernels.evaluate"
 
@@ -31,6 +31,10 @@ class EvaluateOptions:
     streams: bool = False
     """Train a classifier on each modality's state of the frozen network (Eq. 15-16) and tell what
     each stream knows, as in Table 4; written beside the checkpoint, for predict."""
+    missing: bool = False
+    """Tell what is left when one modality is absent (zeros for its inputs), and when white noise of
+    0.5, 1 and 2 times its inputs' standard deviation over the split is added to it; the same noise
+    every time."""
     output: Path | None = None
     """JSON file to write the report to."""
 
@@ -52,12 +56,15 @@ def _main(arguments: Sequence[str]) -> int:
         options.batch_size,
         options.workers,
         options.streams,
+        options.missing,
     )
     if not distributed.is_first():
         return 0
     print(result.describe(report, options.split))
     for modality, stream in report.get("streams", {}).items():
         print(f"{modality} stream alone: accuracy {stream['accuracy']:.2%}")
+    if options.missing:
+        print(missing.describe(report))
     if options.output is not None:
         with command.user_errors():
             options.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

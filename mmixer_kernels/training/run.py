@@ -17,7 +17,7 @@ from ..data import Data, Split
 from ..data import check as preflight
 from ..data.video import VideoOptions
 from ..files import replacing
-from . import checkpoint, distributed, loop, model, plots, result, streams, toml
+from . import checkpoint, distributed, loop, missing, model, plots, result, streams, toml
 from .command import UserError, user_errors
 from .options import Options, differences, parse_config
 
@@ -109,6 +109,7 @@ def evaluate(
     batch_size: int | None,
     workers: int | None,
     with_streams: bool = False,
+    with_missing: bool = False,
 ) -> dict[str, Any]:
     """The report of a checkpoint's weights on a split.
 
@@ -118,6 +119,8 @@ def evaluate(
         batch_size, workers: the run's when None.
         with_streams: adds "streams", the report of a classifier on each modality's state (Eq. 15),
             and writes the classifiers beside the checkpoint.
+        with_missing: adds "missing", the numbers with a modality absent or noised, as
+            `missing.evaluate` has them.
 
     Raises:
         UserError: the checkpoint or the data cannot be read, or do not belong together.
@@ -132,10 +135,12 @@ def evaluate(
     with distributed.job(device):
         with distributed.together():
             restored = _restored(state, options, path, device)
-        return _evaluate(restored, path, split, with_streams)
+        return _evaluate(restored, path, split, with_streams, with_missing)
 
 
-def _evaluate(restored: Restored, path: Path, split: str, with_streams: bool) -> dict[str, Any]:
+def _evaluate(
+    restored: Restored, path: Path, split: str, with_streams: bool, with_missing: bool
+) -> dict[str, Any]:
     data, recognizer = restored.data, restored.model
     loader, precision = restored.options.run.loader, restored.options.run.precision
     samples = data.test if split == "test" else data.validation
@@ -157,6 +162,10 @@ def _evaluate(restored: Restored, path: Path, split: str, with_streams: bool) ->
         with distributed.together(), user_errors():
             if distributed.is_first():
                 streams.save_heads(heads, recognizer, path)
+    if with_missing:
+        report["missing"] = missing.evaluate(
+            recognizer, samples, data.modalities, len(data.classes), loader, precision
+        )
     return report
 
 

@@ -23,15 +23,15 @@ from .result import Evaluation
 def train_heads(
     model: Recognizer, data: Data, loader: LoaderOptions, precision: str = "float32"
 ) -> StreamClassifiers:
-    """A linear classifier on each modality's h_T, learnt from the training split with Eq. 16's
-    loss; the network stays as it is.
+    """A linear classifier on each modality's h_T, learnt with Eq. 16's loss from the training
+    samples without augmentation; the network stays as it is.
 
     The problem is convex and its inputs are computed once, so L-BFGS solves it without options.
 
     Args:
         precision: that of `RunOptions`, for the frozen network.
     """
-    streams, labels = _frozen_streams(model, data.train, loader, precision)
+    streams, labels = _frozen_streams(model, data.train.plain(), loader, precision)
     heads = StreamClassifiers(model.mixer).to(streams[0].device)
     optimizer = torch.optim.LBFGS(heads.parameters(), max_iter=200, line_search_fn="strong_wolfe")
 
