@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,28 @@ def test_other_batch_sizes_count_the_same_samples(
     rows = [sum(row) for row in report["confusion"]]
     assert rows == [sum(row) for row in result["confusion"]]
     assert report["loss"] == pytest.approx(result["loss"], rel=1e-5)
+
+
+def test_missing_tells_each_modality_and_repeats_in_two_processes(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours, theirs = tmp_path / "ours.json", tmp_path / "theirs.json"
+    arguments = [str(finished / "best.pt"), "--missing", "--output"]
+    assert evaluate.main([*arguments, str(ours)]) == 0
+    report = json.loads(ours.read_text())
+    last = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()[-2:]}
+    assert list(report["missing"]) == list(last) == ["rgb", "depth"]
+    for modality, cases in report["missing"].items():
+        assert list(cases) == ["absent", "noise"]
+        summaries = [report, cases["absent"], *cases["noise"].values()]
+        shown = [f"{summary['accuracy']:.2%}" for summary in summaries]
+        assert last[modality].split()[1:] == shown
+        assert len({summary["loss"] for summary in summaries}) == 5
+    torchrun = [*(sys.executable, "-m", "torch.distributed.run"), "--nproc-per-node", "2", "-m"]
+    command = [*torchrun, "mmixer_kernels.evaluate", *arguments, str(theirs), "--workers", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(theirs.read_text()) == report
 
 
 def test_mistakes_end_in_one_line(

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..data import Data
@@ -26,13 +26,18 @@ def train_heads(
     """A linear classifier on each modality's h_T, learnt with Eq. 16's loss from the training
     samples without augmentation; the network stays as it is.
 
-    The problem is convex and its inputs are computed once, so L-BFGS solves it without options.
+    The problem is convex and its inputs are computed once, so L-BFGS solves it without options; it
+    starts at zero weights, so that equal inputs give equal classifiers. Where h_T separates the
+    training samples' classes the loss has no minimum: weights grow until L-BFGS stops, confidences
+    come near 1, and the loss on other samples is large where they are wrong.
 
     Args:
         precision: that of `RunOptions`, for the frozen network.
     """
     streams, labels = _frozen_streams(model, data.train.plain(), loader, precision)
     heads = StreamClassifiers(model.mixer).to(streams[0].device)
+    for parameter in heads.parameters():
+        nn.init.zeros_(parameter)
     optimizer = torch.optim.LBFGS(heads.parameters(), max_iter=200, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:

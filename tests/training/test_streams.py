@@ -1,9 +1,11 @@
 """Eq. 15's classifiers on frozen networks, on clips whose ceilings are known exactly."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from mmixer_kernels.data import DATA
+from mmixer_kernels.data import DATA, Split
 from mmixer_kernels.evaluate import main as evaluate
 from mmixer_kernels.network import MMixer
 from mmixer_kernels.train import main as train
@@ -34,6 +36,25 @@ def test_network_is_left_as_it_was():
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_heads_learn_from_plain_samples_and_repeat_to_the_bit():
+    options = DATA["synthetic"](frame_size=8, frames=2, samples=32, evaluation_samples=16)
+    data = options.load(None, 0)
+    model, loader = recognizer(data), LoaderOptions(batch_size=5)
+    plain = train_heads(model, data, loader)
+
+    class Augmented(Split):
+        def __getitem__(self, index):
+            raise AssertionError("an augmented sample was drawn")
+
+        def plain(self):
+            return data.train
+
+    torch.manual_seed(7)
+    again = train_heads(model, replace(data, train=Augmented(data.train.labels)), loader)
+    for ours, theirs in zip(plain.parameters(), again.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("content", ["cross", "self"])
