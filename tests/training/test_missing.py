@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from mmixer_kernels.data import Sample, Split
+from mmixer_kernels.training import loop
 from mmixer_kernels.training.missing import Degraded, describe, deviations, evaluate
 from mmixer_kernels.training.options import LoaderOptions
 
 CLASSES, STEPS = 4, 6
+CONSTANT = 1234.567  # its squares' sums are rounded
 LOADER = LoaderOptions(batch_size=5)
 
 
@@ -29,7 +31,7 @@ class Clips(Split):
         one = nn.functional.one_hot(self.labels[index], CLASSES).float().expand(STEPS, CLASSES)
         two = torch.from_numpy(random.normal(3, 2, (STEPS, 50, 20)).astype(np.float32))
         valid = (torch.arange(STEPS) < length).float()[:, None]
-        inputs = (one * valid, two * valid[:, None], torch.full((STEPS, 3), 0.1) * valid)
+        inputs = (one * valid, two * valid[:, None], torch.full((STEPS, 3), CONSTANT) * valid)
         return Sample(inputs, int(self.labels[index]), length)
 
 
@@ -88,6 +90,16 @@ def test_noise_is_white_with_its_deviation(noise: float) -> None:
     assert torch.corrcoef(torch.stack([added[1:], added[:-1]]))[0, 1].abs() < 0.02
 
 
+def test_the_splits_own_tensors_stay() -> None:
+    sample = Clips()[5]
+    split = [sample]
+    degraded = Degraded(Clips(1), 1, 1.0)
+    degraded.split = split  # type: ignore[assignment]
+    before = sample.inputs[1].clone()
+    assert not torch.equal(degraded[0].inputs[1], before)
+    assert torch.equal(sample.inputs[1], before)
+
+
 def test_noise_repeats_and_differs_by_index_and_modality() -> None:
     split = Clips()
     first = Degraded(split, 1, 1.0)
@@ -114,7 +126,7 @@ def test_deviations_are_those_of_the_valid_steps(batch_size: int) -> None:
     for modality in (0, 1):
         values = valid_values(split, modality).double()
         assert found[modality] == pytest.approx(values.std(correction=0).item(), rel=1e-12)
-    assert found[2] == 0  # of 0.1, whose sums are rounded
+    assert found[2] == 0
     noised = Degraded(split, 2, 2 * found[2])
     assert torch.equal(noised[5].inputs[2], split[5].inputs[2])
 
@@ -132,6 +144,11 @@ def test_a_network_is_hurt_by_the_loss_of_what_it_knows_alone() -> None:
     absent = found["one"]["absent"]
     assert absent["accuracy"] == 1 / CLASSES
     assert absent["loss"] == pytest.approx(np.log(CLASSES))
+    deviation = valid_values(split, 0).double().std(correction=0).item()
+    for level, summary in found["one"]["noise"].items():
+        noised = Degraded(split, 0, float(level) * deviation)
+        expected = loop.evaluate(KnowsOne(), noised, CLASSES, LOADER).loss
+        assert summary["loss"] == pytest.approx(expected, rel=1e-6)
     losses = [summary["loss"] for summary in found["one"]["noise"].values()]
     assert losses == sorted(losses)
     assert 1 > found["one"]["noise"]["2"]["accuracy"] > absent["accuracy"]
