@@ -3,13 +3,14 @@
 140 recordings at 50 Hz, 10 people each doing 7 exercises with either arm (Burns et al.,
 arXiv:1802.01489), as the package `seglearn` carries them. A sample is a window of 4 seconds. The
 protocol is across subjects: 8 to 10 are for the test, one of 1 to 7 for validation, the others
-for training.
+for training. `--test-subjects` chooses others for the test: `1 2`, `3 4`, ..., `9 10` are five
+folds by subject.
 
 The recipe takes a fixed number of steps, 30 epochs of 40, and tests the last weights: validation
 shows how training goes and chooses nothing. The recipe was found by cross-validation within
 subjects 1 to 7, and its learning rate is M-Mixer's and the GRU's; `--model.content self` is best
 with `--optimizer.learning-rate 2e-3`. The cross-validation's best for `--model.unit gru` was a
-finer extractor, `--stride 2 --epochs 25`.
+finer extractor, `--stride 2 --epochs 25`. All that is of the default subjects and modalities.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +28,19 @@ from torch import Tensor, nn
 
 from .base import Data, Sample, Split, draws
 
-MODALITIES = ("accelerometer", "gyroscope")
+MODALITIES = {
+    "sensors": ("accelerometer", "gyroscope"),
+    "gravity": ("gravity", "linear_acceleration", "gyroscope"),
+    "axes": (
+        "accelerometer_x",
+        "accelerometer_y",
+        "accelerometer_z",
+        "gyroscope_x",
+        "gyroscope_y",
+        "gyroscope_z",
+    ),
+}
+"""What `--modalities` divides a window into."""
 CLASSES = (
     "pendulum",
     "abduction",
@@ -37,10 +50,11 @@ CLASSES = (
     "trapezius extension",
     "upright row",
 )
-TRAINING_SUBJECTS = (1, 2, 3, 4, 5, 6, 7)
-TEST_SUBJECTS = (8, 9, 10)
+SUBJECTS = tuple(range(1, 11))
 WINDOW = 200
 """Steps in a window: 4 seconds."""
+GRAVITY_WINDOW = 51
+"""Steps that gravity is the mean over: one second, and odd to have a middle."""
 HOP = 100
 """Steps between the starts of two windows of a recording."""
 
@@ -49,10 +63,15 @@ FEATURE_SIZE = 64
 
 @dataclass(frozen=True)
 class WatchOptions:
+    test_subjects: tuple[int, ...] = (8, 9, 10)
+    """Which of the subjects 1 to 10 are tested on; the others are for training and validation."""
     validation_subject: int | None = 4
-    """Which of the subjects 1 to 7 is left out of training, to validate on; 4 has the shortest
-    recordings, so the least is left out. None trains on all seven and validates on the same
+    """Which of the other subjects is left out of training, to validate on; 4 has the shortest
+    recordings, so the least is left out. None trains on all of them and validates on the same
     recordings, which shows nothing of other people and must choose nothing: --select last."""
+    modalities: Literal["sensors", "gravity", "axes"] = "sensors"
+    """Two modalities, accelerometer and gyroscope; three, the acceleration divided into gravity
+    (its mean over one second) and the rest; or six, each axis of each sensor."""
     samples: int = 1280
     """Training windows an epoch."""
     stride: int = 4
@@ -100,29 +119,34 @@ class WatchOptions:
         self._check(root)
         recordings = _read()
         held_out = self.validation_subject
-        train = _of_subjects(recordings, [s for s in TRAINING_SUBJECTS if s != held_out])
+        train = _of_subjects(recordings, [s for s in self._others() if s != held_out])
         scale = _scale(train)
         validation = train if held_out is None else _of_subjects(recordings, [held_out])
-        test = _of_subjects(recordings, TEST_SUBJECTS)
+        test = _of_subjects(recordings, self.test_subjects)
+        modalities = MODALITIES[self.modalities]
+        channels = 1 if self.modalities == "axes" else 3
         return Data(
-            modalities=MODALITIES,
+            modalities=modalities,
             classes=CLASSES,
             train=AugmentedWindows(train, scale, self, seed),
-            validation=Windows(validation, scale),
-            test=Windows(test, scale),
-            extractors=[SignalExtractor(3, FEATURE_SIZE, self.stride) for _ in MODALITIES],
-            feature_sizes=(FEATURE_SIZE,) * len(MODALITIES),
+            validation=Windows(validation, scale, self.modalities),
+            test=Windows(test, scale, self.modalities),
+            extractors=[SignalExtractor(channels, FEATURE_SIZE, self.stride) for _ in modalities],
+            feature_sizes=(FEATURE_SIZE,) * len(modalities),
         )
+
+    def _others(self) -> list[int]:
+        return [subject for subject in SUBJECTS if subject not in self.test_subjects]
 
     def _check(self, root: Path | None) -> None:
         if root is not None:
             raise ValueError(
                 f"root must be left out for watch, which is in a package, but is {str(root)!r}"
             )
-        if self.validation_subject not in (None, *TRAINING_SUBJECTS):
+        self._check_subjects()
+        if self.modalities not in MODALITIES:
             raise ValueError(
-                f"validation_subject must be in 1..7 or None, but is {self.validation_subject}: "
-                "8 to 10 are the test's"
+                f"modalities must be one of {', '.join(MODALITIES)}, but is {self.modalities!r}"
             )
         for name in ("samples", "stride"):
             if getattr(self, name) < 1:
@@ -136,6 +160,25 @@ class WatchOptions:
                 raise ValueError(
                     f"{name} must be 0 or more and finite, but is {getattr(self, name)}"
                 )
+
+    def _check_subjects(self) -> None:
+        tested, others = self.test_subjects, self._others()
+        valid = tested and len(set(tested)) == len(tested) and set(tested) <= set(SUBJECTS)
+        if not valid:
+            raise ValueError(
+                "test_subjects must be one or more of 1..10, each of them once, "
+                f"but is {_listed(tested) or 'empty'}"
+            )
+        if self.validation_subject not in (None, *others):
+            raise ValueError(
+                f"validation_subject must be one of the subjects not tested on ({_listed(others)}) "
+                f"or None, but is {self.validation_subject}: choose another or None"
+            )
+        if not set(others) - {self.validation_subject}:
+            raise ValueError(
+                "test_subjects and validation_subject must leave someone to train on, but are "
+                f"{_listed(tested)} and {self.validation_subject}"
+            )
 
 
 class Recording(NamedTuple):
@@ -152,10 +195,11 @@ class Windows(Split):
     Args:
         recordings: what to cut.
         scale: [6], what the signals are divided by.
+        modalities: a key of MODALITIES.
     """
 
-    def __init__(self, recordings: Sequence[Recording], scale: np.ndarray) -> None:
-        self.recordings, self.scale = recordings, scale
+    def __init__(self, recordings: Sequence[Recording], scale: np.ndarray, modalities: str) -> None:
+        self.recordings, self.scale, self.modalities = recordings, scale, modalities
         self.windows = [
             (number, start)
             for number, recording in enumerate(recordings)
@@ -166,7 +210,7 @@ class Windows(Split):
     def __getitem__(self, index: int) -> Sample:
         number, start = self.windows[index]
         signal = self.recordings[number].signal[start : start + WINDOW] / self.scale
-        return _sample(signal, int(self.labels[index]))
+        return _sample(signal, int(self.labels[index]), self.modalities)
 
 
 class AugmentedWindows(Split):
@@ -191,7 +235,7 @@ class AugmentedWindows(Split):
         self.labels = torch.tensor([self.recordings[number].label for number in self.numbers])
 
     def plain(self) -> Windows:
-        return Windows(self.recordings, self.scale)
+        return Windows(self.recordings, self.scale, self.options.modalities)
 
     def __getitem__(self, index: int) -> Sample:
         options, random = self.options, draws(self.seed, 0, self.epoch, index)
@@ -206,7 +250,7 @@ class AugmentedWindows(Split):
         gain = np.exp(options.gain * random.standard_normal(2)).repeat(3)
         noise = random.standard_normal(signal.shape, dtype=np.float32)
         signal = signal * (gain / self.scale) + options.jitter * noise
-        return _sample(signal, int(self.labels[index]))
+        return _sample(signal, int(self.labels[index]), options.modalities)
 
 
 class SignalExtractor(nn.Module):
@@ -280,6 +324,24 @@ def _rotation(degrees: np.ndarray) -> np.ndarray:
     return np.eye(3) + sine * cross + versine * cross @ cross
 
 
-def _sample(signal: np.ndarray, label: int) -> Sample:
-    sensors = torch.from_numpy(signal.astype(np.float32)).split(3, dim=1)
-    return Sample(sensors, label, WINDOW)
+def _sample(signal: np.ndarray, label: int, modalities: str) -> Sample:
+    steps = torch.from_numpy(signal.astype(np.float32))
+    inputs = steps.split(1 if modalities == "axes" else 3, dim=1)
+    if modalities == "gravity":
+        acceleration, rotation = inputs
+        gravity = _gravity(acceleration)
+        inputs = (gravity, acceleration - gravity, rotation)
+    return Sample(inputs, label, WINDOW)
+
+
+def _gravity(acceleration: Tensor) -> Tensor:
+    """`[T, 3]`: each step's mean over GRAVITY_WINDOW steps about it, near the ends over those of
+    them that the window has."""
+    means = nn.functional.avg_pool1d(
+        acceleration.T, GRAVITY_WINDOW, 1, GRAVITY_WINDOW // 2, count_include_pad=False
+    )
+    return means.T
+
+
+def _listed(subjects: Sequence[int]) -> str:
+    return ", ".join(map(str, subjects))

@@ -45,12 +45,18 @@ def test_people_do_not_cross_splits(recordings, load):
     for split in (data.train, data.validation):
         assert {recording.subject for recording in split.recordings} == set(range(1, 8))
     assert len(data.validation) == 1522
+    data = load(test_subjects=(9, 2))
+    subjects = [
+        {recording.subject for recording in split.recordings}
+        for split in (data.train, data.validation, data.test)
+    ]
+    assert subjects == [{1, 3, 5, 6, 7, 8, 10}, {4}, {2, 9}]
     assert len(recordings) == 140
     assert all(recording.signal.shape[1] == 6 for recording in recordings)
 
 
 def test_the_validation_subject_has_the_shortest_recordings(recordings):
-    steps = {subject: 0 for subject in watch.TRAINING_SUBJECTS + watch.TEST_SUBJECTS}
+    steps = {subject: 0 for subject in watch.SUBJECTS}
     for recording in recordings:
         steps[recording.subject] += len(recording.signal)
     assert min(steps, key=steps.get) == WatchOptions().validation_subject
@@ -207,6 +213,48 @@ def test_the_stride_sets_the_number_of_steps(load, stride, steps):
     assert data.extractors[0](batch.inputs[0]).shape == (2, steps, 64)
 
 
+def test_five_folds_by_subject_test_every_window_once(load):
+    folds = [
+        load(test_subjects=(first, first + 1), validation_subject=None) for first in range(1, 11, 2)
+    ]
+    whole = load(validation_subject=None)
+    assert sum(len(fold.test) for fold in folds) == len(whole.train.plain()) + len(whole.test)
+    for fold in folds:
+        assert {len(s) for s in (_subjects(fold.train), _subjects(fold.test))} == {8, 2}
+        assert not _subjects(fold.train) & _subjects(fold.test)
+
+
+def _subjects(split):
+    return {recording.subject for recording in split.recordings}
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_modalities_divide_the_same_window(load, split):
+    expected = torch.cat(getattr(load(), split)[7].inputs, 1)
+    axes = getattr(load(modalities="axes"), split)[7].inputs
+    assert [tuple(axis.shape) for axis in axes] == [(200, 1)] * 6
+    assert torch.equal(torch.cat(axes, 1), expected)
+    gravity, linear, gyroscope = getattr(load(modalities="gravity"), split)[7].inputs
+    assert torch.equal(gyroscope, expected[:, 3:])
+    torch.testing.assert_close(gravity + linear, expected[:, :3])
+    acceleration = expected[:, :3].double()
+    for step, (first, last) in {0: (0, 26), 10: (0, 36), 100: (75, 126), 199: (174, 200)}.items():
+        mean = acceleration[first:last].mean(0).float()
+        torch.testing.assert_close(gravity[step], mean, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("modalities", "channels"), [("gravity", [3, 3, 3]), ("axes", [1] * 6)])
+def test_extractors_follow_the_modalities(load, modalities, channels):
+    data = load(modalities=modalities)
+    batch = collate([data.train.plain()[i] for i in range(2)])
+    assert [inputs.shape[2] for inputs in batch.inputs] == channels
+    assert len(data.modalities) == len(set(data.modalities)) == len(channels)
+    for extract, inputs, size in zip(
+        data.extractors, batch.inputs, data.feature_sizes, strict=True
+    ):
+        assert extract(inputs).shape == (2, 13, size)
+
+
 def test_the_recipe_is_1200_steps_and_the_last_weights():
     run = options.parse(["--data", "watch"], "train").run
     assert run.epochs * WatchOptions().samples == 1200 * run.loader.batch_size
@@ -243,10 +291,36 @@ def test_a_short_run_tests_its_last_weights(tmp_path):
     assert result["samples"] == 707
 
 
+def test_a_short_run_of_a_fold_with_six_modalities(tmp_path):
+    arguments = ["--data", "watch", "--epochs", "1", "--samples", "32", "--model.hidden-size", "8"]
+    fold = ["--test-subjects", "1", "2", "--validation-subject", "None", "--modalities", "axes"]
+    assert train.main([*arguments, *fold, "--output", str(tmp_path)]) == 0
+    expected = WatchOptions((1, 2), None, "axes", samples=32)
+    assert options.parse(["--config", str(tmp_path / "config.toml")], "train").data == expected
+    windows = len(expected.load(None, 0).test)
+    assert json.loads((tmp_path / "result.json").read_text())["samples"] == windows
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"validation_subject": 8}, r"validation_subject must be in 1..7 or None, but is 8"),
+        (
+            {"validation_subject": 8},
+            r"not tested on \(1, 2, 3, 4, 5, 6, 7\) or None, but is 8: choose another or None",
+        ),
+        ({"test_subjects": (3, 4)}, r"\(1, 2, 5, 6, 7, 8, 9, 10\) or None, but is 4: choose"),
+        ({"test_subjects": (0, 1)}, r"test_subjects must be one or more of 1..10, .*is 0, 1"),
+        ({"test_subjects": (5, 5)}, r"test_subjects must be .* each of them once, but is 5, 5"),
+        ({"test_subjects": ()}, "test_subjects must be one or more of .* but is empty"),
+        (
+            {"test_subjects": (1, 2, 3, 5, 6, 7, 8, 9, 10)},
+            r"leave someone to train on, but are 1, 2, 3, 5, 6, 7, 8, 9, 10 and 4",
+        ),
+        (
+            {"test_subjects": tuple(range(1, 11)), "validation_subject": None},
+            "must leave someone to train on",
+        ),
+        ({"modalities": "all"}, "modalities must be one of sensors, gravity, axes, but is 'all'"),
         ({"samples": 0}, "samples must be 1 or more, but is 0"),
         ({"stride": 0}, "stride must be 1 or more, but is 0"),
         ({"tempo": 0.9}, r"tempo must be in 1..4, but is 0.9"),
