@@ -21,6 +21,8 @@ from matplotlib.figure import Figure
 from problems import PASSES, Size
 from timing import interleave
 
+from mmixer_kernels import provenance
+
 DOCS = Path(__file__).parents[1] / "docs"
 BASE = Size(64, 8, 256)
 SWEEPS = {
@@ -46,7 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(chosen.threads)
     points = measure(chosen.threads, chosen.budget)
-    title = f"{report.processor()}, {chosen.threads} thread{'s' * (chosen.threads > 1)}, float32"
+    title = (
+        f"{provenance.processor()}, {chosen.threads} thread{'s' * (chosen.threads > 1)}, float32"
+    )
     chosen.output.parent.mkdir(parents=True, exist_ok=True)
     draw(points, title).savefig(chosen.output, dpi=120)
     if chosen.results is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from timing import Ratio
 
-from mmixer_kernels import info
+from mmixer_kernels import info, provenance
 
 
 @dataclass
@@ -46,7 +45,12 @@ def tables(comparisons: Sequence[Comparison]) -> str:
 
 def facts() -> dict[str, Any]:
     """The commit, the processor, the GPU, and what `python -m mmixer_kernels.info` prints."""
-    return {"commit": _commit(), "processor": processor(), "gpu": gpu(), **info.collect()}
+    return {
+        "commit": provenance.commit(),
+        "processor": provenance.processor(),
+        "gpu": gpu(),
+        **info.collect(),
+    }
 
 
 def write(
@@ -89,31 +93,6 @@ def _table(title: str, rows: Sequence[Comparison]) -> str:
         for line in body
     ]
     return "\n".join([title, *lines])
-
-
-def _commit() -> str:
-    """The commit of this checkout, with "-dirty" where files differ from it.
-
-    A copy without git's own files has it in the environment variable MMIXER_COMMIT.
-    """
-    if given := os.environ.get("MMIXER_COMMIT"):
-        return given
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        answer = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError) as error:
-        return f"unknown: {error}"
-    return answer.stdout.strip()
-
-
-def processor() -> str:
-    """The model name that Linux gives, or "unknown"."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else "unknown"
 
 
 GPU = (

@@ -328,7 +328,7 @@ def _resumed(options: Options) -> checkpoint.Last:
             "folder by --output"
         )
     state, path = found = checkpoint.load_last(options.output)
-    saved, now = (_decisive(config) for config in (state["config"], options.config()))
+    saved, now = (decisive(config) for config in (state["config"], options.config()))
     if now["optimizer"]["schedule"] == "constant" and now["epochs"] >= saved["epochs"]:
         # With a constant rate a longer run begins with the very steps of a shorter one.
         saved["epochs"] = now["epochs"]
@@ -353,7 +353,7 @@ def _resumed(options: Options) -> checkpoint.Last:
     return found
 
 
-def _decisive(config: dict[str, Any]) -> dict[str, Any]:
+def decisive(config: dict[str, Any]) -> dict[str, Any]:
     """A configuration without what changes no result."""
     kept = {key: config[key] for key in config if key not in ("root", "checkpoint_steps")}
     loader = {key: value for key, value in config["loader"].items() if key != "workers"}

@@ -1,0 +1,49 @@
+"""Tables 1 to 3 and the content by queries: networks against M-Mixer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from . import figures
+from .networks import M_MIXER, Network
+from .results import Claim, Report, Results
+from .statistics import lead, over_folds, over_seeds
+
+
+def compare(
+    results: Results,
+    networks: Sequence[Network],
+    labels: Mapping[str, str],
+    heading: str,
+    published: Mapping[str, float],
+) -> Report:
+    """A row a network, and how far M-Mixer is ahead of it.
+
+    Args:
+        labels: by network's name, where its own does not fit the table.
+        heading: of the first column.
+        published: the paper's accuracies in percent, by network's name.
+    """
+    accuracies = {network.name: results.accuracies(network) for network in networks}
+    names = {network.name: labels.get(network.name, network.label) for network in networks}
+    ours = accuracies[M_MIXER.name]
+    folds = results.plan.folds
+    header = [heading, "accuracy, %", "M-Mixer is ahead by"]
+    header += ["folds, %"] if folds else []
+    header += ["the paper, %"] if published else []
+    rows = [header]
+    for name, values in accuracies.items():
+        ahead = "" if name == M_MIXER.name else str(lead(ours, values))
+        row = [names[name], str(over_seeds(values)), ahead]
+        if folds:
+            row.append(" ".join(f"{100 * value:.1f}" for value in over_folds(values).values()))
+        rows.append(row + ([f"{published[name]:.2f}"] if published else []))
+    return Report(
+        [rows],
+        claims=[
+            Claim("M-Mixer", names[name], (ours, values))
+            for name, values in accuracies.items()
+            if name != M_MIXER.name
+        ],
+        figure=figures.dots({names[n]: list(values.values()) for n, values in accuracies.items()}),
+    )

@@ -1,0 +1,136 @@
+"""What the other modalities' action content does: Table 4 and Figures 4 and 5."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+
+from ..training import pictures, predictions
+from ..training.predictions import Prediction
+from ..training.run import restore
+from . import figures, published
+from .networks import M_MIXER, SELF
+from .results import Claim, Report, Results
+from .runs import Run
+from .statistics import Trained, lead, over_seeds, pooled
+
+SAMPLES, CANDIDATES = 4, 64
+
+
+def table4(results: Results) -> Report:
+    """MCU-self against MCU, a stream a row and all together last."""
+    networks = {SELF.name: SELF, M_MIXER.name: M_MIXER}
+    together = "+".join(results.runs(M_MIXER)[0].report("streams")["streams"])
+    accuracies: dict[str, dict[str, dict[Trained, float]]] = {}
+    for name, network in networks.items():
+        streams = results.stream_accuracies(network)
+        for stream, values in {**streams, together: results.accuracies(network)}.items():
+            accuracies.setdefault(stream, {})[name] = values
+    papers = published.of_streams(results.plan.base)
+    header = ["stream", "MCU-self, %", "MCU, %", "difference"]
+    rows = [header + (["the paper: MCU-self, %", "MCU, %"] if papers else [])]
+    for stream, of_stream in accuracies.items():
+        own, cross = of_stream[SELF.name], of_stream[M_MIXER.name]
+        row = [stream, str(over_seeds(own)), str(over_seeds(cross)), str(lead(cross, own))]
+        rows.append(row + [f"{value:.2f}" for value in papers.get(stream, {}).values()])
+    dots = {
+        f"{stream}, {label}": list(values[network].values())
+        for stream, values in accuracies.items()
+        for network, label in ((SELF.name, "MCU-self"), (M_MIXER.name, "MCU"))
+    }
+    claims = [
+        Claim(f"MCU, {stream}", "MCU-self", (values[M_MIXER.name], values[SELF.name]))
+        for stream, values in accuracies.items()
+    ]
+    return Report([rows], claims, figure=figures.dots(dots))
+
+
+def figure4(results: Results) -> Report:
+    """Class-wise accuracy of both, the classes in descending order of M-Mixer's."""
+    names = results.runs(M_MIXER)[0].result()["classes"]
+    accuracies = {
+        network.label: [
+            pooled(column)
+            for column in zip(
+                *(run.result()["per_class_accuracy"] for run in results.runs(network)), strict=True
+            )
+        ]
+        for network in (M_MIXER, SELF)
+    }
+    present = [place for place in range(len(names)) if accuracies[M_MIXER.label][place] is not None]
+    order = sorted(present, key=lambda place: -(accuracies[M_MIXER.label][place] or 0))
+    ordered = {
+        label: [values[place] or 0.0 for place in order] for label, values in accuracies.items()
+    }
+    labels = [names[place] for place in order]
+    rows = [["class", "M-Mixer, %", "MCU-self, %", "difference"]]
+    for label, cross, own in zip(labels, *ordered.values(), strict=True):
+        rows.append(
+            [label, f"{100 * cross:.2f}", f"{100 * own:.2f}", f"{100 * (cross - own):+.2f}"]
+        )
+    better = sum(cross > own for cross, own in zip(*ordered.values(), strict=True))
+    equal = sum(cross == own for cross, own in zip(*ordered.values(), strict=True))
+    note = (
+        f"M-Mixer is ahead in {better} of {len(labels)} classes, and equal in {equal}; the paper: "
+        "ahead in most."
+    )
+    return Report([rows], notes=[note], figure=figures.classes(labels, ordered))
+
+
+def figure5(results: Results) -> Report:
+    """What the streams of both say of single samples, of the first seed.
+
+    Of CANDIDATES test samples, drawn at random, the first ones of different classes are shown that
+    not every stream of both networks gets right.
+    """
+    cross, own = (results.runs(network)[0] for network in (M_MIXER, SELF))
+    restored = restore(cross.checkpoint)
+    test = restored.data.test
+    drawn = random.Random(0).sample(range(len(test)), min(CANDIDATES, len(test)))
+    candidates = [
+        _merged(first, second)
+        for first, second in zip(_predict(own, drawn), _predict(cross, drawn), strict=True)
+    ]
+    shown = _choose(candidates)
+    classes = restored.data.classes
+    rows = [["sample", "class", *shown[0].confidences]]
+    for prediction in shown:
+        best = [ranked[0] for ranked in prediction.top(1).values()]
+        cells = [f"{classes[label]} ({100 * confidence:.2f})" for label, confidence in best]
+        truth = "" if prediction.label is None else classes[prediction.label]
+        rows.append([prediction.name, truth, *cells])
+    note = (
+        f"Chosen out of {len(drawn)} test samples drawn at random: the first ones of different "
+        "classes that some stream gets wrong. They show cases, not rates."
+    )
+    return Report([rows], notes=[note], figure=pictures.figure(shown, restored.data, top=3))
+
+
+def _predict(run: Run, indices: list[int]) -> list[Prediction]:
+    path = run.checkpoint
+    return predictions.of_split(restore(path), path, "test", indices)
+
+
+def _merged(own: Prediction, cross: Prediction) -> Prediction:
+    """One sample with the streams of both networks; MCU-self's without its joint prediction, as in
+    the paper."""
+    streams = list(own.confidences)[:-1]
+    confidences = {
+        **{f"MCU-self, {stream}": own.confidences[stream] for stream in streams},
+        **cross.confidences,
+    }
+    return dataclasses.replace(cross, confidences=confidences)
+
+
+def _choose(candidates: list[Prediction]) -> list[Prediction]:
+    """Samples that some stream gets wrong, of different classes where there are enough."""
+
+    def wrong(prediction: Prediction) -> bool:
+        return any(ranked[0][0] != prediction.label for ranked in prediction.top(1).values())
+
+    first: dict[int | None, Prediction] = {}
+    for prediction in filter(wrong, candidates):
+        first.setdefault(prediction.label, prediction)
+    rest = [p for p in candidates if not any(p is chosen for chosen in first.values())]
+    rest.sort(key=lambda prediction: not wrong(prediction))
+    return [*first.values(), *rest][:SAMPLES]

@@ -1,0 +1,119 @@
+"""Experiments that the paper does not have: engines, missing modalities, their number, length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import mean
+
+from . import figures, timing
+from .networks import GRU, M_MIXER, SELF, Network
+from .results import Report, Results
+from .statistics import over_seeds
+
+UNITS = {M_MIXER.name: M_MIXER, GRU.name: GRU}
+DEGRADED = (M_MIXER, SELF, GRU)
+
+
+def engines(results: Results, networks: Sequence[Network]) -> Report:
+    """The same training by every engine: curves lie on one another."""
+    histories = {
+        network.label: [run.history() for run in results.runs(network)] for network in networks
+    }
+    losses = {
+        label: [[record["loss"] for record in history] for history in runs]
+        for label, runs in histories.items()
+    }
+    first = networks[0].label
+    rows = [
+        ["engine", "accuracy, %", f"training loss: farthest from {first}'s", "validation: farthest"]
+    ]
+    for network in networks:
+        label = network.label
+        loss = max(
+            abs(a - b)
+            for run, other in zip(losses[label], losses[first], strict=True)
+            for a, b in zip(run, other, strict=True)
+        )
+        validation = max(
+            abs(a["validation_accuracy"] - b["validation_accuracy"])
+            for run, other in zip(histories[label], histories[first], strict=True)
+            for a, b in zip(run, other, strict=True)
+        )
+        rows.append(
+            [
+                label,
+                str(over_seeds(results.accuracies(network))),
+                f"{loss:.1e}",
+                f"{100 * validation:.2f} points",
+            ]
+        )
+    notes = []
+    if len(losses[first]) > 1:
+        between = max(max(column) - min(column) for column in zip(*losses[first], strict=True))
+        notes.append(f"Between seeds, {first}'s training loss differs by up to {between:.1e}.")
+    return Report([rows], notes=notes, figure=figures.learning_curves(histories))
+
+
+def missing(results: Results) -> Report:
+    """A modality absent or noised at test time."""
+    accuracies: dict[str, dict[str, dict[str, float]]] = {}
+    rows: list[list[str]] = []
+    for network in DEGRADED:
+        reports = [run.report("missing") for run in results.runs(network)]
+        for modality, conditions in reports[0]["missing"].items():
+            values = {"all there": mean(report["accuracy"] for report in reports)}
+            for level in conditions["noise"]:
+                values[f"noise {level}"] = mean(
+                    report["missing"][modality]["noise"][level]["accuracy"] for report in reports
+                )
+            values["absent"] = mean(
+                report["missing"][modality]["absent"]["accuracy"] for report in reports
+            )
+            accuracies.setdefault(modality, {})[network.label] = values
+            rows.append([network.label, modality, *(f"{100 * v:.2f}" for v in values.values())])
+            header = ["network", "modality", *(f"{condition}, %" for condition in values)]
+    note = (
+        "Noise is white, its standard deviation given in those of the modality's own inputs; an "
+        "absent modality's inputs are zeros. Nothing was trained for either."
+    )
+    return Report([[header, *rows]], notes=[note], figure=figures.noise(accuracies))
+
+
+def modalities(results: Results, networks: Sequence[Network]) -> Report:
+    """More modalities, and what each stream knows."""
+    rows = [["modalities", "classes", "accuracy, %", "its streams alone, %"]]
+    dots = {}
+    for network in networks:
+        accuracies = results.accuracies(network)
+        streams = results.stream_accuracies(network)
+        classes = len(results.runs(network)[0].result()["classes"])
+        alone = ", ".join(
+            f"{name} {100 * mean(values.values()):.1f}" for name, values in streams.items()
+        )
+        rows.append([network.label, str(classes), str(over_seeds(accuracies)), alone])
+        dots[network.label] = list(accuracies.values())
+    return Report([rows], figure=figures.dots(dots))
+
+
+def length(results: Results, networks: Sequence[Network]) -> Report:
+    """Accuracy and time against the number of steps."""
+    runs = {network: results.runs(network)[0] for network in networks}
+    times = timing.of_samples([run.checkpoint for run in runs.values()])
+    points: dict[str, dict[int, tuple[list[float], float]]] = {}
+    rows = [["network", "T", "accuracy, %", "forward + backward, ms a sample"]]
+    for network, timed in zip(networks, times, strict=True):
+        accuracies = results.accuracies(network)
+        unit = UNITS[GRU.name if network.name.startswith(f"{GRU.name}-") else M_MIXER.name]
+        points.setdefault(unit.label, {})[timed.steps] = (
+            list(accuracies.values()),
+            timed.milliseconds,
+        )
+        spread = str(over_seeds(accuracies))
+        rows.append([network.label, str(timed.steps), spread, f"{timed.milliseconds:.3f}"])
+    for label, values in points.items():
+        points[label] = dict(sorted(values.items()))
+    note = (
+        "The time is of the whole network, extractors included, on a batch of the data set, with "
+        "one thread on a CPU; measured in turns after all trainings, the median."
+    )
+    return Report([rows], notes=[note], figure=figures.lengths(points))

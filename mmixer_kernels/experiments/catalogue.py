@@ -1,0 +1,119 @@
+"""The experiments by name: their networks, what is measured on them, and how they are reported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ..training.options import Options
+from . import ablations, action_content, beyond, comparisons, published
+from .networks import (
+    CONCATENATION,
+    GRU,
+    GRU_SUMMARIZER,
+    LSTM,
+    M_MIXER,
+    MAX,
+    NO_NORM,
+    OWN_CONTENT,
+    QUERY,
+    SELF,
+    Network,
+    of_engines,
+    of_lengths,
+    of_modalities,
+)
+from .results import Report, Results
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """
+    Args:
+        networks: the networks for a data set's options; UserError where it does not go with them.
+        report: what is made of the trainings of these networks.
+        measures: of `runs.MEASURES`, what is measured on each trained network.
+    """
+
+    title: str
+    networks: Callable[[Options], Sequence[Network]]
+    report: Callable[[Results, Sequence[Network]], Report]
+    measures: tuple[str, ...] = ()
+
+
+def _ablation(
+    table: str, title: str, heading: str, *networks: Network, labels: dict[str, str]
+) -> Experiment:
+    def report(results: Results, networks: Sequence[Network]) -> Report:
+        papers = published.of_ablation(table, results.plan.base)
+        return ablations.compare(results, networks, labels, heading, papers)
+
+    return Experiment(title, lambda base: networks, report)
+
+
+EXPERIMENTS: dict[str, Experiment] = {
+    "table1": _ablation(
+        "table1",
+        "Table 1: action summarizing operator",
+        "summarizer",
+        *(GRU_SUMMARIZER, MAX, M_MIXER),
+        labels={M_MIXER.name: "average pooling"},
+    ),
+    "table2": _ablation(
+        "table2",
+        "Table 2: LSTM, GRU and MCU",
+        "unit",
+        *(LSTM, GRU, M_MIXER),
+        labels={M_MIXER.name: "MCU"},
+    ),
+    "table3": _ablation(
+        "table3",
+        "Table 3: the MCU's components",
+        "what it has",
+        *(OWN_CONTENT, CONCATENATION, NO_NORM, M_MIXER),
+        labels={M_MIXER.name: "IV: mix module, cross content, LayerNorm"},
+    ),
+    "table4": Experiment(
+        "Table 4: the other modalities' action content, stream by stream",
+        lambda base: (SELF, M_MIXER),
+        lambda results, _: action_content.table4(results),
+        ("streams",),
+    ),
+    "tables5-7": Experiment(
+        "Tables 5 to 7: beside published results",
+        lambda base: (M_MIXER,),
+        lambda results, _: comparisons.table(results),
+        ("streams",),
+    ),
+    "figure4": Experiment(
+        "Figure 4: class-wise accuracy",
+        lambda base: (M_MIXER, SELF),
+        lambda results, _: action_content.figure4(results),
+    ),
+    "figure5": Experiment(
+        "Figure 5: single samples",
+        lambda base: (SELF, M_MIXER),
+        lambda results, _: action_content.figure5(results),
+        ("streams",),
+    ),
+    "engines": Experiment(
+        "Engines: the same training with every engine", of_engines, beyond.engines
+    ),
+    "missing": Experiment(
+        "A modality absent or noised at test time",
+        lambda base: beyond.DEGRADED,
+        lambda results, _: beyond.missing(results),
+        ("missing",),
+    ),
+    "modalities": Experiment(
+        "Two modalities, three and more", of_modalities, beyond.modalities, ("streams",)
+    ),
+    "length": Experiment("Accuracy and time against T", of_lengths, beyond.length),
+    "content": _ablation(
+        "content",
+        "Content by learnable queries, not the paper's",
+        "content",
+        *(QUERY, M_MIXER),
+        labels={M_MIXER.name: "average pooling (the paper's)"},
+    ),
+}

@@ -1,0 +1,74 @@
+"""What an experiment's trainings found, and the form in which it is reported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from .networks import Network
+from .runs import Plan, Run
+from .statistics import Trained
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Claim:
+    """An order that the paper reports: `first` is ahead of `second`, or at least not behind.
+
+    Args:
+        values: of both, by training.
+    """
+
+    first: str
+    second: str
+    values: tuple[dict[Trained, float], dict[Trained, float]]
+
+
+@dataclass
+class Report:
+    """An experiment's outcome.
+
+    Args:
+        tables: each its rows of cells, the header first.
+        claims: the paper's orders, to be compared with what was found.
+        notes: sentences below the tables.
+        numbers: what JSON has besides the trainings.
+        figure: a picture, if there is something to see.
+    """
+
+    tables: list[list[list[str]]]
+    claims: list[Claim] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    numbers: dict[str, Any] = field(default_factory=dict)
+    figure: Figure | None = None
+
+
+@dataclass(frozen=True)
+class Results:
+    """The finished trainings of a plan."""
+
+    plan: Plan
+
+    def runs(self, network: Network) -> list[Run]:
+        return self.plan.runs(network)
+
+    def values(self, network: Network, of: Callable[[Run], float]) -> dict[Trained, float]:
+        """A number of each training of a network."""
+        return {(run.seed, run.fold): of(run) for run in self.runs(network)}
+
+    def accuracies(self, network: Network) -> dict[Trained, float]:
+        """The test accuracies of a network, 0..1."""
+        return self.values(network, lambda run: run.result()["accuracy"])
+
+    def stream_accuracies(self, network: Network) -> dict[str, dict[Trained, float]]:
+        """The test accuracies of each modality's stream (Eq. 15), 0..1."""
+        reports = {
+            (run.seed, run.fold): run.report("streams")["streams"] for run in self.runs(network)
+        }
+        return {
+            stream: {trained: report[stream]["accuracy"] for trained, report in reports.items()}
+            for stream in next(iter(reports.values()))
+        }

@@ -1,0 +1,175 @@
+"""The trainings of an experiment: where each lies, what it still needs, what it found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..training import checkpoint, options
+from ..training.command import UserError
+from ..training.run import decisive
+from .networks import CHOSEN_HERE, Network
+
+FOLDS: dict[str, list[tuple[str, ...]]] = {
+    "watch": [
+        ("--test-subjects", str(first), str(first + 1), "--validation-subject", "None")
+        for first in (1, 3, 5, 7, 9)
+    ]
+}
+"""Options of training for each fold of a data set's cross-validation."""
+MEASURES = ("streams", "missing")
+"""What `python -m mmixer_kernels.evaluate` adds to a report, by its option."""
+PROG = "python -m mmixer_kernels.experiments"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every training of an invocation shares.
+
+    Args:
+        arguments: of `python -m mmixer_kernels.train`, data set included.
+        folder: of the trainings.
+        folds: whether each seed is trained once a fold.
+    """
+
+    arguments: tuple[str, ...]
+    folder: Path
+    seeds: tuple[int, ...]
+    folds: bool
+
+    @cached_property
+    def base(self) -> options.Options:
+        """The options of M-Mixer with the first seed, checked.
+
+        Raises:
+            UserError, SystemExit: as `options.parse` does; and UserError for an option that the
+                experiments choose themselves.
+        """
+        chosen = options.parse(self.arguments, PROG)
+        plain = options.RunOptions()
+        ours = {
+            "--seed": ("seed", "--seeds"),
+            "--output": ("output", "--runs and --output"),
+            "--resume": ("resume", "nothing: finished parts are kept by themselves"),
+            "--check": ("check", "python -m mmixer_kernels.train"),
+        }
+        for option, (name, instead) in ours.items():
+            if getattr(chosen.run, name) != getattr(plain, name):
+                raise UserError(f"{option} is not for experiments: use {instead}")
+        for name in CHOSEN_HERE:
+            if getattr(chosen.run.model, name) != getattr(plain.model, name):
+                raise UserError(
+                    f"--model.{name.replace('_', '-')} must be left out: each experiment chooses "
+                    "it for its networks"
+                )
+        if self.folds and chosen.run.data not in FOLDS:
+            raise UserError(
+                f"--folds needs a data set with folds, {', '.join(FOLDS)}, but --data is "
+                f"{chosen.run.data}"
+            )
+        return chosen
+
+    def runs(self, network: Network) -> list[Run]:
+        """A network's trainings: every seed, and every fold of it."""
+        folds = range(len(FOLDS[self.base.run.data])) if self.folds else (None,)
+        return [self._run(network, seed, fold) for seed in self.seeds for fold in folds]
+
+    def _run(self, network: Network, seed: int, fold: int | None) -> Run:
+        """One object a training: it parses its options once."""
+        return self._known.setdefault((network, seed, fold), Run(self, network, seed, fold))
+
+    @cached_property
+    def _known(self) -> dict[tuple[Network, int, int | None], Run]:
+        return {}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training."""
+
+    plan: Plan
+    network: Network
+    seed: int
+    fold: int | None
+
+    def __str__(self) -> str:
+        fold = "" if self.fold is None else f", fold {self.fold}"
+        return f"{self.network.name}, seed {self.seed}{fold}"
+
+    @property
+    def folder(self) -> Path:
+        place = self.plan.folder / self.network.name
+        return (place if self.fold is None else place / f"fold-{self.fold}") / f"seed-{self.seed}"
+
+    @property
+    def arguments(self) -> list[str]:
+        """Of `python -m mmixer_kernels.train`, but for --resume."""
+        fold = () if self.fold is None else FOLDS[self.plan.base.run.data][self.fold]
+        place = ("--seed", str(self.seed), "--output", str(self.folder))
+        return [*self.plan.arguments, *fold, *self.network.options, *place]
+
+    @cached_property
+    def options(self) -> options.Options:
+        return options.parse(self.arguments, PROG)
+
+    def epochs_done(self) -> int:
+        path = self.folder / "metrics.jsonl"
+        return len(path.read_bytes().splitlines()) if path.exists() else 0
+
+    def missing(self, measures: Iterable[str]) -> list[tuple[str, list[str]]]:
+        """The commands that the run still needs, by name and arguments.
+
+        Raises:
+            UserError: the folder holds a training with other options.
+        """
+        commands = []
+        if not self._finished():
+            begun = any((self.folder / n).exists() for n in (checkpoint.LAST, checkpoint.PREVIOUS))
+            commands.append(("train", [*self.arguments, *(["--resume"] if begun else [])]))
+        for measure in measures:
+            path = self.folder / f"{measure}.json"
+            if not path.exists():
+                selected = str(self.checkpoint)
+                commands.append(("evaluate", [selected, f"--{measure}", "--output", str(path)]))
+        return commands
+
+    @property
+    def checkpoint(self) -> Path:
+        """The weights that are tested."""
+        return self.folder / f"{self.options.run.select}.pt"
+
+    def result(self) -> dict[str, Any]:
+        """result.json."""
+        return self.report("result")
+
+    def report(self, name: str) -> dict[str, Any]:
+        """The JSON file of that name; UserError when it cannot be read."""
+        path = self.folder / f"{name}.json"
+        try:
+            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} cannot be read ({error}): remove it, and run again") from error
+        return content
+
+    def history(self) -> list[dict[str, Any]]:
+        """The records of metrics.jsonl."""
+        text = (self.folder / "metrics.jsonl").read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()]
+
+    def _finished(self) -> bool:
+        if not (self.folder / "result.json").exists():
+            return False
+        changed = options.differences(decisive(self.result()["config"]), self._config())
+        if changed:
+            raise UserError(
+                f"{self.folder} holds a training with other options ({'; '.join(changed)}): choose "
+                "another folder by --runs, or remove it"
+            )
+        return True
+
+    def _config(self) -> dict[str, Any]:
+        return decisive(self.options.config())

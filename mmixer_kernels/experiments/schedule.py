@@ -1,0 +1,203 @@
+"""Several trainings side by side, each in a process of its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from tqdm import tqdm
+
+PRELOADED = (
+    "mmixer_kernels.train",
+    "mmixer_kernels.evaluate",
+    "torch._dynamo",
+    "matplotlib.figure",
+)
+"""What takes seconds to import: a process that has it is forked for each task."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Commands of this package, one after another.
+
+    Args:
+        commands: the names of commands and their arguments.
+        log: the file that their output is added to.
+        work: how much there is to do, in any unit.
+        done: how much of it has been done by now.
+        ended: is told, in the task's process, the seconds it took when it has ended well.
+    """
+
+    name: str
+    commands: Sequence[tuple[str, list[str]]]
+    log: Path
+    work: int
+    done: Callable[[], int]
+    ended: Callable[[float], None]
+
+
+@dataclass(frozen=True)
+class Failure:
+    task: Task
+    reason: str
+
+
+def processors() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run(tasks: Sequence[Task], jobs: int, gpus: Sequence[str] = ()) -> list[Failure]:
+    """Runs every task, `jobs` of them at a time, and goes on after one that fails.
+
+    Processors are shared out evenly, and GPUs given out in turns. A signal reaches the commands,
+    which keep what they have, before it acts here.
+
+    Args:
+        gpus: values for CUDA_VISIBLE_DEVICES; none leaves it as it is.
+    """
+    # Before the server starts: its children read the number with their first parallel region.
+    threads = max(1, processors() // jobs)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(PRELOADED))
+    waiting, failures = list(tasks), []
+    running: dict[BaseProcess, tuple[Task, int]] = {}
+    with Progress(tasks) as progress, _terminable():
+        try:
+            while waiting or running:
+                while waiting and len(running) < jobs:
+                    task = waiting.pop(0)
+                    slot = min(set(range(jobs)) - {slot for _, slot in running.values()})
+                    gpu = gpus[slot % len(gpus)] if gpus else None
+                    process: BaseProcess = context.Process(
+                        target=_work, args=(task.commands, task.log, task.ended, threads, gpu)
+                    )
+                    process.start()
+                    running[process] = (task, slot)
+                wait([process.sentinel for process in running], timeout=1)
+                for process in [process for process in running if not process.is_alive()]:
+                    task, _ = running.pop(process)
+                    if process.exitcode:
+                        reason = f"exit code {process.exitcode}: {_last_line(task.log)}"
+                        failures.append(Failure(task, reason))
+                    progress.finished(task, bool(process.exitcode))
+                progress.update()
+        except BaseException:
+            _end(list(running))
+            raise
+    return failures
+
+
+class Progress:
+    """A bar on a terminal, and a line for each task that ends."""
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self.tasks, self.ended = list(tasks), 0
+        self.start, self.first = time.perf_counter(), sum(task.done() for task in tasks)
+        self.total = sum(task.work for task in tasks)
+        self.bar = tqdm(
+            total=self.total,
+            initial=self.first,
+            disable=not sys.stderr.isatty(),
+            dynamic_ncols=True,
+            bar_format="{desc} {percentage:3.0f}% |{bar}| {postfix}",
+        )
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.bar.close()
+
+    def finished(self, task: Task, failed: bool) -> None:
+        self.ended += 1
+        self.bar.write(
+            f"{self.ended}/{len(self.tasks)} {task.name}: {'failed' if failed else 'done'}, "
+            f"{self._times()}",
+            file=sys.stderr,
+        )
+
+    def update(self) -> None:
+        if self.bar.disable:
+            return
+        self.bar.n = sum(task.done() for task in self.tasks)
+        self.bar.set_description_str(f"{self.ended}/{len(self.tasks)}", refresh=False)
+        self.bar.set_postfix_str(self._times(), refresh=True)
+
+    def _times(self) -> str:
+        done = sum(task.done() for task in self.tasks)
+        seconds = time.perf_counter() - self.start
+        spent = tqdm.format_interval(seconds)
+        if done == self.first:
+            return spent
+        rest = seconds * (self.total - done) / (done - self.first)
+        return f"{spent}, ETA {tqdm.format_interval(rest)}"
+
+
+class _terminable:
+    """A context in which SIGTERM ends like Ctrl-C, so that the commands are told."""
+
+    def __enter__(self) -> None:
+        self.previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    def __exit__(self, *exception: object) -> None:
+        signal.signal(signal.SIGTERM, self.previous)
+
+
+def _work(
+    commands: Sequence[tuple[str, list[str]]],
+    log: Path,
+    ended: Callable[[float], None],
+    threads: int,
+    gpu: str | None,
+) -> None:
+    """What a task's process does: its exit code is the first command's that failed."""
+    os.setpgrp()  # a terminal's Ctrl-C must come once: a training takes the second as an order
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "ab", buffering=0) as file:
+        for descriptor in (1, 2):
+            os.dup2(file.fileno(), descriptor)
+    import torch
+
+    from .. import evaluate, train
+
+    start = time.perf_counter()
+    torch.set_num_threads(threads)
+    mains = {"train": train.main, "evaluate": evaluate.main}
+    for name, arguments in commands:
+        print(f"$ python -m mmixer_kernels.{name} {' '.join(arguments)}", flush=True)
+        try:
+            code = mains[name](arguments)
+        except Exception:
+            traceback.print_exc()
+            code = 1
+        sys.stdout.flush()
+        if code:
+            sys.exit(code)
+    ended(time.perf_counter() - start)
+
+
+def _end(processes: Sequence[BaseProcess]) -> None:
+    """Lets trainings write their positions, and waits for them."""
+    for process in processes:
+        if process.is_alive() and process.pid is not None:
+            os.kill(process.pid, signal.SIGINT)
+    for process in processes:
+        process.join()
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").split("\n") if log.exists() else []
+    return next((line for line in reversed(lines) if line.strip()), "no output")

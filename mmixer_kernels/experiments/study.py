@@ -1,0 +1,141 @@
+"""Some experiments on one data set: from options to trainings to reports."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+import torch
+
+from .. import provenance
+from ..files import replacing
+from ..training.command import UserError
+from . import report, schedule
+from .catalogue import EXPERIMENTS
+from .networks import Network
+from .results import Results
+from .runs import Plan, Run
+
+
+@dataclass(frozen=True)
+class Study:
+    """
+    Args:
+        names: of experiments.
+        arguments: of every training.
+        jobs, output, runs: as the command's options.
+        skip_impossible: leave out experiments that do not go with the data set, and say so;
+            otherwise they are a mistake.
+        command_line: the command's arguments without names, for the record.
+    """
+
+    names: tuple[str, ...]
+    arguments: tuple[str, ...]
+    seeds: tuple[int, ...]
+    folds: bool
+    jobs: int | None
+    output: Path | None
+    runs: Path | None
+    skip_impossible: bool
+    command_line: tuple[str, ...]
+
+    @cached_property
+    def plan(self) -> Plan:
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise UserError(
+                "--seeds must be one or more, each once and 0 or more, but are "
+                f"{' '.join(map(str, self.seeds)) or 'none'}"
+            )
+        if self.jobs is not None and self.jobs < 1:
+            raise UserError(f"--jobs must be 1 or more, but is {self.jobs}")
+        return Plan(self.arguments, self.runs or self.folder / "runs", self.seeds, self.folds)
+
+    @property
+    def folder(self) -> Path:
+        return self.output or Path("experiments") / self._data
+
+    @cached_property
+    def _data(self) -> str:
+        return Plan(self.arguments, Path(), self.seeds, self.folds).base.run.data
+
+    def run(self) -> list[schedule.Failure]:
+        """Trains what is missing, and reports every experiment whose trainings are complete.
+
+        Raises:
+            UserError: an option, or a folder with trainings of other options; nothing has been
+                trained then.
+        """
+        networks = self._networks()
+        tasks = self._tasks(networks)
+        gpus = _gpus(self.plan.base.run.device)
+        jobs = self.jobs or (len(gpus) if gpus else schedule.processors())
+        if tasks:
+            print(f"{len(tasks)} trainings to do, {jobs} at a time", file=sys.stderr)
+        failures = schedule.run(tasks, min(jobs, len(tasks)), gpus) if tasks else []
+        failed = {failure.task.log for failure in failures}
+        results = Results(self.plan)
+        for name, chosen in networks.items():
+            incomplete = [run for n in chosen for run in results.runs(n) if _log(run) in failed]
+            if incomplete:
+                print(f"{name}: not reported, {len(incomplete)} trainings failed", file=sys.stderr)
+                continue
+            made = EXPERIMENTS[name].report(results, chosen)
+            report.write(self.folder, name, results, chosen, made, self.command_line)
+            print(f"{name}: reported", file=sys.stderr)
+        return failures
+
+    def _networks(self) -> dict[str, Sequence[Network]]:
+        """The networks of each experiment that goes with the data set."""
+        networks = {}
+        for name in self.names:
+            try:
+                networks[name] = EXPERIMENTS[name].networks(self.plan.base)
+            except UserError as error:
+                if not self.skip_impossible:
+                    raise
+                print(f"{name}: left out: {error}", file=sys.stderr)
+        return networks
+
+    def _tasks(self, networks: dict[str, Sequence[Network]]) -> list[schedule.Task]:
+        """What the trainings of all experiments still need, each training once."""
+        needed: dict[Path, tuple[Run, list[str]]] = {}
+        for name, chosen in networks.items():
+            for network in chosen:
+                for run in self.plan.runs(network):
+                    measures = needed.setdefault(run.folder, (run, []))[1]
+                    measures += [m for m in EXPERIMENTS[name].measures if m not in measures]
+        tasks = []
+        for run, measures in needed.values():
+            commands = run.missing(measures)
+            if commands:
+                work, done = run.options.run.epochs, run.epochs_done
+                ended = partial(_record, run.folder / "run.json")
+                tasks.append(schedule.Task(str(run), commands, _log(run), work, done, ended))
+        return tasks
+
+
+def _log(run: Run) -> Path:
+    return run.folder / "log.txt"
+
+
+def _record(path: Path, seconds: float) -> None:
+    """Adds to the time that a training has taken, with the commit that it ended with."""
+    before = json.loads(path.read_text())["seconds"] if path.exists() else 0.0
+    with replacing(path) as file:
+        spent = {"seconds": before + seconds, "commit": provenance.commit()}
+        file.write(json.dumps(spent).encode())
+
+
+def _gpus(device: str) -> list[str]:
+    """What CUDA_VISIBLE_DEVICES may name for one training each."""
+    if device != "cuda":
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name]
+    return [str(index) for index in range(torch.cuda.device_count())]
