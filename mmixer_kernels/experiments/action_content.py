@@ -20,7 +20,7 @@ SAMPLES, CANDIDATES = 4, 64
 def table4(results: Results) -> Report:
     """MCU-self against MCU, a stream a row and all together last."""
     networks = {SELF.name: SELF, M_MIXER.name: M_MIXER}
-    together = "+".join(results.runs(M_MIXER)[0].report("streams")["streams"])
+    together = "+".join(results.runs(M_MIXER)[0].result()["modalities"])
     accuracies: dict[str, dict[str, dict[Trained, float]]] = {}
     for name, network in networks.items():
         streams = results.stream_accuracies(network)

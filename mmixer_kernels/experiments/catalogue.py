@@ -83,7 +83,6 @@ EXPERIMENTS: dict[str, Experiment] = {
         "Tables 5 to 7: beside published results",
         lambda base: (M_MIXER,),
         lambda results, _: comparisons.table(results),
-        ("streams",),
     ),
     "figure4": Experiment(
         "Figure 4: class-wise accuracy",

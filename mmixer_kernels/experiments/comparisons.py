@@ -16,7 +16,7 @@ def table(results: Results) -> Report:
     base = results.plan.base
     accuracies = results.accuracies(M_MIXER)
     spread = over_seeds(accuracies)
-    modalities = " + ".join(results.runs(M_MIXER)[0].report("streams")["streams"])
+    modalities = " + ".join(results.runs(M_MIXER)[0].result()["modalities"])
     rows = [["method", "modalities", "accuracy, %"]]
     bounds = {}
     if isinstance(base.data, SyntheticOptions):

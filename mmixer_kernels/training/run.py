@@ -78,6 +78,7 @@ def _train(options: Options, device: torch.device) -> dict[str, Any]:
     )
     report = {
         **test.report(data.classes),
+        "modalities": list(data.modalities),
         "checkpoint": selected,
         "epoch": record["epoch"],
         "validation": {

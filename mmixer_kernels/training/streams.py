@@ -19,6 +19,9 @@ from .model import Recognizer
 from .options import LoaderOptions
 from .result import Evaluation
 
+WEIGHT_DECAY = 1e-4
+"""Of the classifiers' weights, times half their squared norm."""
+
 
 def train_heads(
     model: Recognizer, data: Data, loader: LoaderOptions, precision: str = "float32"
@@ -27,9 +30,9 @@ def train_heads(
     samples without augmentation; the network stays as it is.
 
     The problem is convex and its inputs are computed once, so L-BFGS solves it without options; it
-    starts at zero weights, so that equal inputs give equal classifiers. Where h_T separates the
-    training samples' classes the loss has no minimum: weights grow until L-BFGS stops, confidences
-    come near 1, and the loss on other samples is large where they are wrong.
+    starts at zero weights, so that equal inputs give equal classifiers. WEIGHT_DECAY is added to
+    Eq. 16: where h_T separates the training samples' classes the sum alone has no minimum, and
+    every confidence would be 1.
 
     Args:
         precision: that of `RunOptions`, for the frozen network.
@@ -43,6 +46,8 @@ def train_heads(
     def loss() -> Tensor:
         optimizer.zero_grad()
         total = torch.stack([F.cross_entropy(x, labels) for x in heads(streams)]).sum()  # Eq. 16
+        squares = torch.stack([weight.square().sum() for weight in heads.parameters()])
+        total = total + WEIGHT_DECAY / 2 * squares.sum()
         total.backward()
         return total
 

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import math
+
 import pytest
 import torch
 
@@ -13,6 +15,7 @@ from mmixer_kernels.training.command import UserError
 from mmixer_kernels.training.model import Recognizer
 from mmixer_kernels.training.options import LoaderOptions
 from mmixer_kernels.training.streams import (
+    WEIGHT_DECAY,
     evaluate_streams,
     heads_path,
     load_heads,
@@ -55,6 +58,20 @@ def test_heads_learn_from_plain_samples_and_repeat_to_the_bit():
     again = train_heads(model, replace(data, train=Augmented(data.train.labels)), loader)
     for ours, theirs in zip(plain.parameters(), again.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_weights_stay_bounded_where_samples_are_separable():
+    """At zero weights the loss is 2 log K: the minimum's penalty is no larger."""
+    options = DATA["synthetic"](frame_size=8, frames=2, samples=32, evaluation_samples=16)
+    data = options.load(None, 0)
+    torch.manual_seed(0)
+    mixer = MMixer(data.feature_sizes, len(data.classes), hidden_size=64)
+    model = Recognizer(data.extractors, mixer)
+    heads = train_heads(model, data, LoaderOptions(batch_size=8))
+    squares = sum(weight.square().sum().item() for weight in heads.parameters())
+    assert WEIGHT_DECAY / 2 * squares < 2 * math.log(len(data.classes))
+    trained = evaluate_streams(model, heads, data.train.plain(), LoaderOptions(batch_size=8))
+    assert all(part.confusion.diagonal().sum() == 32 for part in trained)
 
 
 @pytest.mark.parametrize("content", ["cross", "self"])
