@@ -1,8 +1,7 @@
 """Eq. 15's classifiers on frozen networks, on clips whose ceilings are known exactly."""
 
-from dataclasses import replace
-
 import math
+from dataclasses import replace
 
 import pytest
 import torch
