@@ -59,6 +59,9 @@ HOP = 100
 """Steps between the starts of two windows of a recording."""
 
 FEATURE_SIZE = 64
+MIRROR = np.array((-1, 1, 1, 1, -1, -1), np.float32)
+"""What the other arm records: acceleration is a vector, angular velocity an axial one, so x flips
+of the first, y and z of the second."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,9 @@ class WatchOptions:
     stride: int = 4
     """Of the second convolution: the 50 steps that the first one gives become 13 with 4, 25 with
     2."""
+    same_arm: bool = False
+    """Mirror the recordings of one arm, the test's too, as if all were of the other: a watch's
+    settings tell which arm it is on. Goes with --mirror 0."""
     tempo: float = 1.2
     """Training windows are played up to this many times faster or slower."""
     mirror: float = 0.5
@@ -118,6 +124,8 @@ class WatchOptions:
         """
         self._check(root)
         recordings = _read()
+        if self.same_arm:
+            recordings = [recording.on_first_arm() for recording in recordings]
         held_out = self.validation_subject
         train = _of_subjects(recordings, [s for s in self._others() if s != held_out])
         scale = _scale(train)
@@ -187,6 +195,11 @@ class Recording(NamedTuple):
     signal: np.ndarray
     label: int
     subject: int
+    arm: int
+
+    def on_first_arm(self) -> Recording:
+        """As arm 0 would have recorded the same movement."""
+        return self if self.arm == 0 else self._replace(signal=self.signal * MIRROR, arm=0)
 
 
 class Windows(Split):
@@ -242,8 +255,7 @@ class AugmentedWindows(Split):
         recording = self.recordings[self.numbers[index]]
         signal = _stretched(recording.signal, options.tempo ** random.uniform(-1, 1), random)
         if random.random() < options.mirror:
-            # Acceleration is a vector, angular velocity an axial one: x flips, or y and z do.
-            signal = signal * (-1, 1, 1, 1, -1, -1)
+            signal = signal * MIRROR
         roll = _rotation(np.array((options.roll * random.standard_normal(), 0, 0)))
         turn = roll @ _rotation(options.tilt * random.standard_normal(3))
         signal = (signal.reshape(-1, 3) @ turn.T).reshape(-1, 6)
@@ -285,9 +297,9 @@ def _read() -> list[Recording]:
     # Unpickling can run code: no more than importing this installed package would.
     content = np.load(path, allow_pickle=True).item()
     return [
-        Recording(np.asarray(signal, np.float32), int(label), int(subject))
-        for signal, label, subject in zip(
-            content["X"], content["y"], content["subject"], strict=True
+        Recording(np.asarray(signal, np.float32), int(label), int(subject), int(arm))
+        for signal, label, subject, arm in zip(
+            content["X"], content["y"], content["subject"], content["side"], strict=True
         )
     ]
 
