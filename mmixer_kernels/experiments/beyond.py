@@ -10,7 +10,6 @@ from .networks import GRU, M_MIXER, SELF, Network
 from .results import Report, Results
 from .statistics import over_seeds
 
-UNITS = {M_MIXER.name: M_MIXER, GRU.name: GRU}
 DEGRADED = (M_MIXER, SELF, GRU)
 
 
@@ -103,7 +102,7 @@ def length(results: Results, networks: Sequence[Network]) -> Report:
     rows = [["network", "T", "accuracy, %", "forward + backward, ms a sample"]]
     for network, timed in zip(networks, times, strict=True):
         accuracies = results.accuracies(network)
-        unit = UNITS[GRU.name if network.name.startswith(f"{GRU.name}-") else M_MIXER.name]
+        unit = GRU if network.options[: len(GRU.options)] == GRU.options else M_MIXER
         points.setdefault(unit.label, {})[timed.steps] = (
             list(accuracies.values()),
             timed.milliseconds,

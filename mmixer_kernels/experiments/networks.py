@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from ..data.video import VideoOptions
-from ..engines import engines, get
+from ..engines import choose, engines, get
 from ..training.command import UserError
 from ..training.options import Options
 from ..training.run import device_of
@@ -48,15 +49,17 @@ CHOSEN_HERE = ("unit", "summarizer", "content", "mix", "layer_norm")
 
 def of_engines(base: Options) -> list[Network]:
     """M-Mixer by each engine that can run on the base's device."""
-    import torch
-
     probe = torch.empty(0, device=device_of(base.run.device))
     names = [
         name
         for name, state in engines().items()
         if state.available and get(name).unsupported(probe) is None
     ]
-    return [Network(f"engine-{name}", name, ("--model.engine", name)) for name in names]
+    used = choose(base.run.model.engine, probe)
+    return [
+        _form(M_MIXER, name, f"engine-{name}", ("--model.engine", name), name == used)
+        for name in names
+    ]
 
 
 def of_modalities(base: Options) -> list[Network]:
@@ -65,30 +68,28 @@ def of_modalities(base: Options) -> list[Network]:
     Raises:
         UserError: the data set leaves no choice.
     """
-    data = base.run.data
-    if data == "watch":
-        streams = {"sensors": 2, "gravity": 3, "axes": 6}
-        return [
-            Network(f"modalities-{name}", f"{count}: {name}", ("--modalities", name))
-            for name, count in streams.items()
-        ]
-    if data in ("synthetic", "ntu60", "ntu120"):
-        sets: Sequence[tuple[str, ...]] = (
-            *(("rgb", "depth"), ("rgb", "ir"), ("depth", "ir")),
-            ("rgb", "depth", "ir"),
+    name = base.run.data
+    choices: dict[tuple[str, ...], str]
+    if name == "watch":
+        choices = {("sensors",): "2: sensors", ("gravity",): "3: gravity", ("axes",): "6: axes"}
+    elif name in ("synthetic", "ntu60", "ntu120"):
+        sets = (("rgb", "depth"), ("rgb", "ir"), ("depth", "ir"), ("rgb", "depth", "ir"))
+        choices = {names: f"{len(names)}: {' + '.join(names)}" for names in sets}
+    else:
+        raise UserError(
+            f"modalities needs a data set with modalities to choose from, but --data is {name}: "
+            "take synthetic, watch, ntu60 or ntu120"
         )
-        return [
-            Network(
-                f"modalities-{'-'.join(names)}",
-                f"{len(names)}: {' + '.join(names)}",
-                ("--modalities", *names),
-            )
-            for names in sets
-        ]
-    raise UserError(
-        f"modalities needs a data set with modalities to choose from, but --data is {data}: take "
-        "synthetic, watch, ntu60 or ntu120"
-    )
+    now = base.data.modalities  # type: ignore[attr-defined]
+    now = (now,) if isinstance(now, str) else now
+    return [
+        _form(
+            *(M_MIXER, label, f"modalities-{'-'.join(chosen)}"),
+            ("--modalities", *chosen),
+            chosen == now,
+        )
+        for chosen, label in choices.items()
+    ]
 
 
 def of_lengths(base: Options) -> list[Network]:
@@ -97,24 +98,32 @@ def of_lengths(base: Options) -> list[Network]:
     Raises:
         UserError: the data set's sequences have the length they have.
     """
-    data = base.run.data
-    if data == "synthetic":
-        forms = [(f"frames {count}", ("--frames", str(count))) for count in (4, 8, 16, 32)]
-    elif data == "watch":
-        forms = [(f"stride {step}", ("--stride", str(step))) for step in (8, 4, 2, 1)]
-    elif isinstance(base.data, VideoOptions):
-        forms = [(f"frames {count}", ("--frames", str(count))) for count in (4, 8, 16, 32)]
+    name = base.run.data
+    if name == "watch":
+        option, values = "stride", (8, 4, 2)
+    elif name == "synthetic" or isinstance(base.data, VideoOptions):
+        option, values = "frames", (4, 8, 16)
     else:
         raise UserError(
-            f"length needs a data set whose sequences can be made longer, but --data is {data}: "
+            f"length needs a data set whose sequences can be made longer, but --data is {name}: "
             "take synthetic, watch or a data set of video"
         )
+    now = getattr(base.data, option)
     return [
-        Network(
-            f"{network.name}-{form.replace(' ', '-')}",
-            f"{network.label}, {form}",
-            network.options + options,
+        _form(
+            *(network, f"{network.label}, {option} {value}", f"{network.name}-{option}-{value}"),
+            (f"--{option}", str(value)),
+            value == now,
         )
         for network in (M_MIXER, GRU)
-        for form, options in forms
+        for value in values
     ]
+
+
+def _form(
+    network: Network, label: str, name: str, options: tuple[str, ...], unchanged: bool
+) -> Network:
+    """A network in another form; where the options change nothing, its own trainings."""
+    if unchanged:
+        return Network(network.name, label, network.options)
+    return Network(name, label, network.options + options)
