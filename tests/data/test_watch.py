@@ -160,6 +160,22 @@ def test_mirrored_windows_are_of_the_other_arm(load):
     np.testing.assert_allclose(window(mirrored[5]), window(plain[5]) * (-1, 1, 1, 1, -1, -1))
 
 
+def test_same_arm_mirrors_one_arms_recordings_in_every_split(recordings, load):
+    both, same = load(**PLAIN), load(same_arm=True, **PLAIN)
+    assert {recording.arm for recording in recordings} == {0, 1}
+    for split in ("train", "validation", "test"):
+        pairs = list(
+            zip(getattr(both, split).recordings, getattr(same, split).recordings, strict=True)
+        )
+        for before, after in pairs:
+            turned = (-1, 1, 1, 1, -1, -1) if before.arm == 1 else 1
+            np.testing.assert_array_equal(after.signal, before.signal * turned)
+            assert (after.label, after.subject, after.arm) == (before.label, before.subject, 0)
+    # Hanging arms: gravity is along x, with the arm's own sign in the recordings.
+    hanging = [r for r in same.train.recordings if watch.CLASSES[r.label] == "pendulum"]
+    assert {np.sign(r.signal[:, 0].mean()) for r in hanging} == {1.0}
+
+
 def test_gain_is_one_a_sensor(load):
     plain, louder = load(**PLAIN).train, load(**{**PLAIN, "gain": 0.3}).train
     gains = np.median(window(louder[5]) / window(plain[5]), axis=0)

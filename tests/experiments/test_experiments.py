@@ -1,0 +1,193 @@
+"""The command, on trainings of a second or two."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mmixer_kernels.experiments import published
+from mmixer_kernels.experiments.__main__ import main
+from mmixer_kernels.experiments.catalogue import EXPERIMENTS
+from mmixer_kernels.experiments.networks import M_MIXER, of_lengths, of_modalities
+from mmixer_kernels.experiments.runs import FOLDS, Plan
+from mmixer_kernels.training import options
+from mmixer_kernels.training.command import UserError
+
+TINY = [
+    *("--frame-size", "8", "--frames", "4", "--samples", "64", "--evaluation-samples", "64"),
+    *("--epochs", "2", "--model.hidden-size", "8", "--loader.batch-size", "16"),
+]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    output = tmp_path_factory.mktemp("experiments")
+    assert main(["all", *TINY, "--seeds", "1", "2", "--output", str(output)]) == 0
+    return output
+
+
+def document(folder, name):
+    return json.loads((folder / f"{name}.json").read_text())
+
+
+def result(folder, network, seed):
+    return json.loads((folder / "runs" / network / f"seed-{seed}" / "result.json").read_text())
+
+
+def test_every_experiment_leaves_numbers_a_table_and_a_picture(finished):
+    page = (finished / "README.md").read_text()
+    for name, experiment in EXPERIMENTS.items():
+        found = document(finished, name)
+        assert found["seeds"] == [1, 2]
+        assert f"## {experiment.title}\n\n{found['markdown']}" in page
+        assert f"]({name}.png)" in page
+        assert (finished / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert {training["seconds"] > 0 for training in found["trainings"]} == {True}
+    assert "NTU" not in page  # the paper's figures are not beside other data
+
+
+def test_a_table_has_the_trainings_means(finished):
+    accuracies = [result(finished, "gru", seed)["accuracy"] for seed in (1, 2)]
+    mean = sum(accuracies) / 2
+    deviation = abs(accuracies[0] - accuracies[1]) / 2**0.5
+    row = f"| GRU | {100 * mean:.2f} ± {100 * deviation:.2f} |"
+    assert row in document(finished, "table2")["markdown"]
+    trainings = document(finished, "table2")["trainings"]
+    assert [t["accuracy"] for t in trainings if t["network"] == "gru"] == accuracies
+
+
+@pytest.mark.parametrize(
+    ("network", "options"),
+    [
+        ("own-content", {"content": "self", "layer_norm": False, "mix": "gated"}),
+        ("concatenation", {"content": "cross", "layer_norm": False, "mix": "concat"}),
+        ("no-norm", {"content": "cross", "layer_norm": False, "mix": "gated"}),
+        ("m-mixer", {"content": "cross", "layer_norm": True, "summarizer": "avg", "unit": "mcu"}),
+        ("gru-summarizer", {"summarizer": "gru", "unit": "mcu"}),
+        ("lstm", {"unit": "lstm"}),
+        ("engine-reference", {"engine": "reference"}),
+    ],
+)
+def test_networks_are_what_their_rows_say(finished, network, options):
+    """Section 4.3.3: Table 3's I has its own content, II concatenates, I to III have no norm."""
+    model = result(finished, network, 1)["config"]["model"]
+    assert {name: model[name] for name in options} == options
+
+
+def test_engines_train_alike(finished):
+    """In two epochs float32 engines do not part; other seeds do."""
+    rows = document(finished, "engines")["markdown"].splitlines()
+    farthest = [float(row.split("|")[3]) for row in rows if row.startswith("| cpu")]
+    assert farthest
+    assert farthest[0] < 1e-3
+    assert "Between seeds" in rows[-1]
+
+
+def test_what_is_done_is_not_done_again(finished, capsys):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("result.json")}
+    table = (finished / "table2.json").read_text()
+    assert main(["table2", *TINY, "--seeds", "1", "2", "--output", str(finished)]) == 0
+    assert "to do" not in capsys.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("result.json")} == before
+    assert json.loads(table)["markdown"] == document(finished, "table2")["markdown"]
+
+
+def test_other_options_need_another_folder(finished, capsys):
+    assert main(["table2", *TINY, "--epochs", "3", "--output", str(finished)]) == 2
+    error = capsys.readouterr().err
+    assert "holds a training with other options (--epochs was 2, is 3)" in error
+
+
+def test_a_failed_training_is_named_and_the_others_go_on(tmp_path, capsys):
+    arguments = ["table2", *TINY, "--seeds", "0", "--output", str(tmp_path)]
+    (tmp_path / "runs" / "gru").mkdir(parents=True)
+    (tmp_path / "runs" / "gru" / "seed-0").mkdir()
+    (tmp_path / "runs" / "gru" / "seed-0" / "last.pt").write_bytes(b"no checkpoint")
+    assert main(arguments) == 1
+    printed = capsys.readouterr()
+    assert "failed: gru, seed 0: exit code 2: error: " in printed.out
+    assert "table2: not reported, 1 trainings failed" in printed.err
+    assert (tmp_path / "runs" / "lstm" / "seed-0" / "result.json").exists()
+    assert not (tmp_path / "table2.json").exists()
+
+
+def test_an_interrupted_experiment_goes_on(tmp_path):
+    longer = [*TINY, "--epochs", "400", "--output", str(tmp_path), "--seeds", "0"]
+    command = [sys.executable, "-m", "mmixer_kernels.experiments", "figure4", *longer]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / "runs" / "m-mixer" / "seed-0" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and len(metrics.read_bytes().splitlines()) > 2):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    epochs = len(metrics.read_bytes().splitlines())
+    log = (metrics.parent / "log.txt").read_text()
+    assert "stopped by SIGINT" in log
+    assert (metrics.parent / "last.pt").exists()
+
+    run = Plan((*TINY, "--epochs", "400"), tmp_path / "runs", (0,), False)
+    ((name, arguments),) = run.runs(M_MIXER)[0].missing(())
+    assert (name, arguments[-1]) == ("train", "--resume")
+    assert 2 < epochs < 400
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["table9"], "NAME must be of table1"),
+        (["--seeds", "0"], "NAME"),
+        (["table1", "--seeds", "1", "1"], "--seeds must be one or more, each once"),
+        (["table1", "--jobs", "0"], "--jobs must be 1 or more"),
+        (["table1", "--seed", "3"], "--seed is not for experiments: use --seeds"),
+        (["table1", "--model.unit", "gru"], "--model.unit must be left out"),
+        (["table1", "--folds"], "--folds needs a data set with folds, watch"),
+        (["modalities", "--data", "nw-ucla"], "modalities needs a data set with modalities"),
+        (["length", "--data", "arrays"], "length needs a data set whose sequences"),
+    ],
+)
+def test_mistakes_end_in_one_line(arguments, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = main(arguments)
+    except SystemExit as end:  # tyro's own
+        code = end.code
+    assert code == 2
+    printed = capsys.readouterr()
+    assert message in printed.err + printed.out
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("data", ["synthetic", "watch", "ntu60", "ntu120"])
+def test_forms_of_a_data_set_are_options_of_training(data):
+    base = options.parse(["--data", data], "test")
+    for network in [*of_modalities(base), *of_lengths(base)]:
+        options.parse(["--data", data, *network.options], "test")
+
+
+def test_folds_test_everybody_once():
+    tested = []
+    for fold in FOLDS["watch"]:
+        parsed = options.parse(["--data", "watch", *fold], "test")
+        tested += parsed.data.test_subjects
+        assert parsed.data.validation_subject is None
+    assert sorted(tested) == list(range(1, 11))
+
+
+def test_the_papers_figures_stand_beside_the_papers_data_only():
+    papers = options.parse(["--data", "ntu60"], "test")
+    assert published.of_ablation("table2", papers)["gru"] == 84.87
+    other = options.parse(["--data", "ntu60", "--modalities", "rgb", "depth", "ir"], "test")
+    assert published.of_ablation("table2", other) == {}
+
+
+def test_unknown_data_are_named():
+    with pytest.raises(UserError, match="--data must be one of"):
+        _ = Plan(("--data", "nothing"), Path("runs"), (0,), False).base
