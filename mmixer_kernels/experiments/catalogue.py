@@ -28,7 +28,8 @@ from .results import Report, Results
 
 @dataclass(frozen=True)
 class Experiment:
-    """
+    """What is trained, and what is made of it.
+
     Args:
         networks: the networks for a data set's options; UserError where it does not go with them.
         report: what is made of the trainings of these networks.

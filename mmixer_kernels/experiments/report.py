@@ -41,6 +41,7 @@ def write(
         "data": results.plan.base.run.data,
         "training": shlex.join(results.plan.arguments),
         "seeds": list(results.plan.seeds),
+        "folds": results.plan.folds,
         "markdown": _markdown(report),
         "claims": [_verdict(claim) for claim in report.claims],
         "numbers": report.numbers,
@@ -117,7 +118,13 @@ def _page(output: Path) -> str:
     """README.md: every experiment that the folder holds, in the catalogue's order."""
     paths = [output / f"{name}.json" for name in EXPERIMENTS if (output / f"{name}.json").exists()]
     documents = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    parts = [f"# Experiments: {documents[0]['training']}"]
+    first = documents[0]
+    parts = [
+        f"# Experiments on {first['data']}\n\n"
+        f"A training is `python -m mmixer_kernels.train {first['training']}` with the options of "
+        "its network, which the JSON files name, for each seed"
+        f"{' and fold' if first['folds'] else ''}."
+    ]
     parts += [_section(output, document) for document in documents]
     parts.append(_provenance(documents))
     return "\n\n".join(parts) + "\n"

@@ -120,7 +120,7 @@ class Run:
         path = self.folder / "metrics.jsonl"
         return len(path.read_bytes().splitlines()) if path.exists() else 0
 
-    def missing(self, measures: Iterable[str]) -> list[tuple[str, list[str]]]:
+    def needs(self, measures: Iterable[str]) -> list[tuple[str, list[str]]]:
         """The commands that the run still needs, by name and arguments.
 
         Raises:

@@ -24,7 +24,8 @@ from .runs import Plan, Run
 
 @dataclass(frozen=True)
 class Study:
-    """
+    """Experiments whose trainings share seeds, options and a folder.
+
     Args:
         names: of experiments.
         arguments: of every training.
@@ -55,13 +56,12 @@ class Study:
             raise UserError(f"--jobs must be 1 or more, but is {self.jobs}")
         return Plan(self.arguments, self.runs or self.folder / "runs", self.seeds, self.folds)
 
-    @property
-    def folder(self) -> Path:
-        return self.output or Path("experiments") / self._data
-
     @cached_property
-    def _data(self) -> str:
-        return Plan(self.arguments, Path(), self.seeds, self.folds).base.run.data
+    def folder(self) -> Path:
+        """Where the reports go."""
+        if self.output is not None:
+            return self.output
+        return Path("experiments") / Plan(self.arguments, Path(), (), False).base.run.data
 
     def run(self) -> list[schedule.Failure]:
         """Trains what is missing, and reports every experiment whose trainings are complete.
@@ -111,7 +111,7 @@ class Study:
                     measures += [m for m in EXPERIMENTS[name].measures if m not in measures]
         tasks = []
         for run, measures in needed.values():
-            commands = run.missing(measures)
+            commands = run.needs(measures)
             if commands:
                 work, done = run.options.run.epochs, run.epochs_done
                 ended = partial(_record, run.folder / "run.json")

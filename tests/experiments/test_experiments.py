@@ -23,10 +23,15 @@ TINY = [
 ]
 
 
+TWICE = ("table2", "table4", "tables5-7", "figure4", "figure5", "engines", "missing", "content")
+ONCE = ("table3", "modalities", "length")
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     output = tmp_path_factory.mktemp("experiments")
-    assert main(["all", *TINY, "--seeds", "1", "2", "--output", str(output)]) == 0
+    assert main([*TWICE, *TINY, "--seeds", "1", "2", "--output", str(output)]) == 0
+    assert main([*ONCE, *TINY, "--seeds", "1", "--output", str(output)]) == 0
     return output
 
 
@@ -40,10 +45,10 @@ def result(folder, network, seed):
 
 def test_every_experiment_leaves_numbers_a_table_and_a_picture(finished):
     page = (finished / "README.md").read_text()
-    for name, experiment in EXPERIMENTS.items():
+    for name in (*TWICE, *ONCE):
         found = document(finished, name)
-        assert found["seeds"] == [1, 2]
-        assert f"## {experiment.title}\n\n{found['markdown']}" in page
+        assert found["seeds"] == ([1, 2] if name in TWICE else [1])
+        assert f"## {EXPERIMENTS[name].title}\n\n{found['markdown']}" in page
         assert f"]({name}.png)" in page
         assert (finished / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert {training["seconds"] > 0 for training in found["trainings"]} == {True}
@@ -67,7 +72,7 @@ def test_a_table_has_the_trainings_means(finished):
         ("concatenation", {"content": "cross", "layer_norm": False, "mix": "concat"}),
         ("no-norm", {"content": "cross", "layer_norm": False, "mix": "gated"}),
         ("m-mixer", {"content": "cross", "layer_norm": True, "summarizer": "avg", "unit": "mcu"}),
-        ("gru-summarizer", {"summarizer": "gru", "unit": "mcu"}),
+        ("query", {"content": "query", "unit": "mcu"}),
         ("lstm", {"unit": "lstm"}),
         ("engine-reference", {"engine": "reference"}),
     ],
@@ -134,7 +139,7 @@ def test_an_interrupted_experiment_goes_on(tmp_path):
     assert (metrics.parent / "last.pt").exists()
 
     run = Plan((*TINY, "--epochs", "400"), tmp_path / "runs", (0,), False)
-    ((name, arguments),) = run.runs(M_MIXER)[0].missing(())
+    ((name, arguments),) = run.runs(M_MIXER)[0].needs(())
     assert (name, arguments[-1]) == ("train", "--resume")
     assert 2 < epochs < 400
 
