@@ -42,7 +42,7 @@ def table4(results: Results) -> Report:
         Claim(f"MCU, {stream}", "MCU-self", (values[M_MIXER.name], values[SELF.name]))
         for stream, values in accuracies.items()
     ]
-    return Report([rows], claims, figure=figures.dots(dots))
+    return Report([rows], claims, numbers={"accuracies": dots}, figure=figures.dots(dots))
 
 
 def figure4(results: Results) -> Report:

@@ -75,13 +75,14 @@ def missing(results: Results) -> Report:
         "Noise is white, its standard deviation given in those of the modality's own inputs; an "
         "absent modality's inputs are zeros. Nothing was trained for either."
     )
-    return Report([[header, *rows]], notes=[note], figure=figures.noise(accuracies))
+    drawn = figures.noise(accuracies)
+    return Report([[header, *rows]], notes=[note], numbers={"accuracies": accuracies}, figure=drawn)
 
 
 def modalities(results: Results, networks: Sequence[Network]) -> Report:
     """More modalities, and what each stream knows."""
     rows = [["modalities", "classes", "accuracy, %", "its streams alone, %"]]
-    dots = {}
+    dots, numbers = {}, {}
     for network in networks:
         accuracies = results.accuracies(network)
         streams = results.stream_accuracies(network)
@@ -91,7 +92,8 @@ def modalities(results: Results, networks: Sequence[Network]) -> Report:
         )
         rows.append([network.label, str(classes), str(over_seeds(accuracies)), alone])
         dots[network.label] = list(accuracies.values())
-    return Report([rows], figure=figures.dots(dots))
+        numbers[network.label] = {name: list(values.values()) for name, values in streams.items()}
+    return Report([rows], numbers={"streams": numbers}, figure=figures.dots(dots))
 
 
 def length(results: Results, networks: Sequence[Network]) -> Report:
@@ -115,4 +117,5 @@ def length(results: Results, networks: Sequence[Network]) -> Report:
         "The time is of the whole network, extractors included, on a batch of the data set, with "
         "one thread on a CPU; measured in turns after all trainings, the median."
     )
-    return Report([rows], notes=[note], figure=figures.lengths(points))
+    numbers = {"accuracies and milliseconds by T": points}
+    return Report([rows], notes=[note], numbers=numbers, figure=figures.lengths(points))

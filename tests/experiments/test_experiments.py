@@ -65,6 +65,21 @@ def test_a_table_has_the_trainings_means(finished):
     assert [t["accuracy"] for t in trainings if t["network"] == "gru"] == accuracies
 
 
+def test_streams_and_degraded_modalities_are_those_that_were_measured(finished):
+    folder = finished / "runs" / "self" / "seed-2"
+    streams = json.loads((folder / "streams.json").read_text())["streams"]
+    found = document(finished, "table4")["numbers"]["accuracies"]
+    assert found["depth, MCU-self"][1] == streams["depth"]["accuracy"]
+    assert found["rgb+depth, MCU-self"][1] == result(finished, "self", 2)["accuracy"]
+    absent = [
+        json.loads((folder.with_name(f"seed-{seed}") / "missing.json").read_text())
+        for seed in (1, 2)
+    ]
+    mean = sum(report["missing"]["rgb"]["absent"]["accuracy"] for report in absent) / 2
+    found = document(finished, "missing")["numbers"]["accuracies"]
+    assert found["rgb"]["MCU-self"]["absent"] == mean
+
+
 @pytest.mark.parametrize(
     ("network", "options"),
     [
