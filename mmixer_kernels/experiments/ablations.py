@@ -16,6 +16,7 @@ def compare(
     labels: Mapping[str, str],
     heading: str,
     published: Mapping[str, float],
+    papers: bool = True,
 ) -> Report:
     """A row a network, and how far M-Mixer is ahead of it.
 
@@ -23,6 +24,7 @@ def compare(
         labels: by network's name, where its own does not fit the table.
         heading: of the first column.
         published: the paper's accuracies in percent, by network's name.
+        papers: whether the paper has this comparison, and puts M-Mixer first.
     """
     accuracies = {network.name: results.accuracies(network) for network in networks}
     names = {network.name: labels.get(network.name, network.label) for network in networks}
@@ -43,7 +45,7 @@ def compare(
         claims=[
             Claim("M-Mixer", names[name], (ours, values))
             for name, values in accuracies.items()
-            if name != M_MIXER.name
+            if papers and name != M_MIXER.name
         ],
         figure=figures.dots({names[n]: list(values.values()) for n, values in accuracies.items()}),
     )

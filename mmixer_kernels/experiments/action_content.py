@@ -116,8 +116,8 @@ def _merged(own: Prediction, cross: Prediction) -> Prediction:
     the paper."""
     streams = list(own.confidences)[:-1]
     confidences = {
-        **{f"MCU-self, {stream}": own.confidences[stream] for stream in streams},
-        **cross.confidences,
+        **{f"{SELF.label}, {stream}": own.confidences[stream] for stream in streams},
+        **{f"{M_MIXER.label}, {stream}": values for stream, values in cross.confidences.items()},
     }
     return dataclasses.replace(cross, confidences=confidences)
 

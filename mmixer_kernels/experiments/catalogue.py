@@ -46,8 +46,9 @@ def _ablation(
     table: str, title: str, heading: str, *networks: Network, labels: dict[str, str]
 ) -> Experiment:
     def report(results: Results, networks: Sequence[Network]) -> Report:
-        papers = published.of_ablation(table, results.plan.base)
-        return ablations.compare(results, networks, labels, heading, papers)
+        figures = published.of_ablation(table, results.plan.base)
+        papers = table in published.ABLATIONS
+        return ablations.compare(results, networks, labels, heading, figures, papers)
 
     return Experiment(title, lambda base: networks, report)
 

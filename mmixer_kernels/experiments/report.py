@@ -101,7 +101,7 @@ def _markdown(report: Report) -> str:
         for claim in report.claims:
             found = _verdict(claim)
             parts[-1] += (
-                f"\n- {found['first']} ahead of {found['second']}: {found['verdict']} "
+                f"\n- {found['first']} before {found['second']}: {found['verdict']} "
                 f"({found['lead']} points)"
             )
     parts += report.notes
@@ -152,8 +152,8 @@ def _provenance(documents: Sequence[dict[str, Any]]) -> str:
     return (
         "## Where it ran\n\n"
         f"{len(trainings)} trainings and what was measured on them took {minutes:.1f} minutes, "
-        f"added up ({' or '.join(map(str, threads))} threads each; divide by those that ran side "
-        f"by side), on {machine['processor']}, {machine['processors']} processors; Python "
+        f"added up (threads of each: {' or '.join(map(str, threads))}; divide by those that ran "
+        f"side by side), on {machine['processor']}, {machine['processors']} processors; Python "
         f"{machine['versions']['python']}, torch {machine['versions']['torch']}; commit "
         f"{', '.join(commits)}. ± after an accuracy is the standard deviation over seeds; after a "
         "difference it is half of its 95 % confidence interval, over folds where there are folds, "
