@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,7 @@ from .modules import FusedMCU
 
 UNITS = ("mcu", "gru", "lstm")
 SUMMARIZERS = ("avg", "max", "gru")
-CONTENTS = ("cross", "self", "query")
-QUERIES = 4
-"""Of a ContentQuery, for each other modality."""
-
-Value = TypeVar("Value")
+CONTENTS = ("cross", "self")
 
 
 class Summarizer(nn.Module):
@@ -40,45 +36,14 @@ class Summarizer(nn.Module):
             return _last_state(self.gru, features, lengths)
         if lengths is None:
             return features.mean(1) if self.kind == "avg" else features.amax(1)
-        valid = _valid(features, lengths)
+        steps = torch.arange(features.shape[1], device=features.device)
+        valid = (steps < lengths[:, None]).unsqueeze(-1)
         if self.kind == "avg":
             return torch.where(valid, features, 0.0).sum(1) / lengths[:, None]
         return torch.where(valid, features, -torch.inf).amax(1)
 
     def extra_repr(self) -> str:
         return self.kind
-
-
-class ContentQuery(nn.Module):
-    """One modality's content, by learnt queries that attend over the other modalities' features.
-
-    Ours, in the spirit of arXiv 2311.12344, whose details we do not know. In place of Eq. 2's
-    average over time, each query q of another modality's features f_1, ..., f_T takes
-    sum_t softmax_t(q . f_t) f_t; the results of all queries are concatenated as in Eq. 3. A query
-    of zeros gives the average.
-
-    Args:
-        sizes: d_f of each other modality.
-        queries: Q, for each of them.
-    """
-
-    def __init__(self, sizes: Sequence[int], queries: int) -> None:
-        super().__init__()
-        self.queries = nn.ModuleList(nn.Linear(size, queries, bias=False) for size in sizes)
-
-    def forward(self, others: Sequence[Tensor], lengths: Tensor | None = None) -> Tensor:
-        """The content `[B, Q * sum(sizes)]` of tensors `[B, T, sizes[j]]`; steps past a sample's
-        length (`[B]`) do not enter."""
-        contents = []
-        for query, features in zip(self.queries, others, strict=True):
-            if lengths is None:
-                scores = query(features)
-            else:
-                valid = _valid(features, lengths)
-                features = torch.where(valid, features, 0.0)
-                scores = torch.where(valid, query(features), -torch.inf)
-            contents.append((scores.softmax(1).transpose(1, 2) @ features).flatten(1))
-        return torch.cat(contents, dim=-1)
 
 
 class MMixer(nn.Module):
@@ -89,17 +54,15 @@ class MMixer(nn.Module):
         num_classes: K.
         hidden_size: d_h.
         unit: "mcu", or Table 2's "gru" and "lstm": one a modality without action content.
-        summarizer: ASO, "avg", "max" or "gru" (Table 1); "avg" where content is "query", which
-            needs none.
+        summarizer: ASO, "avg", "max" or "gru" (Table 1).
         content: "cross" gives each MCU the other modalities' contents (Eq. 3), "self" its own
-            (Table 4's MCU-self), "query" what a `ContentQuery` finds in the others' features.
+            (Table 4's MCU-self).
         mix, layer_norm: the MCU's, see `FusedMCU` (Table 3).
         batch_first: features are `[B, T, d_f]` instead of `[T, B, d_f]`.
         engine: the MCU's engine.
 
     Raises:
-        ValueError: fewer than two modalities, a size below 1, an unknown option, or a summarizer
-            that would not be used.
+        ValueError: fewer than two modalities, a size below 1 or an unknown option.
 
     >>> network = MMixer([512, 512], num_classes=60)
     >>> network([torch.randn(8, 16, 512), torch.randn(8, 16, 512)]).shape
@@ -135,19 +98,9 @@ class MMixer(nn.Module):
         self.unit, self.content, self.batch_first = unit, content, batch_first
         self.mix, self.engine = mix, engine
         if unit == "mcu":
-            if content == "query":
-                if summarizer != "avg":
-                    raise ValueError(
-                        "summarizer must be left out where content is query, which needs none, "
-                        f"but is {summarizer!r}"
-                    )
-                self.queries = nn.ModuleList(
-                    ContentQuery(_others(sizes, i), QUERIES) for i in range(len(sizes))
-                )
-                contexts = [QUERIES * (sum(sizes) - size) for size in sizes]
-            else:
-                self.summarizers = nn.ModuleList(Summarizer(summarizer, size) for size in sizes)
-                contexts = [sum(sizes) - size if content == "cross" else size for size in sizes]
+            self.summarizers = nn.ModuleList(Summarizer(summarizer, size) for size in sizes)
+            others = [sum(sizes) - size for size in sizes]
+            contexts = others if content == "cross" else sizes
             self.units = nn.ModuleList(
                 FusedMCU(size, context, hidden_size, layer_norm=layer_norm, mix=mix, engine=engine)
                 for size, context in zip(sizes, contexts, strict=True)
@@ -180,9 +133,16 @@ class MMixer(nn.Module):
             return [
                 _last_state(unit, f, lengths) for unit, f in zip(self.units, features, strict=True)
             ]
+        contents = [
+            summarizer(f, lengths) for summarizer, f in zip(self.summarizers, features, strict=True)
+        ]  # Eq. 2
+        if self.content == "cross":
+            contents = [
+                torch.cat(contents[:i] + contents[i + 1 :], dim=-1) for i in range(len(contents))
+            ]  # Eq. 3
         _, h_n = functional.mcu_group(
             features,
-            self._contents(features, lengths),
+            contents,
             [cast(FusedMCU, unit).weights() for unit in self.units],
             lengths=lengths,
             mix=self.mix,
@@ -190,16 +150,6 @@ class MMixer(nn.Module):
             engine=self.engine,
         )  # Eq. 4
         return list(h_n.unbind(0))
-
-    def _contents(self, features: list[Tensor], lengths: Tensor | None) -> list[Tensor]:
-        if self.content == "query":
-            return [query(_others(features, i), lengths) for i, query in enumerate(self.queries)]
-        contents = [
-            summarizer(f, lengths) for summarizer, f in zip(self.summarizers, features, strict=True)
-        ]  # Eq. 2
-        if self.content == "self":
-            return contents
-        return [torch.cat(_others(contents, i), dim=-1) for i in range(len(contents))]  # Eq. 3
 
     def _check(self, features: Sequence[Tensor], lengths: Tensor | None) -> None:
         if len(features) != len(self.feature_sizes):
@@ -255,16 +205,6 @@ class StreamClassifiers(nn.Module):
         return [
             weight(stream.detach()) for weight, stream in zip(self.weights, streams, strict=True)
         ]
-
-
-def _others(values: list[Value], index: int) -> list[Value]:
-    return values[:index] + values[index + 1 :]
-
-
-def _valid(features: Tensor, lengths: Tensor) -> Tensor:
-    """`[B, T, 1]`: which steps of features `[B, T, D]` are within the lengths."""
-    steps = torch.arange(features.shape[1], device=features.device)
-    return (steps < lengths[:, None]).unsqueeze(-1)
 
 
 def _last_state(unit: nn.Module, features: Tensor, lengths: Tensor | None) -> Tensor:

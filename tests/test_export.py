@@ -86,16 +86,6 @@ def test_the_file_names_modalities_and_classes(exported: Path) -> None:
     assert json.loads(files["about.json"]) == {key: json.loads(text) for key, text in about.items()}
 
 
-def test_content_queries_with_the_time_free(tmp_path: Path) -> None:
-    assert train.main([*TINY, "--model.content", "query", "--output", str(tmp_path)]) == 0
-    inputs = batch(3, 5)
-    with torch.no_grad():
-        expected = run.restore(tmp_path / "best.pt").model(inputs)
-    for name, load in (("m.onnx", run_onnx), ("m.pt2", run_torch)):
-        assert command(tmp_path / "best.pt", "--output", tmp_path / name) == 0
-        torch.testing.assert_close(load(tmp_path / name, inputs), expected)
-
-
 @pytest.mark.parametrize("unit", ["gru", "lstm"])
 def test_recurrent_units_of_pytorch_need_a_number_of_steps(
     unit: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -11,7 +11,6 @@ from torch import nn
 
 from mmixer_kernels import MMixer, StreamClassifiers, engines
 from mmixer_kernels.engines import cpu
-from mmixer_kernels.network import ContentQuery
 from mmixer_kernels.reference import MCU
 
 
@@ -51,61 +50,6 @@ def test_every_option_trains_and_heeds_lengths(unit, summarizer, content, mix, l
     _check_training_and_lengths(MMixer((6, 5, 4), 10, hidden_size=8, unit=unit, **options))
 
 
-@pytest.mark.parametrize(("mix", "layer_norm"), [("gated", True), ("concat", False)])
-def test_content_queries_train_and_heed_lengths(mix, layer_norm):
-    options = {"content": "query", "mix": mix, "layer_norm": layer_norm}
-    _check_training_and_lengths(MMixer((6, 5, 4), 10, hidden_size=8, **options))
-
-
-def test_a_content_query_is_dot_product_attention():
-    query, others = ContentQuery((6, 5), 3), features()
-    expected = []
-    for linear, f in zip(query.queries, others, strict=True):
-        queries = linear.weight * f.shape[2] ** 0.5  # PyTorch divides the scores by it
-        found = nn.functional.scaled_dot_product_attention(queries.expand(3, -1, -1), f, f)
-        expected.append(found.flatten(1))
-    torch.testing.assert_close(query(others), torch.cat(expected, 1))
-
-
-@pytest.mark.parametrize("lengths", [None, torch.tensor([7, 2, 4])])
-def test_content_queries_of_zeros_take_averages(lengths):
-    query, others = ContentQuery((6, 5), 2), features()
-    for parameter in query.parameters():
-        nn.init.zeros_(parameter)
-    for sample, length in enumerate([7, 7, 7] if lengths is None else lengths.tolist()):
-        means = [f[sample, :length].mean(0) for f in others]
-        expected = torch.cat([means[0], means[0], means[1], means[1]])
-        torch.testing.assert_close(query(others, lengths)[sample], expected)
-
-
-def test_a_content_query_hears_the_others_alone():
-    """No gradient comes from padding either, whatever it holds."""
-    mixer = MMixer((6, 5, 4), 10, hidden_size=8, content="query")
-    x, lengths = [f.requires_grad_() for f in features((6, 5, 4))], torch.tensor([7, 2, 4])
-    expected = mixer._contents(x, lengths)
-    with torch.no_grad():
-        for f in x:
-            f[1, 2:] = torch.nan
-    contents = mixer._contents(x, lengths)
-    for i, content in enumerate(contents):
-        assert torch.equal(content, expected[i])
-        grads = torch.autograd.grad(content.square().sum(), x, allow_unused=True)
-        assert grads[i] is None
-        for j, grad in enumerate(grads):
-            if j != i:
-                assert grad[0].abs().sum(-1).all()
-                assert not grad[1, 2:].any()
-
-
-def test_content_queries_in_float64():
-    mixer = MMixer((6, 5), 10, hidden_size=8, content="query")
-    x, lengths = features(), torch.tensor([7, 2, 4])
-    expected = mixer(x, lengths)
-    exact = mixer.double()([f.double() for f in x], lengths)
-    assert exact.dtype == torch.float64
-    torch.testing.assert_close(exact.float(), expected)
-
-
 @pytest.mark.parametrize("unit", ["gru", "lstm"])
 def test_table_2_units_train_and_heed_lengths(unit):
     mixer = MMixer((6, 5, 4), 10, hidden_size=8, unit=unit)
@@ -127,11 +71,10 @@ def _check_training_and_lengths(mixer):
     torch.testing.assert_close(mixer(shorter), logits[1:2])
 
 
-@pytest.mark.parametrize("content", ["cross", "query"])
-def test_time_first_is_batch_first(content):
+def test_time_first_is_batch_first():
     first, time = (
-        MMixer((6, 5), 10, hidden_size=8, content=content, batch_first=batch_first)
-        for batch_first in (True, False)
+        MMixer((6, 5), 10, hidden_size=8),
+        MMixer((6, 5), 10, hidden_size=8, batch_first=False),
     )
     time.load_state_dict(first.state_dict())
     x, lengths = features(), torch.tensor([7, 2, 4])
@@ -180,10 +123,6 @@ def test_stream_classifiers_leave_the_network_alone():
         ),
         (dict(feature_sizes=[4, 4], num_classes=2, summarizer="sum"), "summarizer must be one of"),
         (dict(feature_sizes=[4, 4], num_classes=2, content="both"), "content must be one of"),
-        (
-            dict(feature_sizes=[4, 4], num_classes=2, content="query", summarizer="max"),
-            "summarizer must be left out where content is query, which needs none, but is 'max'",
-        ),
         (dict(feature_sizes=[4, 4], num_classes=2, mix="both"), "mix must be one of"),
         (dict(feature_sizes=[4, 4], num_classes=2, engine="fast"), "engine must be one of"),
     ],

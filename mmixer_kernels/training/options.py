@@ -32,9 +32,8 @@ class ModelOptions:
     """Recurrent unit (Table 2): gru and lstm get no action content."""
     summarizer: Literal["avg", "max", "gru"] = "avg"
     """Action summarizing operator (Table 1)."""
-    content: Literal["cross", "self", "query"] = "cross"
-    """Whose action content an MCU gets: the other modalities', its own (Table 4), or what learnt
-    queries find in the other modalities' features (ours)."""
+    content: Literal["cross", "self"] = "cross"
+    """Whose action content an MCU gets: the other modalities' or its own (Table 4)."""
     mix: Literal["gated", "concat"] = "gated"
     """Cross-modality mix-module: Eq. 9-10, or concatenation (Table 3)."""
     layer_norm: bool = True
