@@ -1,4 +1,4 @@
-"""Tables 1 to 3 and the content by queries: networks against M-Mixer."""
+"""Tables 1 to 3: networks against M-Mixer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ def compare(
     labels: Mapping[str, str],
     heading: str,
     published: Mapping[str, float],
-    papers: bool = True,
 ) -> Report:
     """A row a network, and how far M-Mixer is ahead of it.
 
@@ -24,7 +23,6 @@ def compare(
         labels: by network's name, where its own does not fit the table.
         heading: of the first column.
         published: the paper's accuracies in percent, by network's name.
-        papers: whether the paper has this comparison, and puts M-Mixer first.
     """
     accuracies = {network.name: results.accuracies(network) for network in networks}
     names = {network.name: labels.get(network.name, network.label) for network in networks}
@@ -45,7 +43,7 @@ def compare(
         claims=[
             Claim("M-Mixer", names[name], (ours, values))
             for name, values in accuracies.items()
-            if papers and name != M_MIXER.name
+            if name != M_MIXER.name
         ],
         figure=figures.dots({names[n]: list(values.values()) for n, values in accuracies.items()}),
     )

@@ -16,7 +16,6 @@ from .networks import (
     MAX,
     NO_NORM,
     OWN_CONTENT,
-    QUERY,
     SELF,
     Network,
     of_engines,
@@ -33,7 +32,8 @@ class Experiment:
     Args:
         networks: the networks for a data set's options; UserError where it does not go with them.
         report: what is made of the trainings of these networks.
-        measures: of `runs.MEASURES`, what is measured on each trained network.
+        measures: what `python -m mmixer_kernels.evaluate` measures besides on each trained network,
+            by its options: "streams", "missing".
     """
 
     title: str
@@ -46,9 +46,8 @@ def _ablation(
     table: str, title: str, heading: str, *networks: Network, labels: dict[str, str]
 ) -> Experiment:
     def report(results: Results, networks: Sequence[Network]) -> Report:
-        figures = published.of_ablation(table, results.plan.base)
-        papers = table in published.ABLATIONS
-        return ablations.compare(results, networks, labels, heading, figures, papers)
+        papers = published.of_ablation(table, results.plan.base)
+        return ablations.compare(results, networks, labels, heading, papers)
 
     return Experiment(title, lambda base: networks, report)
 
@@ -110,11 +109,4 @@ EXPERIMENTS: dict[str, Experiment] = {
         "Two modalities, three and more", of_modalities, beyond.modalities, ("streams",)
     ),
     "length": Experiment("Accuracy and time against T", of_lengths, beyond.length),
-    "content": _ablation(
-        "content",
-        "Content by learnable queries, not the paper's",
-        "content",
-        *(QUERY, M_MIXER),
-        labels={M_MIXER.name: "average pooling (the paper's)"},
-    ),
 }

@@ -41,7 +41,6 @@ CONCATENATION = Network(
     "concatenation", "II: cross content", ("--model.mix", "concat", "--model.no-layer-norm")
 )
 NO_NORM = Network("no-norm", "III: mix module, cross content", ("--model.no-layer-norm",))
-QUERY = Network("query", "queries", ("--model.content", "query"))
 
 CHOSEN_HERE = ("unit", "summarizer", "content", "mix", "layer_norm")
 """The options of the model that are the experiments' to choose."""

@@ -53,7 +53,7 @@ COMPARISONS: dict[str, list[tuple[str, str, float]]] = {
 
 def of_ablation(table: str, base: Options) -> dict[str, float]:
     """The paper's figures of a table where the data are the paper's, or else none."""
-    return ABLATIONS.get(table, {}) if _is_papers(base) else {}
+    return ABLATIONS[table] if _is_papers(base) else {}
 
 
 def of_streams(base: Options) -> dict[str, dict[str, float]]:

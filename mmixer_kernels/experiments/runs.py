@@ -21,8 +21,6 @@ FOLDS: dict[str, list[tuple[str, ...]]] = {
     ]
 }
 """Options of training for each fold of a data set's cross-validation."""
-MEASURES = ("streams", "missing")
-"""What `python -m mmixer_kernels.evaluate` adds to a report, by its option."""
 PROG = "python -m mmixer_kernels.experiments"
 
 

@@ -23,7 +23,7 @@ TINY = [
 ]
 
 
-TWICE = ("table2", "table4", "tables5-7", "figure4", "figure5", "engines", "missing", "content")
+TWICE = ("table2", "table4", "tables5-7", "figure4", "figure5", "engines", "missing")
 ONCE = ("table3", "modalities", "length")
 
 
@@ -87,7 +87,6 @@ def test_streams_and_degraded_modalities_are_those_that_were_measured(finished):
         ("concatenation", {"content": "cross", "layer_norm": False, "mix": "concat"}),
         ("no-norm", {"content": "cross", "layer_norm": False, "mix": "gated"}),
         ("m-mixer", {"content": "cross", "layer_norm": True, "summarizer": "avg", "unit": "mcu"}),
-        ("query", {"content": "query", "unit": "mcu"}),
         ("lstm", {"unit": "lstm"}),
         ("engine-reference", {"engine": "reference"}),
     ],
