@@ -137,15 +137,18 @@ def test_a_failed_training_is_named_and_the_others_go_on(tmp_path, capsys):
 def test_an_interrupted_experiment_goes_on(tmp_path):
     longer = [*TINY, "--epochs", "400", "--output", str(tmp_path), "--seeds", "0"]
     command = [sys.executable, "-m", "mmixer_kernels.experiments", "figure4", *longer]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / "runs" / "m-mixer" / "seed-0" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (metrics.exists() and len(metrics.read_bytes().splitlines()) > 2):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            deadline = time.monotonic() + 120
+            while not (metrics.exists() and len(metrics.read_bytes().splitlines()) > 2):
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            process.send_signal(signal.SIGINT)
+            _, error = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130, error
     epochs = len(metrics.read_bytes().splitlines())
     log = (metrics.parent / "log.txt").read_text()
