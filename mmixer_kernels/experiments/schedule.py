@@ -145,13 +145,18 @@ class Progress:
 
 
 class _terminable:
-    """A context in which SIGTERM ends like Ctrl-C, so that the commands are told."""
+    """A context in which SIGTERM ends like Ctrl-C, so that the commands are told; and Ctrl-C does
+    so also where the shell that started this lets background jobs ignore it."""
 
     def __enter__(self) -> None:
-        self.previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        self.previous = {
+            number: signal.signal(number, signal.default_int_handler)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
 
     def __exit__(self, *exception: object) -> None:
-        signal.signal(signal.SIGTERM, self.previous)
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
 
 
 def _work(
