@@ -11,7 +11,6 @@ from ..training.run import restore
 from . import figures, published
 from .networks import M_MIXER, SELF
 from .results import Claim, Report, Results
-from .runs import Run
 from .statistics import Trained, lead, over_seeds, pooled
 
 SAMPLES, CANDIDATES = 4, 64
@@ -83,32 +82,26 @@ def figure5(results: Results) -> Report:
     Of CANDIDATES test samples, drawn at random, the first ones of different classes are shown that
     not every stream of both networks gets right.
     """
-    cross, own = (results.runs(network)[0] for network in (M_MIXER, SELF))
-    restored = restore(cross.checkpoint)
-    test = restored.data.test
-    drawn = random.Random(0).sample(range(len(test)), min(CANDIDATES, len(test)))
-    candidates = [
-        _merged(first, second)
-        for first, second in zip(_predict(own, drawn), _predict(cross, drawn), strict=True)
-    ]
-    shown = _choose(candidates)
-    classes = restored.data.classes
+    paths = [results.runs(network)[0].checkpoint for network in (SELF, M_MIXER)]
+    networks = [restore(path) for path in paths]
+    data = networks[0].data
+    drawn = random.Random(0).sample(range(len(data.test)), min(CANDIDATES, len(data.test)))
+    own, cross = (
+        predictions.of_split(network, path, "test", drawn)
+        for network, path in zip(networks, paths, strict=True)
+    )
+    shown = _choose([_merged(*both) for both in zip(own, cross, strict=True)])
     rows = [["sample", "class", *shown[0].confidences]]
     for prediction in shown:
         best = [ranked[0] for ranked in prediction.top(1).values()]
-        cells = [f"{classes[label]} ({100 * confidence:.2f})" for label, confidence in best]
-        truth = "" if prediction.label is None else classes[prediction.label]
+        cells = [f"{data.classes[label]} ({100 * confidence:.2f})" for label, confidence in best]
+        truth = "" if prediction.label is None else data.classes[prediction.label]
         rows.append([prediction.name, truth, *cells])
     note = (
         f"Chosen out of {len(drawn)} test samples drawn at random: the first ones of different "
         "classes that some stream gets wrong. They show cases, not rates."
     )
-    return Report([rows], notes=[note], figure=pictures.figure(shown, restored.data, top=3))
-
-
-def _predict(run: Run, indices: list[int]) -> list[Prediction]:
-    path = run.checkpoint
-    return predictions.of_split(restore(path), path, "test", indices)
+    return Report([rows], notes=[note], figure=pictures.figure(shown, data, top=3))
 
 
 def _merged(own: Prediction, cross: Prediction) -> Prediction:

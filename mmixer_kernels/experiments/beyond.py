@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import mean
+from typing import Any
 
 from . import figures, timing
 from .networks import GRU, M_MIXER, SELF, Network
@@ -11,6 +12,8 @@ from .results import Report, Results
 from .statistics import over_seeds
 
 DEGRADED = (M_MIXER, SELF, GRU)
+History = list[dict[str, Any]]
+"""The records of a training's epochs."""
 
 
 def engines(results: Results, networks: Sequence[Network]) -> Report:
@@ -18,39 +21,32 @@ def engines(results: Results, networks: Sequence[Network]) -> Report:
     histories = {
         network.label: [run.history() for run in results.runs(network)] for network in networks
     }
-    losses = {
-        label: [[record["loss"] for record in history] for history in runs]
-        for label, runs in histories.items()
-    }
     first = networks[0].label
     rows = [
         ["engine", "accuracy, %", f"training loss: farthest from {first}'s", "validation: farthest"]
     ]
     for network in networks:
-        label = network.label
-        loss = max(
-            abs(a - b)
-            for run, other in zip(losses[label], losses[first], strict=True)
-            for a, b in zip(run, other, strict=True)
-        )
-        validation = max(
-            abs(a["validation_accuracy"] - b["validation_accuracy"])
-            for run, other in zip(histories[label], histories[first], strict=True)
-            for a, b in zip(run, other, strict=True)
-        )
-        rows.append(
-            [
-                label,
-                str(over_seeds(results.accuracies(network))),
-                f"{loss:.1e}",
-                f"{100 * validation:.2f} points",
-            ]
-        )
+        both = histories[network.label], histories[first]
+        loss = _farthest(*both, "loss")
+        validation = _farthest(*both, "validation_accuracy")
+        accuracy = str(over_seeds(results.accuracies(network)))
+        rows.append([network.label, accuracy, f"{loss:.1e}", f"{100 * validation:.2f} points"])
     notes = []
-    if len(losses[first]) > 1:
-        between = max(max(column) - min(column) for column in zip(*losses[first], strict=True))
+    if len(histories[first]) > 1:
+        seeds = zip(*histories[first], strict=True)
+        spans = [[record["loss"] for record in records] for records in seeds]
+        between = max(max(losses) - min(losses) for losses in spans)
         notes.append(f"Between seeds, {first}'s training loss differs by up to {between:.1e}.")
     return Report([rows], notes=notes, figure=figures.learning_curves(histories))
+
+
+def _farthest(runs: Sequence[History], others: Sequence[History], key: str) -> float:
+    """The largest difference of a number between two engines, over seeds and epochs."""
+    return max(
+        abs(record[key] - other[key])
+        for run, other_run in zip(runs, others, strict=True)
+        for record, other in zip(run, other_run, strict=True)
+    )
 
 
 def missing(results: Results) -> Report:

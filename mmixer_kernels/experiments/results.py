@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -55,13 +54,9 @@ class Results:
     def runs(self, network: Network) -> list[Run]:
         return self.plan.runs(network)
 
-    def values(self, network: Network, of: Callable[[Run], float]) -> dict[Trained, float]:
-        """A number of each training of a network."""
-        return {(run.seed, run.fold): of(run) for run in self.runs(network)}
-
     def accuracies(self, network: Network) -> dict[Trained, float]:
         """The test accuracies of a network, 0..1."""
-        return self.values(network, lambda run: run.result()["accuracy"])
+        return {(run.seed, run.fold): run.result()["accuracy"] for run in self.runs(network)}
 
     def stream_accuracies(self, network: Network) -> dict[str, dict[Trained, float]]:
         """The test accuracies of each modality's stream (Eq. 15), 0..1."""

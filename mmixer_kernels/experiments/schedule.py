@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
@@ -166,7 +165,8 @@ def _work(
     threads: int,
     gpu: str | None,
 ) -> None:
-    """What a task's process does: its exit code is the first command's that failed."""
+    """What a task's process does: its exit code is the first command's that failed, or 1 after an
+    exception, whose traceback multiprocessing prints."""
     os.setpgrp()  # a terminal's Ctrl-C must come once: a training takes the second as an order
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
@@ -183,11 +183,7 @@ def _work(
     mains = {"train": train.main, "evaluate": evaluate.main}
     for name, arguments in commands:
         print(f"$ python -m mmixer_kernels.{name} {' '.join(arguments)}", flush=True)
-        try:
-            code = mains[name](arguments)
-        except Exception:
-            traceback.print_exc()
-            code = 1
+        code = mains[name](arguments)
         sys.stdout.flush()
         if code:
             sys.exit(code)

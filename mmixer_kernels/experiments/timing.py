@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from ..data import collate
+from ..training import batches
 from ..training.run import restore
 
 ROUNDS = 15
@@ -43,9 +44,7 @@ def _of_samples(checkpoints: Sequence[Path]) -> list[Time]:
         size = min(restored.options.run.loader.batch_size, len(restored.data.test))
         batch = collate([restored.data.test[index] for index in range(size)])
         device = next(restored.model.parameters()).device
-        inputs = [x.to(device) for x in batch.inputs]
-        lengths = None if batch.lengths is None else batch.lengths.to(device)
-        networks.append((restored.model.train(), inputs, batch.labels.to(device), lengths))
+        networks.append((restored.model.train(), *batches.to_device(batch, device)))
     seconds: list[list[float]] = [[] for _ in networks]
     for turn in range(ROUNDS + 1):
         for times, (model, inputs, labels, lengths) in zip(seconds, networks, strict=True):
