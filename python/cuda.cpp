@@ -176,8 +176,9 @@ void bind_cuda(py::module_& m) {
   m.attr("most_weight_sets") = most_weight_sets;
   m.def("plan", [](bool cluster, int H, int parts, bool is_backward) {
     const Plan p = plan(path_of(cluster), H, parts, is_backward);
-    return std::make_tuple(p.H, p.teams, p.packets);
+    return std::make_tuple(p.H, p.teams, p.packets, p.refusal);
   });
+  m.def("refusal", [] { return refusal(); });
   m.def("forward",
         [](bool cluster, int parts, int teams, const ForwardArguments& a, Address stream) {
           forward(path_of(cluster), parts, teams, a, pointer(stream));
@@ -189,7 +190,7 @@ void bind_cuda(py::module_& m) {
   m.def("cell_plan", [](int B, int F, int C, int H, int dtype, int weight_dtype) {
     const CellPlan p =
         cell_plan(B, F, C, H, static_cast<Dtype>(dtype), static_cast<Dtype>(weight_dtype));
-    return std::make_tuple(p.team_samples, p.blocks, p.workspace);
+    return std::make_tuple(p.team_samples, p.blocks, p.workspace, p.refusal);
   });
   m.def("cell", [](const CellArguments& a, Address stream) { cell(a, pointer(stream)); });
   m.def("prepare", [](const PrepareArguments& a, Address stream) { prepare(a, pointer(stream)); });

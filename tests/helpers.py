@@ -162,12 +162,20 @@ def with_gradients(function, p: Problem) -> dict[str, Tensor]:  # type: ignore[n
 
 
 def reference_results(p: Problem, mix: str = "gated") -> dict[str, Tensor]:
-    """The reference in float64 on the (already rounded) values of p."""
+    """The reference in float64 on the (already rounded) values of p.
+
+    In one thread: of many tiny operations the threads would wait for whichever processor is busy.
+    """
 
     def run(input, context, weights, hx, lengths):  # type: ignore[no-untyped-def]
         return reference.mcu(input, context, weights, hx, lengths, mix=mix)
 
-    return with_gradients(run, p.to(torch.float64))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return with_gradients(run, p.to(torch.float64))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def relative_errors(results: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[str, float]:

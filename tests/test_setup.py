@@ -51,3 +51,31 @@ def test_a_second_install_does_not_look_for_the_first_ones_tools(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert (temporary / "build.ninja").is_file()
+
+
+@pytest.mark.skipif(not (shutil.which("cmake") and shutil.which("nvcc")), reason="needs nvcc")
+@pytest.mark.parametrize(
+    ("capabilities", "architectures"),
+    [("8.0", "80-real;90-virtual"), ("9.0\n9.0\n8.6", "90-real;86-real;90-virtual")],
+)
+def test_ptx_for_clusters_is_always_there(tmp_path, capabilities, architectures):
+    """Built for 8.x alone, the kernels of clusters would be empty on a newer GPU."""
+    pybind11 = pytest.importorskip("pybind11")
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\nprintf '{capabilities}\\n'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    result = subprocess.run(
+        [
+            *("cmake", "-S", str(ROOT), "-B", str(tmp_path / "build"), "-DPYBIND11_FINDPYTHON=ON"),
+            *(
+                f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+                f"-DPython_EXECUTABLE={sys.executable}",
+            ),
+            *("-DMMIXER_CUDA=ON", "-DMMIXER_CUDA_ARCHS="),
+        ],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert f"architectures {architectures}\n" in result.stdout

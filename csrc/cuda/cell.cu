@@ -11,21 +11,26 @@ namespace {
 
 template <class Kernel>
 CellPlan plan(int B, int F, int C, int H) {
-  const int64_t bytes = Kernel::sample_bytes(F, C, H);
+  std::string refusal;
   for (int samples = std::min(B, cell_samples); samples > 0; samples--) {
     const int teams = (B + samples - 1) / samples;
-    const int resident = resident_blocks<Kernel>(size_t(samples * bytes));
-    if (resident < teams) continue;
+    const Resident blocks = resident_blocks<Kernel>(Kernel::shared_bytes(samples, F, C, H));
+    if (blocks.count < teams) {
+      refusal = blocks.count ? std::to_string(teams) + " teams, " + std::to_string(blocks.count) +
+                                   " blocks at once"
+                             : blocks.refusal;
+      continue;
+    }
     const int rows = (H + Kernel::warps - 1) / Kernel::warps;
-    return {samples, std::min(resident / teams, rows), teams * int64_t(sizeof(uint64_t))};
+    return {samples, std::min(blocks.count / teams, rows), teams * int64_t(sizeof(uint64_t)), ""};
   }
-  return {0, 0, 0};
+  return {0, 0, 0, refusal};
 }
 
 template <class Kernel>
 void run(const CellArguments& a, void* stream) {
   const int teams = (a.B + a.team_samples - 1) / a.team_samples;
-  const size_t bytes = size_t(a.team_samples * Kernel::sample_bytes(a.F, a.C, a.H));
+  const size_t bytes = Kernel::shared_bytes(a.team_samples, a.F, a.C, a.H);
   launch<Kernel>({teams * a.blocks, 1, true, bytes, stream}, a);
 }
 

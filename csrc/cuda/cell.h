@@ -33,10 +33,11 @@ struct Cell {
                                       : weight_dtype == Dtype::float32 ? 4
                                                                        : 2;
   static constexpr int at_once = 16 / weight_bytes;  // weights a load
+  static constexpr size_t head_bytes = 16;           // of shared memory, before the samples
 
-  // Of shared memory, a sample: a product's operand, [f_bar || g_bar], f_tilde.
-  static MMIXER_CONSTANT int64_t sample_bytes(int F, int C, int H) {
-    return ((F + C > H ? F + C : H) + 3 * int64_t(H)) * int64_t(sizeof(T));
+  // The tag; per sample a product's operand, [f_bar || g_bar] and f_tilde.
+  static MMIXER_CONSTANT size_t shared_bytes(int samples, int F, int C, int H) {
+    return head_bytes + size_t(samples) * (size_t(F + C > H ? F + C : H) + 3 * size_t(H)) * sizeof(T);
   }
 
   static MMIXER_DEVICE void run(void* shared, const Arguments& a) {
@@ -54,14 +55,18 @@ struct Cell {
         warp(thread_index() / 32),
         packets(a.workspace + team * cell_workspace<T>(a.H)),
         width(a.F + a.C > a.H ? a.F + a.C : a.H),
-        operand(static_cast<T*>(shared)),
+        shared_tag(static_cast<uint32_t*>(shared)),
+        operand(reinterpret_cast<T*>(static_cast<char*>(shared) + head_bytes)),
         pair(operand + int64_t(a.team_samples) * width),
         mixed(pair + int64_t(a.team_samples) * 2 * a.H) {}
 
   MMIXER_DEVICE void step() {
     const int H = a.H;
-    // The tag is read before this block's first packet, and renewed after everybody's.
-    tag = uint32_t(load_packet(packets)) + 1;
+    // One thread reads the tag for its block. The tag is renewed once everybody's packets have come,
+    // and a block sends its own behind the barrier, which waits for what that thread stores. A load by
+    // each thread for itself would have no such end: a barrier does not wait for it, and a warp that
+    // has no rows to send could be given the new tag, and wait for packets with it for ever.
+    if (thread_index() == 0) *shared_tag = uint32_t(load_packet(packets)) + 1;
     for (int i = thread_index(); i < n * (a.F + a.C); i += threads) {
       const int s = i / (a.F + a.C), column = i % (a.F + a.C);
       operand[s * width + column] =
@@ -70,6 +75,7 @@ struct Cell {
               : load_as<T>(a.context, a.dtype, (first + s) * a.context_stride + column - a.F);
     }
     block_sync();
+    tag = *shared_tag;
     multiply(norm_f, operand, width, a.F);
     multiply(norm_g, operand + a.F, width, a.C);
     receive<norm_f, 2>(pair, 2 * H);
@@ -227,6 +233,7 @@ struct Cell {
   const int team, rank, first, n, lane, warp;
   uint64_t* const packets;
   const int width;
+  uint32_t* const shared_tag;
   T *const operand, *const pair, *const mixed;
   uint32_t tag = 0;
 };

@@ -26,10 +26,14 @@ using CooperativeLayouts =
          Layout<128, 8, 4, 3, 9>, Layout<256, 8, 8, 3, 12>, Layout<512, 32, 8, 3, 7>>;  // float32
 
 template <class Kernel, class L>
-int resident_teams() {
+Resident resident_teams() {
   constexpr size_t shared = sizeof(typename Kernel::Shared);
   if (Kernel::needs_cluster) return resident_clusters<Kernel>(L::C, shared);
-  return resident_blocks<Kernel>(shared) / L::C;
+  const Resident blocks = resident_blocks<Kernel>(shared);
+  if (blocks.count > 0 && blocks.count < L::C)
+    return {0, "a team has " + std::to_string(L::C) + " blocks, and this GPU runs " +
+                   std::to_string(blocks.count) + " at once"};
+  return {blocks.count / L::C, blocks.refusal};
 }
 
 template <class Kernel, class L>

@@ -30,9 +30,10 @@ Recurrences<BackwardArguments> recurrences(Path path, const BackwardArguments*) 
 template <class Arguments>
 Plan plan(Path path, int H, int parts) {
   const auto* kernel = find(recurrences(path, static_cast<Arguments*>(nullptr)), H, parts);
-  const int teams = kernel ? kernel->resident_teams() : 0;
-  if (teams == 0) return {0, 0, 0};
-  return {kernel->H, teams, kernel->packets * int64_t(sizeof(uint64_t))};
+  if (!kernel) return {0, 0, 0, "no kernel for H = " + std::to_string(H)};
+  const Resident teams = kernel->resident_teams();
+  if (teams.count == 0) return {0, 0, 0, teams.refusal};
+  return {kernel->H, teams.count, kernel->packets * int64_t(sizeof(uint64_t)), ""};
 }
 
 template <class Arguments>
@@ -62,6 +63,8 @@ void run_blocks(int blocks, const Arguments& arguments, bool is_double, void* st
 }
 
 }  // namespace
+
+std::string refusal() { return refusal<NormTanh<float>>(); }
 
 Plan plan(Path path, int H, int parts, bool backward) {
   return backward ? plan<BackwardArguments>(path, H, parts) : plan<ForwardArguments>(path, H, parts);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "arguments.h"
 
@@ -17,7 +18,11 @@ struct Plan {
   int H;                // padded; 0: no such kernel, or not on the current device
   int teams;            // of 8 samples of a weight set, that run at once
   int64_t packets;      // bytes a team needs for its exchange
+  std::string refusal;  // why there is no such kernel; else empty
 };
+
+// Why the current device cannot run this build's kernels; empty: it can.
+std::string refusal();
 
 // parts: bfloat16 terms of a float, 1 to 3.
 Plan plan(Path path, int H, int parts, bool backward);
@@ -28,9 +33,10 @@ void backward(Path path, int parts, int teams, BackwardArguments arguments, void
 
 // How a single step of the whole unit is taken in one launch.
 struct CellPlan {
-  int team_samples;   // 0: the current device cannot take this many samples of these sizes
-  int blocks;         // of a team
-  int64_t workspace;  // bytes of all teams
+  int team_samples;     // 0: the current device cannot take this many samples of these sizes
+  int blocks;           // of a team
+  int64_t workspace;    // bytes of all teams
+  std::string refusal;  // why team_samples is 0; else empty
 };
 
 CellPlan cell_plan(int B, int F, int C, int H, Dtype dtype, Dtype weight_dtype);

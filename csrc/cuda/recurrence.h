@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "launch.h"
 #include "mcu.h"
 
 namespace mmixer::cuda {
@@ -12,7 +13,7 @@ template <class Arguments>
 struct Recurrence {
   int H, parts;
   int64_t packets;  // of a team, 8 bytes each
-  int (*resident_teams)();
+  Resident (*resident_teams)();
   // Teams first_team ... first_team + teams; arguments.packets: teams * packets, cleared here.
   void (*launch)(const Arguments& arguments, int teams, void* stream);
 };

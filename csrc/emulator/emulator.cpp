@@ -17,7 +17,7 @@
 #include <stdexcept>
 #include <unordered_map>
 
-#include "launch.h"
+#include "../cuda/launch.h"
 
 // ThreadSanitizer takes each fiber for a thread, and learns here what orders memory. This file is
 // compiled without -fsanitize=thread: its own accesses are not to be seen.

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstring>
+#include <string>
 
 #include "../cuda/device.h"
 #include "emulator.h"
@@ -29,14 +30,24 @@ void launch(const Grid& grid, const typename Kernel::Arguments& arguments) {
   detail::run(grid, Kernel::threads, entry, &arguments);
 }
 
-template <class Kernel>
-int resident_clusters(int /*cluster*/, size_t shared_bytes) {
-  return shared_bytes > detail::largest_shared_memory ? 0 : options().resident_clusters;
+inline Resident resident(int count, size_t shared_bytes) {
+  if (shared_bytes > detail::largest_shared_memory) return {0, "too much shared memory"};
+  return {count, count ? "" : "the emulator was told to run none"};
 }
 
 template <class Kernel>
-int resident_blocks(size_t shared_bytes) {
-  return shared_bytes > detail::largest_shared_memory ? 0 : options().resident_blocks;
+Resident resident_clusters(int /*cluster*/, size_t shared_bytes) {
+  return resident(options().resident_clusters, shared_bytes);
+}
+
+template <class Kernel>
+Resident resident_blocks(size_t shared_bytes) {
+  return resident(options().resident_blocks, shared_bytes);
+}
+
+template <class Kernel>
+std::string refusal() {
+  return "";
 }
 
 inline void clear(void* p, size_t bytes, void* /*stream*/) { std::memset(p, 0, bytes); }

@@ -1,8 +1,9 @@
 """The engines: implementations of one recurrence, and which of them a call gets.
 
-An engine is a module with `state()` (can it run here, and if not why), `unsupported(...)` (why it
-does not take these tensors, or None), `saved_size(...)`, `forward(...)` and `backward(...)`; where
-a single step without gradients has a shorter way, also with `step(...)`.
+An engine is a module with `state(device=None)` (can it run here, on that device if it is one of the
+engine's, and if not why), `unsupported(...)` (why it does not take these tensors, or None),
+`saved_size(...)`, `forward(...)` and `backward(...)`; where a single step without gradients has a
+shorter way, also with `step(...)`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import warnings
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 from . import cpu, cuda, reference, triton
@@ -56,7 +58,7 @@ def choose(engine: str, input: Tensor) -> str:
         engine = _from_environment()
     check_name(engine)
     if engine != "auto":
-        state = _state(engine)
+        state = _state(engine, input.device)
         if not state.available:
             raise RuntimeError(
                 f'engine="{engine}" cannot run here: {state.reason}'
@@ -66,7 +68,7 @@ def choose(engine: str, input: Tensor) -> str:
         return engine
     reasons = []
     for native in _OF_DEVICE.get(input.device.type, ()):
-        state = _state(native)
+        state = _state(native, input.device)
         reason = get(native).unsupported(input) if state.available else state.reason
         if reason is None:
             return native
@@ -77,8 +79,8 @@ def choose(engine: str, input: Tensor) -> str:
     return "reference"
 
 
-def _state(name: str) -> EngineState:
-    state: EngineState = get(name).state()
+def _state(name: str, device: torch.device | None = None) -> EngineState:
+    state: EngineState = get(name).state(device)
     return state
 
 

@@ -27,7 +27,7 @@ else:
     _state = EngineState(True, f"C++, {_native.build_info()['instruction_set']}")
 
 
-def state() -> EngineState:
+def state(device: torch.device | None = None) -> EngineState:
     return _state
 
 

@@ -4,7 +4,10 @@ The products outside the recurrence are cuBLAS's, through torch; what stands bet
 Recurrent weights stay on the chip for the sequence, on one of two paths: "cluster" (thread block
 clusters, compute capability 9.0 and newer) or "cooperative" (exchange through L2, 8.0 and newer).
 Sizes and dtypes that neither takes go step by step, each step two products and two kernels: path
-"step". The logger `mmixer_kernels.engines.cuda` tells, at level DEBUG, which path a call took.
+"step". A step by itself without gradients is one launch: path "cell". The logger
+`mmixer_kernels.engines.cuda` tells, at level DEBUG, which path a call took and why not another. The
+environment variable MMIXER_CUDA_PATHS, read at import, names the paths that may be taken, separated
+by commas.
 
 float32 follows `torch.get_float32_matmul_precision()`: "highest" has float32's error in the
 recurrence, "high" and "medium" 2^-16 a product. bfloat16 products have bfloat16 operands, float16
@@ -15,6 +18,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 from typing import Any, NamedTuple
 
 import torch
@@ -36,8 +40,9 @@ except ImportError as error:
 else:
     _native = getattr(_extension, "cuda", None)
 
-PATHS = ("cluster", "cooperative", "step")
-"""In the order in which they are tried."""
+_EVERY_PATH = ("cell", "cluster", "cooperative", "step")
+PATHS = tuple(os.environ.get("MMIXER_CUDA_PATHS", ",".join(_EVERY_PATH)).split(","))
+"""In the order in which they are tried; "cell" is for single steps, the others for sequences."""
 
 _SAMPLES = 8  # of a team: the width of a tensor core's product
 _MOST_ROUNDS = 8  # of persistent kernels one after another; beyond, a step's products fill the GPU
@@ -47,7 +52,8 @@ _FIRST_CAPABILITY = (8, 0)
 _logger = logging.getLogger(__name__)
 
 
-def state() -> EngineState:
+def state(device: torch.device | None = None) -> EngineState:
+    """On a GPU; without one, on the current GPU, else on any that there is."""
     if _import_error is not None:
         reason = f"the extension mmixer_kernels._native cannot load: {_import_error}"
         return EngineState(False, reason, _import_error)
@@ -55,40 +61,52 @@ def state() -> EngineState:
         return EngineState(
             False, "this build has no CUDA: install again where nvcc is on the path (or CUDACXX)"
         )
-    return _device_state()
-
-
-@functools.cache
-def _device_state() -> EngineState:
+    if unknown := [path for path in PATHS if path not in _EVERY_PATH]:
+        return EngineState(
+            False,
+            f"MMIXER_CUDA_PATHS must name some of {', '.join(_EVERY_PATH)}, separated by commas, "
+            f"but names {', '.join(map(repr, unknown))}",
+        )
     if torch.version.cuda is None:
         return EngineState(False, "this torch has no CUDA: install one that has")
     if not torch.cuda.is_available():
         return EngineState(False, "torch finds no CUDA device or driver")
-    capabilities = {
-        index: torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())
-    }
-    if max(capabilities.values()) < _FIRST_CAPABILITY:
-        return EngineState(
-            False, f"it needs compute capability 8.0 or newer, but here are {capabilities}"
-        )
+    if device is not None and device.type == "cuda" and device.index is not None:
+        return _state_of(device.index)
+    # The current GPU comes first: to ask one takes some of its memory.
+    current = torch.cuda.current_device()
+    order = sorted(range(torch.cuda.device_count()), key=lambda index: index != current)
+    states = [_state_of(current)]
+    while not states[-1].available and len(states) < len(order):
+        states.append(_state_of(order[len(states)]))
+    if states[-1].available:
+        return states[-1]
+    return EngineState(False, "; ".join(state.reason for state in states))
+
+
+# torch.compile takes the answer as it is, since it cannot look into the extension.
+@functools.cache
+@torch.compiler.assume_constant_result
+def _state_of(index: int) -> EngineState:
+    """On one GPU."""
+    capability = torch.cuda.get_device_capability(index)
+    if capability < _FIRST_CAPABILITY:
+        refusal = f"its compute capability is {capability[0]}.{capability[1]}, not 8.0 or newer"
+    else:
+        with torch.cuda.device(index):
+            refusal = _native.refusal()
+    if refusal:
+        return EngineState(False, f"cuda:{index}: {refusal}")
     return EngineState(True, f"CUDA, {_extension.build_info()['cuda']}")
 
 
 def unsupported(input: Tensor) -> str | None:
     if input.device.type != "cuda":
         return f"it takes CUDA tensors, but input is on {input.device}"
-    capability = torch.cuda.get_device_capability(input.device)
-    if capability < _FIRST_CAPABILITY:
-        return (
-            f"it needs compute capability 8.0 or newer, but {input.device} has "
-            f"{capability[0]}.{capability[1]}"
-        )
     return None
 
 
 _STEP_SAMPLES = 64  # a step of more is not a stream's, and the general way is as good
-_workspaces: dict[tuple[int, int, int, bool], Tensor] = {}
-"""Of `step`, by device, stream, hidden size and whether it is float64."""
 
 
 def step(
@@ -107,10 +125,18 @@ def step(
     norms = [norm.contiguous() for norm in weights.norms()]
     with gpu.device_of(input):
         device = torch.cuda.current_device() if input.is_cuda else -1
-        plan = 0, 0, 0
-        if B <= _STEP_SAMPLES:
+        team_samples, blocks, size, refusal = 0, 0, 0, ""
+        if "cell" not in PATHS:
+            refusal = "left out by MMIXER_CUDA_PATHS"
+        elif B > _STEP_SAMPLES:
+            refusal = f"{B} samples, but {_STEP_SAMPLES} at most"
+        else:
             plan = _cell_plan(device, *sizes, _DTYPES[dtype], _DTYPES[weight_dtype])
-        team_samples, blocks, size = plan
+            team_samples, blocks, size, refusal = plan
+        _logger.debug(
+            "step of B=%d H=%d %s: %s",
+            *(B, H, dtype, f"a sequence of one (cell: {refusal})" if refusal else "path cell"),
+        )
         if team_samples == 0:
             state = None if hx is None else hx.unsqueeze(0)
             operands = [input.unsqueeze(0)], [context], [weights], state, None, mix, eps, False
@@ -119,6 +145,7 @@ def step(
         input, context = gpu.rows(input), gpu.rows(context)
         hx = None if hx is None else gpu.rows(hx)
         output = input.new_empty(B, H)
+        workspace = _workspace(device, H, size, input)
         native = _fill(
             _native.CellArguments(),
             **dict(zip("BFCH", sizes, strict=True)),
@@ -131,7 +158,7 @@ def step(
             norm_weight=norms[0] if norms else None,
             norm_bias=norms[1] if norms else None,
             output=output,
-            workspace=_workspace(device, stream, H, size, input),
+            workspace=workspace.memory,
             dtype=dtype,
             weight_dtype=weight_dtype,
             norm_dtype=norms[0].dtype if norms else dtype,
@@ -141,27 +168,57 @@ def step(
             eps=eps,
         )
         native.set_weights([matrix.data_ptr() for matrix in matrices])
+        workspace.wait()
         _native.cell(native, stream)
+        workspace.launched()
     return output
 
 
 @functools.cache
 def _cell_plan(
     device: int, B: int, F: int, C: int, H: int, dtype: int, weight_dtype: int
-) -> tuple[int, int, int]:
-    team_samples, blocks, size = _native.cell_plan(B, F, C, H, dtype, weight_dtype)
-    return team_samples, blocks, size
+) -> tuple[int, int, int, str]:
+    team_samples, blocks, size, refusal = _native.cell_plan(B, F, C, H, dtype, weight_dtype)
+    return team_samples, blocks, size, refusal
 
 
-def _workspace(device: int, stream: int, H: int, size: int, like: Tensor) -> Tensor:
-    def zeros(size: int) -> Tensor:
-        return torch.zeros(size, dtype=torch.uint8, device=like.device)
+class _Workspace:
+    """Of `step`. Between two steps it holds what the first one left, so they must not overlap."""
 
+    def __init__(self, memory: Tensor, last: torch.cuda.Event | None) -> None:
+        self.memory = memory
+        self._last = last  # the end of the last step; None: the caller's stream orders all of them
+
+    def wait(self) -> None:
+        """Before a step's launch on the current stream: the last step has ended by then, whichever
+        stream it was on, also one that is gone and whose handle another stream has."""
+        if self._last is not None:
+            self._last.wait()
+
+    def launched(self) -> None:
+        if self._last is not None:
+            self._last.record()
+
+    def retire(self) -> None:
+        """Before its memory is freed on a stream that the last step may not be on."""
+        if self._last is not None:
+            self.wait()
+            self.memory.record_stream(torch.cuda.current_stream())
+
+
+_workspaces: dict[tuple[int, int, bool], _Workspace] = {}
+"""By device, hidden size and whether it is float64."""
+
+
+def _workspace(device: int, H: int, size: int, like: Tensor) -> _Workspace:
+    memory = functools.partial(torch.zeros, dtype=torch.uint8, device=like.device)
     if like.is_cuda and torch.cuda.is_current_stream_capturing():
-        return zeros(size)  # the graph's own: it may be replayed on any stream
-    key = device, stream, H, like.dtype is torch.float64
-    if key not in _workspaces or _workspaces[key].numel() < size:
-        _workspaces[key] = zeros(size)
+        return _Workspace(memory(size), None)  # the graph's own: its replays do not overlap
+    key = device, H, like.dtype is torch.float64
+    if key in _workspaces and _workspaces[key].memory.numel() < size:
+        _workspaces.pop(key).retire()
+    if key not in _workspaces:
+        _workspaces[key] = _Workspace(memory(size), torch.cuda.Event() if like.is_cuda else None)
     return _workspaces[key]
 
 
@@ -197,9 +254,10 @@ def _parts(dtype: torch.dtype) -> int | None:
 @functools.cache
 def _native_plan(
     device: int, path: str, hidden: int, parts: int, backward: bool
-) -> tuple[int, int, int]:
-    padded, teams, packets = _native.plan(path == "cluster", hidden, parts, backward)
-    return padded, teams, packets
+) -> tuple[int, int, int, str]:
+    """Padded hidden size (0: no kernel), teams at once, bytes of packets; why no kernel."""
+    padded, teams, packets, refusal = _native.plan(path == "cluster", hidden, parts, backward)
+    return padded, teams, packets, refusal
 
 
 def _plan(call: Call, backward: bool) -> _Plan:
@@ -207,14 +265,17 @@ def _plan(call: Call, backward: bool) -> _Plan:
     teams = call.G * -(-call.B // _SAMPLES)
     chosen, refused = None, []
     for path in PATHS:
+        if path == "cell":
+            continue
         if path == "step":
             chosen = _Plan("step", parts or 0, call.H, 0, 0)
         elif parts is None:
             refused.append(f"{path}: no kernel for {call.dtype}")
         else:
-            plan = _Plan(path, parts, *_native_plan(call.index, path, call.H, parts, backward))
+            *numbers, refusal = _native_plan(call.index, path, call.H, parts, backward)
+            plan = _Plan(path, parts, *numbers)
             if plan.padded == 0:
-                refused.append(f"{path}: no kernel for H = {call.H} here")
+                refused.append(f"{path}: {refusal}")
             elif teams > _MOST_ROUNDS * plan.teams:
                 refused.append(f"{path}: {teams} teams, {plan.teams} at once")
             else:

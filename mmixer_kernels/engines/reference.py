@@ -10,7 +10,7 @@ from ..reference import Weights
 from .state import EngineState
 
 
-def state() -> EngineState:
+def state(device: torch.device | None = None) -> EngineState:
     return EngineState(True, "plain PyTorch")
 
 

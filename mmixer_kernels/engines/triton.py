@@ -31,7 +31,7 @@ _BLOCK_M = 64  # rows of a program of the products over all steps
 
 
 @functools.cache
-def state() -> EngineState:
+def state(device: torch.device | None = None) -> EngineState:
     if importlib.util.find_spec("triton") is None:
         return EngineState(False, "triton is not installed: pip install triton")
     if not torch.cuda.is_available():

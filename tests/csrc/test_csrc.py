@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
-from building import build, build_directory, call, expect_success, launcher
+from building import ROOT, build, build_directory, call, expect_success, find, launcher
 
 
 @pytest.mark.parametrize("sanitize", ["address,undefined", "thread"])
@@ -30,6 +32,77 @@ def test_emulator(cuda_tests: Path) -> None:
 
 def test_every_synchronisation_of_the_cuda_kernels_is_needed(cuda_tests: Path) -> None:
     print(expect_success([cuda_tests / "test_cuda"]))
+
+
+def test_launches_and_what_a_device_refuses(tmp_path: Path) -> None:
+    """Over a stub of the CUDA runtime: no GPU is needed, but nvcc is."""
+    nvcc, program = find("nvcc"), tmp_path / "test_launch"
+    sources = [ROOT / "tests" / "csrc" / name for name in ("test_launch.cu", "runtime_stub.cpp")]
+    flags = [
+        "-std=c++17",
+        "-cudart",
+        "none",
+        "--gpu-architecture=sm_90",
+        "-Xcompiler=-Wall,-Wextra",
+    ]
+    assert not re.search("warning|error", expect_success([nvcc, *flags, *sources, "-o", program]))
+    print(expect_success([program]))
+
+
+PROBE_KERNEL = ("kernels", "cluster", "forward", "128", "1")
+
+
+@pytest.fixture(scope="module")
+def probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """benchmarks/gpu_probe.cu, its kernels run by the emulator and its runtime a stub."""
+    directory = build_directory(tmp_path_factory.mktemp("emulated"))
+    build(directory, "emulated_probe")
+    return directory / "emulated_probe"
+
+
+def probed(probe: Path, *words: str, status: int = 0) -> list[dict[str, Any]]:
+    result = call([probe, *words])
+    assert result.returncode == status, result.stdout
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("path", ["cluster", "cooperative"])
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_probe_of_a_kernel(probe: Path, path: str, direction: str) -> None:
+    """The kernels agree with the probe's own float64, and 20 runs with each other."""
+    (record,) = probed(probe, "kernels", path, direction, "128", "2")
+    assert record["kind"] == "kernel"
+    assert (record["path"], record["direction"], record["hidden"]) == (path, direction, 128)
+    assert record["not_finite"] == record["differ"] == 0
+    assert record.get("error", 1e-6) < 2e-5
+
+
+def test_probe_of_network_and_cell(probe: Path) -> None:
+    records = probed(probe, "network")
+    assert {record["kind"] for record in records} == {"l2", "exchange"}
+    assert {record["what"] for record in records} == {"one-way", "statistics", "all-gather"}
+    assert len({record["wait"] for record in records if "wait" in record}) == 3
+    (last,) = probed(probe, "once", "cell")
+    assert last == {"kind": "once", "path": "cell"}
+
+
+def test_probe_tells_what_it_has_seen_by_its_exit_status(
+    probe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STUB", "hang")
+    (hang,) = probed(probe, *PROBE_KERNEL, status=3)
+    assert hang == {
+        "kind": "hang",
+        **{"path": "cluster", "direction": "forward", "hidden": 128, "parts": 1},
+    }
+    monkeypatch.setenv("STUB", "differ")
+    (differ,) = probed(probe, *PROBE_KERNEL, status=1)
+    assert differ["differ"] > 0
+    monkeypatch.setenv("STUB", "missing")
+    (error,) = probed(probe, "facts", status=2)
+    assert "an error of the stub" in error["what"]
+    (error,) = probed(probe, "kernels", "clusters", "forward", status=2)
+    assert error["what"] == "PATH must be cluster or cooperative, but is clusters"
 
 
 CUDA_KERNELS = {

@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "../../csrc/emulator/launch.h"
+#include "../../csrc/cuda/launch.h"
 
 using namespace mmixer::cuda;
 
@@ -494,10 +494,11 @@ void test_launches() {
   check_error([&] { launch_body(grid_of(3, 2, 0), nothing); }, "3 blocks in clusters of 2");
   check_error([&] { launch_body(grid_of(1, 1, 228 * 1024), nothing); }, "shared memory");
   launch_body({132, 1, true, 0, nullptr}, nothing);
-  check(resident_blocks<Exchange>(1000) == 132 && resident_clusters<Exchange>(8, 1000) == 8,
+  check(resident_blocks<Exchange>(1000).count == 132 &&
+            resident_clusters<Exchange>(8, 1000).count == 8,
         "what is resident");
-  check(resident_blocks<Exchange>(228 * 1024) == 0 &&
-            resident_clusters<Exchange>(8, 228 * 1024) == 0,
+  check(resident_blocks<Exchange>(228 * 1024).count == 0 &&
+            resident_clusters<Exchange>(8, 228 * 1024).refusal == "too much shared memory",
         "too much shared memory for any block");
   bool filled = true;
   launch_body(grid_of(2, 1, 1000), [&](void* memory) {

@@ -115,10 +115,10 @@ def take(monkeypatch: pytest.MonkeyPatch) -> Take:
         for hidden in hidden_sizes if path != "step" else ():
             assert parts is not None
             for backward in (False, True):
-                padded, _, _ = cuda._native_plan(0, path, hidden, parts, backward)
+                padded, _, _, refusal = cuda._native_plan(0, path, hidden, parts, backward)
                 if padded == 0:
                     which = "backward" if backward else "forward"
-                    pytest.skip(f"{path} has no {which} kernel for H = {hidden}, {precision} here")
+                    pytest.skip(f"{path}, {which}, H = {hidden}, {precision}: {refusal}")
         monkeypatch.setattr(cuda, "PATHS", (path,))
         return chosen
 

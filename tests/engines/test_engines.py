@@ -51,18 +51,20 @@ def test_an_engine_asked_for_is_used_or_raises():
 def test_auto_says_why_it_does_not_take_the_native_engine(monkeypatch):
     # The package's attribute of this name is the function.
     monkeypatch.setattr(sys.modules["mmixer_kernels.engines"], "_warned", set())
-    monkeypatch.setattr(cuda, "state", lambda: EngineState(False, "this build has no CUDA"))
-    monkeypatch.setattr(triton, "state", lambda: EngineState(False, "triton is not installed"))
+    monkeypatch.setattr(cuda, "state", lambda device: EngineState(False, "this build has no CUDA"))
+    monkeypatch.setattr(
+        triton, "state", lambda device: EngineState(False, "triton is not installed")
+    )
     on_gpu = types.SimpleNamespace(device=torch.device("cuda", 0))
     with pytest.warns(
         RuntimeWarning, match="slower: cuda: this build has no CUDA; triton: triton is not"
     ):
         assert choose("auto", on_gpu) == "reference"
-    monkeypatch.setattr(cuda, "state", lambda: EngineState(True, "made up"))
+    monkeypatch.setattr(cuda, "state", lambda device: EngineState(True, "made up"))
     monkeypatch.setattr(cuda, "unsupported", lambda input: "its capability is 7.5")
     with pytest.warns(RuntimeWarning, match=r"slower: cuda: its capability is 7\.5"):
         assert choose("auto", on_gpu) == "reference"
-    monkeypatch.setattr(triton, "state", lambda: EngineState(True, "made up"))
+    monkeypatch.setattr(triton, "state", lambda device: EngineState(True, "made up"))
     assert choose("auto", on_gpu) == "triton"
     monkeypatch.setattr(cuda, "unsupported", lambda input: None)
     assert choose("auto", on_gpu) == "cuda"

@@ -1,0 +1,803 @@
+// What the CUDA engine does on this GPU, without Python and torch: in seconds, and a kernel that hangs
+// takes nothing with it but this process.
+//
+//   cmake --build BUILD --target gpu_probe
+//   gpu_probe facts                       the device, clusters and teams at once, launches
+//   gpu_probe network                     latency of an exchange, in a cluster and through L2
+//   gpu_probe kernels PATH DIRECTION [H TERMS]   of each kernel: does it end, are 20 runs equal to the
+//                                         bit, how far is forward from float64, microseconds per step
+//   gpu_probe cell                        the same of the kernel of one step
+//   gpu_probe once PATH [DIRECTION]       one run of 3 steps of each kernel: for compute-sanitizer
+//
+// PATH is cluster, cooperative or (with `once`) cell; DIRECTION is forward or backward. Each line of the
+// output is a JSON object. Exit status: 0; 1 for a kernel whose runs differ, are not finite or are
+// wrong; 2 for an error; 3 for a kernel that did not end within 3 s (60 s with `once`).
+#include <cuda_runtime.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <random>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "../csrc/cuda/launch.h"
+#include "../csrc/cuda/mcu.h"
+
+namespace mmixer::cuda {
+namespace {
+
+enum Status { fine, wrong, failed, hangs };
+constexpr int samples = 8, runs = 20;
+constexpr int sizes[] = {512, 128, 256, 768, 1024};  // what matters most comes first
+#ifdef __CUDACC__
+constexpr int short_run = 64, long_run = 1024;  // steps
+#else  // in tests, by csrc/emulator on a CPU
+constexpr int short_run = 4, long_run = 8;
+#endif
+
+double patience = 3;  // seconds
+
+// A line of the output. It is there even where the next call hangs.
+__attribute__((format(printf, 1, 2))) void print(const char* format, ...) {
+  va_list words;
+  va_start(words, format);
+  std::vprintf(format, words);
+  va_end(words);
+  std::printf("\n");
+  std::fflush(stdout);
+}
+
+std::string quoted(const std::string& text) {
+  std::string result = "\"";
+  for (const char c : text) {
+    if (c == '"' || c == '\\') result += '\\';
+    result += c >= 0 && c < ' ' ? ' ' : c;
+  }
+  return result + "\"";
+}
+
+void check_call(cudaError_t error, const char* call) {
+  if (error != cudaSuccess)
+    throw std::runtime_error(std::string(call) + ": " + cudaGetErrorString(error));
+}
+
+#define CHECK(call) check_call(call, #call)
+
+// Ends the process where the device has not come to the end of its work; `what`: the fields of a record.
+void wait_or_exit(const std::string& what) {
+  cudaEvent_t done;
+  CHECK(cudaEventCreateWithFlags(&done, cudaEventDisableTiming));
+  CHECK(cudaEventRecord(done));
+  const auto start = std::chrono::steady_clock::now();
+  for (;;) {
+    const cudaError_t answer = cudaEventQuery(done);
+    if (answer == cudaSuccess) break;
+    if (answer != cudaErrorNotReady) CHECK(answer);
+    const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - start;
+    if (passed.count() > patience) {
+      print("{\"kind\": \"hang\", %s}", what.c_str());
+      _exit(hangs);  // the context cannot be destroyed before the kernel ends
+    }
+  }
+  CHECK(cudaEventDestroy(done));
+}
+
+// Median milliseconds of a call on the GPU, the first one apart.
+double milliseconds(const std::string& what, const std::function<void()>& call, int rounds = 7) {
+  cudaEvent_t start, end;
+  CHECK(cudaEventCreate(&start));
+  CHECK(cudaEventCreate(&end));
+  std::vector<float> all(rounds);
+  for (int i = -1; i < rounds; i++) {
+    CHECK(cudaEventRecord(start));
+    call();
+    CHECK(cudaEventRecord(end));
+    wait_or_exit(what);
+    if (i >= 0) CHECK(cudaEventElapsedTime(&all[i], start, end));
+  }
+  CHECK(cudaEventDestroy(start));
+  CHECK(cudaEventDestroy(end));
+  std::sort(all.begin(), all.end());
+  return all[rounds / 2];
+}
+
+template <class T>
+class Array {
+ public:
+  explicit Array(size_t size) : size_(size) {
+    CHECK(cudaMalloc(reinterpret_cast<void**>(&data_), size * sizeof(T)));
+    poison();
+  }
+  Array(size_t size, const std::vector<T>& repeated) : Array(size) {
+    for (size_t i = 0; i < size; i += repeated.size())
+      CHECK(cudaMemcpy(data_ + i, repeated.data(),
+                       std::min(repeated.size(), size - i) * sizeof(T), cudaMemcpyHostToDevice));
+  }
+  Array(const Array&) = delete;
+  ~Array() { cudaFree(data_); }
+
+  // Every float a NaN.
+  void poison() { CHECK(cudaMemset(data_, 0xff, size_ * sizeof(T))); }
+
+  std::vector<T> first(size_t count) const {
+    std::vector<T> x(count);
+    CHECK(cudaMemcpy(x.data(), data_, count * sizeof(T), cudaMemcpyDeviceToHost));
+    return x;
+  }
+
+  T* data() const { return data_; }
+
+ private:
+  size_t size_;
+  T* data_ = nullptr;
+};
+
+std::vector<float> random_floats(size_t size, float low, float high) {
+  static std::mt19937 generator(7);
+  std::uniform_real_distribution<float> uniform(low, high);
+  std::vector<float> x(std::min(size, size_t(1) << 20));
+  for (float& value : x) value = uniform(generator);
+  return x;
+}
+
+uint16_t bfloat16(float x) {  // truncated: the terms' sum is what counts
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return uint16_t(bits >> 16);
+}
+
+float value(uint16_t x) {
+  const uint32_t bits = uint32_t(x) << 16;
+  float result;
+  std::memcpy(&result, &bits, sizeof result);
+  return result;
+}
+
+// W_r, W_z and W_h: their bfloat16 terms [terms][gates][H][H], and the sums of these.
+struct RandomWeights {
+  std::vector<uint16_t> terms;
+  std::vector<float> sum;
+
+  RandomWeights(int count, int H) : terms(size_t(count) * gates * H * H), sum(size_t(gates) * H * H) {
+    const float bound = 1 / std::sqrt(float(H));
+    const std::vector<float> x = random_floats(sum.size(), -bound, bound);
+    for (size_t i = 0; i < sum.size(); i++) {
+      float rest = x[i % x.size()];
+      for (int term = 0; term < count; term++) {
+        terms[term * sum.size() + i] = bfloat16(rest);
+        const float kept = value(bfloat16(rest));
+        sum[i] += kept, rest -= kept;
+      }
+    }
+  }
+};
+
+// ---- facts
+
+struct NothingArguments {
+  int unused;
+};
+
+template <bool cluster>
+struct Nothing {
+  using Arguments = NothingArguments;
+  static constexpr int threads = 256;
+  static constexpr bool needs_cluster = cluster;
+  static MMIXER_DEVICE void run(void*, const Arguments&) {}
+};
+
+template <class Kernel>
+void time_launches(const char* name, const Grid& grid) {
+  constexpr int count = 200;
+  const std::string what = "\"path\": \"launch, " + std::string(name) + "\"";
+  const double time = milliseconds(what, [&] {
+    for (int i = 0; i < count; i++) launch<Kernel>(grid, {0});
+  });
+  print("{\"kind\": \"launch\", \"what\": \"%s\", \"us\": %.2f}", name, 1e3 * time / count);
+}
+
+Path path_of(const std::string& name) {
+  if (name == "cluster") return Path::cluster;
+  if (name == "cooperative") return Path::cooperative;
+  throw std::invalid_argument("PATH must be cluster or cooperative, but is " + name);
+}
+
+bool is_backward(const std::string& direction) {
+  if (direction != "forward" && direction != "backward")
+    throw std::invalid_argument("DIRECTION must be forward or backward, but is " + direction);
+  return direction == "backward";
+}
+
+std::string fields(const std::string& path, const std::string& direction, int H, int terms) {
+  return "\"path\": " + quoted(path) + ", \"direction\": " + quoted(direction) +
+         ", \"hidden\": " + std::to_string(H) + ", \"parts\": " + std::to_string(terms);
+}
+
+// Calls each(H, terms, plan) for every layout of a path, also for those that this GPU cannot run.
+void for_layouts(const std::string& path, const std::string& direction,
+                 const std::function<void(int, int, const Plan&)>& each) {
+  for (const int H : sizes)
+    for (int terms = 1; terms <= 3; terms++) {
+      const Plan chosen = plan(path_of(path), H, terms, is_backward(direction));
+      const bool there_is_none = chosen.refusal.rfind("no kernel for", 0) == 0;
+      if (!there_is_none && (chosen.H == H || chosen.H == 0)) each(H, terms, chosen);
+    }
+}
+
+int facts() {
+  cudaDeviceProp device;
+  int clock = 0, runtime = 0, driver = 0;
+  CHECK(cudaGetDeviceProperties(&device, 0));
+  CHECK(cudaDeviceGetAttribute(&clock, cudaDevAttrClockRate, 0));
+  CHECK(cudaRuntimeGetVersion(&runtime));
+  CHECK(cudaDriverGetVersion(&driver));
+  print("{\"kind\": \"device\", \"name\": %s, \"capability\": \"%d.%d\", \"multiprocessors\": %d, "
+        "\"l2_mib\": %d, \"clock_mhz\": %d, \"runtime\": %d, \"driver\": %d}",
+        quoted(device.name).c_str(), device.major, device.minor, device.multiProcessorCount,
+        int(device.l2CacheSize >> 20), clock / 1000, runtime, driver);
+  if (const std::string why = refusal(); !why.empty()) throw std::runtime_error(why);
+  for (const int size : {8, 16}) {
+    const Resident clusters = resident_clusters<Nothing<true>>(size, 0);
+    print("{\"kind\": \"clusters\", \"size\": %d, \"at_once\": %d, \"why\": %s}", size, clusters.count,
+          quoted(clusters.refusal).c_str());
+  }
+  for (const std::string path : {"cluster", "cooperative"})
+    for (const std::string direction : {"forward", "backward"})
+      for_layouts(path, direction, [&](int H, int terms, const Plan& chosen) {
+        print("{\"kind\": \"teams\", %s, \"teams\": %d, \"why\": %s}",
+              fields(path, direction, H, terms).c_str(), chosen.teams, quoted(chosen.refusal).c_str());
+      });
+  time_launches<Nothing<false>>("plain", {128, 1, false, 0, nullptr});
+  time_launches<Nothing<false>>("cooperative", {128, 1, true, 0, nullptr});
+  if (resident_clusters<Nothing<true>>(16, 0).count)
+    time_launches<Nothing<true>>("cluster", {16, 16, false, 0, nullptr});
+  return fine;
+}
+
+// ---- network
+
+constexpr int most_bytes = 16384, rounds = 200, warm_rounds = 8;
+
+struct NetworkArguments {
+  int blocks, bytes;  // of a cluster; an operand, of all its blocks
+  uint64_t* packets;
+  int64_t *cycles, *nanoseconds;  // per block, of `rounds`
+};
+
+struct Time {
+  int64_t cycles, nanoseconds;
+};
+
+MMIXER_DEVICE Time now() {
+#ifdef __CUDACC__
+  int64_t nanoseconds;
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(nanoseconds));
+  return {clock64(), nanoseconds};
+#else
+  return {0, 0};
+#endif
+}
+
+// How a wait makes visible what arrived: today's way, and two that were proposed.
+enum class Wait { acquire_cluster, acquire_shared, acquire_block };
+constexpr const char* wait_names[] = {"acquire.cluster", "relaxed and a fence of shared memory",
+                                      "acquire.cta"};
+// The fence of shared memory alone is PTX 8.6's.
+#if defined(__CUDACC__) && __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ < 1208
+constexpr bool has_shared_fence = false;
+#else
+constexpr bool has_shared_fence = true;
+#endif
+
+template <Wait wait>
+MMIXER_DEVICE void wait_on(Mbarrier* barrier, uint32_t parity) {
+#ifdef __CUDACC__
+  if constexpr (wait == Wait::acquire_shared && has_shared_fence) {
+    asm volatile(
+        "{\n.reg .pred done;\n"
+        "again%=:\n"
+        "mbarrier.try_wait.parity.relaxed.cluster.shared::cta.b64 done, [%0], %1;\n"
+        "@!done bra again%=;\n"
+        "fence.acquire.sync_restrict::shared::cluster.cluster;\n}" ::"r"(shared_address(barrier)),
+        "r"(parity)
+        : "memory");
+    return;
+  } else if constexpr (wait == Wait::acquire_block) {
+    asm volatile(
+        "{\n.reg .pred done;\n"
+        "again%=:\n"
+        "mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 done, [%0], %1;\n"
+        "@!done bra again%=;\n}" ::"r"(shared_address(barrier)),
+        "r"(parity)
+        : "memory");
+    return;
+  }
+#endif
+  mbarrier_wait(barrier, parity);
+}
+
+enum class Traffic { one_way, statistics, all_gather };
+constexpr const char* traffic_names[] = {"one-way", "statistics", "all-gather"};
+
+// Rounds of what exchange.h sends. one_way: a float from block 0 to 1 and back. statistics: a float per
+// warp, from each block to each. all_gather: an operand's rows, 16 bytes per lane.
+template <Traffic traffic, Wait wait>
+struct Network {
+  using Arguments = NetworkArguments;
+  static constexpr int threads = 256;
+  static constexpr bool needs_cluster = true;
+  struct Shared {
+    alignas(16) unsigned char landing[2][most_bytes];
+    Mbarrier barrier[2];
+  };
+
+  static MMIXER_DEVICE void run(void* memory, const Arguments& a) {
+    Shared& shared = *static_cast<Shared*>(memory);
+    const int rank = block_index() % a.blocks;
+    const int expected = traffic == Traffic::one_way ? int(sizeof(float)) : a.bytes;
+    if (thread_index() == 0) {
+      for (Mbarrier& barrier : shared.barrier) mbarrier_init(&barrier, 1);
+      mbarrier_init_fence();
+      for (Mbarrier& barrier : shared.barrier) mbarrier_expect(&barrier, expected);
+    }
+    cluster_sync();
+    Time start = now();
+    for (int round = 0; round < warm_rounds + rounds; round++) {
+      if (round == warm_rounds) start = now();
+      Mbarrier* const barrier = &shared.barrier[round % 2];
+      const uint32_t parity = round / 2 % 2;
+      if constexpr (traffic == Traffic::one_way) {
+        if (rank < 2 && thread_index() == 0) {
+          if (rank == 1) receive(barrier, parity, expected);
+          store_async(reinterpret_cast<float*>(shared.landing[round % 2]), 1 - rank, 1.f, barrier);
+          if (rank == 0) receive(barrier, parity, expected);
+        }
+      } else {
+        send(shared.landing[round % 2], rank, barrier, a);
+        wait_on<wait>(barrier, parity);
+        if (thread_index() == 0) mbarrier_expect(barrier, expected);
+        block_sync();
+      }
+    }
+    if (thread_index() == 0) {
+      const Time end = now();
+      a.cycles[block_index()] = end.cycles - start.cycles;
+      a.nanoseconds[block_index()] = end.nanoseconds - start.nanoseconds;
+    }
+    warp_sync();
+    cluster_sync();
+  }
+
+ private:
+  // One thread's. The next store on this barrier follows one of ours, and so this.
+  static MMIXER_DEVICE void receive(Mbarrier* barrier, uint32_t parity, int expected) {
+    wait_on<wait>(barrier, parity);
+    mbarrier_expect(barrier, expected);
+  }
+
+  static MMIXER_DEVICE void send(unsigned char* landing, int rank, Mbarrier* barrier,
+                                 const Arguments& a) {
+    if constexpr (traffic == Traffic::statistics) {
+      const int lane = thread_index() % 32, warp = thread_index() / 32;
+      if (lane < a.blocks)
+        store_async(reinterpret_cast<float*>(landing) + rank * (threads / 32) + warp, lane, 1.f,
+                    barrier);
+    } else {
+      const int chunks = a.bytes / a.blocks / int(sizeof(Word4));  // to each block
+      for (int i = thread_index(); i < chunks * a.blocks; i += threads)
+        store_async(reinterpret_cast<Word4*>(landing) + rank * chunks + i % chunks, i / chunks,
+                    Word4{{1, 2, 3, 4}}, barrier);
+    }
+  }
+};
+
+// A packet from block 0 to 1 and back, through L2. Its tag is the round's number, from 1 on.
+struct PacketPingPong {
+  using Arguments = NetworkArguments;
+  static constexpr int threads = 32;
+  static constexpr bool needs_cluster = false;
+
+  static MMIXER_DEVICE void run(void*, const Arguments& a) {
+    if (thread_index() != 0) return;
+    const int rank = block_index();
+    uint64_t *const mine = a.packets + 64 * rank, *const others = a.packets + 64 * (1 - rank);
+    Time start = now();
+    for (int round = 0; round < warm_rounds + rounds; round++) {
+      if (round == warm_rounds) start = now();
+      const uint32_t tag = uint32_t(round) + 1;
+      if (rank == 1) receive(mine, tag);
+      store_packet(others, 0, tag);
+      if (rank == 0) receive(mine, tag);
+    }
+    const Time end = now();
+    a.cycles[rank] = end.cycles - start.cycles;
+    a.nanoseconds[rank] = end.nanoseconds - start.nanoseconds;
+  }
+
+ private:
+  static MMIXER_DEVICE void receive(const uint64_t* packet, uint32_t tag) {
+    while (!packet_ready(load_packet(packet), tag)) {
+    }
+  }
+};
+
+// Of one exchange: block 0's time over the rounds, and over the hops of a round.
+void print_exchange(const NetworkArguments& a, const std::string& kind, int hops) {
+  int64_t cycles, nanoseconds;
+  CHECK(cudaMemcpy(&cycles, a.cycles, sizeof cycles, cudaMemcpyDeviceToHost));
+  CHECK(cudaMemcpy(&nanoseconds, a.nanoseconds, sizeof nanoseconds, cudaMemcpyDeviceToHost));
+  print("{%s, \"cycles\": %.0f, \"ns\": %.1f}", kind.c_str(), double(cycles) / rounds / hops,
+        double(nanoseconds) / rounds / hops);
+}
+
+template <Traffic traffic, Wait wait>
+void time_network(NetworkArguments a, int clusters) {
+  using Kernel = Network<traffic, wait>;
+  const std::string kind =
+      "\"kind\": \"exchange\", \"what\": \"" + std::string(traffic_names[int(traffic)]) +
+      "\", \"wait\": \"" + wait_names[int(wait)] + "\", \"blocks\": " + std::to_string(a.blocks) +
+      ", \"clusters\": " + std::to_string(clusters) + ", \"bytes\": " + std::to_string(a.bytes);
+  const Resident resident =
+      resident_clusters<Kernel>(a.blocks, sizeof(typename Kernel::Shared));
+  if (resident.count < clusters) {
+    const std::string why = resident.count ? "" : ", \"why\": " + quoted(resident.refusal);
+    print("{%s, \"at_once\": %d%s}", kind.c_str(), resident.count, why.c_str());
+    return;
+  }
+  for (int i = 0; i < 2; i++) {
+    launch<Kernel>({clusters * a.blocks, a.blocks, false, sizeof(typename Kernel::Shared), nullptr},
+                   a);
+    wait_or_exit("\"path\": \"network\", " + kind.substr(kind.find(',') + 2));
+  }
+  print_exchange(a, kind, traffic == Traffic::one_way ? 2 : 1);
+}
+
+template <Wait wait>
+void time_networks(NetworkArguments a) {
+  for (const int blocks : {8, 16}) {
+    a.blocks = blocks;
+    a.bytes = int(sizeof(float));
+    time_network<Traffic::one_way, wait>(a, 1);
+    a.bytes = blocks * 8 * int(sizeof(float));
+    time_network<Traffic::statistics, wait>(a, 1);
+    for (a.bytes = 1024; a.bytes <= most_bytes; a.bytes *= 2)
+      time_network<Traffic::all_gather, wait>(a, 1);
+  }
+  // As many clusters as N = 3 modalities need, of 8 samples and of 4.
+  a.blocks = 16;
+  a.bytes = 8192;
+  time_network<Traffic::all_gather, wait>(a, 3);
+  a.bytes = 4096;
+  time_network<Traffic::all_gather, wait>(a, 6);
+}
+
+int network() {
+  Array<int64_t> cycles(256), nanoseconds(256);
+  Array<uint64_t> packets(128);
+  CHECK(cudaMemset(packets.data(), 0, 128 * sizeof(uint64_t)));
+  NetworkArguments a{2, 0, packets.data(), cycles.data(), nanoseconds.data()};
+  launch<PacketPingPong>({2, 1, true, 0, nullptr}, a);
+  wait_or_exit("\"path\": \"network\", \"what\": \"L2\"");
+  print_exchange(a, "\"kind\": \"l2\", \"what\": \"one-way\"", 2);
+  time_networks<Wait::acquire_cluster>(a);
+  if (has_shared_fence) time_networks<Wait::acquire_shared>(a);
+  time_networks<Wait::acquire_block>(a);
+  return fine;
+}
+
+// ---- kernels
+
+// A persistent kernel with operands of its own, of up to `steps` steps.
+struct Operands {
+  const bool backward;
+  const int H, terms;
+  const Path path;
+  const Plan chosen;
+  const RandomWeights weights;
+  const std::vector<float> norms, hx, inputs;  // inputs are repeated
+  Array<uint16_t> weights_there;
+  Array<float> norms_there, hx_there, inputs_there;
+  Array<float> states, projected, r_std, grad_output, grad_h_n;  // backward reads the states
+  Array<float> grad_gates, grad_f_tilde, grad_hx, grad_norm;
+  Array<uint64_t> packets;
+
+  Operands(Path path, bool backward, int H, int terms, const Plan& chosen, int steps)
+      : backward(backward),
+        H(H),
+        terms(terms),
+        path(path),
+        chosen(chosen),
+        weights(terms, H),
+        norms(random_floats(2 * norm_gates * H, -1, 1)),
+        hx(random_floats(samples * H, -1, 1)),
+        inputs(random_floats(size_t(steps) * gates * samples * H, -1, 1)),
+        weights_there(weights.terms.size(), weights.terms),
+        norms_there(norms.size(), norms),
+        hx_there(hx.size(), hx),
+        inputs_there(size_t(steps) * gates * samples * H, inputs),
+        states(size_t(steps) * samples * H, random_floats(size_t(steps) * samples * H, -1, 1)),
+        projected(backward ? size_t(steps) * gates * samples * H : 1, inputs),
+        r_std(size_t(steps) * gates * samples, random_floats(size_t(steps) * 24, 0.5f, 1.5f)),
+        grad_output(backward ? size_t(steps) * samples * H : 1, inputs),
+        grad_h_n(hx.size(), hx),
+        grad_gates(backward ? size_t(steps) * gates * samples * H : 1),
+        grad_f_tilde(backward ? size_t(steps) * samples * H : 1),
+        grad_hx(hx.size()),
+        grad_norm(size_t(2) * gates * samples * H),
+        packets(size_t(chosen.packets) / sizeof(uint64_t) + 1) {}
+
+  void run(int steps) const {
+    if (backward) {
+      BackwardArguments a{};
+      a.weights = weights_there.data(), a.x_hat = inputs_there.data();
+      a.projected = projected.data(), a.r_std = r_std.data(), a.norms = norms_there.data();
+      a.states = states.data(), a.hx = hx_there.data(), a.grad_output = grad_output.data();
+      a.grad_output_stride = {0, int64_t(samples) * H, H};
+      a.grad_output_dtype = a.grad_gates_dtype = Dtype::float32;
+      a.grad_h_n = grad_h_n.data(), a.grad_gates = grad_gates.data();
+      a.grad_f_tilde = grad_f_tilde.data(), a.grad_hx = grad_hx.data();
+      a.grad_norm = grad_norm.data(), a.packets = packets.data();
+      a.G = 1, a.T = steps, a.B = samples, a.H = H;
+      cuda::backward(path, terms, chosen.teams, a, nullptr);
+    } else {
+      ForwardArguments a{};
+      a.weights = weights_there.data(), a.input_gates = inputs_there.data();
+      a.norms = norms_there.data(), a.hx = hx_there.data(), a.states = states.data();
+      a.packets = packets.data();
+      a.G = 1, a.T = steps, a.B = samples, a.H = H, a.eps = 1e-5f;
+      forward(path, terms, chosen.teams, a, nullptr);
+    }
+  }
+
+  // All that a run of so many steps writes. What it does not write is NaN.
+  std::vector<float> results(const std::string& what, int steps) {
+    std::vector<std::pair<Array<float>*, size_t>> outputs;
+    const size_t step = size_t(samples) * H;
+    if (backward)
+      outputs = {{&grad_gates, steps * gates * step},
+                 {&grad_f_tilde, steps * step},
+                 {&grad_hx, step},
+                 {&grad_norm, 2 * gates * step}};
+    else
+      outputs = {{&states, steps * step}};
+    for (const auto& [array, size] : outputs) array->poison();
+    run(steps);
+    wait_or_exit(what);
+    std::vector<float> all;
+    for (const auto& [array, size] : outputs) {
+      const std::vector<float> x = array->first(size);
+      all.insert(all.end(), x.begin(), x.end());
+    }
+    return all;
+  }
+
+  // The states of Eq. 11-14 in float64. As in the kernel, pre-activations have no mean to remove.
+  std::vector<double> truth(int steps) const {
+    std::vector<double> state(hx.begin(), hx.end()), all;
+    for (int t = 0; t < steps; t++)
+      for (int s = 0; s < samples; s++) {
+        double* const h = &state[size_t(s) * H];
+        const auto gate = [&](int which, const std::vector<double>& operand, auto activation) {
+          std::vector<double> a(H);
+          double square = 0;
+          for (int i = 0; i < H; i++) {
+            const float* const row = &weights.sum[(size_t(which) * H + i) * H];
+            const size_t place = ((size_t(t) * samples + s) * gates + which) * H + i;
+            a[i] = inputs[place % inputs.size()];
+            for (int k = 0; k < H; k++) a[i] += double(row[k]) * operand[k];
+            square += a[i] * a[i];
+          }
+          const double scale = 1 / std::sqrt(square / H + 1e-5);
+          for (int i = 0; i < H; i++)
+            a[i] = activation(a[i] * scale * norms[(norm_r + which) * H + i] +
+                              norms[(norm_gates + norm_r + which) * H + i]);
+          return a;
+        };
+        const auto sigmoid = [](double x) { return 1 / (1 + std::exp(-x)); };
+        const auto tanh = [](double x) { return std::tanh(x); };
+        std::vector<double> operand(h, h + H);
+        const std::vector<double> r = gate(gate_r, operand, sigmoid);
+        const std::vector<double> z = gate(gate_z, operand, sigmoid);
+        for (int i = 0; i < H; i++) operand[i] *= r[i];
+        const std::vector<double> h_tilde = gate(gate_h, operand, tanh);
+        for (int i = 0; i < H; i++) h[i] = z[i] * h_tilde[i] + (1 - z[i]) * h[i];
+        if (s == samples - 1) all.insert(all.end(), state.begin(), state.end());
+      }
+    return all;
+  }
+};
+
+size_t not_finite(const std::vector<float>& x) {
+  return std::count_if(x.begin(), x.end(), [](float value) { return !std::isfinite(value); });
+}
+
+double relative_error(const std::vector<float>& x, const std::vector<double>& truth) {
+  double difference = 0, norm = 0;
+  for (size_t i = 0; i < truth.size(); i++) {
+    difference += (x[i] - truth[i]) * (x[i] - truth[i]);
+    norm += truth[i] * truth[i];
+  }
+  return std::sqrt(difference / norm);
+}
+
+int probe_kernel(const std::string& path, const std::string& direction, int H, int terms,
+                 const Plan& chosen) {
+  const std::string what = fields(path, direction, H, terms);
+  if (chosen.H == 0) {
+    print("{\"kind\": \"kernel\", %s, \"teams\": 0, \"why\": %s}", what.c_str(),
+          quoted(chosen.refusal).c_str());
+    return fine;
+  }
+  // Some ten times the error under the emulator: a GPU's tensor cores and tanh round otherwise.
+  constexpr double bounds[] = {4e-3, 2e-5, 2e-6};
+  Operands operands(path_of(path), is_backward(direction), H, terms, chosen, long_run);
+  constexpr int checked = 3;
+  std::string error;
+  bool right = true;
+  const std::vector<float> begin = operands.results(what, checked);
+  if (!operands.backward) {
+    const double far = relative_error(begin, operands.truth(checked));
+    right = far < bounds[terms - 1];  // false for NaN
+    error = ", \"error\": " + (std::isfinite(far) ? std::to_string(1e6 * far) + "e-6" : "null");
+  }
+  const std::vector<float> expected = operands.results(what, short_run);
+  int differ = 0;
+  for (int i = 0; i < runs; i++) {
+    const std::vector<float> again = operands.results(what, short_run);
+    differ += std::memcmp(again.data(), expected.data(), expected.size() * sizeof(float)) != 0;
+  }
+  const size_t bad = not_finite(begin) + not_finite(expected);
+  const double after_short = 1e3 * milliseconds(what, [&] { operands.run(short_run); });
+  const double after_long = 1e3 * milliseconds(what, [&] { operands.run(long_run); });
+  print("{\"kind\": \"kernel\", %s, \"teams\": %d, \"us_per_step\": %.3f, \"us_%d\": %.1f, "
+        "\"us_%d\": %.1f, \"not_finite\": %zu, \"differ\": %d, \"runs\": %d%s}",
+        what.c_str(), chosen.teams, (after_long - after_short) / (long_run - short_run), short_run,
+        after_short, long_run, after_long, bad, differ, runs, error.c_str());
+  return right && !bad && !differ ? fine : wrong;
+}
+
+int kernels(const std::string& path, const std::string& direction, int only_H, int only_terms) {
+  int status = fine, seen = 0;
+  for_layouts(path, direction, [&](int H, int terms, const Plan& chosen) {
+    if (only_H && (H != only_H || terms != only_terms)) return;
+    seen++;
+    status = std::max(status, probe_kernel(path, direction, H, terms, chosen));
+  });
+  if (!seen) throw std::invalid_argument("there is no kernel of that H and that many terms");
+  return status;
+}
+
+// ---- cell
+
+struct CellOperands {
+  const int H, batch;
+  const CellPlan chosen;
+  std::deque<Array<uint16_t>> weights;
+  Array<float> norms, features, output;
+  Array<uint64_t> workspace;
+
+  CellOperands(int H, int batch)
+      : H(H),
+        batch(batch),
+        chosen(cell_plan(batch, H, H, H, Dtype::float32, Dtype::bfloat16)),
+        norms(2 * norm_gates * H, random_floats(2 * norm_gates * H, -1, 1)),
+        features(size_t(batch) * H, random_floats(size_t(batch) * H, -1, 1)),
+        output(size_t(batch) * H),
+        workspace(size_t(chosen.workspace) / sizeof(uint64_t) + 1) {
+    for (int gate = 0; gate < norm_gates; gate++) {
+      const size_t size = size_t(H) * H * (gate == norm_s ? 2 : 1);
+      const std::vector<float> x = random_floats(size, -1 / std::sqrt(float(H)), 1 / std::sqrt(float(H)));
+      std::vector<uint16_t> narrow(x.size());
+      std::transform(x.begin(), x.end(), narrow.begin(), bfloat16);
+      weights.emplace_back(size, narrow);
+    }
+    CHECK(cudaMemset(workspace.data(), 0, size_t(chosen.workspace)));
+  }
+
+  void run() const {
+    CellArguments a{};
+    a.input = a.context = a.hx = features.data();
+    a.input_stride = a.context_stride = a.hx_stride = H;
+    for (int gate = 0; gate < norm_gates; gate++) a.weight[gate] = weights[gate].data();
+    a.norm_weight = norms.data(), a.norm_bias = norms.data() + norm_gates * H;
+    a.output = output.data(), a.workspace = workspace.data();
+    a.dtype = a.norm_dtype = Dtype::float32, a.weight_dtype = Dtype::bfloat16;
+    a.B = batch, a.F = a.C = a.H = H;
+    a.team_samples = chosen.team_samples, a.blocks = chosen.blocks, a.eps = 1e-5;
+    cuda::cell(a, nullptr);
+  }
+
+  std::vector<float> results(const std::string& what) {
+    output.poison();
+    run();
+    wait_or_exit(what);
+    return output.first(size_t(batch) * H);
+  }
+};
+
+int cell() {
+  constexpr int calls = 50;
+  int status = fine;
+  for (const int H : {512, 45})
+    for (const int batch : {1, 8}) {
+      CellOperands operands(H, batch);
+      const std::string what = "\"path\": \"cell\", \"hidden\": " + std::to_string(H) +
+                               ", \"batch\": " + std::to_string(batch);
+      if (operands.chosen.team_samples == 0) {
+        print("{\"kind\": \"cell\", %s, \"why\": %s}", what.c_str(),
+              quoted(operands.chosen.refusal).c_str());
+        continue;
+      }
+      const std::vector<float> expected = operands.results(what);
+      int differ = 0;
+      for (int i = 0; i < runs; i++) {
+        const std::vector<float> again = operands.results(what);
+        differ += std::memcmp(again.data(), expected.data(), expected.size() * sizeof(float)) != 0;
+      }
+      const size_t bad = not_finite(expected);
+      const double time = milliseconds(what, [&] {
+        for (int i = 0; i < calls; i++) operands.run();
+      });
+      print("{\"kind\": \"cell\", %s, \"us\": %.2f, \"not_finite\": %zu, \"differ\": %d, "
+            "\"runs\": %d}",
+            what.c_str(), 1e3 * time / calls, bad, differ, runs);
+      if (bad || differ) status = wrong;
+    }
+  return status;
+}
+
+// ---- once
+
+int once(const std::string& path, const std::string& direction) {
+  constexpr int steps = 3;
+  patience = 60;
+  if (path == "cell") {
+    CellOperands(45, 8).results("\"path\": \"cell\"");
+  } else {
+    for_layouts(path, direction, [&](int H, int terms, const Plan& chosen) {
+      if (chosen.H == 0) return;
+      Operands operands(path_of(path), is_backward(direction), H, terms, chosen, steps);
+      operands.results(fields(path, direction, H, terms), steps);
+    });
+  }
+  print("{\"kind\": \"once\", \"path\": %s}", quoted(path).c_str());
+  return fine;
+}
+
+int run(const std::vector<std::string>& words) {
+  const size_t count = words.size();
+  if (count == 1 && words[0] == "facts") return facts();
+  if (count == 1 && words[0] == "network") return network();
+  if (count == 1 && words[0] == "cell") return cell();
+  if (count == 3 && words[0] == "kernels") return kernels(words[1], words[2], 0, 0);
+  if (count == 5 && words[0] == "kernels")
+    return kernels(words[1], words[2], std::stoi(words[3]), std::stoi(words[4]));
+  if (words[0] == "once" && (count == 3 || (count == 2 && words[1] == "cell")))
+    return once(words[1], count == 3 ? words[2] : "");
+  throw std::invalid_argument(
+      "the arguments must be: facts | network | kernels PATH DIRECTION [H TERMS] | cell | "
+      "once PATH DIRECTION | once cell");
+}
+
+}  // namespace
+}  // namespace mmixer::cuda
+
+int main(int count, char** words) {
+  try {
+    return mmixer::cuda::run(count > 1 ? std::vector<std::string>(words + 1, words + count)
+                                       : std::vector<std::string>{""});
+  } catch (const std::exception& error) {
+    mmixer::cuda::print("{\"kind\": \"error\", \"what\": %s}",
+                        mmixer::cuda::quoted(error.what()).c_str());
+    return mmixer::cuda::failed;
+  }
+}

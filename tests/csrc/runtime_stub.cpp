@@ -1,0 +1,70 @@
+// Compiled by the host's compiler: in a file of nvcc's the runtime's functions are the device's too.
+#include "runtime_stub.h"
+
+#include <cstdio>
+
+Runtime runtime;
+
+extern "C" {
+cudaError_t cudaGetDevice(int* device) { return *device = runtime.device, cudaSuccess; }
+cudaError_t cudaGetLastError(void) { return runtime.cleared++, cudaSuccess; }
+const char* cudaGetErrorString(cudaError_t error) {
+  static char text[32];
+  std::snprintf(text, sizeof text, "error %d", int(error));
+  return text;
+}
+cudaError_t cudaDriverGetVersion(int* version) { return *version = runtime.driver, cudaSuccess; }
+cudaError_t cudaRuntimeGetVersion(int* version) { return *version = 13000, cudaSuccess; }
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  switch (attribute) {
+    case cudaDevAttrComputeCapabilityMajor: *value = runtime.major; break;
+    case cudaDevAttrComputeCapabilityMinor: *value = runtime.minor; break;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = runtime.shared; break;
+    case cudaDevAttrCooperativeLaunch: *value = runtime.cooperative; break;
+    case cudaDevAttrMultiProcessorCount: *value = runtime.multiprocessors; break;
+    default: return cudaErrorInvalidValue;
+  }
+  return cudaSuccess;
+}
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
+  *attributes = {};
+  attributes->ptxVersion = runtime.ptx;
+  return runtime.attributes;
+}
+cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute attribute, int value) {
+  runtime.set_calls++;
+  if (attribute == cudaFuncAttributeMaxDynamicSharedMemorySize) runtime.most_shared = value;
+  return runtime.set_attribute;
+}
+cudaError_t cudaOccupancyMaxActiveClusters(int* count, const void*, const cudaLaunchConfig_t*) {
+  return *count = runtime.clusters, runtime.occupancy;
+}
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* count, const void*, int, size_t) {
+  return *count = runtime.blocks, runtime.occupancy;
+}
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* count, const void*, int,
+                                                                   size_t, unsigned) {
+  return *count = runtime.blocks, runtime.occupancy;
+}
+cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t*, const void*, void**) {
+  return runtime.launches++, cudaSuccess;
+}
+cudaError_t cudaMemsetAsync(void*, int, size_t, cudaStream_t) { return cudaSuccess; }
+
+// What nvcc's own code calls at the start of a program, and refers to in a kernel's stub.
+void** __cudaRegisterFatBinary(void*) { return nullptr; }
+void __cudaRegisterFatBinaryEnd(void**) {}
+void __cudaUnregisterFatBinary(void**) {}
+char __cudaInitModule(void**) { return 0; }
+void __cudaRegisterFunction(void**, const char*, char*, const char*, int, void*, void*, void*, void*,
+                            int*) {}
+unsigned __cudaPushCallConfiguration(dim3, dim3, size_t, void*) { return 0; }
+cudaError_t __cudaPopCallConfiguration(dim3*, dim3*, size_t*, void*) { return cudaSuccess; }
+cudaError_t cudaLaunchKernel(const void*, dim3, dim3, void**, size_t, cudaStream_t) {
+  return cudaErrorInvalidValue;
+}
+cudaError_t __cudaLaunchKernel(void*, dim3, dim3, void**, size_t, cudaStream_t) {
+  return cudaErrorInvalidValue;
+}
+cudaError_t __cudaGetKernel(void**, const void*) { return cudaErrorInvalidValue; }
+}

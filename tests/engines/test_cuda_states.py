@@ -1,0 +1,194 @@
+"""What the CUDA engine says of a machine and does on a GPU's streams, over stubs: no GPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from mmixer_kernels import engines
+from mmixer_kernels.engines import choose, cuda, gpu
+from mmixer_kernels.engines.state import EngineState
+
+Machine = Callable[..., list[int]]
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    """machine(*GPUs, current=0): each a refusal of the extension, "" for none.
+
+    Returns the indices of the GPUs that the extension has been asked about, in order.
+    """
+
+    def build(*refusals: str, current: int = 0, capability: tuple[int, int] = (9, 0)) -> list[int]:
+        asked: list[int] = []
+        native = SimpleNamespace(refusal=lambda: refusals[asked[-1]])
+        monkeypatch.setattr(cuda, "_native", native)
+        monkeypatch.setattr(
+            cuda, "_extension", SimpleNamespace(build_info=lambda: {"cuda": "made up"})
+        )
+        monkeypatch.setattr(torch.version, "cuda", "13.0")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(refusals))
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
+        monkeypatch.setattr(
+            torch.cuda, "device", lambda index: (asked.append(index), nullcontext())[1]
+        )
+        cuda._state_of.cache_clear()
+        return asked
+
+    yield build
+    cuda._state_of.cache_clear()
+
+
+DRIVER = "its driver serves CUDA 12.8 at most, but this build is of CUDA 13.0: update the driver"
+
+
+def test_states_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = engines()["cuda"]
+    assert state.available == (cuda._native is not None and torch.cuda.is_available())
+    monkeypatch.setattr(cuda, "_native", None)
+    assert "this build has no CUDA" in cuda.state().reason
+    assert cuda.unsupported(torch.zeros(1)) == "it takes CUDA tensors, but input is on cpu"
+
+
+def test_available_means_that_a_kernel_can_run(machine: Machine) -> None:
+    machine("")
+    assert engines()["cuda"] == EngineState(True, "CUDA, made up")
+    machine(DRIVER)
+    assert engines()["cuda"] == EngineState(False, f"cuda:0: {DRIVER}")
+    machine("", capability=(7, 5))
+    assert "its compute capability is 7.5, not 8.0 or newer" in engines()["cuda"].reason
+
+
+def test_the_current_gpu_is_asked_first_and_others_only_where_it_cannot(machine: Machine) -> None:
+    asked = machine("", "", "", current=1)
+    assert cuda.state().available
+    assert asked == [1]
+    asked = machine("", "no image", "no image", current=2)
+    assert cuda.state().available
+    assert asked == [2, 0]
+    asked = machine("one", "two")
+    assert cuda.state().reason == "cuda:0: one; cuda:1: two"
+
+
+def test_a_call_asks_about_its_own_gpu(machine: Machine) -> None:
+    asked = machine("no image", "")
+    on = [SimpleNamespace(device=torch.device("cuda", index)) for index in range(2)]
+    assert choose("cuda", on[1]) == "cuda"
+    assert choose("auto", on[1]) == "cuda"
+    assert asked == [1]
+    with pytest.raises(RuntimeError, match='engine="cuda" cannot run here: cuda:0: no image'):
+        choose("cuda", on[0])
+
+
+def test_torch_compile_takes_the_answer_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The extension's own, which torch.compile cannot look into."""
+    if cuda._native is None:
+        pytest.skip("this build has no CUDA")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    monkeypatch.setattr(torch.cuda, "device", lambda index: nullcontext())
+    cuda._state_of.cache_clear()
+
+    def call(x: torch.Tensor) -> torch.Tensor:
+        return x + 1 if cuda._state_of(0).available else x - 1
+
+    compiled = torch.compile(call, fullgraph=True, backend="eager")
+    assert compiled(torch.zeros(1)).item() == (1 if torch.cuda.is_available() else -1)
+    cuda._state_of.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("value", "answer"),
+    [
+        ("cooperative,step", "('cooperative', 'step')"),
+        (
+            "clusters,step",
+            "must name some of cell, cluster, cooperative, step, separated by commas",
+        ),
+        ("", "but names ''"),
+    ],
+)
+def test_the_environment_leaves_paths_out(value: str, answer: str) -> None:
+    if cuda._native is None:
+        pytest.skip("this build has no CUDA")
+    script = "from mmixer_kernels.engines import cuda\nprint(cuda.PATHS, cuda.state().reason)\n"
+    environment = {**os.environ, "MMIXER_CUDA_PATHS": value}
+    command = [sys.executable, "-c", script]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert answer in result.stdout
+
+
+class _OnGPU(torch.Tensor):
+    """A tensor that says that it is on a GPU."""
+
+    is_cuda = True
+
+
+@pytest.mark.parametrize("hip", [None, "6.4"])
+def test_products_of_narrow_operands(hip: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ROCm refuses out_dtype: there operands are widened first."""
+    narrow = []
+
+    def mm(a: Any, b: Any, out_dtype: torch.dtype) -> torch.Tensor:
+        narrow.append(out_dtype)
+        return a.as_subclass(torch.Tensor).to(out_dtype) @ b.as_subclass(torch.Tensor).to(out_dtype)
+
+    monkeypatch.setattr(torch, "mm", mm)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    a, b = torch.randn(3, 4).bfloat16(), torch.randn(4, 5).bfloat16()
+    result = gpu.product(a.as_subclass(_OnGPU), b.as_subclass(_OnGPU))
+    assert narrow == ([torch.float32] if hip is None else [])
+    assert torch.equal(torch.Tensor(result), a.float() @ b.float())
+
+
+class _Event:
+    def __init__(self, log: list[str]) -> None:
+        self.log = log
+
+    def wait(self) -> None:
+        self.log.append("wait")
+
+    def record(self) -> None:
+        self.log.append("record")
+
+
+def test_a_step_waits_for_the_one_before_in_its_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever stream that was on: a stream's handle may be one that another stream had."""
+    log: list[str] = []
+    monkeypatch.setattr(torch.cuda, "Event", lambda: _Event(log))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "current")
+    monkeypatch.setattr(cuda, "_workspaces", {})
+    like = torch.zeros(1).as_subclass(_OnGPU)
+    first = cuda._workspace(0, 16, 100, like)
+    for _ in range(2):
+        workspace = cuda._workspace(0, 16, 100, like)
+        assert workspace is first
+        workspace.wait()
+        log.append("launch")
+        workspace.launched()
+    assert log == ["wait", "launch", "record"] * 2
+
+    # A larger one takes its place: its memory must not be used again before the last step's end.
+    log.clear()
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda _, stream: log.append(stream))
+    assert cuda._workspace(0, 16, 200, like).memory.numel() == 200
+    assert log == ["wait", "current"]
+
+    # A graph that is being captured gets its own, which nobody else waits for.
+    log.clear()
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    captured = cuda._workspace(0, 16, 100, like)
+    captured.wait()
+    captured.launched()
+    assert log == []
+    assert captured is not cuda._workspace(0, 16, 100, like)
