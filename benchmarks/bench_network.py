@@ -1,20 +1,21 @@
 """M-Mixer on features at the paper's size: every engine that runs here beside the same network with
 eager MCUs, with these compiled, and with nn.GRU; and three modalities beside one.
 
-On a GPU the kernels and copies that a forward and backward start are counted too.
+On a GPU the kernels and copies that a forward and backward start are counted too. What is compiled
+has "compiled" in its name.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import problems
 import pytest
 import torch
 from conftest import Compare
 from problems import ForwardBackward, Subject
-from timing import Contender, Times, synchronised
+from timing import Contender, Times, add_if_it_runs, synchronised
 from torch import Tensor, nn
 
 from mmixer_kernels import FusedMCU, MMixer, engines
@@ -31,28 +32,18 @@ ENGINES = [
 CASE = f"{STEPS}x{BATCH}x{HIDDEN}"
 
 
-@pytest.mark.skipif(not ENGINES, reason="no engine beside the reference runs here")
-@pytest.mark.parametrize("modalities", [2, 3])
-@pytest.mark.parametrize("engine", ENGINES or [""])
+every_engine = pytest.mark.parametrize("engine", ENGINES or [""])
+every_number = pytest.mark.parametrize("modalities", [2, 3])
+needs_engine = pytest.mark.skipif(not ENGINES, reason="no engine beside the reference runs here")
+
+
+@needs_engine
+@every_number
+@every_engine
 def test_network(compare: Compare, engine: str, modalities: int, threads: int) -> None:
-    features = _features(modalities)
-    ours = _network(modalities, engine)
-    eager = _network(modalities, "reference")
-    eager.load_state_dict(ours.state_dict())
     error = _check(engine, modalities, threads)
-    contenders = [
-        _contender(f"M-Mixer, {engine}", ours, features),
-        _contender("eager MCUs", eager, features),
-        _contender("nn.GRU", _network(modalities, "auto", unit="gru"), features),
-    ]
-    if GPU or threads == 1:  # compiling takes a minute: once is enough on a CPU
-        contenders.append(_contender("compiled eager MCUs", torch.compile(eager), features))
-        contenders[-1].call()  # compiles
-    title = f"M-Mixer, N = {modalities}, engine {engine}, forward + backward"
-    if GPU:
-        launches = ", ".join(f"{x.name} {_launches(x.call)}" for x in contenders)
-        title += f" (started on the GPU: {launches})"
-    compare(title, CASE, contenders, threads=threads, error=error)
+    contenders = _contenders(engine, modalities)
+    compare(_title(engine, modalities), CASE, contenders, threads=threads, error=error)
 
 
 @pytest.mark.skipif("cpu" not in ENGINES, reason="of the CPU engine")
@@ -85,6 +76,53 @@ def test_three_modalities_cost_three(compare: Compare, threads: int) -> None:
     error = _check("cpu", 3, threads)
     title = "M-Mixer of three modalities / of one, engine cpu"
     compare(title, CASE, contenders, threads=threads, error=error, shares=shares)
+
+
+@needs_engine
+@pytest.mark.skipif(not GPU, reason="what is started on a GPU is counted there")
+@every_number
+@every_engine
+def test_kernels(count_kernels: Compare, engine: str, modalities: int) -> None:
+    settings = {"kind": "network kernels", "engine": engine, "modalities": modalities}
+    contenders = _contenders(engine, modalities)
+    count_kernels(f"Kernels of {_title(engine, modalities)}", CASE, contenders, settings=settings)
+
+
+@needs_engine
+@every_number
+@every_engine
+def test_network_compiled(
+    compare: Compare, engine: str, modalities: int, threads: int, compile_limit: int
+) -> None:
+    if threads > 1:
+        pytest.skip("compiling takes a minute: once is enough")
+    error = _check(engine, modalities, threads)
+    contenders = _contenders(engine, modalities)[:1]
+    missing: dict[str, str] = {}
+
+    def compiled(name: str) -> Contender:
+        network = torch.compile(_network(modalities, "reference"))
+        return _contender(name, network, _features(modalities))
+
+    add_if_it_runs(contenders, missing, "compiled eager MCUs", compiled, DEVICE, compile_limit)
+    title = _title(engine, modalities)
+    compare(title, CASE, contenders, threads=threads, error=error, missing=missing)
+
+
+def _title(engine: str, modalities: int) -> str:
+    return f"M-Mixer, N = {modalities}, engine {engine}, forward + backward"
+
+
+def _contenders(engine: str, modalities: int) -> list[Contender]:
+    features = _features(modalities)
+    ours = _network(modalities, engine)
+    eager = _network(modalities, "reference")
+    eager.load_state_dict(ours.state_dict())
+    return [
+        _contender(f"M-Mixer, {engine}", ours, features),
+        _contender("eager MCUs", eager, features),
+        _contender("nn.GRU", _network(modalities, "auto", unit="gru"), features),
+    ]
 
 
 def _network(modalities: int, engine: str, unit: str = "mcu") -> MMixer:
@@ -128,11 +166,3 @@ def _check(engine: str, modalities: int, threads: int) -> float:
             features | dict(network.named_parameters()),
         )
     )
-
-
-def _launches(call: Callable[[], object]) -> int:
-    """Kernels, copies and fills that a call starts on the GPU."""
-    call()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        call()
-    return sum(event.device_type == torch.profiler.DeviceType.CUDA for event in profile.events())

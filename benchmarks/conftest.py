@@ -24,8 +24,10 @@ COMPARISONS = pytest.StashKey[list[report.Comparison]]()
 LOAD = pytest.StashKey[float]()
 """Load average of the last minute before the run: what others do here."""
 FACTS = pytest.StashKey[dict[str, Any]]()
-HEAD_START = 10_000_000
-"""Cycles, some milliseconds, that the GPU sleeps while the host starts what is timed on it."""
+HEAD_START = 20_000_000
+"""Cycles, some 10 ms, that the GPU sleeps while the host starts what is timed on it."""
+THREADS = [1] if torch.cuda.is_available() else [1, 2]
+"""A GPU's time is too dear to measure everything once for each number of the host's threads."""
 
 Compare = Callable[..., "timing.Times | None"]
 
@@ -41,7 +43,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=int,
         default=300,
         metavar="SECONDS",
-        help="for a torch.compile of the eager reference",
+        help="for a baseline that is compiled at its first call",
     )
 
 
@@ -51,7 +53,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[LOAD] = os.getloadavg()[0]
 
 
-@pytest.fixture(scope="session", params=[1, 2], ids=["1-thread", "2-threads"])
+@pytest.fixture(scope="session", params=THREADS, ids=lambda n: f"{n}-thread{'s' * (n > 1)}")
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     """torch's number of threads, which the CPU engine follows."""
     count: int = request.param
@@ -65,11 +67,18 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 @pytest.fixture
+def compile_limit(request: pytest.FixtureRequest) -> int:
+    limit: int = request.config.getoption("compile_limit")
+    return limit
+
+
+@pytest.fixture
 def compare(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Compare:
     """Times contenders in turns and adds a row to the summary.
 
     `compare(table, case, contenders, threads=, error=)`: ours is first in contenders, error is the
-    answer of the check that ours has passed. Returns the times, or None with --benchmark-disable.
+    answer of the check that ours has passed, missing names baselines that did not run, and why.
+    Returns the times, or None with --benchmark-disable.
     """
 
     def run(
@@ -80,6 +89,7 @@ def compare(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Comp
         threads: int,
         error: float,
         shares: Callable[[timing.Times], dict[str, str]] | None = None,
+        missing: dict[str, str] | None = None,
     ) -> timing.Times | None:
         benchmark.group = table
         if benchmark.disabled:
@@ -94,6 +104,7 @@ def compare(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Comp
             comparison.ratios = turns.ratios()
         else:
             comparison.shares = shares(turns.times)
+        comparison.missing = missing or {}
         benchmark.extra_info.update(
             case=case,
             threads=threads,
@@ -101,7 +112,7 @@ def compare(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Comp
             ratios={name: ratio._asdict() for name, ratio in comparison.ratios.items()},
             shares=comparison.shares,
         )
-        request.config.stash[COMPARISONS].append(comparison)
+        _record(request.config, comparison)
         return turns.times
 
     return run
@@ -112,8 +123,7 @@ def compare_on_gpu(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) 
     """`compare` by CUDA events, in two ways: a call as its caller sees it, Python included, on an
     idle GPU ("call"), and of the contenders named in on_gpu, what it takes there ("GPU").
 
-    pytest-benchmark's own rounds of ours, by the processor's clock, come last. The results so far
-    are written after each comparison, since a run on a GPU may be cut off.
+    pytest-benchmark's own rounds of ours, by the processor's clock, come last.
     """
 
     def run(
@@ -148,17 +158,64 @@ def compare_on_gpu(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) 
             kind: {name: median(x) for name, x in times.items()}
             for kind, times in (("call", calls), ("GPU", alone))
         }
+        comparison.by_host = timing.by_host(alone)
         comparison.missing = missing
         benchmark.extra_info.update(case=case, relative_error=error, seconds=comparison.seconds)
-        config.stash[COMPARISONS].append(comparison)
-        path: Path | None = config.getoption("results")
-        if path is not None:
-            if FACTS not in config.stash:
-                config.stash[FACTS] = report.facts()
-            known = config.stash[FACTS]
-            report.write(path, config.stash[COMPARISONS], [], config.stash[LOAD], known)
+        _record(config, comparison)
 
     return run
+
+
+@pytest.fixture
+def count_kernels(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Compare:
+    """Adds what contenders start on the GPU, by torch's profiler: `count_kernels(table, case,
+    contenders, settings=)`.
+
+    By itself and after everything that is timed: no number is taken beside a profiler, and one that
+    is refused, or ends the process, takes none with it.
+    """
+
+    def run(
+        table: str,
+        case: str,
+        contenders: Sequence[timing.Contender],
+        *,
+        settings: dict[str, Any],
+    ) -> None:
+        benchmark.group = table
+        benchmark.pedantic(contenders[0].call)
+        if benchmark.disabled:
+            return
+        comparison = report.Comparison(table, case, torch.get_num_threads(), None, 1)
+        comparison.settings = settings
+        for contender in contenders:
+            try:
+                comparison.kernels[contender.name] = timing.kernels(contender.call)
+            except Exception as problem:
+                comparison.missing[f"kernels of {contender.name}"] = timing.reason(problem)
+        comparison.shares = {
+            f"started by {name}": str(sum(counts.values()))
+            for name, counts in comparison.kernels.items()
+        }
+        _record(request.config, comparison)
+
+    return run
+
+
+def _record(config: pytest.Config, comparison: report.Comparison) -> None:
+    config.stash[COMPARISONS].append(comparison)
+    _write(config, [])
+
+
+def _write(config: pytest.Config, failed: Sequence[str]) -> Path | None:
+    """The results so far, after each comparison: a run may be cut off. None: nobody wants them."""
+    path: Path | None = config.getoption("results")
+    if path is not None:
+        if FACTS not in config.stash:
+            config.stash[FACTS] = report.facts()
+        comparisons = config.stash[COMPARISONS]
+        report.write(path, config.stash[FACTS], comparisons, failed, config.stash[LOAD])
+    return path
 
 
 @pytest.hookimpl(trylast=True)
@@ -173,12 +230,10 @@ def pytest_terminal_summary(
     ]
     if comparisons:
         terminalreporter.section("ratios: our time / the baseline's, below 1 is faster")
-        terminalreporter.write_line("of the medians (quartiles of the rounds); case is TxBxH")
+        terminalreporter.write_line("of the medians (95 % bootstrap interval); case is TxBxH")
         processors = len(os.sched_getaffinity(0))
         load = f"{config.stash[LOAD]:.1f} on {processors} processors"
         terminalreporter.write_line(f"load before the run: {load}\n")
         terminalreporter.write_line(report.tables(comparisons))
-    path: Path | None = config.getoption("results")
-    if path is not None:
-        report.write(path, comparisons, failed, config.stash[LOAD])
+    if path := _write(config, failed):
         terminalreporter.write_line(f"\nwritten: {path}")

@@ -1,15 +1,21 @@
-"""`python benchmarks/gpu_table.py FILE.json...`: what bench_cuda.py has measured, as text.
+"""`python benchmarks/gpu_table.py FILE.json...`: what was seen on a GPU, as text.
+
+FILE is the one document of `on_gpu.py`, or there are several files of `--results`.
 
 Times, then a step's time (the slope between the shortest and the longest sequence of a case), then
-the targets: reached, missed or not measured. Two clocks: "call" is a call on an idle GPU as its
-caller sees it, Python included; "GPU" is what it takes there once the host is ahead.
+the targets: reached, bar reached, missed or not measured. Two clocks: "call" is a call on an idle
+GPU as its caller sees it, Python included; "GPU" is what it takes there once the host is ahead. A
+number of the latter is marked "host" where the host was not ahead: nothing is concluded from it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,109 +29,262 @@ LIMITS = {
 }
 """The nearest limit of a step by the design; csrc/cuda/forward.h and backward.h."""
 
+PROBE = {
+    "device": (
+        "The device, by the probe",
+        ("name", "capability", "multiprocessors", "l2_mib", "clock_mhz", "runtime", "driver"),
+    ),
+    "hang": ("Kernels that did not end", ("path", "direction", "hidden", "parts")),
+    "error": ("Errors of the probe", ("what",)),
+    "clusters": ("Clusters that run at once", ("size", "at_once", "why")),
+    "teams": (
+        "Teams that run at once",
+        ("path", "direction", "hidden", "parts", "teams", "why"),
+    ),
+    "exchange": (
+        "Exchanges in a cluster",
+        ("what", "wait", "blocks", "clusters", "bytes", "cycles", "ns"),
+    ),
+    "l2": ("Exchanges through L2", ("what", "cycles", "ns")),
+    "launch": ("Launches", ("what", "us")),
+    "kernel": (
+        "The recurrence's kernels by themselves; differ: runs whose bits are not the first one's",
+        (
+            *("path", "direction", "hidden", "parts", "teams"),
+            *("us_per_step", "us_64", "us_1024", "not_finite", "differ", "runs", "error"),
+        ),
+    ),
+    "cell": (
+        "The kernel of one step by itself",
+        ("hidden", "batch", "us", "not_finite", "differ", "runs"),
+    ),
+}
+"""Kinds of the probe's records in the order of the text: title and columns of each one's table."""
 
-class Target(NamedTuple):
-    """A ratio that a case must reach, at each length and in each of passes."""
+HIDDEN, BATCH, LENGTHS = 512, 8, (64, 1024)
+WIDE = (768, 16)
+"""Hidden and batch size of the case that others have published cuDNN's time of."""
+BOTH = ("forward", "forward + backward")
+OURS = "ours"
+RECURRENCE = re.compile("rnn|lstm|gru|persist", re.IGNORECASE)
+"""What the names of cuDNN's recurrent kernels have in them."""
+
+
+class Case(NamedTuple):
+    precision: str
+    passes: str
+    hidden: int = HIDDEN
+    batch: int = BATCH
+    steps: int | None = None
+    modalities: int | None = None
+
+    def __str__(self) -> str:
+        modalities = "" if self.modalities is None else f"N = {self.modalities}, "
+        size = f"{self.steps or 'T'}x{self.batch}x{self.hidden}"
+        return f"{size}, {modalities}{self.precision}, {self.passes}"
+
+
+class Value(NamedTuple):
+    """A measured number; None where there is none, and why or of what else."""
+
+    number: float | None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A number that each of the cases must reach: the aim, or at least the bar.
+
+    ratio: whose time of a call over whose; None is ours by the step, on the GPU.
+    """
 
     text: str
-    kind: str
-    precisions: tuple[str, ...]
-    passes: tuple[str, ...]
-    value: Callable[[Row], float | None]
-    reached: Callable[[float], bool]
+    aim: float
+    cases: tuple[Case, ...]
+    bar: float | None = None
+    at_most: bool = False
+    kind: str = "sequence"
+    ratio: tuple[str, str] | None = None
+
+    def __str__(self) -> str:
+        bar = "" if self.bar is None else f" (bar {self.bar:g})"
+        return f"{self.text}: at {'most' if self.at_most else 'least'} {self.aim:g}{bar}"
+
+    def verdict(self, value: Value) -> str:
+        if value.number is None:
+            return f"not measured ({value.note})" if value.note else "not measured"
+        if self._meets(self.aim, value.number):
+            return "reached"
+        return "bar reached" if self.bar and self._meets(self.bar, value.number) else "missed"
+
+    def _meets(self, limit: float, number: float) -> bool:
+        return number <= limit if self.at_most else number >= limit
 
 
-def times_faster(baseline: str) -> Callable[[Row], float | None]:
-    def value(row: Row) -> float | None:
-        ours, theirs = (_seconds(row, "call", name) for name in (row["settings"]["ours"], baseline))
-        return theirs / ours if ours and theirs else None
+def _cases(
+    *precisions: str,
+    steps: Sequence[int] = LENGTHS,
+    wide: bool = False,
+    modalities: int | None = None,
+) -> tuple[Case, ...]:
+    hidden, batch = WIDE if wide else (HIDDEN, BATCH)
+    return tuple(
+        Case(precision, passes, hidden, batch, length, modalities)
+        for precision in precisions
+        for passes in BOTH
+        for length in steps
+    )
 
-    return value
 
-
-def _three_over_one(row: Row) -> float | None:
-    three, one = (_seconds(row, "call", f"one call of N = {count}") for count in (3, 1))
-    return three / one if three and one else None
-
-
-BOTH = ("forward", "forward + backward")
+STEP = "us per step"
 TARGETS = [
+    Target(STEP, 1.5, (Case("bfloat16", BOTH[0]),), bar=1.9, at_most=True),
+    Target(STEP, 4.0, (Case("bfloat16", BOTH[1]),), bar=5.0, at_most=True),
+    Target(f"{STEP}, published 1.96", 1.9, (Case("bfloat16", BOTH[0], *WIDE),), at_most=True),
+    Target(f"{STEP}, published 5.07", 5.0, (Case("bfloat16", BOTH[1], *WIDE),), at_most=True),
     Target(
-        ">= 4 times faster than nn.GRU",
-        *("sequence", ("bfloat16",), BOTH),
-        *(times_faster("nn.GRU"), lambda x: x >= 4),
+        "times as fast as nn.LSTM",
+        1,
+        _cases("float16") + _cases("float16", wide=True),
+        ratio=("nn.LSTM", OURS),
+    ),
+    Target("times as fast as nn.GRU", 6, _cases("bfloat16"), bar=4, ratio=("nn.GRU", OURS)),
+    Target(
+        "times as fast as nn.GRU",
+        6,
+        _cases("float32", "float32-high"),
+        bar=3,
+        ratio=("nn.GRU", OURS),
     ),
     Target(
-        ">= 3 times faster than nn.GRU",
-        *("sequence", ("float32", "float32-high"), BOTH),
-        *(times_faster("nn.GRU"), lambda x: x >= 3),
+        "time of N = 3 over N = 1",
+        1.2,
+        _cases("bfloat16"),
+        at_most=True,
+        kind="group",
+        ratio=("one call of N = 3", "one call of N = 1"),
     ),
     Target(
-        ">= 15 times faster than the eager reference",
-        *("sequence", ("bfloat16",), BOTH),
-        *(times_faster("eager reference"), lambda x: x >= 15),
+        "times as fast as N calls of nn.GRU",
+        1,
+        tuple(
+            case
+            for modalities in (1, 2, 3)
+            for case in _cases("bfloat16", steps=(9,), modalities=modalities)
+        ),
+        kind="paper",
+        ratio=("nn.GRU", OURS),
     ),
     Target(
-        ">= 4 times faster than its torch.compile",
-        *("compiled", ("bfloat16",), BOTH),
-        *(times_faster("compiled reference"), lambda x: x >= 4),
+        "times as fast as the eager reference",
+        15,
+        _cases("bfloat16"),
+        ratio=("eager reference", OURS),
     ),
     Target(
-        "N = 3 at most 1.2 times the time of one",
-        *("group", ("bfloat16",), BOTH),
-        *(_three_over_one, lambda x: x <= 1.2),
+        "times as fast as its torch.compile",
+        4,
+        _cases("bfloat16", steps=LENGTHS[:1]),
+        kind="compiled",
+        ratio=("compiled reference", OURS),
     ),
-    Target(
-        "ahead of FlashRNN's GRU",
-        *("flashrnn", ("bfloat16",), BOTH),
-        *(times_faster("FlashRNN GRU"), lambda x: x > 1),
-    ),
-    Target(
-        "ahead of FlashRNN's LSTM",
-        *("flashrnn", ("bfloat16",), BOTH),
-        *(times_faster("FlashRNN LSTM"), lambda x: x > 1),
+    *(
+        Target(
+            f"times as fast as {name}", 1, _cases("bfloat16"), kind="flashrnn", ratio=(name, OURS)
+        )
+        for name in ("FlashRNN GRU", "FlashRNN LSTM")
     ),
 ]
-STEP_TARGET = 2.0
-"""Microseconds of a forward step in bfloat16."""
-HIDDEN, BATCH, LENGTHS = 512, 8, (64, 1024)
-"""The case of the targets."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("files", type=Path, nargs="+", help="what --results has written")
-    chosen = parser.parse_args(arguments)
-    print(text([json.loads(path.read_text()) for path in chosen.files]))
-
-
-def text(documents: Sequence[Document]) -> str:
-    """Documents of `report.write`, of one machine, as one text."""
-    rows = [row for document in documents for row in document["comparisons"] if row.get("settings")]
-    parts = [_header(document) for document in documents[:1]]
-    parts.append(_times(rows))
-    parts.append(_slopes(rows))
-    parts.append(_targets(rows))
-    missing = sorted(
-        {f"{name}: {why}" for row in rows for name, why in row.get("missing", {}).items()}
+    parser.add_argument(
+        "files", type=Path, nargs="+", help="what on_gpu.py or --results has written"
     )
-    failed = [test for document in documents for test in document.get("failed", [])]
-    parts.append(_list("No number of", missing))
-    parts.append(_list("Failed, and so not reported", failed))
-    return "\n\n".join(part for part in parts if part)
+    chosen = parser.parse_args(arguments)
+    contents = {str(path): json.loads(path.read_text()) for path in chosen.files}
+    if all("comparisons" in content for content in contents.values()):
+        print(text({"results": contents}))
+    elif len(contents) == 1:
+        print(text(*contents.values()))
+    else:
+        parser.error("FILE must be one document of on_gpu.py, or each must be of --results")
 
 
-def _header(document: Document) -> str:
-    facts = {
-        "commit": document.get("commit"),
-        **(document.get("gpu") or {"GPU": "none"}),
-        "torch": document.get("versions", {}).get("torch"),
-        "extension": document.get("extension", {}).get("cuda"),
-        "processor": document.get("processor"),
-        "load before the run": document.get("load before the run"),
-    }
+def text(document: Document) -> str:
+    """What `on_gpu.py` leaves of one machine, as one text.
+
+    document: "commit", "gpu", "parts" (verdict and seconds by name), "left out" (why, by path),
+    "probe" (the records of gpu_probe) and "results" (what `report.write` wrote, by name). Each key
+    may be absent or empty.
+    """
+    results = list((document.get("results") or {}).values())
+    probe = document.get("probe") or []
+    rows = [row for result in results for row in result.get("comparisons") or []]
+    timed = [row for row in rows if row.get("settings") and row.get("seconds")]
+    others = [row for row in rows if row.get("ratios") and row not in timed]
+    missing = {f"{name}: {why}" for row in rows for name, why in (row.get("missing") or {}).items()}
+    left_out = [f"{path}: {why}" for path, why in (document.get("left out") or {}).items()]
+    failed = [test for result in results for test in result.get("failed") or []]
+    sections = [
+        _header(document, results, probe),
+        _parts(document.get("parts") or {}),
+        _list("Left out", left_out),
+        *_probe(probe),
+        _times(timed),
+        _slopes(timed),
+        _others(others),
+        _kernels([row for row in rows if row.get("kernels")]),
+        _targets(timed, probe),
+        _list("No number of", sorted(missing)),
+        _list("Failed, and so not reported", failed),
+    ]
+    return "\n\n".join(section for section in sections if section)
+
+
+def _header(document: Document, results: Sequence[Document], probe: Sequence[Any]) -> str:
+    """The facts of the first result; the probe's, where there is none."""
+    facts: dict[str, Any]
+    if results:
+        first = results[0]
+        facts = {
+            "commit": first.get("commit") or document.get("commit"),
+            **(first.get("gpu") or {"GPU": document.get("gpu") or "none"}),
+            "torch": (first.get("versions") or {}).get("torch"),
+            "extension": (first.get("extension") or {}).get("cuda"),
+            "processor": first.get("processor"),
+            "load before the run": first.get("load before the run"),
+        }
+    else:
+        facts = {"commit": document.get("commit"), "GPU": document.get("gpu") or "none"}
+        for record in _of_kind(probe, "device")[:1]:
+            facts |= {name: value for name, value in record.items() if name != "kind"}
     width = max(map(len, facts))
     return "\n".join(f"{name:<{width}}  {value}" for name, value in facts.items())
+
+
+def _parts(parts: dict[str, Any]) -> str:
+    body = [
+        [name, str(part.get("verdict", "")), _cell(part.get("seconds"))]
+        for name, part in parts.items()
+    ]
+    return _table("Parts of the run", ["part", "verdict", "seconds"], body)
+
+
+def _probe(records: Sequence[Any]) -> Iterator[str]:
+    """A table of each kind. A field without a column gets one, another kind is told as it is."""
+    for kind, (title, columns) in PROBE.items():
+        chosen = _of_kind(records, kind)
+        head = [*columns, *(name for record in chosen for name in record)]
+        head = [name for name in dict.fromkeys(head) if name != "kind"]
+        yield _table(title, head, [[_cell(record.get(x)) for x in head] for record in chosen])
+    known = [record for kind in PROBE for record in _of_kind(records, kind)]
+    yield _list("Other records of the probe", [json.dumps(x) for x in records if x not in known])
+
+
+def _of_kind(records: Sequence[Any], kind: str) -> list[Row]:
+    return [x for x in records if isinstance(x, dict) and x.get("kind") == kind]
 
 
 def _times(rows: Sequence[Row]) -> str:
@@ -133,14 +292,8 @@ def _times(rows: Sequence[Row]) -> str:
     body = []
     for row in rows:
         settings = row["settings"]
-        calls, alone = row["seconds"]["call"], row["seconds"]["GPU"]
         ours = settings["ours"]
-        others = [
-            f"{name} {calls[name] / calls[ours]:.2f}x"
-            + (f" ({alone[name] / alone[ours]:.2f}x)" if name in alone and ours in alone else "")
-            for name in calls
-            if name != ours
-        ]
+        names = [name for name in row["seconds"]["call"] if name != ours]
         body.append(
             [
                 ours,
@@ -148,137 +301,199 @@ def _times(rows: Sequence[Row]) -> str:
                 settings["precision"],
                 settings["passes"],
                 settings.get("path", ""),
-                f"{1e6 * calls[ours]:.0f}",
-                f"{1e6 * alone[ours]:.0f}" if ours in alone else "",
+                f"{1e6 * row['seconds']['call'][ours]:.0f}",
+                _gpu_microseconds(row, ours),
                 f"{row['error']:.0e}",
-                "; ".join(others),
+                "; ".join(_times_faster(row, ours, name) for name in names),
             ]
         )
     head = ["ours", "TxBxH", "precision", "passes", "path", "call us", "GPU us", "error"]
     return _table(
-        "A call, and the baselines' times over ours: by call (on the GPU); above 1 ours is faster",
+        "A call, and the baselines' times over ours: by call [95 % interval] (on the GPU); "
+        "above 1 ours is faster",
         [*head, "times faster than"],
         body,
     )
 
 
+def _gpu_microseconds(row: Row, name: str) -> str:
+    seconds = _seconds(row, "GPU", name)
+    if seconds is None:
+        return ""
+    return f"{1e6 * seconds:.0f}" + " host" * _by_host(row, name)
+
+
+def _times_faster(row: Row, ours: str, name: str) -> str:
+    calls, alone = row["seconds"]["call"], row["seconds"].get("GPU", {})
+    answer = f"{name} {calls[name] / calls[ours]:.2f}x"
+    if ratio := (row.get("ratios") or {}).get(name):
+        answer += f" [{1 / ratio['high']:.2f}-{1 / ratio['low']:.2f}]"
+    if name in alone and ours in alone:
+        host = " host" * (_by_host(row, name) or _by_host(row, ours))
+        answer += f" ({alone[name] / alone[ours]:.2f}x{host})"
+    return answer
+
+
 def _slopes(rows: Sequence[Row]) -> str:
     body = []
     paths: set[str] = set()
-    for case in _cases(rows):
-        short, long = case[0], case[-1]
-        if short is long:
+    for case in _same_but_length(rows):
+        settings = case[-1]["settings"]
+        slopes = {name: _slope(case, name) for name in case[-1]["seconds"].get("GPU", {})}
+        told = [
+            f"{name} {slope.note if slope.number is None else f'{slope.number:.2f}'}"
+            for name, slope in slopes.items()
+            if slope != Value(None)
+        ]
+        # Lengths as near as the paper's tell more of noise than of a step.
+        if not told or settings["kind"] == "paper":
             continue
-        settings = long["settings"]
-        names = [name for name in long["seconds"]["GPU"] if name in short["seconds"]["GPU"]]
-        slopes = [f"{name} {slope:.2f}" for name in names if (slope := _slope(case, name))]
         path = settings.get("path", "")
-        paths |= set(path.split(", ")) | set(names)
-        body.append(
-            [
-                f"{settings['batch']}x{settings['hidden']}",
-                settings["precision"],
-                settings["passes"],
-                path,
-                "; ".join(slopes),
-            ]
-        )
+        paths |= {*path.split(", "), *slopes}
+        sizes = f"{settings['batch']}x{settings['hidden']}"
+        body.append([sizes, settings["precision"], settings["passes"], path, "; ".join(told)])
     if not body:
         return ""
     legend = [f"{path}: {limit}" for path, limit in LIMITS.items() if path in paths]
     table = _table(
-        "Microseconds a step on the GPU, the slope between the lengths",
-        ["BxH", "precision", "passes", "path", "us a step"],
+        "Microseconds per step on the GPU, the slope between the lengths",
+        ["BxH", "precision", "passes", "path", "us per step"],
         body,
     )
     return "\n".join([table, "Nearest limit by the design, not measured:", *legend])
 
 
-def _targets(rows: Sequence[Row]) -> str:
-    body = [_step_target(rows)]
-    for target in TARGETS:
-        for precision in target.precisions:
-            for passes in target.passes:
-                chosen = [
-                    row
-                    for row in rows
-                    if _is(row, target.kind, precision, passes)
-                    and row["settings"]["hidden"] == HIDDEN
-                    and row["settings"]["batch"] == BATCH
-                ]
-                seen = {row["settings"]["steps"]: target.value(row) for row in chosen}
-                for steps in LENGTHS if target.kind != "compiled" else LENGTHS[:1]:
-                    value = seen.get(steps)
-                    body.append(
-                        [
-                            target.text,
-                            f"T = {steps}, {precision}, {passes}",
-                            "" if value is None else f"{value:.2f}",
-                            _verdict(value, target.reached),
-                        ]
-                    )
+def _others(rows: Sequence[Row]) -> str:
+    body = []
+    for row in rows:
+        ratios = "; ".join(
+            f"{name} {ratio['of_medians']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})"
+            for name, ratio in row["ratios"].items()
+        )
+        body.append([row.get("table", ""), row["case"], ratios])
     return _table(
-        f"Targets at H = {HIDDEN}, B = {BATCH}, by call", ["target", "case", "is", ""], body
+        "Our time over the baselines' (95 % interval), below 1 is faster",
+        ["of", "TxBxH", "over the time of"],
+        body,
     )
 
 
-def _step_target(rows: Sequence[Row]) -> list[str]:
-    chosen = [
-        row
-        for row in rows
-        if _is(row, "sequence", "bfloat16", "forward")
-        and row["settings"]["hidden"] == HIDDEN
-        and row["settings"]["batch"] == BATCH
-    ]
-    value = None
-    for case in _cases(chosen):
-        value = _slope(case, case[0]["settings"]["ours"])
-    return [
-        f"forward at most {STEP_TARGET} us a step",
-        "bfloat16, on the GPU",
-        "" if value is None else f"{value:.2f}",
-        _verdict(value, lambda x: x <= STEP_TARGET),
-    ]
+def _kernels(rows: Sequence[Row]) -> str:
+    body = []
+    for row in rows:
+        for name, counts in row["kernels"].items():
+            told = "; ".join(f"{count} {kernel}" for kernel, count in _recurrent(counts).items())
+            started = str(sum(counts.values()))
+            body.append([row.get("table", ""), row["case"], name, started, told or "none"])
+    head = ["table", "TxBxH", "contender", "started", "of these, recurrent by their name"]
+    return _table("Kernels, copies and fills that a call starts on the GPU", head, body)
 
 
-def _verdict(value: float | None, reached: Callable[[float], bool]) -> str:
-    if value is None:
-        return "not measured"
-    return "reached" if reached(value) else "missed"
+def _recurrent(counts: dict[str, int]) -> Counter[str]:
+    """How often each kernel of a recurrence was started, by the name without types."""
+    short: Counter[str] = Counter()
+    for name, count in counts.items():
+        plain = name.replace("(anonymous namespace)::", "").removeprefix("void ")
+        plain = re.split(r"[<(]", plain)[0].split("::")[-1][:60]
+        if RECURRENCE.search(plain):
+            short[plain] += count
+    return short
 
 
-def _is(row: Row, kind: str, precision: str, passes: str) -> bool:
+def _targets(rows: Sequence[Row], probe: Sequence[Any]) -> str:
+    body = []
+    for target in TARGETS:
+        for case in target.cases:
+            chosen = [row for row in rows if _is(row, target.kind, case)]
+            value = _ratio(chosen, target.ratio) if target.ratio else _step(chosen)
+            number = "" if value.number is None else f"{value.number:.2f}"
+            if not number and not target.ratio:
+                number = _step_by_the_probe(probe, case)
+            body.append([str(target), str(case), number, target.verdict(value)])
+    return _table(
+        "Targets: steps on the GPU, ratios by call; published: cuDNN's LSTM in float16 on an H100",
+        ["target", "case (TxBxH)", "is", ""],
+        body,
+    )
+
+
+def _is(row: Row, kind: str, case: Case) -> bool:
     settings = row["settings"]
-    return (settings["kind"], settings["precision"], settings["passes"]) == (
-        kind,
-        precision,
-        passes,
-    )
+    wanted = {name: x for name, x in case._asdict().items() if x is not None}
+    return all(settings.get(name) == x for name, x in {"kind": kind, **wanted}.items())
 
 
-def _cases(rows: Sequence[Row]) -> list[list[Row]]:
+def _ratio(rows: Sequence[Row], names: tuple[str, str]) -> Value:
+    """Of the last measurement of a case."""
+    for row in reversed(rows):
+        over, under = (
+            _seconds(row, "call", row["settings"]["ours"] if name == OURS else name)
+            for name in names
+        )
+        if over and under:
+            return Value(over / under)
+    return Value(None)
+
+
+def _step(rows: Sequence[Row]) -> Value:
+    """Ours, of the rows of one case."""
+    return _slope(sorted(rows, key=_length), rows[0]["settings"]["ours"]) if rows else Value(None)
+
+
+def _step_by_the_probe(records: Sequence[Any], case: Case) -> str:
+    """The fastest of the kernels that gave equal and finite numbers; of a forward alone, since a
+    forward and a backward kernel are not all that a training step has."""
+    if case.passes != "forward":
+        return ""
+    steps = {}
+    for record in _of_kind(records, "kernel"):
+        sound = not record.get("not_finite") and not record.get("differ")
+        wanted = {"direction": "forward", "hidden": case.hidden, "parts": 1}
+        step = record.get("us_per_step")
+        if sound and isinstance(step, int | float) and wanted.items() <= record.items():
+            steps[step] = f"{record.get('path')}, teams: {record.get('teams')}"
+    return f"{min(steps):.2f} by the probe ({steps[min(steps)]})" if steps else ""
+
+
+def _same_but_length(rows: Sequence[Row]) -> list[list[Row]]:
     """Rows that differ in T alone, shortest first."""
     cases: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         settings = row["settings"]
-        names = ("kind", "batch", "hidden", "precision", "passes")
-        cases.setdefault(tuple(settings[name] for name in names), []).append(row)
-    return [sorted(case, key=lambda row: int(row["settings"]["steps"])) for case in cases.values()]
+        names = ("kind", "batch", "hidden", "precision", "passes", "modalities")
+        cases.setdefault(tuple(settings.get(name) for name in names), []).append(row)
+    return [sorted(case, key=_length) for case in cases.values()]
 
 
-def _slope(case: Sequence[Row], name: str) -> float | None:
-    """Microseconds a step of one contender on the GPU."""
-    times = [(row["settings"]["steps"], _seconds(row, "GPU", name)) for row in case]
-    known = [(steps, seconds) for steps, seconds in times if seconds is not None]
-    if len(known) < 2:
-        return None
-    (short, before), (long, after) = known[0], known[-1]
-    return 1e6 * (after - before) / (long - short)
+def _length(row: Row) -> int:
+    return int(row["settings"]["steps"])
+
+
+def _slope(case: Sequence[Row], name: str) -> Value:
+    """Microseconds per step of one contender on the GPU, of rows by length."""
+    known = [row for row in case if _seconds(row, "GPU", name) is not None]
+    if not known or _length(known[0]) == _length(known[-1]):
+        return Value(None)
+    short, long = known[0], known[-1]
+    if _by_host(short, name) or _by_host(long, name):
+        return Value(None, "host")
+    seconds = long["seconds"]["GPU"][name] - short["seconds"]["GPU"][name]
+    return Value(1e6 * seconds / (_length(long) - _length(short)))
+
+
+def _by_host(row: Row, name: str) -> bool:
+    return name in (row.get("by_host") or [])
 
 
 def _seconds(row: Row, clock: str, name: str) -> float | None:
     seconds: float | None = row["seconds"].get(clock, {}).get(name)
     return seconds
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _table(title: str, head: Sequence[str], body: Sequence[Sequence[str]]) -> str:

@@ -80,6 +80,13 @@ def contender(name: str, module: nn.Module, operands: Sequence[Tensor], passes: 
     return Contender(name, call)
 
 
+class Layers(nn.ModuleList):
+    """Recurrent layers beside each other: the output of each for its own input."""
+
+    def forward(self, *inputs: Tensor) -> list[Tensor]:
+        return [layer(input)[0] for layer, input in zip(self, inputs, strict=True)]
+
+
 def relative_errors(subject: Subject) -> dict[str, float]:
     """Of each output, with and without gradients needed, and of each gradient, against float64."""
     torch.manual_seed(1)
@@ -117,10 +124,14 @@ def check(subject: Subject, tolerance: float = TOLERANCE) -> float:
 
 
 def sequence_operands(
-    size: Size, device: torch.device, dtype: torch.dtype = torch.float32
+    size: Size,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    context_size: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """input `[T, B, H]` and context `[B, H]`."""
-    context = torch.randn(size[1:], device=device, dtype=dtype, requires_grad=True)
+    """input `[T, B, H]` and context `[B, context_size]`, by default `[B, H]`."""
+    shape = size.batch, context_size or size.hidden
+    context = torch.randn(shape, device=device, dtype=dtype, requires_grad=True)
     return torch.randn(size, device=device, dtype=dtype, requires_grad=True), context
 
 
@@ -194,11 +205,16 @@ class Group(NamedTuple):
 
     @classmethod
     def random(
-        cls, size: Size, count: int, device: torch.device, dtype: torch.dtype = torch.float32
+        cls,
+        size: Size,
+        count: int,
+        device: torch.device,
+        dtype: torch.dtype = torch.float32,
+        context_size: int | None = None,
     ) -> Group:
         torch.manual_seed(0)
-        operands = [sequence_operands(size, device, dtype) for _ in range(count)]
-        sizes = [size.hidden] * 3
+        operands = [sequence_operands(size, device, dtype, context_size) for _ in range(count)]
+        sizes = size.hidden, context_size or size.hidden, size.hidden
         units = [reference.MCU(*sizes, device=device, dtype=dtype) for _ in range(count)]
         inputs, contexts = map(list, zip(*operands, strict=True))
         return cls(inputs, contexts, [unit.weights() for unit in units])
@@ -221,9 +237,10 @@ def check_group(
     threads: int,
     dtype: torch.dtype = torch.float32,
     tolerance: float = TOLERANCE,
+    context_size: int | None = None,
 ) -> float:
     """`check` of the grouped call on `Group.random`, once for each number of threads."""
-    group = Group.random(size, count, device, dtype)
+    group = Group.random(size, count, device, dtype, context_size)
 
     def truth(*tensors: Tensor) -> tuple[Tensor, Tensor]:
         singles = [reference.mcu(*single) for single in zip(*Group.of(tensors, count), strict=True)]

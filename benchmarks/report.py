@@ -22,8 +22,8 @@ class Comparison:
     table: str
     case: str
     threads: int
-    error: float
-    """Largest relative error of the check that came first."""
+    error: float | None
+    """Largest relative error of the check that came first; None without one."""
     rounds: int
     ratios: dict[str, Ratio] = field(default_factory=dict)
     shares: dict[str, str] = field(default_factory=dict)
@@ -31,8 +31,12 @@ class Comparison:
     """What gpu_table.py finds a case by."""
     seconds: dict[str, dict[str, float]] = field(default_factory=dict)
     """Medians of each contender, by the kind of clock."""
+    by_host: list[str] = field(default_factory=list)
+    """Contenders whose seconds of the clock "GPU" are the host's (`timing.by_host`)."""
+    kernels: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Names of what each contender starts on the GPU, and how often."""
     missing: dict[str, str] = field(default_factory=dict)
-    """Baselines that there is no number of, and why."""
+    """What there is no number of, and why."""
 
 
 def tables(comparisons: Sequence[Comparison]) -> str:
@@ -55,17 +59,17 @@ def facts() -> dict[str, Any]:
 
 def write(
     path: Path,
+    facts: dict[str, Any],
     comparisons: Sequence[Comparison],
     failed: Sequence[str],
     load: float,
-    known: dict[str, Any] | None = None,
 ) -> None:
-    """Comparisons, the tests that failed (of which nothing is reported) and `facts` as JSON.
+    """`facts`, comparisons and the tests that failed (of which nothing is reported) as JSON.
 
-    known: facts, where they need not be asked for again.
+    The file is whole at any time, since a run may be cut off.
     """
     document = {
-        **(known or facts()),
+        **facts,
         "load before the run": load,
         "comparisons": [
             {
@@ -77,7 +81,9 @@ def write(
         "failed": list(failed),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document, indent=2) + "\n")
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(document, indent=2) + "\n")
+    partial.replace(path)
 
 
 def _table(title: str, rows: Sequence[Comparison]) -> str:
@@ -86,7 +92,8 @@ def _table(title: str, rows: Sequence[Comparison]) -> str:
     for row in rows:
         values = {**{name: str(ratio) for name, ratio in row.ratios.items()}, **row.shares}
         cells = [values.get(name, "") for name in columns]
-        body.append([row.case, str(row.threads), *cells, f"{row.error:.0e}", str(row.rounds)])
+        error = "" if row.error is None else f"{row.error:.0e}"
+        body.append([row.case, str(row.threads), *cells, error, str(row.rounds)])
     widths = [max(map(len, column)) for column in zip(*body, strict=True)]
     lines = [
         "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))

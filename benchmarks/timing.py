@@ -7,15 +7,21 @@ its own weights in the caches and not its rival's.
 
 from __future__ import annotations
 
+import signal
 import time
-from collections.abc import Callable, Sequence
-from statistics import median, quantiles
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from statistics import median
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 SHORT = 0.02
 """Seconds; a longer call refills the caches in a small part of its own time."""
+RESAMPLES = 2000
+"""Of the rounds, for a ratio's interval."""
 
 Times = dict[str, list[float]]
 """Seconds of each contender's calls, in the order of the rounds."""
@@ -29,7 +35,7 @@ class Contender(NamedTuple):
 
 
 class Ratio(NamedTuple):
-    """Our time over a baseline's: of the medians, and the quartiles of the single rounds."""
+    """Our time over a baseline's: of the medians, and its 95 % bootstrap interval."""
 
     of_medians: float
     low: float
@@ -37,6 +43,19 @@ class Ratio(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.of_medians:.2f} ({self.low:.2f}-{self.high:.2f})"
+
+
+class HostSeconds(float):
+    """A time on the GPU that is the host's: the GPU woke before the whole call was enqueued."""
+
+
+def by_host(times: Times) -> list[str]:
+    """Contenders with `HostSeconds` in more than half of the rounds: their median is the host's."""
+    return [
+        name
+        for name, rounds in times.items()
+        if 2 * sum(isinstance(x, HostSeconds) for x in rounds) > len(rounds)
+    ]
 
 
 def synchronised(contender: Contender, device: torch.device) -> Contender:
@@ -49,6 +68,49 @@ def synchronised(contender: Contender, device: torch.device) -> Contender:
         torch.accelerator.synchronize(device)
 
     return Contender(contender.name, call)
+
+
+def add_if_it_runs(
+    contenders: list[Contender],
+    missing: dict[str, str],
+    name: str,
+    make: Callable[[str], Contender],
+    device: torch.device,
+    limit: int,
+) -> None:
+    """Adds `make(name)` to contenders after its first call, or to missing why there is none.
+
+    limit: seconds for both, since what is compiled may take very long.
+    """
+    try:
+        with _time_limit(limit):
+            contender = make(name)
+            synchronised(contender, device).call()
+    except Exception as problem:
+        missing[name] = reason(problem)
+    else:
+        contenders.append(contender)
+
+
+def reason(problem: Exception) -> str:
+    """One line for a table."""
+    return " ".join(f"{type(problem).__name__}: {problem}".split())[:300]
+
+
+@contextmanager
+def _time_limit(limit: int) -> Iterator[None]:
+    """TimeoutError after so many seconds of Python code."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"not done in {limit} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(limit)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 Clock = Callable[[Callable[[], object]], float]
@@ -72,7 +134,8 @@ def cuda_seconds(call: Callable[[], object], cycles: int = 0) -> float:
     """Seconds between CUDA events around a call on the current stream of an idle GPU.
 
     With cycles, the GPU first sleeps so long, and the host hurries ahead: what the call takes on
-    the GPU alone, where the host has come to the end of the call before the GPU wakes.
+    the GPU alone, where the host has come to the end of the call before the GPU wakes. Where it has
+    not, the answer is `HostSeconds`.
     """
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
@@ -81,8 +144,27 @@ def cuda_seconds(call: Callable[[], object], cycles: int = 0) -> float:
     start.record()
     call()
     end.record()
+    awake = start.query()
     end.synchronize()
-    return start.elapsed_time(end) / 1e3
+    duration = start.elapsed_time(end) / 1e3
+    return HostSeconds(duration) if cycles and awake else duration
+
+
+def kernels(call: Callable[[], object]) -> dict[str, int]:
+    """Names of the kernels, copies and fills that a call starts on the GPU, and how often.
+
+    RuntimeError where torch's profiler saw none; what it raises by itself, it raises here.
+    """
+    call()  # what only a first call does
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        call()
+        torch.cuda.synchronize()
+    on_gpu = torch.profiler.DeviceType.CUDA
+    names = Counter(event.name for event in profile.events() if event.device_type == on_gpu)
+    if not names:
+        raise RuntimeError("torch's profiler saw nothing on the GPU")
+    return dict(names)
 
 
 class Turns:
@@ -127,16 +209,26 @@ class Turns:
 
 
 def interleave(contenders: Sequence[Contender], budget: float, clock: Clock = seconds) -> Times:
-    """All rounds of a comparison outside pytest-benchmark."""
+    """All rounds of a comparison outside pytest-benchmark.
+
+    Every second round has the contenders in the opposite order, so that what one leaves behind (a
+    warm or a throttled processor) does not always meet the same next one.
+    """
     turns = Turns(contenders, budget, clock)
-    for _ in range(turns.rounds):
-        for contender in contenders:
+    for number in range(turns.rounds):
+        for contender in contenders if number % 2 == 0 else contenders[::-1]:
             turns.take(contender)
     return turns.times
 
 
 def ratio(ours: Sequence[float], baseline: Sequence[float]) -> Ratio:
-    """Raises ValueError when the two have not been timed in the same rounds."""
-    rounds = [a / b for a, b in zip(ours, baseline, strict=True)]
-    low, _, high = quantiles(rounds, n=4)
-    return Ratio(median(ours) / median(baseline), low, high)
+    """Of the medians. Whole rounds are drawn again for its interval, so that what slows both
+    contenders of a round does not widen it; equal times give equal intervals.
+
+    Raises ValueError when the two have not been timed in the same rounds.
+    """
+    rounds = np.array(list(zip(ours, baseline, strict=True)))
+    drawn = np.random.default_rng(0).integers(len(rounds), size=(RESAMPLES, len(rounds)))
+    medians = np.median(rounds[drawn], axis=1)
+    low, high = np.quantile(medians[:, 0] / medians[:, 1], [0.025, 0.975])
+    return Ratio(median(ours) / median(baseline), float(low), float(high))

@@ -1,5 +1,6 @@
-"""The table of the GPU benchmarks, from made-up results."""
+"""The table of what was seen on a GPU, from made-up results."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -9,13 +10,16 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import gpu_table
 
+BOTH = "forward + backward"
 
-def row(kind, steps, seconds, precision="bfloat16", passes="forward", **more):
+
+def row(kind, steps, seconds, precision="bfloat16", passes="forward", sizes=(512, 8), **more):
     ours = next(iter(seconds))
-    settings = {"kind": kind, "steps": steps, "batch": 8, "hidden": 512, "ours": ours}
+    settings = {"kind": kind, "steps": steps, "hidden": sizes[0], "batch": sizes[1], "ours": ours}
     settings |= {"precision": precision, "passes": passes, "path": "cluster"}
+    settings |= more.pop("settings", {})
     return {
-        "case": f"{steps}x8x512",
+        "case": f"{steps}x{sizes[1]}x{sizes[0]}",
         "error": 3e-3,
         "settings": settings,
         "seconds": {"call": seconds, "GPU": seconds},
@@ -24,23 +28,21 @@ def row(kind, steps, seconds, precision="bfloat16", passes="forward", **more):
     }
 
 
-@pytest.fixture
-def document():
-    sequences = [
-        row("sequence", steps, {"FusedMCU": ours, "nn.GRU": gru, "eager reference": 12 * ours})
-        for steps, ours, gru in ((64, 200e-6, 900e-6), (1024, 2024e-6, 6e-3))
+def sequence(step, passes="forward", by_host=(), **more):
+    """Two lengths of a case with so many microseconds per step."""
+    return [
+        row("sequence", steps, {"FusedMCU": seconds}, passes=passes, by_host=by_host, **more)
+        for steps, seconds in ((64, 1e-4), (1024, 1e-4 + 960e-6 * step))
     ]
-    group = row("group", 64, {"one call of N = 3": 1.1, "one call of N = 1": 1.0})
-    missing = {"FlashRNN GRU": "ModuleNotFoundError: no flashrnn"}
-    rival = row("flashrnn", 64, {"FusedMCU": 200e-6}, missing=missing)
-    cpu = {"case": "64x8x512", "error": 1e-6, "settings": {}, "seconds": {}}
-    return {
-        "commit": "abc",
-        "gpu": {"name": "made up", "driver": "1.2"},
-        "versions": {"torch": "2.11"},
-        "comparisons": [*sequences, group, rival, cpu],
-        "failed": ["bench_cuda.py::test_path[x]"],
-    }
+
+
+def document(*comparisons, **more):
+    result = {"commit": "abc", "gpu": {"name": "made up"}, "versions": {"torch": "2.11"}}
+    return {"results": {"benchmarks": {**result, "comparisons": [*comparisons], **more}}}
+
+
+def table(*comparisons, **more):
+    return gpu_table.text(document(*comparisons, **more))
 
 
 def line(text, *words):
@@ -48,27 +50,228 @@ def line(text, *words):
     return found
 
 
-def test_targets_are_reached_missed_or_not_measured(document):
-    text = gpu_table.text([document])
-    assert line(text, "forward at most 2.0 us a step").split()[-2:] == ["1.90", "reached"]
-    assert line(text, ">= 4 times faster than nn.GRU", "T = 64", "forward  ").endswith("reached")
-    assert line(text, ">= 4 times faster than nn.GRU", "T = 1024", "forward  ").endswith("missed")
-    assert line(text, "N = 3", "T = 64", "forward  ").split()[-2:] == ["1.10", "reached"]
-    eager = line(text, "eager reference", "T = 64, bfloat16, forward  ")
-    assert eager.split()[-2:] == ["12.00", "missed"]
-    fp32 = line(text, ">= 3 times", "T = 64, float32-high, forward  ")
-    assert fp32.endswith("not measured")
+@pytest.mark.parametrize(
+    ("step", "verdict"), [(1.5, "reached"), (1.51, "bar reached"), (1.91, "missed")]
+)
+def test_a_step_on_the_gpu(step, verdict):
+    found = line(table(*sequence(step)), "us per step: at most 1.5 (bar 1.9)")
+    assert found.split()[-1 - len(verdict.split()) :] == [f"{step:.2f}", *verdict.split()]
 
 
-def test_what_is_missing_or_failed_is_named(document):
-    text = gpu_table.text([document])
+def test_each_step_target_has_its_own_case():
+    text = table(
+        *sequence(1.0),
+        *sequence(4.5, BOTH),
+        *sequence(1.8, sizes=(768, 16)),
+        *sequence(5.2, BOTH, sizes=(768, 16)),
+    )
+    assert line(text, "at most 1.5 (bar 1.9)").endswith("1.00  reached")
+    assert line(text, "at most 4 (bar 5)").endswith("4.50  bar reached")
+    assert line(text, "published 1.96: at most 1.9", "Tx16x768").endswith("1.80  reached")
+    assert line(text, "published 5.07: at most 5", "Tx16x768").endswith("5.20  missed")
+
+
+def test_what_the_host_bounds_gives_no_step_and_no_verdict():
+    long = sequence(1.0)[1]
+    text = table(sequence(1.0, by_host=["FusedMCU"])[0], long)
+    assert line(text, "us per step: at most 1.5").endswith("not measured (host)")
+    assert "FusedMCU host" in line(text, "8x512", "cluster", "host", "FusedMCU host")
+    assert "100 host" in line(text, "FusedMCU", "64x8x512", "3e-03")
+    assert "host" not in line(text, "FusedMCU", "1024x8x512", "3e-03")
+    # the baseline's is not ours
+    other = table(sequence(1.0, by_host=["nn.GRU"])[0], long)
+    assert line(other, "us per step: at most 1.5").endswith("1.00  reached")
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "precision", "seconds", "verdict"),
+    [
+        ("nn.LSTM: at least 1 ", "sequence", "float16", {"ours": 1.0, "nn.LSTM": 1.01}, "reached"),
+        ("nn.LSTM: at least 1 ", "sequence", "float16", {"ours": 1.0, "nn.LSTM": 0.99}, "missed"),
+        ("nn.GRU: at least 6 (bar 4)", "sequence", "bfloat16", {"o": 1, "nn.GRU": 6}, "reached"),
+        ("nn.GRU: at least 6 (bar 4)", "sequence", "bfloat16", {"o": 1, "nn.GRU": 5}, "bar"),
+        ("nn.GRU: at least 6 (bar 4)", "sequence", "bfloat16", {"o": 1, "nn.GRU": 3.9}, "missed"),
+        ("nn.GRU: at least 6 (bar 3)", "sequence", "float32", {"o": 1, "nn.GRU": 3.9}, "bar"),
+        ("nn.GRU: at least 6 (bar 3)", "sequence", "float32-high", {"o": 1, "nn.GRU": 2}, "missed"),
+        ("eager reference: at least 15", "sequence", "bfloat16", {"o": 1, "x": 1}, "not measured"),
+        (
+            "torch.compile: at least 4",
+            "compiled",
+            "bfloat16",
+            {"o": 1, "compiled reference": 5},
+            "",
+        ),
+        ("FlashRNN GRU: at least 1", "flashrnn", "bfloat16", {"o": 1, "FlashRNN GRU": 2}, ""),
+        ("FlashRNN LSTM: at least 1", "flashrnn", "bfloat16", {"o": 1, "FlashRNN LSTM": 2}, ""),
+    ],
+)
+def test_a_ratio_by_call(words, kind, precision, seconds, verdict):
+    verdict = {"bar": "bar reached", "": "reached"}.get(verdict, verdict)
+    text = table(row(kind, 64, seconds, precision))
+    found = line(text, words, f"64x8x512, {precision}, forward  ")
+    assert found.endswith(f"  {verdict}")
+    if kind != "compiled":
+        assert line(text, words, f"1024x8x512, {precision}, {BOTH} ").endswith("  not measured")
+
+
+def test_the_wide_float16_case_is_compared_to_nn_lstm():
+    seconds = {"FusedMCU": 1.0, "nn.LSTM": 2.0}
+    text = table(row("sequence", 1024, seconds, "float16", BOTH, sizes=(768, 16)))
+    assert line(text, "nn.LSTM: at", "1024x16x768, float16", BOTH).endswith("2.00  reached")
+    assert line(text, "nn.LSTM: at", "1024x8x512, float16", BOTH).endswith("not measured")
+
+
+def test_three_modalities_cost_little_more_than_one():
+    for three, verdict in ((1.2, "reached"), (1.21, "missed")):
+        text = table(row("group", 64, {"one call of N = 3": three, "one call of N = 1": 1.0}))
+        assert line(text, "N = 3 over", "64x8x512, bfloat16, forward  ").endswith(f"  {verdict}")
+
+
+def test_the_papers_calls_are_compared_by_their_number():
+    rows = [
+        row(
+            "paper",
+            steps,
+            {"mcu_group": 1.0, "nn.GRU": ratio, "nn.LSTM": 3.0},
+            settings={"modalities": modalities},
+        )
+        for modalities, ratio in ((1, 0.9), (3, 2.0))
+        for steps in (9, 13)
+    ]
+    text = table(*rows)
+    assert line(text, "N calls of nn.GRU", "N = 1, bfloat16, forward  ").endswith("0.90  missed")
+    assert line(text, "N calls of nn.GRU", "N = 2, bfloat16, forward  ").endswith("not measured")
+    assert line(text, "N calls of nn.GRU", "N = 3, bfloat16, forward  ").endswith("2.00  reached")
+    assert "the slope" not in text  # of four steps
+
+
+def test_times_have_the_interval_the_clock_on_the_gpu_and_what_the_host_bounds():
+    ratios = {"nn.GRU": {"of_medians": 0.25, "low": 0.2, "high": 0.4}}
+    text = table(row("sequence", 64, {"FusedMCU": 1e-4, "nn.GRU": 4e-4}, ratios=ratios))
+    assert "nn.GRU 4.00x [2.50-5.00] (4.00x)" in text
+    marked = table(row("sequence", 64, {"FusedMCU": 1e-4, "nn.GRU": 4e-4}, by_host=["nn.GRU"]))
+    assert "nn.GRU 4.00x (4.00x host)" in marked
+
+
+def test_kernels_of_a_recurrence_are_named_shortly():
+    kernels = {
+        "nn.GRU": {
+            "void cudnn::rnn::RNN_blockPersist_fp_GRU<__half, float, (Type)1>(Params)": 1,
+            "void RNN_blockPersist_fp_GRU<float>(Params)": 2,
+            "void (anonymous namespace)::gemm<float>(Params)": 4,
+        },
+        "nn.LSTM": {"sm90_gemm": 128},
+    }
+    text = table({"table": "Kernels, x", "case": "64x8x512", "kernels": kernels})
+    assert line(text, "nn.GRU", "Kernels, x").split()[-3:] == ["7", "3", "RNN_blockPersist_fp_GRU"]
+    assert line(text, "nn.LSTM", "Kernels, x").split()[-2:] == ["128", "none"]
+
+
+def test_comparisons_without_a_gpus_clock_are_listed():
+    ratios = {"nn.GRU": {"of_medians": 0.5, "low": 0.4, "high": 0.6}}
+    text = table({"table": "M-Mixer", "case": "16x8x512", "ratios": ratios, "settings": {}})
+    assert line(text, "M-Mixer").endswith("nn.GRU 0.50 (0.40-0.60)")
+
+
+def test_what_is_missing_or_failed_is_named():
+    missing = {"FlashRNN GRU": "ModuleNotFoundError: no flashrnn"}
+    text = table(row("flashrnn", 64, {"FusedMCU": 1.0}, missing=missing), failed=["test_path[x]"])
     assert "FlashRNN GRU: ModuleNotFoundError" in text
-    assert "bench_cuda.py::test_path[x]" in text
+    assert "test_path[x]" in text
     assert "made up" in text
-    assert "4.50x" in line(text, "64x8x512", "nn.GRU")
 
 
-def test_nothing_measured():
-    text = gpu_table.text([{"comparisons": []}])
+@pytest.mark.parametrize(
+    "nothing",
+    [{}, {"results": {}, "probe": [], "parts": {}, "left out": {}}, document(), {"results": None}],
+)
+def test_nothing_measured(nothing):
+    text = gpu_table.text(nothing)
     assert "reached" not in text
-    assert text.count("not measured") > 10
+    assert text.count("not measured") > 40
+    assert "commit" in text
+
+
+PROBE = [
+    {"kind": "device", "name": "H100 of the probe", "capability": "9.0", "l2_mib": 50},
+    {"kind": "clusters", "size": 16, "at_once": 8, "why": "so many fit"},
+    {"kind": "teams", "path": "cluster", "direction": "forward", "hidden": 512, "teams": 7},
+    {"kind": "exchange", "what": "all-gather", "wait": "acquire.cluster", "bytes": 8192, "ns": 431},
+    {"kind": "l2", "what": "one-way", "cycles": 777, "ns": 400.123456},
+    {"kind": "launch", "what": "cooperative", "us": 5.5},
+    {"kind": "cell", "hidden": 513, "batch": 1, "us": 6.25},
+    {"kind": "hang", "path": "step", "direction": "backward", "hidden": 128, "parts": 3},
+    {"kind": "error", "what": "no kernel image"},
+    {"kind": "novel", "depth": [1, 2]},
+    {"no": "kind"},
+    "a line of its own",
+]
+
+
+def kernel(path, step, **more):
+    record = {"kind": "kernel", "path": path, "direction": "forward", "hidden": 512, "parts": 1}
+    return {**record, "teams": 1, "us_per_step": step, "not_finite": 0, "differ": 0, **more}
+
+
+def test_the_probes_records_and_the_parts_without_any_result():
+    text = gpu_table.text(
+        {
+            "commit": "abc",
+            "gpu": "NVIDIA H100, 9.0",
+            "parts": {"build": {"verdict": "passed", "seconds": 61.25}, "tests": {}},
+            "left out": {"cluster": "forward 512 did not end"},
+            "probe": [*PROBE, kernel("cooperative", 3.5), kernel("cluster", 1.85, surprise="new")],
+        }
+    )
+    assert line(text, "GPU", "NVIDIA H100, 9.0")
+    assert line(text, "build").split() == ["build", "passed", "61.25"]
+    assert line(text, "cluster: forward 512 did not end")
+    assert "H100 of the probe" in text
+    assert line(text, "so many fit").split()[:2] == ["16", "8"]
+    assert line(text, "all-gather").split() == ["all-gather", "acquire.cluster", "8192", "431"]
+    assert line(text, "one-way", "777").split() == ["one-way", "777", "400.1"]
+    assert line(text, "cooperative", "5.5").split() == ["cooperative", "5.5"]
+    assert line(text, "513", "6.25")
+    assert line(text, "step", "backward", "128", "3")
+    assert "no kernel image" in text
+    assert '{"kind": "novel", "depth": [1, 2]}' in text
+    assert '{"no": "kind"}' in text
+    assert '"a line of its own"' in text
+    assert line(text, "1.85", "new")
+    target = line(text, "us per step: at most 1.5")
+    assert target.endswith("1.85 by the probe (cluster, teams: 1)  not measured")
+    assert line(text, "us per step: at most 4").endswith("not measured")
+    assert "by the probe" not in line(text, "us per step: at most 4")
+    assert "by the probe" not in line(text, "at most 1.9", "Tx16x768")
+
+
+def test_a_kernel_with_wrong_numbers_counts_for_nothing():
+    wrong = [kernel("cluster", 1.0, differ=1), kernel("cluster", 1.1, not_finite=2)]
+    wrong += [kernel("cluster", 0.9, parts=2), kernel("cluster", 0.8, direction="backward")]
+    wrong += [kernel("cluster", None)]
+    text = gpu_table.text({"probe": wrong})
+    assert "by the probe (" not in text
+    right = gpu_table.text({"probe": [*wrong, kernel("cooperative", 3.3)]})
+    assert "3.30 by the probe (cooperative" in right
+
+
+def test_torchs_number_comes_before_the_probes():
+    text = gpu_table.text({**document(*sequence(2.0)), "probe": [kernel("cluster", 1.0)]})
+    assert line(text, "us per step: at most 1.5").endswith("2.00  missed")
+
+
+def test_the_command_takes_a_document_or_files_of_results(tmp_path, capsys):
+    whole, part, other = (tmp_path / f"{name}.json" for name in ("whole", "part", "other"))
+    content = document(*sequence(1.0))
+    whole.write_text(json.dumps({**content, "parts": {"tests": {"verdict": "passed"}}}))
+    part.write_text(json.dumps(content["results"]["benchmarks"]))
+    other.write_text(json.dumps({"comparisons": [], "failed": ["test_of_the_other"]}))
+    gpu_table.main([str(whole)])
+    assert "passed" in (first := capsys.readouterr().out)
+    assert line(first, "us per step: at most 1.5").endswith("1.00  reached")
+    gpu_table.main([str(part), str(other)])
+    assert "test_of_the_other" in (second := capsys.readouterr().out)
+    assert line(second, "us per step: at most 1.5").endswith("1.00  reached")
+    with pytest.raises(SystemExit):
+        gpu_table.main([str(whole), str(part)])
+    assert "FILE must be" in capsys.readouterr().err

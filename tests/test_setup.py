@@ -53,6 +53,26 @@ def test_a_second_install_does_not_look_for_the_first_ones_tools(tmp_path):
     assert (temporary / "build.ninja").is_file()
 
 
+_NOT_INSTALLED = """
+import importlib.metadata
+def version(name):
+    raise importlib.metadata.PackageNotFoundError(name)
+installed = importlib.metadata.version
+importlib.metadata.version = version
+import mmixer_kernels
+print(mmixer_kernels.__version__, installed("mmixer_kernels"))
+"""
+
+
+def test_a_copy_that_is_not_installed_can_be_imported_and_knows_its_version():
+    """As where CMake alone has built the extension."""
+    result = subprocess.run(
+        [sys.executable, "-c", _NOT_INSTALLED], capture_output=True, text=True, check=True
+    )
+    own, installed = result.stdout.split()
+    assert own == installed
+
+
 @pytest.mark.skipif(not (shutil.which("cmake") and shutil.which("nvcc")), reason="needs nvcc")
 @pytest.mark.parametrize(
     ("capabilities", "architectures"),

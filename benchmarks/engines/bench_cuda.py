@@ -2,25 +2,25 @@
 
 A step's time is the slope between T = 64 and T = 1024 (`gpu_table.py`). nn.GRU and nn.LSTM compute
 other equations, without LayerNorm and context; FlashRNN's get the products with their input for
-nothing. What takes long to compile has "compiled" in its name.
+nothing. A run may be cut off, so what matters most comes first. What takes long to compile has
+"compiled" in its name.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import problems
 import pytest
 import torch
 from conftest import Compare
-from problems import PASSES, Forward, ForwardBackward, Group, Size
-from timing import Contender
-from torch import Tensor
+from problems import PASSES, Forward, ForwardBackward, Group, Layers, Size
+from timing import Contender, add_if_it_runs
+from torch import Tensor, nn
 
 from mmixer_kernels import engines, functional, reference
 from mmixer_kernels.engines import cuda
@@ -31,8 +31,11 @@ pytestmark = pytest.mark.skipif(not STATE.available, reason=f"engine cuda: {STAT
 GPU = torch.device("cuda")
 LENGTHS = (64, 1024)
 HIDDEN, BATCH, MODALITIES = 512, 8, 3
-PATHS = ("cluster", "cooperative", "step")
-SINGLE = ("FusedMCU", "nn.GRU", "nn.LSTM")
+WIDE_HIDDEN, WIDE_BATCH = 768, 16
+PATHS = [path for path in ("cluster", "cooperative", "step") if path in cuda.PATHS]
+LEFT_OUT = [path for path in ("cluster", "cooperative", "step") if path not in PATHS]
+BASELINES = {"nn.GRU": nn.GRU, "nn.LSTM": nn.LSTM}
+SINGLE = ("FusedMCU", *BASELINES)
 
 
 class Precision(NamedTuple):
@@ -44,9 +47,10 @@ class Precision(NamedTuple):
 PRECISIONS = {
     "bfloat16": Precision(torch.bfloat16, "highest", 5e-2),
     "float16": Precision(torch.float16, "highest", 1e-2),
-    "float32": Precision(torch.float32, "highest", 1e-4),
     "float32-high": Precision(torch.float32, "high", 5e-3),
+    "float32": Precision(torch.float32, "highest", 1e-4),
 }
+WIDE_PRECISIONS = ("bfloat16", "float16")
 OTHER_SIZES = [(128, 8), (256, 8), (768, 8), (1024, 8), (512, 1), (512, 32), (512, 64)]
 
 every_pass = pytest.mark.parametrize("passes", PASSES)
@@ -69,52 +73,8 @@ def restored() -> Iterator[None]:
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_sequence(compare_on_gpu: Compare, precision: str, passes: str, steps: int) -> None:
     size = Size(steps, BATCH, HIDDEN)
-    names = (*SINGLE, "eager reference")
-    _sequence(compare_on_gpu, size, precision, passes, names, "sequence")
-
-
-@every_length
-@every_pass
-@pytest.mark.parametrize(("hidden", "batch"), OTHER_SIZES)
-def test_size(compare_on_gpu: Compare, hidden: int, batch: int, passes: str, steps: int) -> None:
-    size = Size(steps, batch, hidden)
-    _sequence(compare_on_gpu, size, "bfloat16", passes, SINGLE, "sequence")
-
-
-@every_pass
-def test_compiled_reference(
-    compare_on_gpu: Compare, passes: str, request: pytest.FixtureRequest
-) -> None:
-    """At T = 64 alone: torch.compile unrolls the loop over the steps."""
-    size = Size(LENGTHS[0], BATCH, HIDDEN)
-    limit = request.config.getoption("compile_limit")
-    _sequence(compare_on_gpu, size, "bfloat16", passes, SINGLE[:1], "compiled", limit)
-
-
-@every_length
-@every_pass
-def test_path(compare_on_gpu: Compare, passes: str, steps: int) -> None:
-    """The paths beside each other, each by itself."""
-    size = Size(steps, BATCH, HIDDEN)
-    chosen = _precision("bfloat16")
-    ours = _contenders(size, passes, chosen, SINGLE[:1])[0]
-    contenders, missing, errors = [], {}, []
-    for path in PATHS:
-        if reason := _no_kernel(path, size.hidden, chosen.dtype, passes):
-            missing[path] = reason
-            continue
-        cuda.PATHS = (path,)
-        errors.append(_check(size, chosen, path))
-        contenders.append(Contender(path, _along(path, ours.call)))
-    compare_on_gpu(
-        f"Paths of the CUDA engine, bfloat16, {passes}",
-        str(size),
-        contenders,
-        error=max(errors),
-        settings=_settings("paths", size, "bfloat16", passes),
-        on_gpu=PATHS,
-        missing=missing,
-    )
+    eager = ("eager reference",) if precision == "bfloat16" else ()  # a second per call
+    _sequence(compare_on_gpu, size, precision, passes, (*SINGLE, *eager))
 
 
 @every_length
@@ -126,16 +86,9 @@ def test_group(compare_on_gpu: Compare, passes: str, steps: int) -> None:
     error = problems.check_group(size, MODALITIES, "cuda", GPU, 1, chosen.dtype, chosen.tolerance)
     group = Group.random(size, MODALITIES, GPU, chosen.dtype)
     single = Group(*(x[:1] for x in group))
-    contenders = []
-    for count, part in ((MODALITIES, group), (1, single)):
-        call: Callable[[], None]
-        function = _grouped(part)
-        operands = list(part.operands().values())
-        if passes == "forward":
-            call = Forward(function, operands)
-        else:
-            call = ForwardBackward(function, operands, [])
-        contenders.append(Contender(f"one call of N = {count}", call))
+    contenders = [
+        _grouped(f"one call of N = {len(part.inputs)}", part, passes) for part in (group, single)
+    ]
     compare_on_gpu(
         f"functional.mcu_group, bfloat16, {passes}",
         str(size),
@@ -149,23 +102,142 @@ def test_group(compare_on_gpu: Compare, passes: str, steps: int) -> None:
 
 @every_length
 @every_pass
-def test_flashrnn_compiled(compare_on_gpu: Compare, passes: str, steps: int) -> None:
+def test_path(compare_on_gpu: Compare, passes: str, steps: int) -> None:
+    """The paths beside each other, each by itself."""
+    size = Size(steps, BATCH, HIDDEN)
+    chosen = _precision("bfloat16")
+    ours = _contenders(size, passes, chosen, SINGLE[:1])[0]
+    contenders, errors = [], []
+    missing = {path: "left out by MMIXER_CUDA_PATHS" for path in LEFT_OUT}
+    for path in PATHS:
+        if reason := _no_kernel(path, size.hidden, chosen.dtype, passes):
+            missing[path] = reason
+            continue
+        cuda.PATHS = (path,)
+        errors.append(_check(size, chosen, path))
+        contenders.append(Contender(path, _along(path, ours.call)))
+    if not contenders:
+        pytest.skip(f"no path to measure: {missing}")
+    compare_on_gpu(
+        f"Paths of the CUDA engine, bfloat16, {passes}",
+        str(size),
+        contenders,
+        error=max(errors),
+        settings=_settings("paths", size, "bfloat16", passes),
+        on_gpu=PATHS,
+        missing=missing,
+    )
+
+
+@pytest.mark.parametrize("steps", [9, 13], ids=lambda x: f"T{x}")
+@every_pass
+@pytest.mark.parametrize("modalities", [1, 2, 3], ids=lambda x: f"N{x}")
+def test_paper(compare_on_gpu: Compare, modalities: int, passes: str, steps: int) -> None:
+    """The paper's own calls: the context of a modality is the content of all others."""
+    size = Size(steps, BATCH, HIDDEN)
+    context_size = max(modalities - 1, 1) * HIDDEN
+    chosen = _precision("bfloat16")
+    error = problems.check_group(
+        size, modalities, "cuda", GPU, 1, chosen.dtype, chosen.tolerance, context_size
+    )
+    group = Group.random(size, modalities, GPU, chosen.dtype, context_size)
+    contenders = [_grouped("mcu_group", group, passes)]
+    for name, layer in BASELINES.items():
+        layers = Layers(
+            layer(HIDDEN, HIDDEN, device=GPU, dtype=chosen.dtype) for _ in range(modalities)
+        )
+        contenders.append(problems.contender(name, layers, group.inputs, passes))
+    compare_on_gpu(
+        f"functional.mcu_group of N beside N calls, bfloat16, {passes}",
+        f"{size}, N = {modalities}",
+        contenders,
+        error=error,
+        settings={**_settings("paper", size, "bfloat16", passes), "modalities": modalities},
+        on_gpu=[x.name for x in contenders],
+        missing={},
+    )
+
+
+@every_length
+@every_pass
+@pytest.mark.parametrize("precision", WIDE_PRECISIONS)
+def test_wide(compare_on_gpu: Compare, precision: str, passes: str, steps: int) -> None:
+    """The case that others have published cuDNN's time of."""
+    size = Size(steps, WIDE_BATCH, WIDE_HIDDEN)
+    _sequence(compare_on_gpu, size, precision, passes, SINGLE)
+
+
+@every_pass
+@pytest.mark.parametrize(
+    ("precision", "batch", "hidden"),
+    [(precision, BATCH, HIDDEN) for precision in PRECISIONS]
+    + [(precision, WIDE_BATCH, WIDE_HIDDEN) for precision in WIDE_PRECISIONS],
+)
+def test_kernels_of_sequence(
+    count_kernels: Compare, precision: str, batch: int, hidden: int, passes: str
+) -> None:
+    """What cuDNN really runs at test_sequence's and test_wide's shortest length."""
+    size = Size(LENGTHS[0], batch, hidden)
+    count_kernels(
+        f"Kernels of cuDNN, {precision}, {passes}",
+        str(size),
+        _contenders(size, passes, _precision(precision), tuple(BASELINES)),
+        settings=_settings("kernels", size, precision, passes),
+    )
+
+
+@every_length
+@every_pass
+@pytest.mark.parametrize(("hidden", "batch"), OTHER_SIZES)
+def test_size(compare_on_gpu: Compare, hidden: int, batch: int, passes: str, steps: int) -> None:
+    size = Size(steps, batch, hidden)
+    _sequence(compare_on_gpu, size, "bfloat16", passes, SINGLE)
+
+
+@every_pass
+def test_compiled_reference(compare_on_gpu: Compare, passes: str, compile_limit: int) -> None:
+    """At T = 64 alone: torch.compile unrolls the loop over the steps."""
+    size = Size(LENGTHS[0], BATCH, HIDDEN)
+    chosen = _precision("bfloat16")
+    error = _check(size, chosen)
+    contenders = _contenders(size, passes, chosen, SINGLE[:1])
+    missing: dict[str, str] = {}
+
+    def compiled(name: str) -> Contender:
+        torch.manual_seed(0)
+        unit = reference.MCU(*[HIDDEN] * 3, device=GPU, dtype=chosen.dtype)
+        operands = problems.sequence_operands(size, GPU, chosen.dtype)
+        return problems.contender(name, torch.compile(unit), operands, passes)
+
+    add_if_it_runs(contenders, missing, "compiled reference", compiled, GPU, compile_limit)
+    compare_on_gpu(
+        f"FusedMCU beside the compiled reference, bfloat16, {passes}",
+        str(size),
+        contenders,
+        error=error,
+        settings=_settings("compiled", size, "bfloat16", passes),
+        on_gpu=[x.name for x in contenders],
+        missing=missing,
+    )
+
+
+@every_length
+@every_pass
+def test_flashrnn_compiled(
+    compare_on_gpu: Compare, passes: str, steps: int, compile_limit: int
+) -> None:
     """FlashRNN's GRU and LSTM of one head, compiled at their first call."""
     size = Size(steps, BATCH, HIDDEN)
     chosen = _precision("bfloat16")
     error = _check(size, chosen)
     contenders = _contenders(size, passes, chosen, SINGLE[:1])
-    missing = {}
+    missing: dict[str, str] = {}
     for function, gates in (("gru", 3), ("lstm", 4)):
         name = f"FlashRNN {function.upper()}"
-        try:
-            contender = _flashrnn(name, function, gates, size, chosen.dtype, passes)
-            contender.call()
-            torch.cuda.synchronize()
-        except Exception as problem:
-            missing[name] = f"{type(problem).__name__}: {problem}"[:300]
-        else:
-            contenders.append(contender)
+        make = partial(
+            _flashrnn, function=function, gates=gates, size=size, dtype=chosen.dtype, passes=passes
+        )
+        add_if_it_runs(contenders, missing, name, make, GPU, compile_limit)
     compare_on_gpu(
         f"FusedMCU beside FlashRNN, bfloat16, {passes}",
         str(size),
@@ -183,20 +255,11 @@ def _sequence(
     precision: str,
     passes: str,
     names: Sequence[str],
-    kind: str,
-    compile_limit: int = 0,
 ) -> None:
     chosen = _precision(precision)
     error = _check(size, chosen)
     contenders = _contenders(size, passes, chosen, names)
-    missing = {}
-    if compile_limit:
-        name = "compiled reference"
-        try:
-            contenders.append(_compiled(name, size, passes, chosen, compile_limit))
-        except Exception as problem:
-            missing[name] = f"{type(problem).__name__}: {problem}"[:300]
-    settings = _settings(kind, size, precision, passes)
+    settings = _settings("sequence", size, precision, passes)
     compare(
         f"FusedMCU, {precision}, {passes}",
         str(size),
@@ -204,7 +267,7 @@ def _sequence(
         error=error,
         settings={**settings, "path": _path_of(contenders[0].call)},
         on_gpu=SINGLE,
-        missing=missing,
+        missing={},
     )
 
 
@@ -251,8 +314,15 @@ def _along(path: str, call: Callable[[], object]) -> Callable[[], None]:
     return run
 
 
-def _grouped(group: Group) -> Callable[..., Tensor]:
-    return lambda *_: functional.mcu_group(*group, engine="cuda")[0]
+def _grouped(name: str, group: Group, passes: str) -> Contender:
+    operands = list(group.operands().values())
+
+    def function(*_: Tensor) -> Tensor:
+        return functional.mcu_group(*group, engine="cuda")[0]
+
+    if passes == "forward":
+        return Contender(name, Forward(function, operands))
+    return Contender(name, ForwardBackward(function, operands, []))
 
 
 class _Messages(logging.Handler):
@@ -277,34 +347,6 @@ def _path_of(call: Callable[[], object]) -> str:
         logger.setLevel(level)
     found = [re.search(r"path (\w+)", message) for message in handler.messages]
     return ", ".join(dict.fromkeys(match[1] for match in found if match)) or "unknown"
-
-
-def _compiled(name: str, size: Size, passes: str, precision: Precision, limit: int) -> Contender:
-    """The eager reference through torch.compile, after its first call."""
-    torch.manual_seed(0)
-    unit = reference.MCU(*[size.hidden] * 3, device=GPU, dtype=precision.dtype)
-    operands = problems.sequence_operands(size, GPU, precision.dtype)
-    contender = problems.contender(name, torch.compile(unit), operands, passes)
-    with _time_limit(limit):
-        contender.call()
-        torch.cuda.synchronize()
-    return contender
-
-
-@contextmanager
-def _time_limit(limit: int) -> Iterator[None]:
-    """TimeoutError after so many seconds of Python code."""
-
-    def stop(*_: object) -> None:
-        raise TimeoutError(f"not done in {limit} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(limit)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def _flashrnn(

@@ -22,7 +22,6 @@ pytestmark = pytest.mark.skipif("triton" not in AVAILABLE, reason=STATES["triton
 GPU = torch.device("cuda")
 DTYPE, TOLERANCE = torch.bfloat16, 5e-2
 HIDDEN = 512
-KERNELS = {"cuda": cuda._Kernels, "triton": triton._Kernels}
 SIZES = [Size(64, 8, 512), Size(16, 8, 512), Size(64, 8, 128), Size(64, 8, 1024), Size(64, 64, 512)]
 
 
@@ -62,10 +61,11 @@ def test_share_of_the_prologue(compare_on_gpu: Compare, engine: str, steps: int)
     error = problems.check_sequence(size, engine, GPU, 1, DTYPE, TOLERANCE)
     unit = FusedMCU(*[HIDDEN] * 3, engine=engine, device=GPU, dtype=DTYPE)
     operands = [x.detach() for x in problems.sequence_operands(size, GPU, DTYPE)]
+    kernels = {"cuda": cuda, "triton": triton}[engine]._Kernels
 
     def prologue(input: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         call = gpu.Call([input], [context], [unit.weights()], None, None, "gated", 1e-5)
-        return gpu.Prologue(call, KERNELS[engine](call, backward=False)).input_gates
+        return gpu.Prologue(call, kernels(call, backward=False)).input_gates
 
     compare_on_gpu(
         f"Prologue beside the whole forward, engine {engine}, bfloat16",

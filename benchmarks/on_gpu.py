@@ -1,0 +1,591 @@
+"""Builds, probes, tests and measures the engines for GPUs, on a machine with nvcc and a GPU.
+
+Time on such a machine is short. So what decides most comes first, no command can take more than its
+limit, and a path of the CUDA engine that hangs or differs from run to run is left out of all that
+follows. Parts, in this order:
+
+  build       pip's install of this checkout, else CMake's build alone; and gpu_probe
+  probe       gpu_probe: the device, its network; each kernel: does it end, differ, how fast is it
+  tests       tests/engines/test_cuda_device.py, a process for each path
+  benchmarks  benchmarks/engines/bench_cuda.py: what the targets are about
+  sizes       the same for other sizes
+  sanitizer   compute-sanitizer on gpu_probe and small tests; racecheck not on clusters, of whose
+              asynchronous stores it may know nothing
+  compiled    torch.compile of the eager reference and of the network; FlashRNN, if it is here
+  triton      tests of the triton engine, and benchmarks/engines/bench_triton.py
+  network     benchmarks/bench_network.py
+
+Three files are left in ${OUT:-benchmarks/on_gpu}, renewed after every part: table.txt,
+on_gpu.json (all numbers, for benchmarks/results/) and on_gpu.tar (logs and everything). A part
+that passed is not repeated while the sources and the GPU are the same: build/on_gpu remembers it.
+The exit status is 1 where a part failed or was cut off. In a copy without git's own files,
+MMIXER_COMMIT names the commit. PYTHON is the interpreter that has torch, else this one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+PYTHON = os.environ.get("PYTHON") or sys.executable
+PATHS = ("cell", "cluster", "cooperative", "step")
+DIRECTIONS = ("forward", "backward")
+MOST_SECONDS = 520
+"""Of all parts. A command on a lent machine ends after 600, and its end must not come first."""
+RESERVE = 15
+"""Seconds of --total that are kept for the last table and tar."""
+QUIET = 15
+"""Seconds without a line of output after which a command that was stopped counts as hanging."""
+NO_TESTS = 5
+"""pytest's exit status where it has selected no test."""
+PYTEST = ("-m", "pytest", "-p", "no:cacheprovider", "-o", "addopts=", "-v", "-rs")
+DEVICE_TESTS = "tests/engines/test_cuda_device.py"
+
+
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    status: int | None  # None: it was stopped at its limit
+    seconds: float
+    output: str
+    quiet: float = 0.0  # seconds since the last line of its output
+
+    @property
+    def passed(self) -> int:
+        """Tests of pytest -v."""
+        return len(re.findall(r" PASSED\b", self.output))
+
+    @property
+    def hung(self) -> bool:
+        """Also by pytest-timeout's word, which then ends the process."""
+        stopped = self.status is None and self.quiet >= QUIET
+        return stopped or "+++ Timeout +++" in self.output
+
+    def of_tests(self) -> Ended:
+        """pytest calls it a success where every test was skipped: that is none."""
+        nothing = self.status == 0 and self.passed == 0 and self.output != ""
+        return self._replace(status=NO_TESTS) if nothing else self
+
+    @property
+    def verdict(self) -> str:
+        if self.status == NO_TESTS:
+            return "nothing was run: no test, or each was skipped"
+        if self.status is None:
+            return f"stopped after {self.seconds:.0f} s, {self.passed} passed"
+        if self.status == 0:
+            return "passed"
+        return f"FAILED, exit status {self.status}, {self.passed} passed"
+
+
+class Job:
+    """One call of this script."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.start = time.monotonic()
+        self.environment = _environment()
+        self.gpu = _output(["nvidia-smi", "--query-gpu=name,compute_cap", "--format=csv,noheader"])
+        self.commit = os.environ.get("MMIXER_COMMIT") or _output(["git", "rev-parse", "HEAD"])
+        self.environment["MMIXER_COMMIT"] = self.commit
+        self.folder = ROOT / "build" / "on_gpu" / _fingerprint(self.gpu)
+        self.out = Path(os.environ.get("OUT") or ROOT / "benchmarks" / "on_gpu")
+        self.parts: dict[str, dict[str, Any]] = {}
+        self.left_out: dict[str, str] = {}
+        self.timeout_plugin = False
+        if options.dry:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.out.mkdir(parents=True, exist_ok=True)
+        if (known := _read_json(self.folder / "state.json")) is not None:
+            self.parts, self.left_out = known["parts"], known["left out"]
+        find = "import importlib.util as util; print(util.find_spec('pytest_timeout') is not None)"
+        self.timeout_plugin = _output([PYTHON, "-c", find]) == "True"
+
+    # ---- commands
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self.options.total - RESERVE - (time.monotonic() - self.start)
+
+    @property
+    def paths(self) -> list[str]:
+        return [path for path in PATHS if path not in self.left_out]
+
+    def run(self, log: str, limit: int, *words: str | Path, **environment: str) -> Ended:
+        """A command in a session of its own, output to a log; what it starts ends with it."""
+        command = [str(word) for word in words]
+        shown = shlex.join([f"{k}={v}" for k, v in environment.items()] + command)
+        limit = self.options.limit or limit
+        if self.options.dry:
+            print(f"  would run, {limit} s at most: {shown}")
+            return Ended(0, 0, "")
+        seconds = min(limit, self.left)
+        path = self.folder / f"{log}.log"
+        with open(path, "a") as file:
+            print(f"$ {shown}", file=file, flush=True)
+            before = file.tell()
+            if seconds < 1:
+                print("no time left", file=file)
+                return Ended(None, 0, "")
+            start = time.monotonic()
+            try:
+                status, quiet = self._wait(command, environment, file, path, seconds)
+            except OSError as error:
+                print(error, file=file)
+                status, quiet = 127, 0.0
+            ended = Ended(status, time.monotonic() - start, _tail(path, before), quiet)
+            print(f"{ended.verdict}, {ended.seconds:.1f} s", file=file)
+        if ended.status != 0:
+            print(f"  {ended.verdict}: {shown}")
+        return ended
+
+    def _wait(
+        self,
+        command: list[str],
+        environment: dict[str, str],
+        file: Any,
+        log: Path,
+        seconds: float,
+    ) -> tuple[int | None, float]:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**self.environment, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            return process.wait(seconds), 0.0
+        except subprocess.TimeoutExpired:
+            quiet = time.time() - log.stat().st_mtime
+            _signal(process, signal.SIGINT)  # pytest ends in order, unless a kernel hangs
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(5)
+            return None, quiet
+        finally:
+            _signal(process, signal.SIGKILL)
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                print(f"process {process.pid} cannot be killed", file=file)
+
+    def pytest(self, log: str, limit: int, longest: int, *words: str | Path) -> Ended:
+        """longest: seconds of a test, after which its process ends."""
+        stop = ["--maxfail", "10", "-o", f"faulthandler_timeout={longest - 5}"]
+        if self.timeout_plugin:
+            stop += ["--timeout", str(longest), "--timeout-method", "thread"]
+        paths = ",".join(self.paths)
+        return self.run(
+            log, limit, PYTHON, *PYTEST, *stop, *words, MMIXER_CUDA_PATHS=paths
+        ).of_tests()
+
+    def measure(self, name: str, file: str, limit: int, longest: int, *words: str | Path) -> str:
+        """pytest on a file of benchmarks, which writes its results after each comparison."""
+        (self.folder / f"{name}.json").unlink(missing_ok=True)
+        return self.pytest(
+            *(name, limit, longest, f"benchmarks/{file}", "--benchmark-only", "--budget", "0.4"),
+            *("--results", self.folder / f"{name}.json", *words),
+        ).verdict
+
+    def leave_out(self, path: str, why: str) -> None:
+        self.left_out[path] = f"{self.left_out[path]}; {why}" if path in self.left_out else why
+        print(f"  path {path} is left out: {why}")
+
+    # ---- parts: each returns its verdict, "passed" or what else
+
+    def build(self) -> str:
+        pip = self.run(
+            *("build", 200, PYTHON, "-m", "pip", "install", "--verbose"),
+            *("--no-build-isolation", "--no-deps", "."),
+        )
+        folders = sorted(
+            (ROOT / "build").glob("temp*/CMakeCache.txt"), key=lambda x: x.stat().st_mtime
+        )
+        folder = folders[-1].parent if folders else ROOT / "build" / "plain"
+        verdict = "passed"
+        if pip.status != 0:
+            folder = ROOT / "build" / "plain"
+            verdict = self._build_by_cmake(folder)
+        if verdict == "passed":
+            verdict = self.run("build", 60, PYTHON, "-c", _ENGINE_HERE).verdict
+        if verdict != "passed":
+            return verdict
+        probe = self.run("build", 100, "cmake", "--build", folder, "--target", "gpu_probe")
+        if probe.status == 0 and not self.options.dry:
+            shutil.copy2(folder / "gpu_probe", self.folder / "gpu_probe")
+        return "passed" if probe.status == 0 else f"without gpu_probe: {probe.verdict}"
+
+    def _build_by_cmake(self, folder: Path) -> str:
+        """Into the checkout, which the package is then imported from."""
+        find = "import pybind11; print(pybind11.get_cmake_dir())"
+        pybind11 = "PYBIND11" if self.options.dry else _output([PYTHON, "-c", find])
+        configured = self.run(
+            *("build", 60, "cmake", "-S", ".", "-B", folder, "-G", "Ninja"),
+            *(f"-DPython_EXECUTABLE={PYTHON}", "-DPYBIND11_FINDPYTHON=ON"),
+            *(f"-Dpybind11_DIR={pybind11}",),
+            f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={ROOT / 'mmixer_kernels'}",
+        )
+        if configured.status != 0:
+            return configured.verdict
+        return self.run("build", 200, "cmake", "--build", folder).verdict
+
+    def probe(self) -> str:
+        program = self.folder / "gpu_probe"
+        if not self.options.dry and not program.exists():
+            return "not run: there is no gpu_probe"
+        self.left_out.clear()
+        records = self.folder / "probe.jsonl"
+        if not self.options.dry:
+            records.write_text("")
+        verdicts = []
+
+        def ask(limit: int, *words: str) -> Ended:
+            ended = self.run("probe", limit, program, *words)
+            with open(os.devnull if self.options.dry else records, "a") as file:
+                for line in ended.output.splitlines():
+                    if line.startswith("{"):
+                        print(line, file=file)
+            verdicts.append(ended.verdict)
+            return ended
+
+        ask(15, "facts")
+        for path in ("cluster", "cooperative"):
+            for direction in DIRECTIONS:
+                if (why := _fault(ask(20, "kernels", path, direction))) is not None:
+                    self.leave_out(path, f"{direction} {why}")
+        if (why := _fault(ask(15, "cell"))) is not None:
+            self.leave_out("cell", why)
+        ask(15, "network")
+        return next((x for x in verdicts if x != "passed"), "passed")
+
+    def tests(self) -> str:
+        verdicts = []
+        paths = [path for path in ("cluster", "cooperative", "step") if path in self.paths]
+        for path in paths:
+            ended = self.pytest("tests", 60, 20, DEVICE_TESTS, "--durations", "5", "-k", path)
+            verdicts.append(f"{path}: {ended.verdict}")
+            if ended.hung and not self.options.dry:
+                self.leave_out(path, f"its tests hung, {ended.passed} passed")
+        rest = " and ".join(f"not {path}" for path in ("cluster", "cooperative", "step"))
+        # Some of the rest compile by Inductor and Triton.
+        ended = self.pytest("tests", 90, 60, DEVICE_TESTS, "--durations", "5", "-k", rest)
+        verdicts.append(f"rest: {ended.verdict}")
+        failed = [x for x in verdicts if not x.endswith(": passed")]
+        return "; ".join(failed) or "passed"
+
+    def benchmarks(self) -> str:
+        return self.measure(
+            *("benchmarks", "engines/bench_cuda.py", 200, 60, "-k"),
+            "sequence or group or path or paper or wide",
+        )
+
+    def sizes(self) -> str:
+        return self.measure("sizes", "engines/bench_cuda.py", 100, 60, "-k", "size")
+
+    def sanitizer(self) -> str:
+        tool = shutil.which("compute-sanitizer", path=self.environment["PATH"])
+        if tool is None and not self.options.dry:
+            return "not run: there is no compute-sanitizer"
+        probes = [
+            ("once", path, direction)
+            for path in ("cluster", "cooperative")
+            for direction in DIRECTIONS
+            if path in self.paths
+        ]
+        probes += [("once", "cell")] if "cell" in self.paths else []
+        verdicts = []
+        for check in ("memcheck", "racecheck"):
+            words = (tool or "compute-sanitizer", "--tool", check, "--error-exitcode", "9")
+            for probe in probes:
+                if check == "memcheck" or "cluster" not in probe:
+                    ended = self.run("sanitizer", 40, *words, self.folder / "gpu_probe", *probe)
+                    verdicts.append(f"{check} {' '.join(probe)}: {ended.verdict}")
+            # Of torch's own kernels nothing is asked.
+            selection = "test_small and (bfloat16 or float32-high)"
+            selection += " and not cluster" if check == "racecheck" else ""
+            ended = self.run(
+                *("sanitizer", 60, *words, "--kernel-name", "kns=mmixer", PYTHON, *PYTEST),
+                *(DEVICE_TESTS, "-k", selection),
+                PYTORCH_NO_CUDA_MEMORY_CACHING="1",
+                MMIXER_CUDA_PATHS=",".join(self.paths),
+            ).of_tests()
+            verdicts.append(f"{check} tests: {ended.verdict}")
+        failed = [x for x in verdicts if not x.endswith(": passed")]
+        return "; ".join(failed) or "passed"
+
+    def compiled(self) -> str:
+        words = ("-k", "compiled", "--compile-limit", "100")
+        first = self.measure("compiled", "engines/bench_cuda.py", 240, 130, *words)
+        second = self.measure("compiled_network", "bench_network.py", 150, 130, *words)
+        return first if first != "passed" else second
+
+    def triton(self) -> str:
+        selection = ("-k", "not compile and not spill")
+        tests = self.pytest("triton", 120, 60, "tests/engines/test_triton.py", *selection).verdict
+        measured = self.measure("triton", "engines/bench_triton.py", 150, 60)
+        return tests if tests != "passed" else measured
+
+    def network(self) -> str:
+        return self.measure("network", "bench_network.py", 120, 60, "-k", "not compiled")
+
+    # ---- all of it
+
+    def main(self) -> int:
+        print(f"commit {self.commit or 'unknown'}; GPU {self.gpu or 'none'}; results in {self.out}")
+        parts: list[Callable[[], str]] = [
+            *(self.build, self.probe, self.tests, self.benchmarks, self.sizes),
+            *(self.sanitizer, self.compiled, self.triton, self.network),
+        ]
+        chosen = self.options.only or [part.__name__ for part in parts]
+        verdicts = {}
+        try:
+            for part in parts:
+                if part.__name__ in chosen:
+                    verdicts[part.__name__] = self._part(part)
+                if verdicts.get("build", "passed").startswith(("FAILED", "stopped")):
+                    break  # nothing else can pass
+        finally:
+            table = self.report()
+        print(table)
+        return 0 if all(verdict == "passed" for verdict in verdicts.values()) else 1
+
+    def _part(self, part: Callable[[], str]) -> str:
+        name = part.__name__
+        if self.options.dry:
+            print(f"{name}:")
+            part()
+            return "passed"
+        repeated = self.options.again or self.options.only
+        if self.parts.get(name, {}).get("verdict") == "passed" and not repeated:
+            print(f"{name}: passed before")
+            return "passed"
+        print(f"{name}:", flush=True)
+        start = time.monotonic()
+        (self.folder / f"{name}.log").unlink(missing_ok=True)
+        try:
+            verdict = part() if self.left >= 1 else "not run: no time left"
+        except Exception as error:  # of this script: the other parts' results must survive it
+            (self.folder / f"{name}.traceback").write_text(traceback.format_exc())
+            verdict = f"FAILED, {type(error).__name__}: {error}"
+        seconds = round(time.monotonic() - start, 1)
+        self.parts[name] = {"verdict": verdict, "seconds": seconds}
+        print(f"{name}: {verdict}, {seconds:.0f} s", flush=True)
+        self.report()
+        return verdict
+
+    def report(self) -> str:
+        """Renews what is left for others; the table."""
+        if self.options.dry:
+            return ""
+        _write_json(self.folder / "state.json", {"parts": self.parts, "left out": self.left_out})
+        results = {
+            path.stem: document
+            for path in sorted(self.folder.glob("*.json"))
+            if path.stem != "state" and (document := _read_json(path)) is not None
+        }
+        probe = self.folder / "probe.jsonl"
+        lines = probe.read_text().splitlines() if probe.exists() else []
+        document = {
+            **{"commit": self.commit, "gpu": self.gpu, "parts": self.parts},
+            **{"left out": self.left_out, "probe": _records(lines), "results": results},
+        }
+        try:
+            import gpu_table
+
+            table = gpu_table.text(document)
+        except Exception:  # the numbers are in the JSON all the same
+            table = traceback.format_exc()
+        _write_json(self.out / "on_gpu.json", document)
+        _write(self.out / "table.txt", lambda path: path.write_text(table + "\n"))
+        shutil.copy2(self.out / "table.txt", self.folder / "table.txt")
+        _write(self.out / "on_gpu.tar", self._pack)
+        return table
+
+    def _pack(self, path: Path) -> None:
+        with tarfile.open(path, "w") as tar:
+            for file in sorted(self.folder.iterdir()):
+                if file.name != "gpu_probe":
+                    tar.add(file, file.name)
+
+
+_ENGINE_HERE = """
+from mmixer_kernels import engines
+state = engines()["cuda"]
+print("engine cuda:", state.reason)
+raise SystemExit(not state.available)
+"""
+
+
+def _fault(ended: Ended) -> str | None:
+    """Why a path must not be taken, by its probe; None where it may."""
+    records = _records(ended.output.splitlines())
+    hang = next((record for record in records if record.get("kind") == "hang"), None)
+    if hang is not None:
+        return f"hung at H = {hang.get('hidden')}, {hang.get('parts', 1)} terms"
+    if ended.status == 0:
+        return None
+    if ended.status is None:
+        return f"did not end: {ended.verdict}"
+    wrong = [
+        f"H = {record.get('hidden')}, {record.get('parts', 1)} terms: "
+        f"{record.get('differ')} of {record.get('runs')} runs differ, "
+        f"{record.get('not_finite')} values not finite, error {record.get('error', 'not known')}"
+        for record in records
+        if ended.status == 1 and (record.get("differ") or record.get("not_finite"))
+    ]
+    if ended.status == 1:
+        return "is wrong: " + ("; ".join(wrong) or "its error is above the probe's bound")
+    return f"crashed: exit status {ended.status}"
+
+
+def _environment() -> dict[str, str]:
+    """Of all commands: programs beside the interpreter and CUDA's are found, a process has one
+    thread (its references' operations are tiny), and products have equal bits."""
+    folders = [str(Path(PYTHON).parent), os.environ.get("PATH", os.defpath), "/usr/local/cuda/bin"]
+    return {
+        **os.environ,
+        "PATH": os.pathsep.join(folders),
+        "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": "1",
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count() or 1),
+    }
+
+
+def _output(command: Sequence[str]) -> str:
+    """What a short command prints; empty where it fails."""
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=30
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
+
+
+def _fingerprint(gpu: str) -> str:
+    """Of the sources and the GPU: while it is the same, what passed need not run again."""
+    folders = ("csrc", "python", "mmixer_kernels", "benchmarks", "tests")
+    kinds = {".py", ".h", ".cu", ".cpp", ".sh", ".toml"}
+    files = [
+        path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in kinds
+    ]
+    files += [ROOT / name for name in ("setup.py", "pyproject.toml", "CMakeLists.txt")]
+    digest = hashlib.sha256(gpu.encode())
+    for path in sorted(filter(Path.is_file, files)):
+        digest.update(f"\0{path.relative_to(ROOT)}\0".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _signal(process: subprocess.Popen[bytes], number: int) -> None:
+    """To the process and all that it started in its session."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
+def _tail(path: Path, start: int) -> str:
+    with open(path, errors="replace") as file:
+        file.seek(start)
+        return file.read()
+
+
+def _records(lines: Sequence[str]) -> list[dict[str, Any]]:
+    """The JSON objects among the lines; a line may be cut off where its process was killed."""
+    records = []
+    for line in lines:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    return records
+
+
+def _read_json(path: Path) -> Any:
+    """None where there is no whole document."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _write(path: Path, write: Callable[[Path], Any]) -> None:
+    """Beside, then renamed: what was there before is not lost to a fault."""
+    beside = path.with_name(path.name + ".part")
+    write(beside)
+    beside.replace(path)
+
+
+def _write_json(path: Path, document: dict[str, Any]) -> None:
+    _write(path, lambda beside: beside.write_text(json.dumps(document, indent=1) + "\n"))
+
+
+def _seconds(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of seconds, but is {text!r}")
+    return int(text)
+
+
+def _total(text: str) -> int:
+    seconds = _seconds(text)
+    if seconds > MOST_SECONDS:
+        raise argparse.ArgumentTypeError(
+            f"must be at most {MOST_SECONDS}, but is {text}: call again for what is left"
+        )
+    return seconds
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="on_gpu.sh",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    names = [
+        *("build", "probe", "tests", "benchmarks", "sizes"),
+        *("sanitizer", "compiled", "triton", "network"),
+    ]
+    parser.add_argument("--only", action="append", choices=names, help="this part; repeatable")
+    parser.add_argument("--again", action="store_true", help="also parts that have passed")
+    parser.add_argument(
+        "--limit", type=_seconds, metavar="SECONDS", help="of each command, for its part's own"
+    )
+    parser.add_argument(
+        "--total",
+        type=_total,
+        default=330,
+        metavar="SECONDS",
+        help=f"of all parts (330), {MOST_SECONDS} at most",
+    )
+    parser.add_argument("--dry", action="store_true", help="say what would run, and run nothing")
+    return parser.parse_args(arguments)
+
+
+def _end(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _end)  # commands are ended, and what was measured is kept
+    sys.exit(Job(_options(None)).main())

@@ -1,0 +1,439 @@
+"""How the benchmarks time and record; and a rehearsal of the GPU's benchmarks without a GPU."""
+
+import importlib.util
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import gpu_table
+import report
+import timing
+from timing import Contender, HostSeconds, Ratio
+
+ROOT = Path(__file__).parents[1]
+BENCHMARKS = ROOT / "benchmarks"
+CPU = torch.device("cpu")
+
+
+def test_every_second_round_has_the_opposite_order():
+    order = []
+    contenders = [Contender(name, lambda name=name: name) for name in "ABC"]
+
+    def clock(call):
+        order.append(call())
+        return float(len(order))
+
+    times = timing.interleave(contenders, 0, clock)
+    rounds = "".join(order)[-15:]  # what comes before are the estimates
+    assert rounds == "ABCCBAABCCBAABC"
+    assert [len(x) for x in times.values()] == [5, 5, 5]
+    # each time is its contender's own
+    assert all(order[int(x) - 1] == name for name, rounds in times.items() for x in rounds)
+
+
+def test_the_interval_is_that_of_the_medians():
+    """Of 101 values 0...100 the median's exact 95 % interval is from the 41st to the 61st."""
+    ours = [float(x) for x in range(101)]
+    random.Random(0).shuffle(ours)
+    ratio = timing.ratio(ours, [10.0] * 101)
+    assert ratio.of_medians == 5
+    assert 3.8 <= ratio.low <= 4.2
+    assert 5.8 <= ratio.high <= 6.2
+    assert timing.ratio(ours, [10.0] * 101) == ratio
+    assert str(Ratio(1.234, 1.0, 2.0)) == "1.23 (1.00-2.00)"
+
+
+def test_the_interval_draws_whole_rounds():
+    """What slows both contenders of a round alike says nothing of their ratio."""
+    generator = random.Random(0)
+    baseline = [math.exp(generator.gauss(0, 2)) for _ in range(51)]
+    ratio = timing.ratio([2 * x for x in baseline], baseline)
+    assert ratio == pytest.approx((2, 2, 2))
+
+
+def test_a_ratio_needs_equal_rounds():
+    with pytest.raises(ValueError, match="zip"):
+        timing.ratio([1.0, 2.0], [1.0])
+
+
+class Cuda:
+    """torch.cuda, as far as the clock needs it: time passes in what is called."""
+
+    def __init__(self, monkeypatch):
+        self.now = 0.0
+        self.wakes = 0.0
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+        monkeypatch.setattr(torch.cuda, "_sleep", self.sleep)
+        monkeypatch.setattr(torch.cuda, "Event", lambda enable_timing: SimpleEvent(self))
+
+    def sleep(self, cycles):
+        self.wakes = self.now + cycles / 2e9
+
+
+class SimpleEvent:
+    def __init__(self, cuda):
+        self.cuda = cuda
+
+    def record(self):
+        self.time = self.cuda.now
+
+    def query(self):
+        return self.cuda.now >= self.cuda.wakes
+
+    def synchronize(self):
+        pass
+
+    def elapsed_time(self, end):
+        return 1e3 * (end.time - self.time)
+
+
+def test_a_time_on_the_gpu_is_the_hosts_where_the_gpu_woke_first(monkeypatch):
+    cuda = Cuda(monkeypatch)
+    head_start = 20_000_000  # 10 ms
+
+    def takes(seconds):
+        def call():
+            cuda.now += seconds
+
+        return call
+
+    for seconds, late in ((0.009, False), (0.011, True)):
+        measured = timing.cuda_seconds(takes(seconds), head_start)
+        assert measured == pytest.approx(seconds)
+        assert isinstance(measured, HostSeconds) is late
+    assert not isinstance(timing.cuda_seconds(takes(1.0)), HostSeconds)  # the caller's view
+
+
+def test_more_than_half_of_the_rounds_make_a_median_the_hosts():
+    late, asleep = HostSeconds(1.0), 1.0
+    times = {
+        "none": [asleep] * 4,
+        "half": [late, late, asleep, asleep],
+        "most": [late, asleep, late, late],
+    }
+    assert timing.by_host(times) == ["most"]
+
+
+class Profile:
+    """torch.profiler.profile that saw so many events."""
+
+    def __init__(self, *events):
+        self.seen = [SimpleNamespace(name=name, device_type=device) for name, device in events]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def events(self):
+        return self.seen
+
+
+def test_kernels_are_counted_by_name(monkeypatch):
+    cuda, cpu = torch.profiler.DeviceType.CUDA, torch.profiler.DeviceType.CPU
+    profile = Profile(("gemm", cuda), ("aten::mm", cpu), ("gru", cuda), ("gemm", cuda))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.profiler, "profile", lambda activities: profile)
+    assert timing.kernels(lambda: None) == {"gemm": 2, "gru": 1}
+    monkeypatch.setattr(torch.profiler, "profile", lambda activities: Profile(("aten::mm", cpu)))
+    with pytest.raises(RuntimeError, match="saw nothing"):
+        timing.kernels(lambda: None)
+
+
+class Benchmark:
+    """pytest-benchmark's fixture."""
+
+    disabled = False
+
+    def __init__(self):
+        self.extra_info = {}
+
+    def pedantic(self, call, **_):
+        call()
+
+
+@pytest.fixture
+def fixtures(tmp_path):
+    """benchmarks/conftest.py, and a request with its options."""
+    path = BENCHMARKS / "conftest.py"
+    spec = importlib.util.spec_from_file_location("conftest_of_the_benchmarks", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    options = {"results": tmp_path / "results.json", "budget": 0.0}
+    config = SimpleNamespace(
+        stash=pytest.Stash(), getoption=options.__getitem__, results=options["results"]
+    )
+    config.stash[module.COMPARISONS] = []
+    config.stash[module.LOAD] = 0.5
+    config.stash[module.FACTS] = {"commit": "abc"}
+    return module, SimpleNamespace(config=config)
+
+
+def read(request):
+    (comparison,) = json.loads(request.config.results.read_text())["comparisons"]
+    ratios = {name: Ratio(**ratio) for name, ratio in comparison["ratios"].items()}
+    return report.Comparison(**{**comparison, "ratios": ratios})
+
+
+def test_a_comparison_on_a_gpu_is_written_as_it_is(fixtures, monkeypatch):
+    module, request = fixtures
+    cuda = Cuda(monkeypatch)
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: None)
+
+    def takes(name, seconds):
+        def call():
+            cuda.now += seconds
+
+        return Contender(name, call)
+
+    compare = module.compare_on_gpu._get_wrapped_function()(Benchmark(), request)
+    compare(
+        "table",
+        "64x8x512",
+        [takes("ours", 0.001), takes("late", 0.1), takes("eager", 0.004)],
+        error=1e-3,
+        settings={"kind": "sequence"},
+        on_gpu=["ours", "late"],
+        missing={"other": "not here"},
+    )
+    (comparison,) = request.config.stash[module.COMPARISONS]
+    assert comparison == read(request)
+    assert comparison.by_host == ["late"]
+    assert comparison.ratios["eager"] == pytest.approx((0.25,) * 3)
+    assert comparison.seconds["call"] == pytest.approx({"ours": 1e-3, "late": 0.1, "eager": 4e-3})
+    assert comparison.seconds["GPU"] == pytest.approx({"ours": 1e-3, "late": 0.1})
+    assert comparison.missing == {"other": "not here"}
+
+
+def test_a_profiler_that_refuses_is_told_and_no_more(fixtures, monkeypatch):
+    module, request = fixtures
+    names = {"gemm": 3}
+
+    def kernels(call):
+        if call() == "refused":
+            raise RuntimeError("CUPTI_ERROR_INSUFFICIENT_PRIVILEGES")
+        return names
+
+    monkeypatch.setattr(timing, "kernels", kernels)
+    count = module.count_kernels._get_wrapped_function()(Benchmark(), request)
+    contenders = [Contender("nn.GRU", lambda: "refused"), Contender("nn.LSTM", lambda: "")]
+    count("Kernels", "64x8x512", contenders, settings={"kind": "kernels"})
+    comparison = read(request)
+    assert comparison.kernels == {"nn.LSTM": names}
+    assert comparison.missing == {
+        "kernels of nn.GRU": "RuntimeError: CUPTI_ERROR_INSUFFICIENT_PRIVILEGES"
+    }
+    text = gpu_table.text({"results": {"x": json.loads(request.config.results.read_text())}})
+    assert "CUPTI_ERROR" in text
+
+
+def test_results_are_written_after_each_comparison(fixtures):
+    module, request = fixtures
+    benchmark = Benchmark()
+    benchmark.stats = SimpleNamespace(stats=SimpleNamespace(data=[1.0] * 5))
+
+    def pedantic(call, setup, rounds):
+        for _ in range(rounds):
+            setup()
+            call()
+
+    benchmark.pedantic = pedantic
+    compare = module.compare._get_wrapped_function()(benchmark, request)
+    contenders = [Contender("ours", lambda: None), Contender("theirs", lambda: time.sleep(1e-3))]
+    missing = {"compiled": "TimeoutError: not done in 1 s"}
+    compare("table", "case", contenders, threads=1, error=0.0, missing=missing)
+    comparison = read(request)
+    assert comparison.missing == missing
+    assert comparison.ratios["theirs"].of_medians > 1
+    assert "theirs" in report.tables([comparison])
+
+
+def test_what_does_not_run_or_end_is_left_out_with_its_reason():
+    contenders, missing = [], {}
+
+    def fails(name):
+        raise ImportError("no such\n thing")
+
+    def add(name, make, limit=60):
+        timing.add_if_it_runs(contenders, missing, name, make, CPU, limit)
+
+    add("fails", fails)
+    add("hangs", lambda name: Contender(name, lambda: time.sleep(30)), limit=1)
+    add("runs", lambda name: Contender(name, lambda: None))
+    assert missing == {
+        "fails": "ImportError: no such thing",
+        "hangs": "TimeoutError: not done in 1 s",
+    }
+    assert [x.name for x in contenders] == ["runs"]
+
+
+REHEARSAL = '''
+"""A plugin of pytest: the benchmarks of a GPU on a CPU, at small sizes, by the reference engine,
+and on a machine that has little installed. Path "step" is always late."""
+
+import sys
+import time
+
+for name in ("tyro", "av", "seglearn", "matplotlib", "tqdm", "torchvision", "onnx"):
+    sys.modules[name] = None
+
+import pytest
+import torch
+
+import mmixer_kernels
+from mmixer_kernels import EngineState, functional
+from mmixer_kernels.engines import cuda, triton
+
+CPU = torch.device("cpu")
+NEXT = {64: 3, 1024: 5, 9: 3, 13: 4, 512: 8, 768: 9, 128: 8, 256: 8, 16: 3, 32: 3, 8: 2}
+
+
+class Event:
+    def __init__(self, enable_timing):
+        pass
+
+    def record(self):
+        self.time = time.perf_counter()
+
+    def query(self):
+        return cuda.PATHS == ("step",)
+
+    def synchronize(self):
+        pass
+
+    def elapsed_time(self, end):
+        return 1e3 * (end.time - self.time)
+
+
+def by_the_reference(function):
+    def call(*args, engine, **more):
+        return function(*args, engine=engine if engine == "auto" else "reference", **more)
+
+    return call
+
+
+torch.cuda.Event = Event
+torch.cuda.synchronize = torch.cuda.empty_cache = lambda: None
+torch.cuda._sleep = lambda cycles: None
+torch.cuda.current_device = lambda: 0
+torch.cuda.is_available = lambda: True
+torch.accelerator.synchronize = lambda device: None
+functional.mcu_group = by_the_reference(functional.mcu_group)
+for name in ("FusedMCU", "FusedMCUCell", "MMixer"):
+    setattr(mmixer_kernels, name, by_the_reference(getattr(mmixer_kernels, name)))
+mmixer_kernels.engines = lambda: {
+    name: EngineState(name != "cpu", "rehearsed") for name in ("cpu", "cuda", "triton")
+}
+cuda.PATHS = ("cooperative", "step")
+cuda._native_plan = lambda *_: (8, 1, 1, "")
+cuda.state = triton.state = lambda *_: EngineState(True, "rehearsed")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    import report
+
+    report.gpu = lambda: {"name": "rehearsed"}
+    for item in items:
+        module = item.module
+        module.GPU = module.DEVICE = CPU
+        module.HIDDEN = module.FEATURES = 8
+        module.BATCH, module.LENGTHS = 2, (3, 5)
+        module.WIDE_HIDDEN, module.WIDE_BATCH = 9, 3
+        module.TOLERANCE = 1.0
+        if hasattr(module, "PRECISIONS"):
+            for name, chosen in module.PRECISIONS.items():
+                module.PRECISIONS[name] = chosen._replace(tolerance=1.0)
+        for name, value in item.callspec.params.items():
+            if name in ("steps", "hidden", "batch"):
+                item.callspec.params[name] = NEXT.get(value, value)
+            if name == "size":
+                item.callspec.params[name] = type(value)(3, 2, 8)
+'''
+
+
+@pytest.fixture(scope="module")
+def rehearsal(tmp_path_factory):
+    """What each file of the GPU's benchmarks writes, and what pytest prints."""
+    folder = tmp_path_factory.mktemp("rehearsal")
+    (folder / "rehearsal.py").write_text(REHEARSAL)
+    files = ["engines/bench_cuda.py", "engines/bench_triton.py", "bench_network.py"]
+    results = folder / "results.json"
+    run = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-p", "rehearsal", "-p", "no:cacheprovider"),
+            *("-o", "addopts=", "-v", "-k", "not compiled and not prologue"),
+            *("--benchmark-only", "--budget", "0", "--results", str(results)),
+            *(str(BENCHMARKS / file) for file in files),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    return json.loads(results.read_text()), run.stdout
+
+
+def test_every_benchmark_of_a_gpu_runs_to_its_end(rehearsal):
+    document, _ = rehearsal
+    assert document["failed"] == []
+    kinds = Counter(x["settings"].get("kind", "network") for x in document["comparisons"])
+    assert kinds["sequence"] == 16 + 8 + 28  # test_sequence, test_wide, test_size
+    assert (kinds["paper"], kinds["paths"], kinds["group"]) == (12, 4, 4)
+    assert (kinds["kernels"], kinds["network kernels"], kinds["network"]) == (12, 4, 4)
+    assert (kinds["triton"], kinds["cell, cuda"], kinds["cell, triton"]) == (10, 2, 2)
+
+
+def test_what_the_rehearsed_benchmarks_record(rehearsal):
+    comparisons = rehearsal[0]["comparisons"]
+    paths = [x for x in comparisons if x["settings"].get("kind") == "paths"]
+    for row in paths:
+        assert row["missing"] == {"cluster": "left out by MMIXER_CUDA_PATHS"}
+        assert row["by_host"] == ["step"]
+    paper = [x for x in comparisons if x["settings"].get("kind") == "paper"]
+    assert {x["settings"]["modalities"] for x in paper} == {1, 2, 3}
+    assert all({*x["seconds"]["GPU"]} == {"mcu_group", "nn.GRU", "nn.LSTM"} for x in paper)
+    unnamed = [x for x in comparisons if x["settings"].get("kind") == "kernels"]
+    # there is no GPU for the profiler to look at
+    assert all({*x["missing"]} == {"kernels of nn.GRU", "kernels of nn.LSTM"} for x in unnamed)
+
+
+def test_the_table_of_the_rehearsed_benchmarks(rehearsal):
+    text = gpu_table.text({"results": {"rehearsal": rehearsal[0]}})
+    assert "rehearsed" in text
+    assert "the slope between the lengths" in text
+    assert "left out by MMIXER_CUDA_PATHS" in text
+    assert "step host" in text
+    assert "M-Mixer, N = 3, engine cuda" in text
+
+
+def test_what_matters_most_is_measured_first(rehearsal):
+    seen = [
+        x.split("::")[1].split("[")[0].split()[0] for x in rehearsal[1].splitlines() if "::" in x
+    ]
+    of_cuda = list(dict.fromkeys(seen))[:7]
+    assert of_cuda == [
+        *("test_sequence", "test_wide", "test_paper", "test_path", "test_group"),
+        *("test_kernels_of_sequence", "test_size"),
+    ]
+    words = ("sequence", "wide", "paper", "path", "group")
+    for name in of_cuda:
+        assert sum(word in name for word in words) == (name != "test_size")
+    precisions = [x["settings"]["precision"] for x in rehearsal[0]["comparisons"][:16]]
+    changes = [a for a, b in pairwise([*precisions, ""]) if a != b]
+    assert changes == ["bfloat16", "float16", "float32-high", "float32"]

@@ -1,0 +1,340 @@
+"""benchmarks/on_gpu.sh without a GPU: over a fake nvidia-smi, cmake, probe, pip and pytest."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCES = ROOT / "benchmarks"
+sys.path.insert(0, str(SOURCES))
+
+import on_gpu  # noqa: E402
+
+PROBE = """#!/bin/bash
+case "$*" in
+  facts) echo '{"kind": "device", "name": "made up", "capability": "9.0"}' ;;
+  "kernels cluster forward")
+    echo '{"kind": "hang", "path": "cluster", "direction": "forward", "hidden": 512, "parts": 1}'
+    exit 3 ;;
+  "kernels cluster backward") sleep 600 ;;
+  "kernels cooperative forward")
+    echo '{"kind": "kernel", "path": "cooperative", "direction": "forward", "hidden": 512,' \\
+      '"parts": 1, "us_per_step": 3.25, "not_finite": 0, "differ": 4, "runs": 20}'
+    exit 1 ;;
+  "kernels cooperative backward") ;;
+  cell) kill -SEGV $$ ;;
+  network) printf '{"kind": "l2", "what": "one-way", "ns": 412.0}\\n{"kind": "exch' ;;
+  once*) ;;
+  *) exit 2 ;;
+esac
+"""
+FINE_PROBE = """#!/bin/bash
+[[ $1 != facts ]] || echo '{"kind": "device", "name": "made up", "capability": "9.0"}'
+"""
+# Its tests of "step" hang, with a process of their own; the benchmarks write results, and crash.
+PYTEST = """
+case "$words" in
+  *"-k step"*)
+    echo 'test_a PASSED'; echo 'test_b PASSED'
+    sleep 600 & echo $! > "$FAKES/sleeping"
+    trap '' INT
+    wait; sleep 600 ;;
+  *bench_cuda.py*sequence*)
+    cp "$FAKES/results.json" "$results"; echo 'test_sequence PASSED'; kill -SEGV $$ ;;
+  *test_cuda_device*) echo 'test_c SKIPPED' ;;
+  *) echo 'test_d PASSED' ;;
+esac
+"""
+FINE_PYTEST = "echo 'test_d PASSED'\n"
+
+
+def row(steps: int, ours: float) -> dict[str, Any]:
+    seconds = {"FusedMCU": ours, "nn.GRU": 7 * ours}
+    settings = {"kind": "sequence", "steps": steps, "batch": 8, "hidden": 512, "ours": "FusedMCU"}
+    settings |= {"precision": "bfloat16", "passes": "forward", "path": "step"}
+    return {
+        **{"case": f"{steps}x8x512", "error": 3e-3, "settings": settings, "missing": {}},
+        "seconds": {"call": seconds, "GPU": seconds},
+    }
+
+
+class Machine(NamedTuple):
+    """A copy of the script, and programs that stand for the machine's."""
+
+    root: Path
+    out: Path
+    fakes: Path
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        environment = {
+            **os.environ,
+            "PATH": f"{self.fakes}:{os.environ['PATH']}",
+            "PYTHON": str(self.fakes / "python"),
+            "OUT": str(self.out),
+            "FAKES": str(self.fakes),
+            "MMIXER_COMMIT": "abcdef",
+        }
+        command = ["bash", "benchmarks/on_gpu.sh", *words]
+        return subprocess.run(
+            command, cwd=self.root, env=environment, capture_output=True, text=True, timeout=120
+        )
+
+    def document(self) -> dict[str, Any]:
+        result: dict[str, Any] = json.loads((self.out / "on_gpu.json").read_text())
+        return result
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Callable[..., Machine]:
+    def build(probe: str = PROBE, pytest: str = PYTEST, pip: str = "exit 0") -> Machine:
+        here = Machine(tmp_path / "copy", tmp_path / "out", tmp_path / "fakes")
+        (here.root / "benchmarks").mkdir(parents=True)
+        here.fakes.mkdir()
+        for name in ("on_gpu.sh", "on_gpu.py", "gpu_table.py"):
+            shutil.copy(SOURCES / name, here.root / "benchmarks")
+
+        def program(name: str, text: str) -> None:
+            (here.fakes / name).write_text(text)
+            (here.fakes / name).chmod(0o755)
+
+        program("nvidia-smi", "#!/bin/sh\necho 'NVIDIA Made Up, 9.0'\n")
+        program("gpu_probe", probe)
+        program("compute-sanitizer", "#!/bin/sh\nexit 0\n")
+        program(
+            "cmake",
+            '#!/bin/sh\n[ "$1" = --build ] || exit 0\n'
+            'mkdir -p "$2"\n[ "$4" != gpu_probe ] || cp "$FAKES/gpu_probe" "$2/gpu_probe"\n',
+        )
+        program(
+            "python",
+            f"""#!/bin/bash
+            words="$*"
+            while (($#)); do
+              if [[ $1 == --results ]]; then results=$2; fi
+              original+=("$1")
+              shift
+            done
+            echo "$words" >> "$FAKES/calls"
+            case "$words" in
+              "-m pip"*) {pip} ;;
+              "-m pytest"*)
+                {pytest} ;;
+              *mmixer_kernels*) echo 'engine cuda: made up' ;;
+              *) exec {shlex.quote(sys.executable)} "${{original[@]}}" ;;
+            esac
+            """,
+        )
+        results = {"comparisons": [row(64, 2e-4), row(1024, 2e-4 + 960 * 1.4e-6)], "failed": []}
+        (here.fakes / "results.json").write_text(json.dumps(results))
+        return here
+
+    return build
+
+
+def line(text: str, *words: str) -> str:
+    (found,) = [x for x in text.splitlines() if all(word in x for word in words)]
+    return found
+
+
+def is_running(process: int) -> bool:
+    """Not where only its exit status is left, which nobody may have asked for."""
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+def test_a_machine_where_everything_goes_wrong(machine: Callable[..., Machine]) -> None:
+    here = machine()
+    start = time.monotonic()
+    result = here.run("--total", "75", "--limit", "2")
+    assert time.monotonic() - start < 75
+    assert result.returncode == 1, result.stderr
+    assert len(list(here.out.iterdir())) <= 8
+    assert not [path for path in here.out.iterdir() if path.suffix == ".part"]
+
+    table = (here.out / "table.txt").read_text()
+    assert table.strip() in result.stdout
+    left_out = here.document()["left out"]
+    assert set(left_out) == {"cell", "cluster", "cooperative"}
+    assert (
+        "forward hung at H = 512, 1 terms; backward did not end: stopped after 2 s"
+        in (left_out["cluster"])
+    )
+    assert "forward is wrong: H = 512, 1 terms: 4 of 20 runs differ" in left_out["cooperative"]
+    assert "crashed" in left_out["cell"]
+    for path, why in left_out.items():
+        assert path in table
+        assert why in table
+
+    parts = here.document()["parts"]
+    assert "step: stopped after" in parts["tests"]["verdict"]
+    assert "2 passed" in parts["tests"]["verdict"]
+    assert "rest: nothing was run" in parts["tests"]["verdict"]
+    assert parts["benchmarks"]["verdict"].startswith("FAILED")
+    assert parts["sizes"]["verdict"] == "passed"
+    # What crashed had measured something, and what is not measured is said to be so.
+    assert line(table, "as fast as nn.GRU", "64x8x512, bfloat16, forward  ").endswith("reached")
+    assert line(table, "us per step: at most 1.5", "forward  ").split()[-2:] == ["1.40", "reached"]
+    assert line(table, "N = 3 over N = 1", "64x8x512", "forward  ").endswith("not measured")
+
+    # What follows goes without the paths that are left out, and nothing is left running.
+    calls = (here.fakes / "calls").read_text()
+    assert "-k cluster" not in calls
+    assert "-k step" in calls
+    with tarfile.open(here.out / "on_gpu.tar") as tar:
+        assert {"probe.log", "probe.jsonl", "tests.log", "benchmarks.json"} <= set(tar.getnames())
+        log = tar.extractfile("benchmarks.log")
+        assert log is not None
+        assert "MMIXER_CUDA_PATHS=step" in log.read().decode()
+    assert not is_running(int((here.fakes / "sleeping").read_text()))
+
+
+def test_a_machine_where_all_is_well(machine: Callable[..., Machine]) -> None:
+    here = machine(FINE_PROBE, FINE_PYTEST)
+    result = here.run("--total", "60")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert here.document()["left out"] == {}
+    assert {part["verdict"] for part in here.document()["parts"].values()} == {"passed"}
+    calls = (here.fakes / "calls").read_text()
+    for path in ("cluster", "cooperative", "step"):
+        assert f"-k {path}\n" in calls
+    racecheck = [x for x in calls.splitlines() if "test_small" in x]
+    assert racecheck == []  # compute-sanitizer starts those
+
+    # A second call has nothing left to do; a changed source has everything.
+    (here.fakes / "calls").unlink()
+    result = here.run("--total", "60")
+    assert result.stdout.count("passed before") == 9
+    assert "-m pytest" not in (here.fakes / "calls").read_text()
+    (here.root / "setup.py").write_text("changed\n")
+    assert "passed before" not in here.run("--total", "60").stdout
+
+
+def test_cmake_alone_where_pip_fails(machine: Callable[..., Machine]) -> None:
+    here = machine(FINE_PROBE, FINE_PYTEST, pip="exit 1")
+    result = here.run("--only", "build", "--only", "probe")
+    assert result.returncode == 0, result.stdout
+    assert "FAILED, exit status 1" in result.stdout
+    assert (here.root / "build" / "plain" / "gpu_probe").exists()
+    assert here.document()["parts"]["probe"]["verdict"] == "passed"
+
+
+def test_parts_that_no_time_is_left_for(machine: Callable[..., Machine]) -> None:
+    here = machine(FINE_PROBE, "sleep 600")
+    start = time.monotonic()
+    result = here.run("--total", "20")
+    assert time.monotonic() - start < 20
+    assert result.returncode == 1
+    parts = here.document()["parts"]
+    assert parts["probe"]["verdict"] == "passed"
+    assert "stopped after" in parts["tests"]["verdict"]
+    assert parts["network"]["verdict"] == "not run: no time left"
+    assert "not run: no time left" in (here.out / "table.txt").read_text()
+
+
+def test_an_interrupted_call_keeps_what_it_has(machine: Callable[..., Machine]) -> None:
+    here = machine(FINE_PROBE, 'echo $$ > "$FAKES/sleeping"; sleep 600')
+    environment = {**os.environ, "PATH": f"{here.fakes}:{os.environ['PATH']}"}
+    environment |= {"PYTHON": str(here.fakes / "python"), "OUT": str(here.out)}
+    environment |= {"FAKES": str(here.fakes)}
+    command = ["bash", "benchmarks/on_gpu.sh"]
+    with subprocess.Popen(
+        command, cwd=here.root, env=environment, stdout=subprocess.PIPE
+    ) as process:
+        for _ in range(300):
+            if (here.fakes / "sleeping").exists():
+                break
+            time.sleep(0.1)
+        process.terminate()
+        process.communicate(timeout=20)
+    assert process.returncode != 0
+    assert here.document()["parts"]["probe"]["verdict"] == "passed"
+    assert not is_running(int((here.fakes / "sleeping").read_text()))
+
+
+def test_dry_says_what_would_run_and_runs_nothing(machine: Callable[..., Machine]) -> None:
+    here = machine()
+    result = here.run("--dry")
+    assert result.returncode == 0
+    assert "would run, 200 s at most" in result.stdout
+    for words in ("pip install", "kernels cluster backward", "racecheck", "bench_network.py"):
+        assert words in result.stdout
+    for racecheck in (x for x in result.stdout.splitlines() if "--tool racecheck" in x):
+        assert "once cluster" not in racecheck
+        assert "test_small" not in racecheck or "not cluster" in racecheck
+    assert not here.out.exists()
+    assert not (here.root / "build").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--total", "600"], "must be at most 520, but is 600: call again for what is left"),
+        (["--limit", "soon"], "must be a whole number of seconds, but is 'soon'"),
+        (["--only", "table"], "invalid choice: 'table'"),
+    ],
+)
+def test_wrong_arguments(machine: Callable[..., Machine], words: list[str], message: str) -> None:
+    result = machine().run(*words)
+    assert result.returncode == 2
+    assert message in result.stderr
+
+
+def test_a_command_hangs_when_nothing_has_come_for_a_while() -> None:
+    assert on_gpu.Ended(None, 60, "test_a PASSED\n", quiet=20).hung
+    assert not on_gpu.Ended(None, 60, "test_a PASSED\n", quiet=3).hung  # slow, not hanging
+    assert on_gpu.Ended(1, 30, "+++++++ Timeout +++++++ ").hung
+    assert not on_gpu.Ended(1, 30, "test_a FAILED\n").hung
+
+
+BARE = """
+import sys
+BLOCKED = {"tyro", "av", "seglearn", "matplotlib", "tqdm", "docstring_parser", "typeguard", "tomli",
+           "torchvision", "onnx", "onnxscript", "onnxruntime", "tensorboard"}
+class Bare:
+    def __init__(self, finder):
+        self.finder = finder
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+    def find_spec(self, name, path=None, target=None):
+        return None if name.split(".")[0] in BLOCKED else self.finder.find_spec(name, path, target)
+sys.meta_path[:] = map(Bare, sys.meta_path)
+import pytest
+raise SystemExit(pytest.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["tests/engines/test_cuda_device.py", "tests/engines/test_triton.py"],
+        [
+            *("benchmarks/engines/bench_cuda.py", "benchmarks/engines/bench_triton.py"),
+            "benchmarks/bench_network.py",
+        ],
+    ],
+    ids=["tests", "benchmarks"],
+)
+def test_a_bare_machine_can_collect_everything(files: list[str]) -> None:
+    pytest.importorskip("triton")
+    options = ["-p", "no:cacheprovider", "-o", "addopts=", "--collect-only", "-q"]
+    command = [sys.executable, "-c", BARE, *options, *files]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-3000:]
+    for file in files:
+        assert result.stdout.count(f"{file}::") > 5, file
