@@ -266,10 +266,10 @@ def _header(document: Document, results: Sequence[Document], probe: Sequence[Any
 
 def _parts(parts: dict[str, Any]) -> str:
     body = [
-        [name, str(part.get("verdict", "")), _cell(part.get("seconds"))]
+        [name, _cell(part.get("seconds")), str(part.get("verdict", ""))]
         for name, part in parts.items()
     ]
-    return _table("Parts of the run", ["part", "verdict", "seconds"], body)
+    return _table("Parts of the run", ["part", "seconds", "verdict"], body)
 
 
 def _probe(records: Sequence[Any]) -> Iterator[str]:

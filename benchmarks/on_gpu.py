@@ -72,6 +72,10 @@ class Ended(NamedTuple):
         return len(re.findall(r" PASSED\b", self.output))
 
     @property
+    def _of_these(self) -> str:
+        return f", {self.passed} passed" if "= test session starts =" in self.output else ""
+
+    @property
     def hung(self) -> bool:
         """Also by pytest-timeout's word, which then ends the process."""
         stopped = self.status is None and self.quiet >= QUIET
@@ -87,10 +91,10 @@ class Ended(NamedTuple):
         if self.status == NO_TESTS:
             return "nothing was run: no test, or each was skipped"
         if self.status is None:
-            return f"stopped after {self.seconds:.0f} s, {self.passed} passed"
+            return f"stopped after {self.seconds:.0f} s{self._of_these}"
         if self.status == 0:
             return "passed"
-        return f"FAILED, exit status {self.status}, {self.passed} passed"
+        return f"FAILED, exit status {self.status}{self._of_these}"
 
 
 class Job:
@@ -153,7 +157,7 @@ class Job:
             ended = Ended(status, time.monotonic() - start, _tail(path, before), quiet)
             print(f"{ended.verdict}, {ended.seconds:.1f} s", file=file)
         if ended.status != 0:
-            print(f"  {ended.verdict}: {shown}")
+            print(f"  {ended.verdict}: {' '.join(shown.split())[:160]}")
         return ended
 
     def _wait(
@@ -225,14 +229,13 @@ class Job:
         if pip.status != 0:
             folder = ROOT / "build" / "plain"
             verdict = self._build_by_cmake(folder)
-        if verdict == "passed":
-            verdict = self.run("build", 60, PYTHON, "-c", _ENGINE_HERE).verdict
-        if verdict != "passed":
-            return verdict
-        probe = self.run("build", 100, "cmake", "--build", folder, "--target", "gpu_probe")
-        if probe.status == 0 and not self.options.dry:
+        # The probe needs neither Python nor torch, and tells of a GPU where these cannot.
+        probe = self.run("build", 100, "cmake", "--build", folder, "--target", "gpu_probe").verdict
+        if probe == "passed" and not self.options.dry:
             shutil.copy2(folder / "gpu_probe", self.folder / "gpu_probe")
-        return "passed" if probe.status == 0 else f"without gpu_probe: {probe.verdict}"
+        engine = self.run("build", 60, PYTHON, "-c", _ENGINE_HERE).verdict
+        verdicts = {"extension": verdict, "gpu_probe": probe, "engine cuda": engine}
+        return _failed(verdicts)
 
     def _build_by_cmake(self, folder: Path) -> str:
         """Into the checkout, which the package is then imported from."""
@@ -256,7 +259,7 @@ class Job:
         records = self.folder / "probe.jsonl"
         if not self.options.dry:
             records.write_text("")
-        verdicts = []
+        verdicts = {}
 
         def ask(limit: int, *words: str) -> Ended:
             ended = self.run("probe", limit, program, *words)
@@ -264,7 +267,7 @@ class Job:
                 for line in ended.output.splitlines():
                     if line.startswith("{"):
                         print(line, file=file)
-            verdicts.append(ended.verdict)
+            verdicts[" ".join(words)] = ended.verdict
             return ended
 
         ask(15, "facts")
@@ -275,22 +278,19 @@ class Job:
         if (why := _fault(ask(15, "cell"))) is not None:
             self.leave_out("cell", why)
         ask(15, "network")
-        return next((x for x in verdicts if x != "passed"), "passed")
+        return _failed(verdicts)
 
     def tests(self) -> str:
-        verdicts = []
-        paths = [path for path in ("cluster", "cooperative", "step") if path in self.paths]
-        for path in paths:
+        verdicts = {}
+        for path in (path for path in ("cluster", "cooperative", "step") if path in self.paths):
             ended = self.pytest("tests", 60, 20, DEVICE_TESTS, "--durations", "5", "-k", path)
-            verdicts.append(f"{path}: {ended.verdict}")
+            verdicts[path] = ended.verdict
             if ended.hung and not self.options.dry:
                 self.leave_out(path, f"its tests hung, {ended.passed} passed")
         rest = " and ".join(f"not {path}" for path in ("cluster", "cooperative", "step"))
         # Some of the rest compile by Inductor and Triton.
         ended = self.pytest("tests", 90, 60, DEVICE_TESTS, "--durations", "5", "-k", rest)
-        verdicts.append(f"rest: {ended.verdict}")
-        failed = [x for x in verdicts if not x.endswith(": passed")]
-        return "; ".join(failed) or "passed"
+        return _failed({**verdicts, "rest": ended.verdict})
 
     def benchmarks(self) -> str:
         return self.measure(
@@ -312,13 +312,13 @@ class Job:
             if path in self.paths
         ]
         probes += [("once", "cell")] if "cell" in self.paths else []
-        verdicts = []
+        verdicts = {}
         for check in ("memcheck", "racecheck"):
             words = (tool or "compute-sanitizer", "--tool", check, "--error-exitcode", "9")
             for probe in probes:
                 if check == "memcheck" or "cluster" not in probe:
                     ended = self.run("sanitizer", 40, *words, self.folder / "gpu_probe", *probe)
-                    verdicts.append(f"{check} {' '.join(probe)}: {ended.verdict}")
+                    verdicts[f"{check} {' '.join(probe)}"] = ended.verdict
             # Of torch's own kernels nothing is asked.
             selection = "test_small and (bfloat16 or float32-high)"
             selection += " and not cluster" if check == "racecheck" else ""
@@ -328,21 +328,20 @@ class Job:
                 PYTORCH_NO_CUDA_MEMORY_CACHING="1",
                 MMIXER_CUDA_PATHS=",".join(self.paths),
             ).of_tests()
-            verdicts.append(f"{check} tests: {ended.verdict}")
-        failed = [x for x in verdicts if not x.endswith(": passed")]
-        return "; ".join(failed) or "passed"
+            verdicts[f"{check} tests"] = ended.verdict
+        return _failed(verdicts)
 
     def compiled(self) -> str:
         words = ("-k", "compiled", "--compile-limit", "100")
-        first = self.measure("compiled", "engines/bench_cuda.py", 240, 130, *words)
-        second = self.measure("compiled_network", "bench_network.py", 150, 130, *words)
-        return first if first != "passed" else second
+        units = self.measure("compiled", "engines/bench_cuda.py", 240, 130, *words)
+        network = self.measure("compiled_network", "bench_network.py", 150, 130, *words)
+        return _failed({"units": units, "network": network})
 
     def triton(self) -> str:
         selection = ("-k", "not compile and not spill")
         tests = self.pytest("triton", 120, 60, "tests/engines/test_triton.py", *selection).verdict
         measured = self.measure("triton", "engines/bench_triton.py", 150, 60)
-        return tests if tests != "passed" else measured
+        return _failed({"tests": tests, "benchmarks": measured})
 
     def network(self) -> str:
         return self.measure("network", "bench_network.py", 120, 60, "-k", "not compiled")
@@ -361,8 +360,6 @@ class Job:
             for part in parts:
                 if part.__name__ in chosen:
                     verdicts[part.__name__] = self._part(part)
-                if verdicts.get("build", "passed").startswith(("FAILED", "stopped")):
-                    break  # nothing else can pass
         finally:
             table = self.report()
         print(table)
@@ -435,6 +432,11 @@ raise SystemExit(not state.available)
 """
 
 
+def _failed(verdicts: dict[str, str]) -> str:
+    """Of several commands: "passed", or those that have not."""
+    return "; ".join(f"{k}: {v}" for k, v in verdicts.items() if v != "passed") or "passed"
+
+
 def _fault(ended: Ended) -> str | None:
     """Why a path must not be taken, by its probe; None where it may."""
     records = _records(ended.output.splitlines())
@@ -454,7 +456,8 @@ def _fault(ended: Ended) -> str | None:
     ]
     if ended.status == 1:
         return "is wrong: " + ("; ".join(wrong) or "its error is above the probe's bound")
-    return f"crashed: exit status {ended.status}"
+    errors = [str(record.get("what")) for record in records if record.get("kind") == "error"]
+    return f"crashed: {'; '.join(errors) or f'exit status {ended.status}'}"
 
 
 def _environment() -> dict[str, str]:

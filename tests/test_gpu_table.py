@@ -224,7 +224,7 @@ def test_the_probes_records_and_the_parts_without_any_result():
         }
     )
     assert line(text, "GPU", "NVIDIA H100, 9.0")
-    assert line(text, "build").split() == ["build", "passed", "61.25"]
+    assert line(text, "build").split() == ["build", "61.25", "passed"]
     assert line(text, "cluster: forward 512 did not end")
     assert "H100 of the probe" in text
     assert line(text, "so many fit").split()[:2] == ["16", "8"]

@@ -130,6 +130,7 @@ def machine(tmp_path: Path) -> Callable[..., Machine]:
             case "$words" in
               "-m pip"*) {pip} ;;
               "-m pytest"*)
+                echo '=== test session starts ==='
                 {pytest} ;;
               *mmixer_kernels*) echo 'engine cuda: made up' ;;
               *) exec {shlex.quote(sys.executable)} "${{original[@]}}" ;;
