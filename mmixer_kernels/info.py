@@ -48,7 +48,8 @@ def collect() -> dict[str, dict[str, Any]]:
             "processors": os.cpu_count(),
         },
         "environment": {
-            name: os.environ.get(name, "not set") for name in ("MMIXER_ENGINE", "OMP_NUM_THREADS")
+            name: os.environ.get(name, "not set")
+            for name in ("MMIXER_ENGINE", "MMIXER_CUDA_PATHS", "OMP_NUM_THREADS")
         },
     }
 

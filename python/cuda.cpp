@@ -192,6 +192,7 @@ void bind_cuda(py::module_& m) {
         cell_plan(B, F, C, H, static_cast<Dtype>(dtype), static_cast<Dtype>(weight_dtype));
     return std::make_tuple(p.team_samples, p.blocks, p.workspace, p.refusal);
   });
+  m.def("stream_number", [](Address stream) { return stream_number(pointer(stream)); });
   m.def("cell", [](const CellArguments& a, Address stream) { cell(a, pointer(stream)); });
   m.def("prepare", [](const PrepareArguments& a, Address stream) { prepare(a, pointer(stream)); });
   bind_call<norm_tanh, NormTanhArguments>(m, "norm_tanh");

@@ -428,7 +428,7 @@ def test_what_matters_most_is_measured_first(rehearsal):
     ]
     of_cuda = list(dict.fromkeys(seen))[:7]
     assert of_cuda == [
-        *("test_sequence", "test_wide", "test_paper", "test_path", "test_group"),
+        *("test_sequence", "test_group", "test_path", "test_paper", "test_wide"),
         *("test_kernels_of_sequence", "test_size"),
     ]
     words = ("sequence", "wide", "paper", "path", "group")

@@ -76,10 +76,15 @@ def test_a_copy_that_is_not_installed_can_be_imported_and_knows_its_version():
 @pytest.mark.skipif(not (shutil.which("cmake") and shutil.which("nvcc")), reason="needs nvcc")
 @pytest.mark.parametrize(
     ("capabilities", "architectures"),
-    [("8.0", "80-real;90-virtual"), ("9.0\n9.0\n8.6", "90-real;86-real;90-virtual")],
+    [
+        ("8.0", "80-real;90-virtual"),
+        ("9.0\n9.0\n8.6\n7.5", "90-real;86-real;90-virtual"),
+        ("99.0", "80-real;90-real"),
+    ],
 )
-def test_ptx_for_clusters_is_always_there(tmp_path, capabilities, architectures):
-    """Built for 8.x alone, the kernels of clusters would be empty on a newer GPU."""
+def test_default_architectures(tmp_path, capabilities, architectures):
+    """The GPUs that are here, what nvcc and the engine know of them, else all kinds. PTX of 9.0
+    always: built for 8.x alone, the kernels of clusters would be empty on a newer GPU."""
     pybind11 = pytest.importorskip("pybind11")
     (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\nprintf '{capabilities}\\n'\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
@@ -98,4 +103,5 @@ def test_ptx_for_clusters_is_always_there(tmp_path, capabilities, architectures)
         text=True,
     )
     assert result.returncode == 0, result.stderr
-    assert f"architectures {architectures}\n" in result.stdout
+    assert f"architectures {architectures}" in result.stdout
+    assert "90-virtual\n" in result.stdout

@@ -81,7 +81,7 @@ def test_a_damaged_file_is_named_and_the_default_taken(cache: Path, content: str
 def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     if not triton.knobs.runtime.interpret:
         pytest.skip("TRITON_INTERPRET is not set: there is a GPU")
-    monkeypatch.setattr(engine, "state", lambda: EngineState(True, "interpreted"))
+    monkeypatch.setattr(engine, "state", lambda device=None: EngineState(True, "interpreted"))
     monkeypatch.setattr(engine, "unsupported", lambda input: None)
     monkeypatch.setattr(triton_tuning, "candidates", lambda dtype: SMALL)
     monkeypatch.setattr(tuning, "ROUNDS", 1)

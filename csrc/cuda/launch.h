@@ -54,23 +54,34 @@ inline int device_attribute(cudaDeviceAttr attribute) {
   return value;
 }
 
-// Allows a kernel all of a block's shared memory, and clusters of more than 8 blocks. Once per kernel
-// and device, as each call to the driver takes a microsecond of a launch.
+// How a call to the runtime ended.
+struct Answer {
+  cudaError_t error;
+  const char* call;
+};
+
+#define MMIXER_ANSWER(call) ::mmixer::cuda::Answer{call, #call}
+
+// Allows a kernel what a launch may not have by default: more than 48 KiB of shared memory, and more
+// than 8 blocks in a cluster. Once per kernel and device, as a call to the driver takes a microsecond.
 template <class Kernel>
-cudaError_t allow() {
+Answer allow(size_t shared_bytes) {
   static std::atomic<uint64_t> allowed{0};  // a bit per device
+  if (!Kernel::needs_cluster && shared_bytes <= 48 * 1024) return {cudaSuccess, ""};
   int device = 0, most = 0;
-  if (const cudaError_t error = cudaGetDevice(&device)) return error;
+  if (const Answer answer = MMIXER_ANSWER(cudaGetDevice(&device)); answer.error) return answer;
   const uint64_t bit = device < 64 ? uint64_t(1) << device : 0;
-  if (allowed.load(std::memory_order_relaxed) & bit) return cudaSuccess;
-  cudaError_t error =
-      cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  if (!error)
-    error = cudaFuncSetAttribute(entry<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
-  if (!error && Kernel::needs_cluster)
-    error = cudaFuncSetAttribute(entry<Kernel>, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-  if (!error) allowed.fetch_or(bit, std::memory_order_relaxed);
-  return error;
+  if (allowed.load(std::memory_order_relaxed) & bit) return {cudaSuccess, ""};
+  Answer answer = MMIXER_ANSWER(
+      cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  if (!answer.error)
+    answer = MMIXER_ANSWER(cudaFuncSetAttribute(
+        entry<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
+  if (!answer.error && Kernel::needs_cluster)
+    answer = MMIXER_ANSWER(cudaFuncSetAttribute(
+        entry<Kernel>, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+  if (!answer.error) allowed.fetch_or(bit, std::memory_order_relaxed);
+  return answer;
 }
 
 template <class Kernel>
@@ -102,43 +113,61 @@ class Launch {
 
 template <class Kernel>
 void launch(const Grid& grid, const typename Kernel::Arguments& arguments) {
-  MMIXER_CHECK(allow<Kernel>());
+  const Answer allowed = allow<Kernel>(grid.shared_bytes);
+  check(allowed.error, allowed.call);
   const Launch<Kernel> launch(grid);
   MMIXER_CHECK(cudaLaunchKernelEx(&launch.configuration, entry<Kernel>, arguments));
 }
 
-// A device's answer that it cannot run a kernel, whichever error it chooses for that. A lack of memory
-// is no such answer, as it may pass: it is thrown.
-inline std::string refusal(cudaError_t error, const char* call) {
-  if (error == cudaErrorMemoryAllocation) check(error, call);
+// Whether an error says nothing of the kernel and the device: it may be gone the next time, or stays
+// with the process until its end (from 700 on), or is of a capture (from 900 on).
+inline bool is_passing(cudaError_t error) {
+  switch (error) {
+    case cudaErrorMemoryAllocation:
+    case cudaErrorInitializationError:
+    case cudaErrorDevicesUnavailable:
+    case cudaErrorSystemNotReady:
+    case cudaErrorMpsConnectionFailed:
+    case cudaErrorMpsServerNotReady:
+      return true;
+    default:
+      return (error >= 700 && error < 720) || (error >= 900 && error < 910);
+  }
+}
+
+// A device's answer that it cannot run a kernel, whichever error it chooses for that.
+inline std::string refusal(const Answer& answer) {
+  if (is_passing(answer.error)) check(answer.error, answer.call);
   cudaGetLastError();
-  return std::string(call) + ": " + cudaGetErrorString(error);
+  return std::string(answer.call) + ": " + cudaGetErrorString(answer.error);
 }
 
 // Why the current device cannot run a kernel of this build; empty: it can.
 template <class Kernel>
 std::string refusal() {
   cudaFuncAttributes attributes;
-  const cudaError_t error = cudaFuncGetAttributes(&attributes, entry<Kernel>);
-  if (error == cudaSuccess) return "";
-  const std::string answer = refusal(error, "cudaFuncGetAttributes");
+  const Answer answer = MMIXER_ANSWER(cudaFuncGetAttributes(&attributes, entry<Kernel>));
+  if (answer.error == cudaSuccess) return "";
+  const std::string general = refusal(answer);
   const auto version = [](int x) {
     return std::to_string(x / 1000) + "." + std::to_string(x % 1000 / 10);
   };
   int driver = 0, runtime = 0;
-  if (error == cudaErrorInsufficientDriver && cudaDriverGetVersion(&driver) == cudaSuccess &&
+  if (answer.error == cudaErrorInsufficientDriver && cudaDriverGetVersion(&driver) == cudaSuccess &&
       cudaRuntimeGetVersion(&runtime) == cudaSuccess)
     return driver == 0 ? "there is no NVIDIA driver"
                        : "its driver serves CUDA " + version(driver) +
                              " at most, but this build is of CUDA " + version(runtime) +
                              ": update the driver, or install again with an older toolkit";
-  if (error == cudaErrorNoKernelImageForDevice) {
+  // The second is the answer where the program has images, but none of this function.
+  if (answer.error == cudaErrorNoKernelImageForDevice ||
+      answer.error == cudaErrorInvalidDeviceFunction) {
     const std::string major = std::to_string(device_attribute(cudaDevAttrComputeCapabilityMajor)),
                       minor = std::to_string(device_attribute(cudaDevAttrComputeCapabilityMinor));
     return "this build has no kernels for its compute capability " + major + "." + minor +
-           ": install again with MMIXER_CUDA_ARCHS=" + major + minor;
+           ": install again with " + major + minor + " in MMIXER_CUDA_ARCHS";
   }
-  return answer;
+  return general;
 }
 
 // Why the current device has no room for a block; empty: it has.
@@ -155,19 +184,20 @@ Resident resident_clusters(int cluster, size_t shared_bytes) {
     return {0, "clusters of blocks need compute capability 9.0 or newer"};
   if (const std::string room = without_room(shared_bytes); !room.empty()) return {0, room};
   cudaFuncAttributes attributes;
-  if (const cudaError_t error = cudaFuncGetAttributes(&attributes, entry<Kernel>))
-    return {0, refusal(error, "cudaFuncGetAttributes")};
+  if (const Answer answer = MMIXER_ANSWER(cudaFuncGetAttributes(&attributes, entry<Kernel>));
+      answer.error)
+    return {0, refusal(answer)};
   // By the virtual architecture, and not by the GPU, it was decided what the kernel is.
   if (attributes.ptxVersion < 90)
-    return {0, "this build is for compute capability 8 alone: install again with "
-               "MMIXER_CUDA_ARCHS=90"};
-  if (const cudaError_t error = allow<Kernel>())
-    return {0, refusal(error, "cudaFuncSetAttribute")};
+    return {0, "of this build only PTX older than 9.0 serves this GPU: install again with 90 in "
+               "MMIXER_CUDA_ARCHS"};
+  if (const Answer answer = allow<Kernel>(shared_bytes); answer.error) return {0, refusal(answer)};
   const Launch<Kernel> launch({cluster, cluster, false, shared_bytes, nullptr});
   int count = 0;
-  if (const cudaError_t error =
-          cudaOccupancyMaxActiveClusters(&count, entry<Kernel>, &launch.configuration))
-    return {0, refusal(error, "cudaOccupancyMaxActiveClusters")};
+  if (const Answer answer = MMIXER_ANSWER(
+          cudaOccupancyMaxActiveClusters(&count, entry<Kernel>, &launch.configuration));
+      answer.error)
+    return {0, refusal(answer)};
   if (count == 0)
     return {0, "no cluster of " + std::to_string(cluster) + " blocks fits on this GPU"};
   return {count, ""};
@@ -178,14 +208,21 @@ Resident resident_blocks(size_t shared_bytes) {
   if (!device_attribute(cudaDevAttrCooperativeLaunch))
     return {0, "this GPU has no cooperative launches"};
   if (const std::string room = without_room(shared_bytes); !room.empty()) return {0, room};
-  if (const cudaError_t error = allow<Kernel>())
-    return {0, refusal(error, "cudaFuncSetAttribute")};
+  if (const Answer answer = allow<Kernel>(shared_bytes); answer.error) return {0, refusal(answer)};
   int count = 0;
-  if (const cudaError_t error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(
-          &count, entry<Kernel>, Kernel::threads, shared_bytes))
-    return {0, refusal(error, "cudaOccupancyMaxActiveBlocksPerMultiprocessor")};
+  if (const Answer answer = MMIXER_ANSWER(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
+          &count, entry<Kernel>, Kernel::threads, shared_bytes));
+      answer.error)
+    return {0, refusal(answer)};
   if (count == 0) return {0, "no block fits on a multiprocessor of this GPU"};
   return {count * device_attribute(cudaDevAttrMultiProcessorCount), ""};
+}
+
+// A stream's own number in this program. Its handle may have been another stream's before.
+inline uint64_t number_of(void* stream) {
+  unsigned long long number = 0;
+  MMIXER_CHECK(cudaStreamGetId(static_cast<cudaStream_t>(stream), &number));
+  return number;
 }
 
 inline void clear(void* p, size_t bytes, void* stream) {

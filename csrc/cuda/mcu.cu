@@ -66,6 +66,8 @@ void run_blocks(int blocks, const Arguments& arguments, bool is_double, void* st
 
 std::string refusal() { return refusal<NormTanh<float>>(); }
 
+uint64_t stream_number(void* stream) { return number_of(stream); }
+
 Plan plan(Path path, int H, int parts, bool backward) {
   return backward ? plan<BackwardArguments>(path, H, parts) : plan<ForwardArguments>(path, H, parts);
 }

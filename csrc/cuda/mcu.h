@@ -42,7 +42,9 @@ struct CellPlan {
 CellPlan cell_plan(int B, int F, int C, int H, Dtype dtype, Dtype weight_dtype);
 
 // The workspace is between calls the kernel's own: those that share it must not run at once, and must
-// agree in H and in whether dtype is float64.
+// agree in H and in whether dtype is float64. stream_number tells streams apart, as no handle does that
+// a later stream may have.
+uint64_t stream_number(void* stream);
 void cell(const CellArguments& arguments, void* stream);
 
 void prepare(const PrepareArguments& arguments, void* stream);

@@ -50,6 +50,8 @@ std::string refusal() {
   return "";
 }
 
+inline uint64_t number_of(void* stream) { return reinterpret_cast<uintptr_t>(stream); }
+
 inline void clear(void* p, size_t bytes, void* /*stream*/) { std::memset(p, 0, bytes); }
 
 }  // namespace mmixer::cuda

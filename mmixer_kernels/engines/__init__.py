@@ -52,31 +52,36 @@ def choose(engine: str, input: Tensor) -> str:
     An engine asked for by name is used, or raises: ValueError for an unknown name or for tensors
     that it does not take, RuntimeError where it cannot run. "auto" (after the environment variable
     MMIXER_ENGINE) takes the fastest engine of the input's device that runs here, and warns once
-    where there are engines for it but none that runs.
+    where a faster one does not.
     """
     if engine == "auto":
         engine = _from_environment()
     check_name(engine)
     if engine != "auto":
+        if reason := get(engine).unsupported(input):
+            raise ValueError(f'engine="{engine}" does not take this call: {reason}')
         state = _state(engine, input.device)
         if not state.available:
             raise RuntimeError(
                 f'engine="{engine}" cannot run here: {state.reason}'
             ) from state.error
-        if reason := get(engine).unsupported(input):
-            raise ValueError(f'engine="{engine}" does not take this call: {reason}')
         return engine
     reasons = []
+    chosen = "reference"
     for native in _OF_DEVICE.get(input.device.type, ()):
-        state = _state(native, input.device)
-        reason = get(native).unsupported(input) if state.available else state.reason
+        reason = get(native).unsupported(input)
         if reason is None:
-            return native
+            state = _state(native, input.device)
+            if state.available:
+                chosen = native
+                break
+            reason = state.reason
         reasons.append(f"{native}: {reason}")
-    if reasons:
+    # On AMD's GPUs there is no cuda engine to miss.
+    if reasons and not (chosen == "triton" and torch.version.hip is not None):
         reason = "; ".join(reasons)
-        _warn_once(f'falling back to engine="reference", which is slower: {reason}')
-    return "reference"
+        _warn_once(f'falling back to engine="{chosen}", which is slower: {reason}')
+    return chosen
 
 
 def _state(name: str, device: torch.device | None = None) -> EngineState:

@@ -41,8 +41,9 @@ else:
     _native = getattr(_extension, "cuda", None)
 
 _EVERY_PATH = ("cell", "cluster", "cooperative", "step")
-PATHS = tuple(os.environ.get("MMIXER_CUDA_PATHS", ",".join(_EVERY_PATH)).split(","))
+PATHS = tuple((os.environ.get("MMIXER_CUDA_PATHS") or ",".join(_EVERY_PATH)).split(","))
 """In the order in which they are tried; "cell" is for single steps, the others for sequences."""
+_UNKNOWN_PATHS = [path for path in PATHS if path not in _EVERY_PATH]
 
 _SAMPLES = 8  # of a team: the width of a tensor core's product
 _MOST_ROUNDS = 8  # of persistent kernels one after another; beyond, a step's products fill the GPU
@@ -61,43 +62,55 @@ def state(device: torch.device | None = None) -> EngineState:
         return EngineState(
             False, "this build has no CUDA: install again where nvcc is on the path (or CUDACXX)"
         )
-    if unknown := [path for path in PATHS if path not in _EVERY_PATH]:
+    if _UNKNOWN_PATHS:
         return EngineState(
             False,
             f"MMIXER_CUDA_PATHS must name some of {', '.join(_EVERY_PATH)}, separated by commas, "
-            f"but names {', '.join(map(repr, unknown))}",
+            f"but names {', '.join(map(repr, _UNKNOWN_PATHS))}",
         )
     if torch.version.cuda is None:
         return EngineState(False, "this torch has no CUDA: install one that has")
-    if not torch.cuda.is_available():
-        return EngineState(False, "torch finds no CUDA device or driver")
     if device is not None and device.type == "cuda" and device.index is not None:
         return _state_of(device.index)
+    if not torch.cuda.is_available():
+        return EngineState(False, "torch finds no CUDA device or driver")
     # The current GPU comes first: to ask one takes some of its memory.
     current = torch.cuda.current_device()
-    order = sorted(range(torch.cuda.device_count()), key=lambda index: index != current)
-    states = [_state_of(current)]
-    while not states[-1].available and len(states) < len(order):
-        states.append(_state_of(order[len(states)]))
-    if states[-1].available:
-        return states[-1]
-    return EngineState(False, "; ".join(state.reason for state in states))
+    refused = []
+    for index in sorted(range(torch.cuda.device_count()), key=lambda index: index != current):
+        state = _state_of(index)
+        if state.available:
+            return state
+        refused.append(state)
+    return EngineState(False, "; ".join(state.reason for state in refused), refused[0].error)
 
 
-# torch.compile takes the answer as it is, since it cannot look into the extension.
-@functools.cache
-@torch.compiler.assume_constant_result
 def _state_of(index: int) -> EngineState:
-    """On one GPU."""
-    capability = torch.cuda.get_device_capability(index)
-    if capability < _FIRST_CAPABILITY:
-        refusal = f"its compute capability is {capability[0]}.{capability[1]}, not 8.0 or newer"
-    else:
-        with torch.cuda.device(index):
-            refusal = _native.refusal()
+    """On one GPU. An error that may pass, such as a lack of memory, is asked about again."""
+    try:
+        refusal = _refusal(index)
+    except RuntimeError as error:
+        return EngineState(False, f"cuda:{index}: {error}", error)
     if refusal:
         return EngineState(False, f"cuda:{index}: {refusal}")
     return EngineState(True, f"CUDA, {_extension.build_info()['cuda']}")
+
+
+# torch.compile takes the answer as it is, since it cannot look into the extension. This is the mark
+# of torch.compiler.assume_constant_result, which would import torch._dynamo, and with it twice as
+# long as the rest of the package.
+_state_of._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _refusal(index: int) -> str:
+    """Why a GPU cannot run this build's kernels; empty where it can."""
+    capability = torch.cuda.get_device_capability(index)
+    if capability < _FIRST_CAPABILITY:
+        return f"its compute capability is {capability[0]}.{capability[1]}, not 8.0 or newer"
+    with torch.cuda.device(index):
+        refusal: str = _native.refusal()
+    return refusal
 
 
 def unsupported(input: Tensor) -> str | None:
@@ -125,14 +138,13 @@ def step(
     norms = [norm.contiguous() for norm in weights.norms()]
     with gpu.device_of(input):
         device = torch.cuda.current_device() if input.is_cuda else -1
-        team_samples, blocks, size, refusal = 0, 0, 0, ""
         if "cell" not in PATHS:
-            refusal = "left out by MMIXER_CUDA_PATHS"
+            plan = 0, 0, 0, "left out by MMIXER_CUDA_PATHS"
         elif B > _STEP_SAMPLES:
-            refusal = f"{B} samples, but {_STEP_SAMPLES} at most"
+            plan = 0, 0, 0, f"{B} samples, but {_STEP_SAMPLES} at most"
         else:
             plan = _cell_plan(device, *sizes, _DTYPES[dtype], _DTYPES[weight_dtype])
-            team_samples, blocks, size, refusal = plan
+        team_samples, blocks, size, refusal = plan
         _logger.debug(
             "step of B=%d H=%d %s: %s",
             *(B, H, dtype, f"a sequence of one (cell: {refusal})" if refusal else "path cell"),
@@ -145,7 +157,6 @@ def step(
         input, context = gpu.rows(input), gpu.rows(context)
         hx = None if hx is None else gpu.rows(hx)
         output = input.new_empty(B, H)
-        workspace = _workspace(device, H, size, input)
         native = _fill(
             _native.CellArguments(),
             **dict(zip("BFCH", sizes, strict=True)),
@@ -158,7 +169,7 @@ def step(
             norm_weight=norms[0] if norms else None,
             norm_bias=norms[1] if norms else None,
             output=output,
-            workspace=workspace.memory,
+            workspace=_workspace(device, stream, H, size, input),
             dtype=dtype,
             weight_dtype=weight_dtype,
             norm_dtype=norms[0].dtype if norms else dtype,
@@ -168,9 +179,7 @@ def step(
             eps=eps,
         )
         native.set_weights([matrix.data_ptr() for matrix in matrices])
-        workspace.wait()
         _native.cell(native, stream)
-        workspace.launched()
     return output
 
 
@@ -182,44 +191,24 @@ def _cell_plan(
     return team_samples, blocks, size, refusal
 
 
-class _Workspace:
-    """Of `step`. Between two steps it holds what the first one left, so they must not overlap."""
-
-    def __init__(self, memory: Tensor, last: torch.cuda.Event | None) -> None:
-        self.memory = memory
-        self._last = last  # the end of the last step; None: the caller's stream orders all of them
-
-    def wait(self) -> None:
-        """Before a step's launch on the current stream: the last step has ended by then, whichever
-        stream it was on, also one that is gone and whose handle another stream has."""
-        if self._last is not None:
-            self._last.wait()
-
-    def launched(self) -> None:
-        if self._last is not None:
-            self._last.record()
-
-    def retire(self) -> None:
-        """Before its memory is freed on a stream that the last step may not be on."""
-        if self._last is not None:
-            self.wait()
-            self.memory.record_stream(torch.cuda.current_stream())
+_workspaces: dict[tuple[int, int, int, bool], Tensor] = {}
+"""Of `step`, the oldest first, by device, stream, hidden size and whether it is float64. A stream
+runs its steps one after another; it goes by its number, as another may have its handle later."""
+_MOST_WORKSPACES = 64
 
 
-_workspaces: dict[tuple[int, int, bool], _Workspace] = {}
-"""By device, hidden size and whether it is float64."""
-
-
-def _workspace(device: int, H: int, size: int, like: Tensor) -> _Workspace:
-    memory = functools.partial(torch.zeros, dtype=torch.uint8, device=like.device)
+def _workspace(device: int, stream: int, H: int, size: int, like: Tensor) -> Tensor:
+    zeros = functools.partial(torch.zeros, dtype=torch.uint8, device=like.device)
     if like.is_cuda and torch.cuda.is_current_stream_capturing():
-        return _Workspace(memory(size), None)  # the graph's own: its replays do not overlap
-    key = device, H, like.dtype is torch.float64
-    if key in _workspaces and _workspaces[key].memory.numel() < size:
-        _workspaces.pop(key).retire()
-    if key not in _workspaces:
-        _workspaces[key] = _Workspace(memory(size), torch.cuda.Event() if like.is_cuda else None)
-    return _workspaces[key]
+        return zeros(size)  # the graph's own: it may be replayed on any stream
+    key = device, _native.stream_number(stream), H, like.dtype is torch.float64
+    workspace = _workspaces.get(key)
+    if workspace is None or workspace.numel() < size:
+        # What is dropped goes back to the pool of its stream, whose steps come before other uses.
+        if len(_workspaces) >= _MOST_WORKSPACES:
+            _workspaces.pop(next(iter(_workspaces)), None)
+        workspace = _workspaces[key] = zeros(size)
+    return workspace
 
 
 class _Plan(NamedTuple):
@@ -283,7 +272,8 @@ def _plan(call: Call, backward: bool) -> _Plan:
         if chosen is not None:
             break
     if chosen is None:
-        raise RuntimeError(f"no path takes this call: {'; '.join(refused)}")
+        allowed = "" if set(PATHS) == set(_EVERY_PATH) else f" of {', '.join(PATHS)}"
+        raise RuntimeError(f"no path{allowed} takes this call: {'; '.join(refused)}")
     _logger.debug(
         "%s of G=%d T=%d B=%d H=%d %s: path %s, H padded to %d, %d terms a float%s",
         "backward" if backward else "forward",

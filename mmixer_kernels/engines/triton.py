@@ -30,8 +30,12 @@ _BLOCK_B = 16  # samples of a program of the recurrence: the least that a produc
 _BLOCK_M = 64  # rows of a program of the products over all steps
 
 
-@functools.cache
 def state(device: torch.device | None = None) -> EngineState:
+    return _state()
+
+
+@functools.cache
+def _state() -> EngineState:
     if importlib.util.find_spec("triton") is None:
         return EngineState(False, "triton is not installed: pip install triton")
     if not torch.cuda.is_available():

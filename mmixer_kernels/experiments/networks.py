@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ..data.video import VideoOptions
-from ..engines import choose, engines, get
+from ..engines import NAMES, choose, get
 from ..training.command import UserError
 from ..training.options import Options
 from ..training.run import device_of
@@ -51,8 +51,8 @@ def of_engines(base: Options) -> list[Network]:
     probe = torch.empty(0, device=device_of(base.run.device))
     names = [
         name
-        for name, state in engines().items()
-        if state.available and get(name).unsupported(probe) is None
+        for name in NAMES
+        if get(name).unsupported(probe) is None and get(name).state(probe.device).available
     ]
     used = choose(base.run.model.engine, probe)
     return [

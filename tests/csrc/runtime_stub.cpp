@@ -5,6 +5,17 @@
 
 Runtime runtime;
 
+static void read(const cudaLaunchConfig_t& configuration) {
+  runtime.cluster = runtime.cooperative_launch = 0;
+  for (unsigned i = 0; i < configuration.numAttrs; i++) {
+    const cudaLaunchAttribute& attribute = configuration.attrs[i];
+    if (attribute.id == cudaLaunchAttributeClusterDimension)
+      runtime.cluster = attribute.val.clusterDim.x;
+    if (attribute.id == cudaLaunchAttributeCooperative)
+      runtime.cooperative_launch = unsigned(attribute.val.cooperative);
+  }
+}
+
 extern "C" {
 cudaError_t cudaGetDevice(int* device) { return *device = runtime.device, cudaSuccess; }
 cudaError_t cudaGetLastError(void) { return runtime.cleared++, cudaSuccess; }
@@ -36,7 +47,8 @@ cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute attribute, int v
   if (attribute == cudaFuncAttributeMaxDynamicSharedMemorySize) runtime.most_shared = value;
   return runtime.set_attribute;
 }
-cudaError_t cudaOccupancyMaxActiveClusters(int* count, const void*, const cudaLaunchConfig_t*) {
+cudaError_t cudaOccupancyMaxActiveClusters(int* count, const void*, const cudaLaunchConfig_t* c) {
+  read(*c);
   return *count = runtime.clusters, runtime.occupancy;
 }
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* count, const void*, int, size_t) {
@@ -46,8 +58,12 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int* count, c
                                                                    size_t, unsigned) {
   return *count = runtime.blocks, runtime.occupancy;
 }
-cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t*, const void*, void**) {
+cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* c, const void*, void**) {
+  read(*c);
   return runtime.launches++, cudaSuccess;
+}
+cudaError_t cudaStreamGetId(cudaStream_t, unsigned long long* number) {
+  return *number = ++runtime.streams, cudaSuccess;
 }
 cudaError_t cudaMemsetAsync(void*, int, size_t, cudaStream_t) { return cudaSuccess; }
 

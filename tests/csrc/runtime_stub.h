@@ -9,6 +9,8 @@ struct Runtime {
   int cooperative = 1, shared = 227 * 1024, clusters = 8, blocks = 1;
   cudaError_t attributes = cudaSuccess, set_attribute = cudaSuccess, occupancy = cudaSuccess;
   int set_calls = 0, launches = 0, most_shared = 0, cleared = 0;
+  unsigned cluster = 0, cooperative_launch = 0;  // of the last launch, or question about one
+  unsigned long long streams = 0;
 };
 
 extern Runtime runtime;

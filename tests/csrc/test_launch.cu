@@ -47,11 +47,12 @@ void check_refused(const Resident& resident, const std::string& part) {
 void check_clusters() {
   runtime = {};
   check(resident_clusters<Clusters>(16, 1000).count == 8, "clusters at once");
+  check(runtime.cluster == 16, "it is asked about clusters of 16");
   check(resident_clusters<Clusters>(16, 1000).refusal.empty(), "no refusal beside a count");
 
   // A build for 8.x alone on a GPU of 9.0: its cluster kernels are empty.
   runtime.ptx = 80;
-  check_refused(resident_clusters<Clusters>(16, 1000), "MMIXER_CUDA_ARCHS=90");
+  check_refused(resident_clusters<Clusters>(16, 1000), "install again with 90 in MMIXER_CUDA_ARCHS");
 
   // Whatever a device without such clusters answers.
   for (const cudaError_t error :
@@ -59,15 +60,17 @@ void check_clusters() {
         cudaErrorInvalidConfiguration, cudaErrorNotSupported}) {
     runtime = {};
     runtime.occupancy = error;
-    check_refused(resident_clusters<Clusters>(16, 1000), "cudaOccupancyMaxActiveClusters: error");
+    check_refused(resident_clusters<Clusters>(16, 1000), "cudaOccupancyMaxActiveClusters(");
     check(runtime.cleared > 0, "the error is not the next call's too");
     runtime = {};
     runtime.attributes = error;
-    check_refused(resident_clusters<Clusters>(16, 1000), "cudaFuncGetAttributes: error");
+    check_refused(resident_clusters<Clusters>(16, 1000), "cudaFuncGetAttributes(");
   }
   runtime = {};
   runtime.set_attribute = cudaErrorInvalidValue;
-  check_refused(resident_clusters<Nothing<true, 1>>(16, 1000), "cudaFuncSetAttribute: error");
+  using Once = Nothing<true, 1>;
+  check_refused(resident_clusters<Once>(16, 1000), "cudaFuncSetAttribute(");
+  check_refused(resident_clusters<Once>(16, 1000), "cudaFuncSetAttribute(");  // it is not done
   runtime = {};
   runtime.clusters = 0;
   check_refused(resident_clusters<Clusters>(16, 1000), "no cluster of 16 blocks fits");
@@ -78,13 +81,16 @@ void check_clusters() {
   runtime.shared = 99 * 1024;
   check_refused(resident_clusters<Clusters>(16, 100 * 1024), "100 KiB of shared memory");
 
-  // Memory may be there later: no answer for ever.
-  runtime = {};
-  runtime.occupancy = cudaErrorMemoryAllocation;
-  try {
-    resident_clusters<Clusters>(16, 1000);
-    check(false, "a lack of memory is thrown");
-  } catch (const std::runtime_error&) {
+  // What may pass, stays with the process or is of a capture is no answer for ever.
+  for (const cudaError_t error : {cudaErrorMemoryAllocation, cudaErrorDevicesUnavailable,
+                                  cudaErrorIllegalAddress, cudaErrorStreamCaptureUnsupported}) {
+    runtime = {};
+    runtime.occupancy = error;
+    try {
+      resident_clusters<Clusters>(16, 1000);
+      check(false, "it is thrown");
+    } catch (const std::runtime_error&) {
+    }
   }
 }
 
@@ -95,6 +101,12 @@ void check_blocks() {
     runtime.occupancy = error;
     check_refused(resident_blocks<Blocks>(1000), "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
   }
+  using Large = Nothing<false, 3>;
+  runtime = {};
+  check(resident_blocks<Blocks>(1000).count == 132 && runtime.set_calls == 0, "no need to ask");
+  check(resident_blocks<Large>(100 * 1024).count == 132 && runtime.set_calls == 1, "more than 48 KiB");
+  runtime.shared = 99 * 1024;
+  check_refused(resident_blocks<Large>(100 * 1024), "100 KiB of shared memory");
   runtime = {};
   runtime.cooperative = 0;
   check_refused(resident_blocks<Blocks>(1000), "no cooperative launches");
@@ -116,22 +128,31 @@ void check_refusal() {
             std::string::npos,
         refusal<Blocks>());
   runtime = {};
-  runtime.attributes = cudaErrorNoKernelImageForDevice, runtime.major = 8, runtime.minor = 6;
-  check(refusal<Blocks>().find("no kernels for its compute capability 8.6: install again with "
-                               "MMIXER_CUDA_ARCHS=86") != std::string::npos,
-        refusal<Blocks>());
+  runtime.major = 8, runtime.minor = 6;
+  for (const cudaError_t error : {cudaErrorNoKernelImageForDevice, cudaErrorInvalidDeviceFunction}) {
+    runtime.attributes = error;
+    check(refusal<Blocks>().find("no kernels for its compute capability 8.6: install again with 86 "
+                                 "in MMIXER_CUDA_ARCHS") != std::string::npos,
+          refusal<Blocks>());
+  }
 }
 
-void check_attributes_are_set_once() {
+void check_launches() {
   runtime = {};
   using Kernel = Nothing<true, 2>;
   const Grid grid{16, 16, false, 1000, nullptr};
   for (int i = 0; i < 3; i++) launch<Kernel>(grid, {0});
-  check(runtime.launches == 3 && runtime.set_calls == 2, "once per kernel");
+  check(runtime.launches == 3 && runtime.set_calls == 2, "attributes are set once per kernel");
   check(runtime.most_shared == 227 * 1024, "all of the shared memory");
   runtime.device = 1;
   for (int i = 0; i < 3; i++) launch<Kernel>(grid, {0});
   check(runtime.launches == 6 && runtime.set_calls == 4, "and once per device");
+  check(runtime.cluster == 16 && !runtime.cooperative_launch, "a launch in clusters");
+  launch<Blocks>({4, 1, true, 1000, nullptr}, {0});
+  check(runtime.cooperative_launch == 1 && !runtime.cluster, "a cooperative launch");
+  launch<Blocks>({4, 1, false, 1000, nullptr}, {0});
+  check(!runtime.cooperative_launch && !runtime.cluster, "a plain launch");
+  check(number_of(nullptr) != number_of(nullptr), "the runtime numbers streams, not their handles");
 }
 
 }  // namespace
@@ -140,7 +161,7 @@ int main() {
   check_clusters();
   check_blocks();
   check_refusal();
-  check_attributes_are_set_once();
+  check_launches();
   std::printf("%d failures\n", failures);
   return failures != 0;
 }

@@ -360,7 +360,9 @@ def test_sizes_beyond_every_persistent_kernel(monkeypatch: pytest.MonkeyPatch) -
     check(problem(Size(2, 2, 3, 4, 1030), dtype=torch.float32), "float32")
     monkeypatch.setattr(cuda, "PATHS", ("cluster", "cooperative"))
     p = problem(Size(1, 1, 3, 4, 1030), dtype=torch.float32)
-    with pytest.raises(RuntimeError, match="no path takes this call: cluster: no kernel for H"):
+    with pytest.raises(
+        RuntimeError, match="no path of cluster, cooperative takes this call: cluster: no kernel"
+    ):
         run()(p.input, p.context, p.weights, p.hx, None)
 
 
@@ -427,6 +429,32 @@ def test_step_after_step_is_the_sequence_whatever_ran_between() -> None:
         step(others)
     truth = reference_results(p)["h_n"]
     assert relative_errors({"h_n": state.unsqueeze(0)}, {"h_n": truth})["h_n"] < 1e-13
+
+
+def test_a_stream_has_a_workspace_of_its_own_also_under_another_ones_handle(
+    emulator: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream that was destroyed may still run its last step."""
+    p = problem(Size(1, 3, 6, 7, 33), dtype=torch.float32)
+    stub = SimpleNamespace(**vars(emulator))
+    used = []
+
+    def cell(arguments: Any, stream: int) -> None:
+        used.append(arguments.workspace)
+        emulator.cell(arguments, stream)
+
+    stub.cell = cell
+    monkeypatch.setattr(cuda, "_native", stub)
+    for number in (1, 2, 1, 2):
+        stub.stream_number = lambda stream, number=number: number
+        step(p)
+    assert used[0] != used[1]
+    assert used == used[:2] * 2
+    monkeypatch.setattr(cuda, "_MOST_WORKSPACES", 3)
+    for number in range(3, 9):
+        stub.stream_number = lambda stream, number=number: number
+        step(p)
+    assert len(cuda._workspaces) == 3
 
 
 def test_step_gives_the_same_bits_under_any_schedule(emulator: ModuleType) -> None:

@@ -42,11 +42,11 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
         monkeypatch.setattr(
             torch.cuda, "device", lambda index: (asked.append(index), nullcontext())[1]
         )
-        cuda._state_of.cache_clear()
+        cuda._refusal.cache_clear()
         return asked
 
     yield build
-    cuda._state_of.cache_clear()
+    cuda._refusal.cache_clear()
 
 
 DRIVER = "its driver serves CUDA 12.8 at most, but this build is of CUDA 13.0: update the driver"
@@ -80,6 +80,27 @@ def test_the_current_gpu_is_asked_first_and_others_only_where_it_cannot(machine:
     assert cuda.state().reason == "cuda:0: one; cuda:1: two"
 
 
+def test_an_error_that_may_pass_is_no_answer_for_ever(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine("")
+    asked = []
+
+    def refusal() -> str:
+        asked.append(1)
+        if len(asked) == 1:
+            raise RuntimeError("cudaFuncGetAttributes: out of memory")
+        return ""
+
+    monkeypatch.setattr(cuda._native, "refusal", refusal)
+    state = engines()["cuda"]
+    assert state.reason == "cuda:0: cudaFuncGetAttributes: out of memory"
+    assert isinstance(state.error, RuntimeError)
+    for _ in range(2):
+        assert engines()["cuda"].available
+    assert len(asked) == 2
+
+
 def test_a_call_asks_about_its_own_gpu(machine: Machine) -> None:
     asked = machine("no image", "")
     on = [SimpleNamespace(device=torch.device("cuda", index)) for index in range(2)]
@@ -96,14 +117,14 @@ def test_torch_compile_takes_the_answer_as_it_is(monkeypatch: pytest.MonkeyPatch
         pytest.skip("this build has no CUDA")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
     monkeypatch.setattr(torch.cuda, "device", lambda index: nullcontext())
-    cuda._state_of.cache_clear()
+    cuda._refusal.cache_clear()
 
     def call(x: torch.Tensor) -> torch.Tensor:
         return x + 1 if cuda._state_of(0).available else x - 1
 
     compiled = torch.compile(call, fullgraph=True, backend="eager")
     assert compiled(torch.zeros(1)).item() == (1 if torch.cuda.is_available() else -1)
-    cuda._state_of.cache_clear()
+    cuda._refusal.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -114,7 +135,8 @@ def test_torch_compile_takes_the_answer_as_it_is(monkeypatch: pytest.MonkeyPatch
             "clusters,step",
             "must name some of cell, cluster, cooperative, step, separated by commas",
         ),
-        ("", "but names ''"),
+        ("cluster,", "but names ''"),
+        ("", "('cell', 'cluster', 'cooperative', 'step')"),
     ],
 )
 def test_the_environment_leaves_paths_out(value: str, answer: str) -> None:
@@ -134,7 +156,10 @@ class _OnGPU(torch.Tensor):
 
 
 @pytest.mark.parametrize("hip", [None, "6.4"])
-def test_products_of_narrow_operands(hip: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("batch", [(), (2,)])
+def test_products_of_narrow_operands(
+    hip: str | None, batch: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """ROCm refuses out_dtype: there operands are widened first."""
     narrow = []
 
@@ -142,53 +167,9 @@ def test_products_of_narrow_operands(hip: str | None, monkeypatch: pytest.Monkey
         narrow.append(out_dtype)
         return a.as_subclass(torch.Tensor).to(out_dtype) @ b.as_subclass(torch.Tensor).to(out_dtype)
 
-    monkeypatch.setattr(torch, "mm", mm)
+    monkeypatch.setattr(torch, "bmm" if batch else "mm", mm)
     monkeypatch.setattr(torch.version, "hip", hip)
-    a, b = torch.randn(3, 4).bfloat16(), torch.randn(4, 5).bfloat16()
+    a, b = torch.randn(*batch, 3, 4).bfloat16(), torch.randn(*batch, 4, 5).bfloat16()
     result = gpu.product(a.as_subclass(_OnGPU), b.as_subclass(_OnGPU))
     assert narrow == ([torch.float32] if hip is None else [])
     assert torch.equal(torch.Tensor(result), a.float() @ b.float())
-
-
-class _Event:
-    def __init__(self, log: list[str]) -> None:
-        self.log = log
-
-    def wait(self) -> None:
-        self.log.append("wait")
-
-    def record(self) -> None:
-        self.log.append("record")
-
-
-def test_a_step_waits_for_the_one_before_in_its_workspace(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever stream that was on: a stream's handle may be one that another stream had."""
-    log: list[str] = []
-    monkeypatch.setattr(torch.cuda, "Event", lambda: _Event(log))
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "current")
-    monkeypatch.setattr(cuda, "_workspaces", {})
-    like = torch.zeros(1).as_subclass(_OnGPU)
-    first = cuda._workspace(0, 16, 100, like)
-    for _ in range(2):
-        workspace = cuda._workspace(0, 16, 100, like)
-        assert workspace is first
-        workspace.wait()
-        log.append("launch")
-        workspace.launched()
-    assert log == ["wait", "launch", "record"] * 2
-
-    # A larger one takes its place: its memory must not be used again before the last step's end.
-    log.clear()
-    monkeypatch.setattr(torch.Tensor, "record_stream", lambda _, stream: log.append(stream))
-    assert cuda._workspace(0, 16, 200, like).memory.numel() == 200
-    assert log == ["wait", "current"]
-
-    # A graph that is being captured gets its own, which nobody else waits for.
-    log.clear()
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    captured = cuda._workspace(0, 16, 100, like)
-    captured.wait()
-    captured.launched()
-    assert log == []
-    assert captured is not cuda._workspace(0, 16, 100, like)

@@ -65,9 +65,22 @@ def test_auto_says_why_it_does_not_take_the_native_engine(monkeypatch):
     with pytest.warns(RuntimeWarning, match=r"slower: cuda: its capability is 7\.5"):
         assert choose("auto", on_gpu) == "reference"
     monkeypatch.setattr(triton, "state", lambda device: EngineState(True, "made up"))
-    assert choose("auto", on_gpu) == "triton"
+    with pytest.warns(RuntimeWarning, match=r'engine="triton", which is slower: cuda: its cap'):
+        assert choose("auto", on_gpu) == "triton"
+    monkeypatch.setattr(sys.modules["mmixer_kernels.engines"], "_warned", set())
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert choose("auto", on_gpu) == "triton"  # no warning: there is no cuda engine to miss
     monkeypatch.setattr(cuda, "unsupported", lambda input: None)
     assert choose("auto", on_gpu) == "cuda"
+
+
+def test_an_import_brings_no_compiler():
+    """torch._dynamo takes as long as torch itself."""
+    names = ("torch._dynamo", "triton")
+    script = f"import sys, mmixer_kernels; print([x for x in {names} if x in sys.modules])"
+    command = [sys.executable, "-c", script]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
 
 
 _WITHOUT_EXTENSION = """

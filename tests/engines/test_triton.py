@@ -42,7 +42,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Without a GPU the engine takes CPU tensors, which Triton's interpreter works on
     (tests/conftest.py). The tiles are so small that every size has several."""
     if triton.knobs.runtime.interpret:
-        monkeypatch.setattr(engine, "state", lambda: EngineState(True, "interpreted"))
+        monkeypatch.setattr(engine, "state", lambda device=None: EngineState(True, "interpreted"))
         monkeypatch.setattr(engine, "unsupported", lambda input: None)
     p = problem(Size(1, 1, 1, 1, 2), dtype=torch.float32).on(DEVICE)
     try:
@@ -209,7 +209,7 @@ def test_every_kernel_compiles_with_and_without_its_options() -> None:
 def test_states(monkeypatch: pytest.MonkeyPatch) -> None:
     assert engine.state().available == torch.cuda.is_available()
     assert engine.unsupported(torch.zeros(1)) == "it takes tensors on a GPU, but input is on cpu"
-    engine.state.cache_clear()
+    engine._state.cache_clear()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert engine.state().reason == "triton is not installed: pip install triton"
-    engine.state.cache_clear()
+    engine._state.cache_clear()
