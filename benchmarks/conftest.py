@@ -212,7 +212,10 @@ def _write(config: pytest.Config, failed: Sequence[str]) -> Path | None:
     path: Path | None = config.getoption("results")
     if path is not None:
         if FACTS not in config.stash:
-            config.stash[FACTS] = report.facts()
+            try:
+                config.stash[FACTS] = report.facts()
+            except Exception as problem:  # what was measured is worth more
+                config.stash[FACTS] = {"facts": f"no answer: {timing.reason(problem)}"}
         comparisons = config.stash[COMPARISONS]
         report.write(path, config.stash[FACTS], comparisons, failed, config.stash[LOAD])
     return path

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -111,7 +112,7 @@ class Target:
         return f"{self.text}: at {'most' if self.at_most else 'least'} {self.aim:g}{bar}"
 
     def verdict(self, value: Value) -> str:
-        if value.number is None:
+        if value.number is None or not math.isfinite(value.number):
             return f"not measured ({value.note})" if value.note else "not measured"
         if self._meets(self.aim, value.number):
             return "reached"
@@ -228,19 +229,28 @@ def text(document: Document) -> str:
     left_out = [f"{path}: {why}" for path, why in (document.get("left out") or {}).items()]
     failed = [test for result in results for test in result.get("failed") or []]
     sections = [
-        _header(document, results, probe),
-        _parts(document.get("parts") or {}),
+        _section(_header, document, results, probe),
+        _section(_parts, document.get("parts") or {}),
         _list("Left out", left_out),
-        *_probe(probe),
-        _times(timed),
-        _slopes(timed),
-        _others(others),
-        _kernels([row for row in rows if row.get("kernels")]),
-        _targets(timed, probe),
+        *(_section(_probe, probe, kind) for kind in PROBE),
+        _section(_other_records, probe),
+        _section(_times, timed),
+        _section(_slopes, timed),
+        _section(_others, others),
+        _section(_kernels, [row for row in rows if row.get("kernels")]),
+        _section(_targets, timed, probe),
         _list("No number of", sorted(missing)),
         _list("Failed, and so not reported", failed),
     ]
     return "\n\n".join(section for section in sections if section)
+
+
+def _section(write: Callable[..., str], *contents: Any) -> str:
+    """A number that is not what it should be costs its own section, and not the others."""
+    try:
+        return write(*contents)
+    except Exception as problem:
+        return f"no section {write.__name__[1:]}: {type(problem).__name__}: {problem}"
 
 
 def _header(document: Document, results: Sequence[Document], probe: Sequence[Any]) -> str:
@@ -266,21 +276,25 @@ def _header(document: Document, results: Sequence[Document], probe: Sequence[Any
 
 def _parts(parts: dict[str, Any]) -> str:
     body = [
-        [name, _cell(part.get("seconds")), str(part.get("verdict", ""))]
+        [name, *(_cell(part.get(x)) for x in ("seconds", "passed", "skipped", "verdict"))]
         for name, part in parts.items()
     ]
-    return _table("Parts of the run", ["part", "seconds", "verdict"], body)
+    head = ["part", "seconds", "passed", "skipped", "verdict"]
+    return _table("Parts of the run, and their tests", head, body)
 
 
-def _probe(records: Sequence[Any]) -> Iterator[str]:
-    """A table of each kind. A field without a column gets one, another kind is told as it is."""
-    for kind, (title, columns) in PROBE.items():
-        chosen = _of_kind(records, kind)
-        head = [*columns, *(name for record in chosen for name in record)]
-        head = [name for name in dict.fromkeys(head) if name != "kind"]
-        yield _table(title, head, [[_cell(record.get(x)) for x in head] for record in chosen])
+def _probe(records: Sequence[Any], kind: str) -> str:
+    """The records of a kind. A field without a column gets one."""
+    title, columns = PROBE[kind]
+    chosen = _of_kind(records, kind)
+    head = [*columns, *(name for record in chosen for name in record)]
+    head = [name for name in dict.fromkeys(head) if name != "kind"]
+    return _table(title, head, [[_cell(record.get(x)) for x in head] for record in chosen])
+
+
+def _other_records(records: Sequence[Any]) -> str:
     known = [record for kind in PROBE for record in _of_kind(records, kind)]
-    yield _list("Other records of the probe", [json.dumps(x) for x in records if x not in known])
+    return _list("Other records of the probe", [json.dumps(x) for x in records if x not in known])
 
 
 def _of_kind(records: Sequence[Any], kind: str) -> list[Row]:

@@ -4,22 +4,25 @@ Time on such a machine is short. So what decides most comes first, no command ca
 limit, and a path of the CUDA engine that hangs or differs from run to run is left out of all that
 follows. Parts, in this order:
 
-  build       pip's install of this checkout, else CMake's build alone; and gpu_probe
-  probe       gpu_probe: the device, its network; each kernel: does it end, differ, how fast is it
-  tests       tests/engines/test_cuda_device.py, a process for each path
-  benchmarks  benchmarks/engines/bench_cuda.py: what the targets are about
-  sizes       the same for other sizes
-  sanitizer   compute-sanitizer on gpu_probe and small tests; racecheck not on clusters, of whose
-              asynchronous stores it may know nothing
-  compiled    torch.compile of the eager reference and of the network; FlashRNN, if it is here
-  triton      tests of the triton engine, and benchmarks/engines/bench_triton.py
-  network     benchmarks/bench_network.py
+  build      pip's install of this checkout, else CMake's build alone; and gpu_probe
+  probe      gpu_probe: the device, its network; each kernel: does it end, differ, how fast is it
+  sequence   benchmarks/engines/bench_cuda.py, what the targets are about: each precision
+  group      the same: N = 3 beside N = 1, and the paths beside each other
+  paper      the same: the paper's calls, H = 768, and the names of cuDNN's kernels
+  tests      tests/engines/test_cuda_device.py, a process for each path
+  sizes      bench_cuda.py, other sizes
+  triton     tests of the triton engine, and benchmarks/engines/bench_triton.py
+  network    benchmarks/bench_network.py
+  compiled   torch.compile of the eager reference and of the network; FlashRNN, if it is here
+  sanitizer  compute-sanitizer on gpu_probe and small tests; racecheck not on clusters, of whose
+             asynchronous stores it may know nothing
 
-Three files are left in ${OUT:-benchmarks/on_gpu}, renewed after every part: table.txt,
-on_gpu.json (all numbers, for benchmarks/results/) and on_gpu.tar (logs and everything). A part
-that passed is not repeated while the sources and the GPU are the same: build/on_gpu remembers it.
-The exit status is 1 where a part failed or was cut off. In a copy without git's own files,
-MMIXER_COMMIT names the commit. PYTHON is the interpreter that has torch, else this one.
+Three files are left in ${OUT:-benchmarks/on_gpu}, renewed as it goes: table.txt, on_gpu.json (all
+numbers, for benchmarks/results/) and on_gpu.tar (logs and everything). While the sources and the
+GPU are the same, build/on_gpu remembers what was done: a further call begins with what was cut off
+or not begun, and then repeats what failed; earlier numbers are kept. Its --total is the time that
+is left less a minute. The exit status is 1 where a part did not pass. In a copy without git's own
+files, MMIXER_COMMIT names the commit. PYTHON is the interpreter that has torch, else this one.
 """
 
 from __future__ import annotations
@@ -50,10 +53,16 @@ MOST_SECONDS = 520
 """Of all parts. A command on a lent machine ends after 600, and its end must not come first."""
 RESERVE = 15
 """Seconds of --total that are kept for the last table and tar."""
-QUIET = 15
-"""Seconds without a line of output after which a command that was stopped counts as hanging."""
+GRACE = 5
+"""Seconds for a command to end after an interrupt, before it is killed."""
+REFRESH = 20
+"""Seconds after which what is left for others is renewed while a command runs."""
 NO_TESTS = 5
 """pytest's exit status where it has selected no test."""
+PARTS = (
+    *("build", "probe", "sequence", "group", "paper", "tests", "sizes"),
+    *("triton", "network", "compiled", "sanitizer"),
+)
 PYTEST = ("-m", "pytest", "-p", "no:cacheprovider", "-o", "addopts=", "-v", "-rs")
 DEVICE_TESTS = "tests/engines/test_cuda_device.py"
 
@@ -64,26 +73,27 @@ class Ended(NamedTuple):
     status: int | None  # None: it was stopped at its limit
     seconds: float
     output: str
-    quiet: float = 0.0  # seconds since the last line of its output
+    killed: bool = False  # it did not heed an interrupt
+    cut: bool = False  # its limit was what was left of --total
 
-    @property
-    def passed(self) -> int:
-        """Tests of pytest -v."""
-        return len(re.findall(r" PASSED\b", self.output))
-
-    @property
-    def _of_these(self) -> str:
-        return f", {self.passed} passed" if "= test session starts =" in self.output else ""
+    def count(self, outcome: str) -> int:
+        """Tests of pytest -v: PASSED, FAILED, SKIPPED."""
+        return len(re.findall(rf" {outcome}\b", self.output))
 
     @property
     def hung(self) -> bool:
-        """Also by pytest-timeout's word, which then ends the process."""
-        stopped = self.status is None and self.quiet >= QUIET
-        return stopped or "+++ Timeout +++" in self.output
+        """A kernel that does not end keeps pytest from heeding an interrupt; what is only slow
+        does. pytest-timeout ends the process, and says so."""
+        return self.killed or "+++ Timeout +++" in self.output
+
+    @property
+    def _of_these(self) -> str:
+        tests = "= test session starts =" in self.output
+        return f", {self.count('PASSED')} passed" if tests else ""
 
     def of_tests(self) -> Ended:
         """pytest calls it a success where every test was skipped: that is none."""
-        nothing = self.status == 0 and self.passed == 0 and self.output != ""
+        nothing = self.status == 0 and self.output != "" and not self.count("PASSED")
         return self._replace(status=NO_TESTS) if nothing else self
 
     @property
@@ -110,6 +120,7 @@ class Job:
         self.folder = ROOT / "build" / "on_gpu" / _fingerprint(self.gpu)
         self.out = Path(os.environ.get("OUT") or ROOT / "benchmarks" / "on_gpu")
         self.parts: dict[str, dict[str, Any]] = {}
+        self.tests_run = {"passed": 0, "skipped": 0}  # of the part that runs
         self.left_out: dict[str, str] = {}
         self.timeout_plugin = False
         if options.dry:
@@ -133,7 +144,7 @@ class Job:
         return [path for path in PATHS if path not in self.left_out]
 
     def run(self, log: str, limit: int, *words: str | Path, **environment: str) -> Ended:
-        """A command in a session of its own, output to a log; what it starts ends with it."""
+        """A command in a process group of its own, output to a log; what it starts ends with it."""
         command = [str(word) for word in words]
         shown = shlex.join([f"{k}={v}" for k, v in environment.items()] + command)
         limit = self.options.limit or limit
@@ -147,27 +158,28 @@ class Job:
             before = file.tell()
             if seconds < 1:
                 print("no time left", file=file)
-                return Ended(None, 0, "")
+                return Ended(None, 0, "", cut=True)
             start = time.monotonic()
             try:
-                status, quiet = self._wait(command, environment, file, path, seconds)
+                status, killed = self._wait(command, environment, file, seconds)
             except OSError as error:
                 print(error, file=file)
-                status, quiet = 127, 0.0
-            ended = Ended(status, time.monotonic() - start, _tail(path, before), quiet)
+                status, killed = 127, False
+            ended = Ended(
+                status, time.monotonic() - start, _tail(path, before), killed, seconds < limit
+            )
             print(f"{ended.verdict}, {ended.seconds:.1f} s", file=file)
+        for outcome in self.tests_run:
+            self.tests_run[outcome] += ended.count(outcome.upper())
         if ended.status != 0:
-            print(f"  {ended.verdict}: {' '.join(shown.split())[:160]}")
+            print(f"  {ended.verdict}: {' '.join(shown.split())[:160]}", flush=True)
         return ended
 
     def _wait(
-        self,
-        command: list[str],
-        environment: dict[str, str],
-        file: Any,
-        log: Path,
-        seconds: float,
-    ) -> tuple[int | None, float]:
+        self, command: list[str], environment: dict[str, str], file: Any, seconds: float
+    ) -> tuple[int | None, bool]:
+        """The exit status, None after so many seconds; and whether an interrupt was not enough."""
+        # No session of its own: what a lent machine's command leaves behind in one runs on.
         process = subprocess.Popen(
             command,
             cwd=ROOT,
@@ -175,16 +187,19 @@ class Job:
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
+            preexec_fn=os.setpgrp,
         )
+        end = time.monotonic() + seconds
         try:
-            return process.wait(seconds), 0.0
-        except subprocess.TimeoutExpired:
-            quiet = time.time() - log.stat().st_mtime
-            _signal(process, signal.SIGINT)  # pytest ends in order, unless a kernel hangs
+            while (left := end - time.monotonic()) > 0:
+                with suppress(subprocess.TimeoutExpired):
+                    return process.wait(min(left, REFRESH)), False
+                self.report()
+            _signal(process, signal.SIGINT)
             with suppress(subprocess.TimeoutExpired):
-                process.wait(5)
-            return None, quiet
+                process.wait(GRACE)
+                return None, False
+            return None, True
         finally:
             _signal(process, signal.SIGKILL)
             try:
@@ -192,22 +207,28 @@ class Job:
             except subprocess.TimeoutExpired:
                 print(f"process {process.pid} cannot be killed", file=file)
 
-    def pytest(self, log: str, limit: int, longest: int, *words: str | Path) -> Ended:
+    def pytest_words(self, longest: int) -> list[str]:
         """longest: seconds of a test, after which its process ends."""
-        stop = ["--maxfail", "10", "-o", f"faulthandler_timeout={longest - 5}"]
+        stop = ["-o", f"faulthandler_timeout={longest}"]
         if self.timeout_plugin:
-            stop += ["--timeout", str(longest), "--timeout-method", "thread"]
-        paths = ",".join(self.paths)
+            stop = ["--timeout", str(longest), "--timeout-method", "thread"]
+        return [PYTHON, *PYTEST, "--maxfail", "40", *stop]
+
+    def pytest(self, log: str, limit: int, longest: int, *words: str | Path) -> Ended:
+        pytest = self.pytest_words(longest)
         return self.run(
-            log, limit, PYTHON, *PYTEST, *stop, *words, MMIXER_CUDA_PATHS=paths
+            log, limit, *pytest, *words, MMIXER_CUDA_PATHS=",".join(self.paths)
         ).of_tests()
 
     def measure(self, name: str, file: str, limit: int, longest: int, *words: str | Path) -> str:
         """pytest on a file of benchmarks, which writes its results after each comparison."""
-        (self.folder / f"{name}.json").unlink(missing_ok=True)
+        results = self.folder / f"{name}.json"
+        if results.exists():  # of a run that did not come to its end
+            earlier = len(list(self.folder.glob(f"{name}.*.json")))
+            results.rename(self.folder / f"{name}.{earlier + 1}.json")
         return self.pytest(
             *(name, limit, longest, f"benchmarks/{file}", "--benchmark-only", "--budget", "0.4"),
-            *("--results", self.folder / f"{name}.json", *words),
+            *("--results", results, *words),
         ).verdict
 
     def leave_out(self, path: str, why: str) -> None:
@@ -221,12 +242,10 @@ class Job:
             *("build", 200, PYTHON, "-m", "pip", "install", "--verbose"),
             *("--no-build-isolation", "--no-deps", "."),
         )
-        folders = sorted(
-            (ROOT / "build").glob("temp*/CMakeCache.txt"), key=lambda x: x.stat().st_mtime
-        )
-        folder = folders[-1].parent if folders else ROOT / "build" / "plain"
+        caches = (ROOT / "build").glob("temp*/CMakeCache.txt")
+        folder = max((x.parent for x in caches), key=lambda x: x.stat().st_mtime, default=None)
         verdict = "passed"
-        if pip.status != 0:
+        if pip.status != 0 or folder is None:
             folder = ROOT / "build" / "plain"
             verdict = self._build_by_cmake(folder)
         # The probe needs neither Python nor torch, and tells of a GPU where these cannot.
@@ -266,7 +285,8 @@ class Job:
             with open(os.devnull if self.options.dry else records, "a") as file:
                 for line in ended.output.splitlines():
                     if line.startswith("{"):
-                        print(line, file=file)
+                        record = _record(line) or {"kind": "unparsed", "text": line}
+                        print(json.dumps(record), file=file)
             verdicts[" ".join(words)] = ended.verdict
             return ended
 
@@ -280,26 +300,46 @@ class Job:
         ask(15, "network")
         return _failed(verdicts)
 
+    def sequence(self) -> str:
+        selection = ("-k", "sequence and not kernels")
+        return self.measure("sequence", "engines/bench_cuda.py", 150, 60, *selection)
+
+    def group(self) -> str:
+        return self.measure("group", "engines/bench_cuda.py", 90, 60, "-k", "group or path")
+
+    def paper(self) -> str:
+        selection = ("-k", "paper or wide or kernels")
+        return self.measure("paper", "engines/bench_cuda.py", 120, 60, *selection)
+
     def tests(self) -> str:
         verdicts = {}
         for path in (path for path in ("cluster", "cooperative", "step") if path in self.paths):
             ended = self.pytest("tests", 60, 20, DEVICE_TESTS, "--durations", "5", "-k", path)
             verdicts[path] = ended.verdict
-            if ended.hung and not self.options.dry:
-                self.leave_out(path, f"its tests hung, {ended.passed} passed")
+            if ended.hung:
+                self.leave_out(path, f"its tests hung, {ended.count('PASSED')} passed")
         rest = " and ".join(f"not {path}" for path in ("cluster", "cooperative", "step"))
         # Some of the rest compile by Inductor and Triton.
-        ended = self.pytest("tests", 90, 60, DEVICE_TESTS, "--durations", "5", "-k", rest)
+        ended = self.pytest("tests", 120, 60, DEVICE_TESTS, "--durations", "5", "-k", rest)
         return _failed({**verdicts, "rest": ended.verdict})
-
-    def benchmarks(self) -> str:
-        return self.measure(
-            *("benchmarks", "engines/bench_cuda.py", 200, 60, "-k"),
-            "sequence or group or path or paper or wide",
-        )
 
     def sizes(self) -> str:
         return self.measure("sizes", "engines/bench_cuda.py", 100, 60, "-k", "size")
+
+    def triton(self) -> str:
+        selection = ("-k", "not compile and not spill")
+        tests = self.pytest("triton", 120, 60, "tests/engines/test_triton.py", *selection).verdict
+        measured = self.measure("triton", "engines/bench_triton.py", 150, 60)
+        return _failed({"tests": tests, "benchmarks": measured})
+
+    def network(self) -> str:
+        return self.measure("network", "bench_network.py", 120, 60, "-k", "not compiled")
+
+    def compiled(self) -> str:
+        words = ("-k", "compiled", "--compile-limit", "100")
+        units = self.measure("compiled", "engines/bench_cuda.py", 240, 130, *words)
+        network = self.measure("compiled_network", "bench_network.py", 150, 130, *words)
+        return _failed({"units": units, "network": network})
 
     def sanitizer(self) -> str:
         tool = shutil.which("compute-sanitizer", path=self.environment["PATH"])
@@ -319,72 +359,65 @@ class Job:
                 if check == "memcheck" or "cluster" not in probe:
                     ended = self.run("sanitizer", 40, *words, self.folder / "gpu_probe", *probe)
                     verdicts[f"{check} {' '.join(probe)}"] = ended.verdict
-            # Of torch's own kernels nothing is asked.
+            without = {*self.left_out, *(["cluster"] if check == "racecheck" else [])} - {"cell"}
             selection = "test_small and (bfloat16 or float32-high)"
-            selection += " and not cluster" if check == "racecheck" else ""
+            selection += "".join(f" and not {path}" for path in sorted(without))
+            # Of torch's own kernels and calls nothing is asked.
             ended = self.run(
-                *("sanitizer", 60, *words, "--kernel-name", "kns=mmixer", PYTHON, *PYTEST),
-                *(DEVICE_TESTS, "-k", selection),
+                *("sanitizer", 60, *words, "--kernel-name", "kns=mmixer"),
+                *("--report-api-errors", "no", *self.pytest_words(40), DEVICE_TESTS),
+                *("-k", selection),
                 PYTORCH_NO_CUDA_MEMORY_CACHING="1",
                 MMIXER_CUDA_PATHS=",".join(self.paths),
             ).of_tests()
             verdicts[f"{check} tests"] = ended.verdict
         return _failed(verdicts)
 
-    def compiled(self) -> str:
-        words = ("-k", "compiled", "--compile-limit", "100")
-        units = self.measure("compiled", "engines/bench_cuda.py", 240, 130, *words)
-        network = self.measure("compiled_network", "bench_network.py", 150, 130, *words)
-        return _failed({"units": units, "network": network})
-
-    def triton(self) -> str:
-        selection = ("-k", "not compile and not spill")
-        tests = self.pytest("triton", 120, 60, "tests/engines/test_triton.py", *selection).verdict
-        measured = self.measure("triton", "engines/bench_triton.py", 150, 60)
-        return _failed({"tests": tests, "benchmarks": measured})
-
-    def network(self) -> str:
-        return self.measure("network", "bench_network.py", 120, 60, "-k", "not compiled")
-
     # ---- all of it
 
     def main(self) -> int:
         print(f"commit {self.commit or 'unknown'}; GPU {self.gpu or 'none'}; results in {self.out}")
-        parts: list[Callable[[], str]] = [
-            *(self.build, self.probe, self.tests, self.benchmarks, self.sizes),
-            *(self.sanitizer, self.compiled, self.triton, self.network),
-        ]
-        chosen = self.options.only or [part.__name__ for part in parts]
+        chosen = [name for name in PARTS if name in (self.options.only or PARTS)]
         verdicts = {}
         try:
-            for part in parts:
-                if part.__name__ in chosen:
-                    verdicts[part.__name__] = self._part(part)
+            for name in sorted(chosen, key=self._has_failed):
+                verdicts[name] = self._part(name)
         finally:
             table = self.report()
         print(table)
         return 0 if all(verdict == "passed" for verdict in verdicts.values()) else 1
 
-    def _part(self, part: Callable[[], str]) -> str:
-        name = part.__name__
+    def _has_failed(self, name: str) -> bool:
+        """In an earlier call; what was cut off or could not begin has not."""
+        return "FAILED" in self.parts.get(name, {}).get("verdict", "")
+
+    def _is_done(self, name: str) -> bool:
+        if self.parts.get(name, {}).get("verdict") != "passed":
+            return False
+        if self.options.again or self.options.only:
+            return False
+        built = (self.folder / "gpu_probe").exists()
+        return name != "build" or (built and any((ROOT / "mmixer_kernels").glob("_native*.so")))
+
+    def _part(self, name: str) -> str:
+        part: Callable[[], str] = getattr(self, name)
         if self.options.dry:
             print(f"{name}:")
             part()
             return "passed"
-        repeated = self.options.again or self.options.only
-        if self.parts.get(name, {}).get("verdict") == "passed" and not repeated:
+        if self._is_done(name):
             print(f"{name}: passed before")
             return "passed"
         print(f"{name}:", flush=True)
         start = time.monotonic()
-        (self.folder / f"{name}.log").unlink(missing_ok=True)
+        self.tests_run = dict.fromkeys(self.tests_run, 0)
         try:
             verdict = part() if self.left >= 1 else "not run: no time left"
         except Exception as error:  # of this script: the other parts' results must survive it
             (self.folder / f"{name}.traceback").write_text(traceback.format_exc())
             verdict = f"FAILED, {type(error).__name__}: {error}"
         seconds = round(time.monotonic() - start, 1)
-        self.parts[name] = {"verdict": verdict, "seconds": seconds}
+        self.parts[name] = {"verdict": verdict, "seconds": seconds, **self.tests_run}
         print(f"{name}: {verdict}, {seconds:.0f} s", flush=True)
         self.report()
         return verdict
@@ -446,7 +479,7 @@ def _fault(ended: Ended) -> str | None:
     if ended.status == 0:
         return None
     if ended.status is None:
-        return f"did not end: {ended.verdict}"
+        return None if ended.cut else f"did not end: {ended.verdict}"
     wrong = [
         f"H = {record.get('hidden')}, {record.get('parts', 1)} terms: "
         f"{record.get('differ')} of {record.get('runs')} runs differ, "
@@ -462,7 +495,8 @@ def _fault(ended: Ended) -> str | None:
 
 def _environment() -> dict[str, str]:
     """Of all commands: programs beside the interpreter and CUDA's are found, a process has one
-    thread (its references' operations are tiny), and products have equal bits."""
+    thread (its references' operations are tiny), products have equal bits, and pip, which installs
+    this checkout alone, asks nobody."""
     folders = [str(Path(PYTHON).parent), os.environ.get("PATH", os.defpath), "/usr/local/cuda/bin"]
     return {
         **os.environ,
@@ -470,6 +504,9 @@ def _environment() -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": "1",
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "PIP_NO_INDEX": "1",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "PIP_BREAK_SYSTEM_PACKAGES": "1",
         "CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count() or 1),
     }
 
@@ -513,16 +550,17 @@ def _tail(path: Path, start: int) -> str:
 
 
 def _records(lines: Sequence[str]) -> list[dict[str, Any]]:
-    """The JSON objects among the lines; a line may be cut off where its process was killed."""
-    records = []
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            records.append(record)
-    return records
+    """The JSON objects among the lines."""
+    return [record for line in lines if (record := _record(line)) is not None]
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    """None for a line that was cut off where its process was killed, and for other output."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def _read_json(path: Path) -> Any:
@@ -565,11 +603,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    names = [
-        *("build", "probe", "tests", "benchmarks", "sizes"),
-        *("sanitizer", "compiled", "triton", "network"),
-    ]
-    parser.add_argument("--only", action="append", choices=names, help="this part; repeatable")
+    parser.add_argument("--only", action="append", choices=PARTS, help="this part; repeatable")
     parser.add_argument("--again", action="store_true", help="also parts that have passed")
     parser.add_argument(
         "--limit", type=_seconds, metavar="SECONDS", help="of each command, for its part's own"

@@ -218,13 +218,16 @@ def test_the_probes_records_and_the_parts_without_any_result():
         {
             "commit": "abc",
             "gpu": "NVIDIA H100, 9.0",
-            "parts": {"build": {"verdict": "passed", "seconds": 61.25}, "tests": {}},
+            "parts": {
+                "build": {"verdict": "passed", "seconds": 61.25, "passed": 0, "skipped": 3},
+                "tests": {},
+            },
             "left out": {"cluster": "forward 512 did not end"},
             "probe": [*PROBE, kernel("cooperative", 3.5), kernel("cluster", 1.85, surprise="new")],
         }
     )
     assert line(text, "GPU", "NVIDIA H100, 9.0")
-    assert line(text, "build").split() == ["build", "61.25", "passed"]
+    assert line(text, "build").split() == ["build", "61.25", "0", "3", "passed"]
     assert line(text, "cluster: forward 512 did not end")
     assert "H100 of the probe" in text
     assert line(text, "so many fit").split()[:2] == ["16", "8"]
@@ -275,3 +278,18 @@ def test_the_command_takes_a_document_or_files_of_results(tmp_path, capsys):
     with pytest.raises(SystemExit):
         gpu_table.main([str(whole), str(part)])
     assert "FILE must be" in capsys.readouterr().err
+
+
+def test_a_damaged_number_costs_its_section_and_no_other():
+    ratios = {"nn.GRU": {"of_medians": 0.1, "low": 0, "high": 0}}
+    times = {"FusedMCU": 1e-4, "nn.GRU": 1e-3}
+    text = gpu_table.text(
+        {**document(row("sequence", 64, times, ratios=ratios)), "left out": {"cell": "why"}}
+    )
+    assert "no section times: ZeroDivisionError" in text
+    assert "cell: why" in text
+    assert line(text, "as fast as nn.GRU", " 64x8x512, bfloat16, forward  ").endswith("  reached")
+    text = table(row("sequence", 64, {**times, "FusedMCU": float("nan")}))
+    assert line(text, "as fast as nn.GRU", " 64x8x512, bfloat16, forward  ").endswith(
+        "not measured"
+    )

@@ -83,7 +83,7 @@ def test_probe_of_network_and_cell(probe: Path) -> None:
     assert {record["what"] for record in records} == {"one-way", "statistics", "all-gather"}
     assert len({record["wait"] for record in records if "wait" in record}) == 3
     (last,) = probed(probe, "once", "cell")
-    assert last == {"kind": "once", "path": "cell"}
+    assert last == {"kind": "once", "path": "cell", "count": 1}
 
 
 def test_probe_tells_what_it_has_seen_by_its_exit_status(
