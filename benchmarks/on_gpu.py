@@ -179,7 +179,6 @@ class Job:
         self, command: list[str], environment: dict[str, str], file: Any, seconds: float
     ) -> tuple[int | None, bool]:
         """The exit status, None after so many seconds; and whether an interrupt was not enough."""
-        # No session of its own: what a lent machine's command leaves behind in one runs on.
         process = subprocess.Popen(
             command,
             cwd=ROOT,
@@ -187,7 +186,7 @@ class Job:
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
-            preexec_fn=os.setpgrp,
+            preexec_fn=_begin,
         )
         end = time.monotonic() + seconds
         try:
@@ -537,8 +536,16 @@ def _fingerprint(gpu: str) -> str:
     return digest.hexdigest()[:16]
 
 
+def _begin() -> None:
+    """A command's process: in a group of its own, and it heeds an interrupt, which a shell's
+    background jobs do not. It has no session of its own: on a lent machine what is left in one
+    runs on, and would share the GPU with the next call."""
+    os.setpgrp()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def _signal(process: subprocess.Popen[bytes], number: int) -> None:
-    """To the process and all that it started in its session."""
+    """To the process and all that it started in its group."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, number)
 

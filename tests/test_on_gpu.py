@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -88,8 +89,15 @@ class Machine(NamedTuple):
             "MMIXER_COMMIT": "abcdef",
         }
         command = ["bash", "benchmarks/on_gpu.sh", *words]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen(command, cwd=self.root, env=environment, text=True, **pipes)
+        return subprocess.Popen(
+            command,
+            cwd=self.root,
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),  # as a background job
+        )
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         with self.start(*words) as process:
