@@ -40,8 +40,9 @@ constexpr int samples = 8, runs = 20;
 constexpr int sizes[] = {512, 128, 256, 768, 1024};  // what matters most comes first
 #ifdef __CUDACC__
 constexpr int short_run = 64, long_run = 1024;  // steps
+constexpr int rounds = 200;                     // of an exchange
 #else  // in tests, by csrc/emulator on a CPU
-constexpr int short_run = 4, long_run = 8;
+constexpr int short_run = 4, long_run = 8, rounds = 8;
 #endif
 
 double patience = 3;  // seconds
@@ -265,7 +266,7 @@ int facts() {
 
 // ---- network
 
-constexpr int most_bytes = 16384, rounds = 200, warm_rounds = 8;
+constexpr int most_bytes = 16384, warm_rounds = 8;
 
 struct NetworkArguments {
   int blocks, bytes;  // of a cluster; an operand, of all its blocks

@@ -30,6 +30,8 @@ case "$*" in
   "kernels cluster forward")
     echo '{"kind": "hang", "path": "cluster", "direction": "forward", "hidden": 512, "parts": 1}'
     exit 3 ;;
+  "kernels cluster forward 128 1") echo '{"kind": "kernel", "hidden": 128, "us_per_step": 1.5}' ;;
+  "kernels cluster forward 256 1") exit 3 ;;
   "kernels cluster backward") sleep 600 ;;
   "kernels cooperative forward")
     echo '{"kind": "kernel", "path": "cooperative", "direction": "forward", "hidden": 512,' \\
@@ -232,6 +234,7 @@ def test_a_machine_where_everything_goes_wrong(machine: Callable[..., Machine]) 
         for command in (x for x in log.read().decode().splitlines() if "test_small" in x):
             for path in ("cluster", "cooperative", "step"):
                 assert f"not {path}" in command
+    assert {"kind": "kernel", "hidden": 128, "us_per_step": 1.5} in here.document()["probe"]
     assert {"kind": "unparsed", "text": '{"kind": "exch'} in here.document()["probe"]
     assert not is_running(int((here.fakes / "sleeping").read_text()))
 

@@ -33,8 +33,8 @@ inline void check(cudaError_t error, const char* call) {
 
 #define MMIXER_CHECK(call) ::mmixer::cuda::check(call, #call)
 
-// A kernel of clusters is compiled to nothing below 9.0. A newer GPU that is handed that PTX all the
-// same traps, where a return would leave its caller what happened to be in memory.
+// Below 9.0 a kernel of clusters is a trap. If a newer GPU is handed that PTX all the same, its call
+// fails, where a return would leave its caller what happened to be in memory.
 template <class Kernel>
 __global__ void __launch_bounds__(Kernel::threads, 1)
     entry(const __grid_constant__ typename Kernel::Arguments arguments) {
