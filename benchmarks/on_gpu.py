@@ -47,7 +47,10 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = os.environ.get("PYTHON") or sys.executable
-PATHS = ("cell", "cluster", "cooperative", "step")
+PERSISTENT = ("cluster", "cooperative")
+SEQUENCES = (*PERSISTENT, "step")
+PATHS = ("cell", *SEQUENCES)
+"""Of the engine (mmixer_kernels/engines/cuda.py), which nothing here imports: it may be broken."""
 DIRECTIONS = ("forward", "backward")
 MOST_SECONDS = 520
 """Of all parts. A command on a lent machine ends after 600, and its end must not come first."""
@@ -224,7 +227,7 @@ class Job:
     def measure(self, name: str, file: str, limit: int, longest: int, *words: str | Path) -> str:
         """pytest on a file of benchmarks, which writes its results after each comparison."""
         results = self.folder / f"{name}.json"
-        if results.exists():  # of a run that did not come to its end
+        if results.exists() and not self.options.dry:  # of a run that did not come to its end
             earlier = len(list(self.folder.glob(f"{name}.*.json")))
             results.rename(self.folder / f"{name}.{earlier + 1}.json")
         return self.pytest(
@@ -292,7 +295,7 @@ class Job:
             return ended
 
         ask(15, "facts")
-        for path in ("cluster", "cooperative"):
+        for path in PERSISTENT:
             for direction in DIRECTIONS:
                 ended = ask(20, "kernels", path, direction)
                 if (why := _fault(ended)) is not None:
@@ -318,12 +321,12 @@ class Job:
 
     def tests(self) -> str:
         verdicts = {}
-        for path in (path for path in ("cluster", "cooperative", "step") if path in self.paths):
+        for path in (path for path in SEQUENCES if path in self.paths):
             ended = self.pytest("tests", 60, 20, DEVICE_TESTS, "--durations", "5", "-k", path)
             verdicts[path] = ended.verdict
             if ended.hung:
                 self.leave_out(path, f"its tests hung, {ended.count('PASSED')} passed")
-        rest = " and ".join(f"not {path}" for path in ("cluster", "cooperative", "step"))
+        rest = " and ".join(f"not {path}" for path in SEQUENCES)
         # Some of the rest compile by Inductor and Triton.
         ended = self.pytest("tests", 120, 60, DEVICE_TESTS, "--durations", "5", "-k", rest)
         return _failed({**verdicts, "rest": ended.verdict})
@@ -352,7 +355,7 @@ class Job:
             return "not run: there is no compute-sanitizer"
         probes = [
             ("once", path, direction)
-            for path in ("cluster", "cooperative")
+            for path in PERSISTENT
             for direction in DIRECTIONS
             if path in self.paths
         ]
@@ -586,9 +589,12 @@ def _read_json(path: Path) -> Any:
 
 
 def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    """Beside, then renamed: what was there before is not lost to a fault."""
+    """Beside, then renamed: what was there before is not lost to a fault. As
+    mmixer_kernels/files.py does it, without that package and torch."""
     beside = path.with_name(path.name + ".part")
     write(beside)
+    with open(beside, "rb") as file:
+        os.fsync(file.fileno())
     beside.replace(path)
 
 

@@ -13,6 +13,7 @@ import torch
 from timing import Ratio
 
 from mmixer_kernels import info, provenance
+from mmixer_kernels.files import replacing
 
 
 @dataclass
@@ -81,9 +82,8 @@ def write(
         "failed": list(failed),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(document, indent=2) + "\n")
-    partial.replace(path)
+    with replacing(path) as file:
+        file.write(json.dumps(document, indent=2).encode() + b"\n")
 
 
 def _table(title: str, rows: Sequence[Comparison]) -> str:

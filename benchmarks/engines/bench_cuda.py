@@ -198,27 +198,17 @@ def test_size(compare_on_gpu: Compare, hidden: int, batch: int, passes: str, ste
 def test_compiled_reference(compare_on_gpu: Compare, passes: str, compile_limit: int) -> None:
     """At T = 64 alone: torch.compile unrolls the loop over the steps."""
     size = Size(LENGTHS[0], BATCH, HIDDEN)
-    chosen = _precision("bfloat16")
-    error = _check(size, chosen)
-    contenders = _contenders(size, passes, chosen, SINGLE[:1])
-    missing: dict[str, str] = {}
+    dtype = PRECISIONS["bfloat16"].dtype
 
     def compiled(name: str) -> Contender:
         torch.manual_seed(0)
-        unit = reference.MCU(*[HIDDEN] * 3, device=GPU, dtype=chosen.dtype)
-        operands = problems.sequence_operands(size, GPU, chosen.dtype)
+        unit = reference.MCU(*[HIDDEN] * 3, device=GPU, dtype=dtype)
+        operands = problems.sequence_operands(size, GPU, dtype)
         return problems.contender(name, torch.compile(unit), operands, passes)
 
-    add_if_it_runs(contenders, missing, "compiled reference", compiled, GPU, compile_limit)
-    compare_on_gpu(
-        f"FusedMCU beside the compiled reference, bfloat16, {passes}",
-        str(size),
-        contenders,
-        error=error,
-        settings=_settings("compiled", size, "bfloat16", passes),
-        on_gpu=[x.name for x in contenders],
-        missing=missing,
-    )
+    rivals = {"compiled reference": compiled}
+    title = "the compiled reference"
+    _beside_compiled(compare_on_gpu, size, passes, rivals, title, "compiled", compile_limit)
 
 
 @every_length
@@ -228,22 +218,39 @@ def test_flashrnn_compiled(
 ) -> None:
     """FlashRNN's GRU and LSTM of one head, compiled at their first call."""
     size = Size(steps, BATCH, HIDDEN)
+    dtype = PRECISIONS["bfloat16"].dtype
+    rivals = {
+        f"FlashRNN {function.upper()}": partial(
+            _flashrnn, function=function, gates=gates, size=size, dtype=dtype, passes=passes
+        )
+        for function, gates in (("gru", 3), ("lstm", 4))
+    }
+    title = "FlashRNN"
+    _beside_compiled(compare_on_gpu, size, passes, rivals, title, "flashrnn", compile_limit)
+
+
+def _beside_compiled(
+    compare: Compare,
+    size: Size,
+    passes: str,
+    rivals: dict[str, Callable[[str], Contender]],
+    title: str,
+    kind: str,
+    limit: int,
+) -> None:
+    """FusedMCU beside contenders that their functions make, if they do so in `limit` seconds."""
     chosen = _precision("bfloat16")
     error = _check(size, chosen)
     contenders = _contenders(size, passes, chosen, SINGLE[:1])
     missing: dict[str, str] = {}
-    for function, gates in (("gru", 3), ("lstm", 4)):
-        name = f"FlashRNN {function.upper()}"
-        make = partial(
-            _flashrnn, function=function, gates=gates, size=size, dtype=chosen.dtype, passes=passes
-        )
-        add_if_it_runs(contenders, missing, name, make, GPU, compile_limit)
-    compare_on_gpu(
-        f"FusedMCU beside FlashRNN, bfloat16, {passes}",
+    for name, make in rivals.items():
+        add_if_it_runs(contenders, missing, name, make, GPU, limit)
+    compare(
+        f"FusedMCU beside {title}, bfloat16, {passes}",
         str(size),
         contenders,
         error=error,
-        settings=_settings("flashrnn", size, "bfloat16", passes),
+        settings=_settings(kind, size, "bfloat16", passes),
         on_gpu=[x.name for x in contenders],
         missing=missing,
     )

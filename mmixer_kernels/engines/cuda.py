@@ -97,8 +97,8 @@ def _state_of(index: int) -> EngineState:
 
 
 # torch.compile takes the answer as it is, since it cannot look into the extension. This is the mark
-# of torch.compiler.assume_constant_result, which would import torch._dynamo, and with it twice as
-# long as the rest of the package.
+# that torch.compiler.assume_constant_result sets, after it has imported torch._dynamo: that would
+# double the time of an import of this package.
 _state_of._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
