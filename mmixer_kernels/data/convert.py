@@ -19,7 +19,7 @@ from typing import IO, Any, NamedTuple
 
 from ..files import replacing
 from ..training.command import UserError
-from . import processes, shards
+from . import images, processes, shards
 from .clips import Clip, DamagedFile
 from .processes import Step
 from .shards import Conversion
@@ -361,7 +361,7 @@ def _encoded(
             damaged(modality, error)
             continue
         pictures[modality] = {
-            index: shards.encode(frame, modality, conversion.quality)
+            index: images.encode(frame, modality, conversion.quality)
             for index, frame in zip(indices, frames, strict=True)
         }
     wanted = shards.stored_frames(counts, conversion.sampled())  # without those damaged since

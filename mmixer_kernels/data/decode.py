@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,12 +21,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import images
 from .clips import DamagedFile
 
 WITHOUT_COUNT = "matroska"
 """The container whose header has no number of frames, as FFmpeg names it; WebM is one."""
-PNG_SIGNATURE, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND"
-JPEG_SIGNATURE, JPEG_END = b"\xff\xd8", b"\xff\xd9"
 
 
 def require(*packages: str) -> None:
@@ -72,7 +70,7 @@ class VideoSource:
 
     def read(self, indices: Sequence[int], size: int) -> Tensor:
         """The frames uint8 `[n, channels, h, w]`; as `clips.Source` has it."""
-        images: list[np.ndarray] = []
+        pictures: list[np.ndarray] = []
         for number, frame in enumerate(self._frames()):
             wanted = indices.count(number)
             if wanted:
@@ -80,10 +78,10 @@ class VideoSource:
                 picture = frame.reformat(
                     width, height, "rgb24" if self.channels == 3 else "gray", threads=1
                 )
-                images += [picture.to_ndarray().reshape(height, width, self.channels)] * wanted
-        if len(images) < len(indices):
+                pictures += [picture.to_ndarray().reshape(height, width, self.channels)] * wanted
+        if len(pictures) < len(indices):
             raise IndexError(f"{self.path}: has no frame {indices[-1]}")
-        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+        return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
 
     def verify(self, full: bool) -> None:
         """Compares the number of packets, or in full that of decoded frames, with the header's.
@@ -160,14 +158,14 @@ class PictureSource(ABC):
     def read(self, indices: Sequence[int], size: int) -> Tensor:
         """The frames uint8 `[n, 3, h, w]`, or uint16 `[n, 1, h, w]` of depth; as `clips.Source`."""
         names = self.names()
-        images: list[Tensor] = []
+        pictures: list[Tensor] = []
         for index in indices:
             path = os.path.join(self.folder, names[index])
-            image = _shrunk(_decoded(path, self.depth), size)
-            if images and image.shape != images[0].shape:
+            picture = _shrunk(_decoded(path, self.depth), size)
+            if pictures and picture.shape != pictures[0].shape:
                 raise DamagedFile(path, f"has a size other than that of {names[indices[0]]}")
-            images.append(image)
-        return torch.stack(images)
+            pictures.append(picture)
+        return torch.stack(pictures)
 
     def verify(self, full: bool) -> None:
         """Looks for each file's beginning and end, or in full decodes it.
@@ -233,42 +231,15 @@ def _packets(container: Any, stream: Any) -> int:
 
 
 def _decoded(path: str, depth: bool) -> Tensor:
-    from torchvision import io
-
-    mode = io.ImageReadMode.UNCHANGED if depth else io.ImageReadMode.RGB
     try:
         with open(path, "rb") as file:
-            content = bytearray(file.read())
+            content = file.read()
     except OSError as error:
         raise DamagedFile(path, f"cannot be read: {error.strerror}") from error
-    _check_png(path, content)
     try:
-        image = io.decode_image(torch.frombuffer(content, dtype=torch.uint8), mode)
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise DamagedFile(path, f"cannot be decoded: {reason}") from error
-    if depth and (image.dtype != torch.uint16 or len(image) != 1):
-        kind = f"{len(image)} channels of {str(image.dtype).removeprefix('torch.')}"
-        raise DamagedFile(path, f"must be 16-bit depth in one channel, but has {kind}")
-    return image
-
-
-def _check_png(path: str, content: bytes | bytearray) -> None:
-    """DamagedFile where a chunk of a PNG is cut off or is not what its checksum says: on such a
-    file torchvision 0.29 ends the process."""
-    if not content.startswith(PNG_SIGNATURE):
-        return
-    place, kind = len(PNG_SIGNATURE), b""
-    while kind != b"IEND":
-        end = place + 12 + int.from_bytes(content[place : place + 4], "big")
-        if end > len(content):
-            raise DamagedFile(path, "is cut off")
-        kind = bytes(content[place + 4 : place + 8])
-        if zlib.crc32(content[place + 4 : end - 4]) != int.from_bytes(
-            content[end - 4 : end], "big"
-        ):
-            raise DamagedFile(path, "is damaged: a checksum is wrong")
-        place = end
+        return images.decode(content, "depth" if depth else "rgb")
+    except ValueError as error:
+        raise DamagedFile(path, str(error)) from error
 
 
 def _shrunk(image: Tensor, size: int) -> Tensor:
@@ -293,7 +264,8 @@ def _resized(height: int, width: int, size: int) -> tuple[int, int]:
 def _check_ends(path: str) -> None:
     """DamagedFile unless a PNG or JPEG begins and ends as it must."""
     png = path.endswith(".png")
-    signature, end = (PNG_SIGNATURE, PNG_END) if png else (JPEG_SIGNATURE, JPEG_END)
+    signature = images.PNG_SIGNATURE if png else images.JPEG_SIGNATURE
+    end = images.PNG_END if png else images.JPEG_END
     try:
         with open(path, "rb") as file:
             begins = file.read(len(signature)) == signature

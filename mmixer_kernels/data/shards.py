@@ -33,6 +33,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import images
 from .clips import Clip, DamagedFile
 from .transforms import Sampling
 
@@ -164,7 +165,7 @@ class ShardSource:
                     f"{self.shard.path}: frame {index} of {self.name} was not stored: the frames "
                     f"of {self.modality} are {', '.join(map(str, places))}"
                 )
-            pictures[index] = decode(self._bytes(index, *places[index]), self.modality)
+            pictures[index] = images.decode(self._bytes(index, *places[index]), self.modality)
         return torch.stack([pictures[index] for index in indices])
 
     def verify(self, full: bool) -> None:
@@ -299,27 +300,6 @@ class ShardWriter:
         offset = self.file.tell() + tarfile.BLOCKSIZE
         self.tar.addfile(member, io.BytesIO(data))
         return offset, len(data), zlib.crc32(data)
-
-
-def encode(frame: Tensor, modality: str, quality: int) -> bytes:
-    """The picture of a frame `[C, h, w]`: JPEG of rgb and ir (uint8), PNG of depth (uint16)."""
-    if modality == "depth":
-        from PIL import Image
-
-        file = io.BytesIO()
-        Image.fromarray(frame[0].numpy()).save(file, "PNG")
-        return file.getvalue()
-    from torchvision.io import encode_jpeg
-
-    return encode_jpeg(frame, quality).numpy().tobytes()
-
-
-def decode(data: bytes, modality: str) -> Tensor:
-    """The frame of a picture: rgb uint8 `[3, h, w]`, ir uint8 and depth uint16 `[1, h, w]`."""
-    from torchvision.io import ImageReadMode, decode_image
-
-    modes = {"rgb": ImageReadMode.RGB, "ir": ImageReadMode.GRAY, "depth": ImageReadMode.UNCHANGED}
-    return decode_image(torch.frombuffer(bytearray(data), dtype=torch.uint8), modes[modality])
 
 
 @functools.lru_cache(maxsize=OPEN_FILES)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from data.sources import made_clips
 
-from mmixer_kernels.data import convert, shards
+from mmixer_kernels.data import convert, images, shards
 from mmixer_kernels.data.clips import Clip
 from mmixer_kernels.data.shards import Conversion
 from mmixer_kernels.training.command import UserError
@@ -66,8 +66,8 @@ def die_in(name: str, calls: int, monkeypatch: pytest.MonkeyPatch, module: Any) 
 @pytest.mark.parametrize(
     ("module", "name", "calls"),
     [
-        (shards, "encode", 1),
-        (shards, "encode", 20),
+        (images, "encode", 1),
+        (images, "encode", 20),
         (convert, "_write", 3),  # a shard's table
         (convert, "_wrong", 1),
         (os, "replace", 1),

@@ -205,7 +205,7 @@ def test_an_empty_folder_is_named(tmp_path):
 def test_depth_of_8_bits_is_refused(folder):
     path = folder / "MDepth-00000001.png"
     miniature.write_picture(path, np.zeros((54, 64), np.uint8))
-    with pytest.raises(DamagedFile, match="must be 16-bit depth in one channel, but has 1 channel"):
+    with pytest.raises(DamagedFile, match="must be 16-bit depth in one channel, but is 8-bit grey"):
         DepthFolderSource(str(folder)).read([0], 54)
 
 
