@@ -60,13 +60,13 @@ class Layout(NamedTuple):
         lengths: Tensor | None,
     ) -> Operands:
         """The caller's tensors with time first; views, except for a PackedSequence."""
-        if not isinstance(context, Tensor):
-            raise TypeError(f"context must be a Tensor, but is a {type(context).__name__}")
+        check_tensor("context", context)
         dims = 2 if self.batched else 1
         expected = "[B, context_size]" if self.batched else "[context_size] for unbatched input"
         if context.ndim != dims:
             raise ValueError(f"context must be {expected}, but has shape {list(context.shape)}")
         if hx is not None:
+            check_tensor("hx", hx)
             if hx.ndim != dims + 1 or hx.shape[0] != 1:
                 expected = "[1, B, H]" if self.batched else "[1, H] for unbatched input"
                 raise ValueError(f"hx must be {expected}, but has shape {list(hx.shape)}")
@@ -107,6 +107,11 @@ class Layout(NamedTuple):
         return (output.transpose(0, 1) if self.batch_first else output), h_n.unsqueeze(0)
 
 
+def check_tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a Tensor, but is a {type(value).__name__}")
+
+
 def check_sizes(sizes: dict[str, int]) -> None:
     for name, size in sizes.items():
         if not isinstance(size, int) or size < 1:
@@ -116,7 +121,7 @@ def check_sizes(sizes: dict[str, int]) -> None:
 def check_options(mix: str, eps: float) -> None:
     if mix not in MIXES:
         raise ValueError(f"mix must be one of {', '.join(MIXES)}, but is {mix!r}")
-    if not 0 < eps < math.inf:
+    if not isinstance(eps, int | float) or not 0 < eps < math.inf:
         raise ValueError(f"eps must be a positive finite number, but is {eps!r}")
 
 
@@ -181,8 +186,7 @@ def check_lengths(lengths: Tensor, steps: int, batch: int, input: Tensor) -> Non
     The values are looked at only on a CPU outside torch.compile: elsewhere that would stop the
     device or break the graph.
     """
-    if not isinstance(lengths, Tensor):
-        raise TypeError(f"lengths must be a Tensor, but is a {type(lengths).__name__}")
+    check_tensor("lengths", lengths)
     if lengths.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"lengths must be int64 or int32, but is {_name(lengths.dtype)}")
     if lengths.shape != (batch,):

@@ -49,9 +49,10 @@ def mcu(
         output, like input with H features, and h_n `[1, B, H]` (`[1, H]` unbatched).
 
     Raises:
-        ValueError: a wrong shape, device, length or option. TypeError: a wrong dtype.
-        RuntimeError: the engine asked for cannot run here.
+        ValueError: a wrong shape, device, length or option. TypeError: a wrong dtype, or what is
+        no tensor. RuntimeError: the engine asked for cannot run here.
     """
+    _check_weights("weights", weights)
     layout = arguments.Layout.of(input, batch_first)
     operands = layout.arrange(input, context, hx, lengths)
     output, h_n = _run([operands], [weights], mix, eps, engine, recompute)
@@ -87,16 +88,25 @@ def mcu_group(
     Raises:
         As `mcu`, and ValueError where the groups do not agree.
     """
+    named = {"inputs": inputs, "contexts": contexts, "weights": weights}
+    for name, value in named.items():
+        if not isinstance(value, Sequence | Tensor):
+            raise TypeError(f"{name} must be a sequence, but is a {type(value).__name__}")
     groups = len(inputs)
     if groups == 0 or len(contexts) != groups or len(weights) != groups:
         raise ValueError(
             "inputs, contexts and weights must have one entry a group, but have "
             f"{groups}, {len(contexts)} and {len(weights)}"
         )
+    if hx is not None:
+        arguments.check_tensor("hx", hx)
     if hx is not None and (hx.ndim != 3 or hx.shape[0] != groups):
         raise ValueError(f"hx must be [G, B, H] with G = {groups}, but has shape {list(hx.shape)}")
     operands = []
     for i, (input, context) in enumerate(zip(inputs, contexts, strict=True)):
+        arguments.check_tensor(f"inputs[{i}]", input)
+        arguments.check_tensor(f"contexts[{i}]", context)
+        _check_weights(f"weights[{i}]", weights[i])
         if input.ndim != 3:
             raise ValueError(
                 f"inputs[{i}] must have three dimensions, but has shape {list(input.shape)}"
@@ -145,13 +155,18 @@ def mcu_cell(
     Raises:
         As `mcu`.
     """
+    arguments.check_tensor("input", input)
+    _check_weights("weights", weights)
     if input.ndim not in (1, 2):
         raise ValueError(
             "input must be [B, input_size], or [input_size] unbatched, "
             f"but has shape {list(input.shape)}"
         )
     for name, tensor in (("context", context), ("hx", hx)):
-        if tensor is not None and tensor.ndim != input.ndim:
+        if tensor is None and name == "hx":
+            continue
+        arguments.check_tensor(name, tensor)
+        if tensor.ndim != input.ndim:
             raise ValueError(
                 f"{name} must have as many dimensions as input, {input.ndim}, "
                 f"but has shape {list(tensor.shape)}"
@@ -165,6 +180,17 @@ def mcu_cell(
     arguments.check(arguments.Operands(input, context, hx, None), weights, mix, eps)
     name = choose(engine, input)
     return ops.mcu_cell(input, context, weights, hx, mix=mix, eps=eps, engine=name)
+
+
+def _check_weights(name: str, weights: Weights) -> None:
+    """TypeError unless it is a weight set of tensors, the norms' two or none."""
+    if not isinstance(weights, Weights):
+        raise TypeError(
+            f"{name} must be mmixer_kernels.functional.Weights, but is a {type(weights).__name__}"
+        )
+    for field, tensor in zip(Weights._fields, weights, strict=True):
+        if tensor is not None or not field.startswith("norm"):
+            arguments.check_tensor(field, tensor)
 
 
 def _run(

@@ -158,6 +158,7 @@ class MMixer(nn.Module):
                 f"but has {len(features)}"
             )
         for i, (feature, size) in enumerate(zip(features, self.feature_sizes, strict=True)):
+            arguments.check_tensor(f"features[{i}]", feature)
             order = "[B, T, {}]" if self.batch_first else "[T, B, {}]"
             if feature.ndim != 3 or feature.shape[-1] != size:
                 raise ValueError(

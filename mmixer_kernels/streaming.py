@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .arguments import check_tensor
 from .modules import FusedMCUCell
 
 
@@ -32,6 +33,9 @@ class CellStream:
     """
 
     def __init__(self, cell: FusedMCUCell, context: Tensor, hx: Tensor | None = None) -> None:
+        if not isinstance(cell, FusedMCUCell):
+            raise TypeError(f"cell must be a FusedMCUCell, but is a {type(cell).__name__}")
+        check_tensor("context", context)
         if context.ndim != 2:
             raise ValueError(
                 f"context must be [B, context_size], but has shape {list(context.shape)}"
@@ -95,6 +99,7 @@ class CellStream:
 
 
 def _copy(name: str, target: Tensor, source: Tensor) -> None:
+    check_tensor(name, source)
     if source.shape != target.shape or source.dtype != target.dtype:
         raise ValueError(
             f"{name} must be {list(target.shape)} {target.dtype}, but is {list(source.shape)} "

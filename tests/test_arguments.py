@@ -1,0 +1,268 @@
+"""Every entrance says what is wrong: the argument, what it is, what it must be."""
+
+import pytest
+import torch
+from helpers import Size, problem
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from mmixer_kernels import CellStream, FusedMCU, FusedMCUCell, MMixer
+from mmixer_kernels.functional import mcu, mcu_cell, mcu_group
+from mmixer_kernels.reference import MCU
+
+P = problem(Size(4, 3, 5, 6, 7), dtype=torch.float32)
+X, C, W, H = P.input, P.context, P.weights, P.hx[None]
+
+WRONG_CALLS = [
+    ({"input": X[0, 0]}, ValueError, r"input must be \[T, B, input_size\], or .* has shape \[5\]"),
+    ({"input": [1.0]}, TypeError, "input must be a Tensor or a PackedSequence, but is a list"),
+    ({"input": X[..., :4]}, ValueError, r"input must have 5 features \(input_size\), but has 4"),
+    ({"input": X[:0]}, ValueError, r"at least one step .* has 0 steps \(T\)"),
+    ({"input": X[:, :0], "context": C[:0]}, ValueError, r"0 samples \(B\)"),
+    ({"input": None}, TypeError, "input must be a Tensor or a PackedSequence, but is a NoneType"),
+    ({"input": X.long()}, TypeError, "input must be float64, .* but is int64"),
+    ({"context": C[0]}, ValueError, r"context must be \[B, context_size\], but has shape \[6\]"),
+    ({"context": C[:2]}, ValueError, r"context must have shape \[3, 6\] .* has \[2, 6\]"),
+    ({"context": C[:, :5]}, ValueError, r"context must have shape \[3, 6\] .* has \[3, 5\]"),
+    (
+        {"context": C.double()},
+        TypeError,
+        "context must have input's dtype, float32, but is float64",
+    ),
+    (
+        {"context": C.to("meta")},
+        ValueError,
+        "context must be on input's device, cpu, but is on meta",
+    ),
+    ({"context": 1.0}, TypeError, "context must be a Tensor, but is a float"),
+    ({"context": None}, TypeError, "context must be a Tensor, but is a NoneType"),
+    ({"hx": 1.0}, TypeError, "hx must be a Tensor, but is a float"),
+    ({"hx": H.double()}, TypeError, "hx must have input's dtype, float32, but is float64"),
+    ({"hx": H.to("meta")}, ValueError, "hx must be on input's device, cpu, but is on meta"),
+    ({"hx": H[0]}, ValueError, r"hx must be \[1, B, H\], but has shape \[3, 7\]"),
+    ({"hx": H[:, :2]}, ValueError, r"hx must have shape \[3, 7\] .* has \[2, 7\]"),
+    ({"lengths": torch.tensor([1.0, 2, 3])}, TypeError, "lengths must be int64 or int32"),
+    ({"lengths": [1, 2, 3]}, TypeError, "lengths must be a Tensor, but is a list"),
+    ({"lengths": 3}, TypeError, "lengths must be a Tensor, but is a int"),
+    (
+        {"lengths": torch.tensor([1, 2, 3], device="meta")},
+        ValueError,
+        "lengths must be on input's device, cpu, but is on meta",
+    ),
+    ({"lengths": torch.tensor([1, 2])}, ValueError, r"lengths must be \[B\] = \[3\]"),
+    ({"lengths": torch.tensor([1, 0, 3])}, ValueError, r"lengths must be in 1\.\.4 .* from 0 to 3"),
+    ({"lengths": torch.tensor([1, 5, 3])}, ValueError, r"lengths must be in 1\.\.4 .* from 1 to 5"),
+]
+
+
+@pytest.mark.parametrize(("changed", "error", "message"), WRONG_CALLS)
+def test_wrong_arguments_from_every_entrance(changed, error, message):
+    arguments = {"input": X, "context": C, "hx": H, "lengths": None, **changed}
+    fused, plain = FusedMCU(5, 6, 7), MCU(5, 6, 7)
+    for call in (fused, plain, lambda **kw: mcu(weights=W, **kw)):
+        with pytest.raises(error, match=message):
+            call(**arguments)
+
+
+WRONG_OPTIONS = [
+    ({"mix": "sum"}, ValueError, "mix must be one of gated, concat, but is 'sum'"),
+    ({"eps": 0.0}, ValueError, "eps must be a positive finite number, but is 0.0"),
+    ({"eps": float("nan")}, ValueError, "eps must be a positive finite number, but is nan"),
+    ({"eps": "1e-5"}, ValueError, "eps must be a positive finite number, but is '1e-5'"),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "message"), WRONG_OPTIONS)
+def test_wrong_options(options, error, message):
+    for call in (
+        lambda: mcu(X, C, W, **options),
+        lambda: mcu_cell(X[0], C, W, **options),
+        lambda: mcu_group([X], [C], [W], **options),
+    ):
+        with pytest.raises(error, match=message):
+            call()
+    for module in (FusedMCU, FusedMCUCell, MCU):
+        with pytest.raises(error, match=message):
+            module(5, 6, 7, **options)
+
+
+@pytest.mark.parametrize("module", [FusedMCU, FusedMCUCell, MCU])
+def test_wrong_sizes(module):
+    for sizes, name in (
+        ((0, 6, 7), "input_size"),
+        ((5, -1, 7), "context_size"),
+        ((5, 6, 2.5), "hidden"),
+    ):
+        with pytest.raises(ValueError, match=f"{name}.* must be a positive integer, but is"):
+            module(*sizes)
+
+
+def test_an_unknown_engine():
+    message = "engine must be one of auto, .*, but is 'fast'"
+    for call in (
+        lambda: mcu(X, C, W, engine="fast"),
+        lambda: mcu_cell(X[0], C, W, engine="fast"),
+        lambda: mcu_group([X], [C], [W], engine="fast"),
+        lambda: FusedMCU(5, 6, 7, engine="fast"),
+        lambda: FusedMCUCell(5, 6, 7, engine="fast"),
+        lambda: MMixer([5, 5], 3, engine="fast"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+WRONG_WEIGHTS = [
+    (None, TypeError, "weights.* must be mmixer_kernels.functional.Weights, but is a NoneType"),
+    (tuple(W), TypeError, "weights.* must be mmixer_kernels.functional.Weights, but is a tuple"),
+    (W._replace(weight_z=1.0), TypeError, "weight_z must be a Tensor, but is a float"),
+    (W._replace(weight_f=None), TypeError, "weight_f must be a Tensor, but is a NoneType"),
+    (W._replace(norm_bias=[1.0]), TypeError, "norm_bias must be a Tensor, but is a list"),
+    (W._replace(weight_r=W.weight_r[0]), ValueError, r"weight_r must be \[H, H\], but has shape"),
+    (
+        W._replace(weight_s=W.weight_s[:, :7]),
+        ValueError,
+        r"weight_s must have shape \[7, 14\] .* has \[7, 7\]",
+    ),
+    (
+        W._replace(norm_bias=W.norm_bias[:5]),
+        ValueError,
+        r"norm_bias must have shape \[6, 7\] .* has \[5, 7\]",
+    ),
+    (W._replace(norm_bias=None), ValueError, "norm_weight and norm_bias must both be given"),
+    (
+        W._replace(weight_r=W.weight_r.double()),
+        TypeError,
+        "weight_r must have input's dtype, float32, or bfloat16",
+    ),
+    (
+        W._replace(weight_h=W.weight_h.to("meta")),
+        ValueError,
+        "weight_h must be on input's device, cpu, but is on meta",
+    ),
+]
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize(("weights", "error", "message"), WRONG_WEIGHTS)
+def test_wrong_weights_from_every_function(weights, error, message, autocast):
+    if autocast and "dtype" in message:
+        pytest.skip("autocast gives them one dtype")
+    for call in (
+        lambda: mcu(X, C, weights),
+        lambda: mcu_cell(X[0], C, weights),
+        lambda: mcu_group([X], [C], [weights]),
+    ):
+        with torch.autocast("cpu", enabled=autocast), pytest.raises(error, match=message):
+            call()
+
+
+def test_bfloat16_weights_go_with_float32_alone():
+    wide = W.map(torch.Tensor.double)._replace(weight_r=W.weight_r.bfloat16())
+    with pytest.raises(TypeError, match="weight_r must have input's dtype, float64, but is bf"):
+        mcu(X.double(), C.double(), wide)
+
+
+def test_unbatched_and_packed_mistakes():
+    with pytest.raises(ValueError, match=r"context must be \[context_size\] for unbatched input"):
+        mcu(X[:, 0], C, W)
+    with pytest.raises(ValueError, match=r"hx must be \[1, H\] for unbatched input"):
+        mcu(X[:, 0], C[0], W, H)
+    with pytest.raises(ValueError, match="lengths must be None when input is unbatched"):
+        mcu(X[:, 0], C[0], W, lengths=torch.tensor([2]))
+    packed = pack_padded_sequence(X, torch.tensor([1, 4, 2]), enforce_sorted=False)
+    with pytest.raises(ValueError, match="lengths must be None when input is a PackedSequence"):
+        mcu(packed, C, W, lengths=torch.tensor([1, 4, 2]))
+    with pytest.raises(ValueError, match="context must have one row a sequence"):
+        mcu(packed, C[:2], W)
+
+
+def test_cell_mistakes():
+    cell = FusedMCUCell(5, 6, 7)
+    for call in (cell, lambda *operands: mcu_cell(*operands[:2], W, *operands[2:])):
+        for operands, message in (
+            (([1.0], C), "input must be a Tensor, but is a list"),
+            ((X[0], None), "context must be a Tensor, but is a NoneType"),
+            ((X[0], C, 0), "hx must be a Tensor, but is a int"),
+            ((X[0].long(), C), "input must be float64, .* but is int64"),
+            ((X[0], C.double()), "context must have input's dtype, float32, but is float64"),
+        ):
+            with pytest.raises(TypeError, match=message):
+                call(*operands)
+    with pytest.raises(ValueError, match=r"input must be \[B, input_size\], or"):
+        cell(X, C)
+    with pytest.raises(ValueError, match=r"hx must have shape \[3, 7\]"):
+        cell(X[0], C, P.hx[:1])
+    with pytest.raises(ValueError, match="hx must have as many dimensions as input, 2"):
+        cell(X[0], C, P.hx[0])
+    with pytest.raises(ValueError, match="context must have as many dimensions as input, 1"):
+        cell(X[0, 0], C)
+    with pytest.raises(ValueError, match=r"context must have shape \[3, 6\]"):
+        mcu_cell(X[0], C[:1], W)
+
+
+def test_group_mistakes():
+    for groups, message in (
+        ((3, [C], [W]), "inputs must be a sequence, but is a int"),
+        (([X], C.shape[0], [W]), "contexts must be a sequence, but is a int"),
+        (([X], [C], None), "weights must be a sequence, but is a NoneType"),
+        (([X, 1.0], [C, C], [W, W]), r"inputs\[1\] must be a Tensor, but is a float"),
+        (([X, X], [C, None], [W, W]), r"contexts\[1\] must be a Tensor, but is a NoneType"),
+        (([X, X], [C, C], [W, 1]), r"weights\[1\] must be .*Weights, but is a int"),
+        (([X, X], [C, C], [W, W], [H, H]), "hx must be a Tensor, but is a list"),
+        (([X, X], [C, C], [W, W], None, [1, 2, 3]), "lengths must be a Tensor, but is a list"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            mcu_group(*groups)
+    packed = pack_padded_sequence(X, torch.tensor([4, 3, 2]))
+    with pytest.raises(TypeError, match=r"inputs\[0\] must be a Tensor, but is a PackedSequence"):
+        mcu_group([packed], [C], [W])
+    with pytest.raises(ValueError, match=r"inputs\[0\] must have three dimensions, .* \[3, 5\]"):
+        mcu_group([X[0]], [C], [W])
+    with pytest.raises(ValueError, match="one entry a group, but have 2, 1 and 2"):
+        mcu_group([X, X], [C], [W, W])
+    with pytest.raises(ValueError, match="one entry a group, but have 0, 0 and 0"):
+        mcu_group([], [], [])
+    with pytest.raises(ValueError, match=r"inputs must agree in T and B.*inputs\[1\] \[3, 3, 5\]"):
+        mcu_group([X, X[:3]], [C, C], [W, W])
+    with pytest.raises(ValueError, match=r"hx must be \[G, B, H\] with G = 2"):
+        mcu_group([X, X], [C, C], [W, W], H)
+    other = problem(Size(4, 3, 5, 6, 8), dtype=torch.float32).weights
+    with pytest.raises(ValueError, match="weights must agree in H"):
+        mcu_group([X, X], [C, C], [W, other])
+    with pytest.raises(ValueError, match="weights must all have norm_weight"):
+        mcu_group([X, X], [C, C], [W, W._replace(norm_weight=None, norm_bias=None)])
+
+
+def test_stream_mistakes():
+    cell = FusedMCUCell(5, 6, 7)
+    with pytest.raises(TypeError, match="cell must be a FusedMCUCell, but is a FusedMCU"):
+        CellStream(FusedMCU(5, 6, 7), C)
+    with pytest.raises(TypeError, match="context must be a Tensor, but is a list"):
+        CellStream(cell, [1.0])
+    with pytest.raises(ValueError, match=r"context must be \[B, context_size\], but has shape"):
+        CellStream(cell, C[0])
+    with pytest.raises(TypeError, match="hx must be a Tensor, but is a float"):
+        CellStream(cell, C, 0.0)
+    stream = CellStream(cell, C)
+    with pytest.raises(TypeError, match="input must be a Tensor, but is a NoneType"):
+        stream(None)
+    with pytest.raises(ValueError, match=r"input must be \[3, 5\] torch.float32, but is \[3, 4\]"):
+        stream(X[0, :, :4])
+    with pytest.raises(ValueError, match=r"hx must be \[3, 7\] torch.float32, but is \[3, 6\]"):
+        stream.reset(hx=C)
+
+
+def test_network_mistakes():
+    network = MMixer([5, 5], 3, hidden_size=4)
+    for features, error, message in (
+        ([X], ValueError, "features must have 2 tensors, one a modality, but has 1"),
+        ([X, None], TypeError, r"features\[1\] must be a Tensor, but is a NoneType"),
+        ([X, X[..., :4]], ValueError, r"features\[1\] must be \[B, T, 5\], but has shape"),
+        ([X, X[:2]], ValueError, "features must agree in B and T"),
+        ([X, X.double()], TypeError, "must have input's dtype"),
+    ):
+        with pytest.raises(error, match=message):
+            network(features)
+    with pytest.raises(TypeError, match="lengths must be a Tensor, but is a list"):
+        network([X, X], [1, 2, 3, 3])
+    with pytest.raises(ValueError, match=r"lengths must be \[B\] = \[4\], but has shape \[2\]"):
+        network([X, X], torch.tensor([1, 2]))
