@@ -107,9 +107,11 @@ class Layout(NamedTuple):
         return (output.transpose(0, 1) if self.batch_first else output), h_n.unsqueeze(0)
 
 
-def check_tensor(name: str, value: object) -> None:
+def check_tensor(name: str, value: object) -> Tensor:
+    """The value itself; TypeError where it is no tensor."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a Tensor, but is a {type(value).__name__}")
+    return value
 
 
 def check_sizes(sizes: dict[str, int]) -> None:
@@ -129,7 +131,8 @@ def check(operands: Operands, weights: Weights, mix: str, eps: float) -> None:
     """Shapes, dtypes and devices of a call with time first; input without T is one step.
 
     Raises:
-        ValueError: a wrong shape, device, length, mix or eps. TypeError: a wrong dtype.
+        ValueError: a wrong shape, device, length, mix or eps. TypeError: a wrong dtype, or a
+        weight that is no tensor.
     """
     input, context, hx, lengths = operands
     check_options(mix, eps)
@@ -144,6 +147,9 @@ def check(operands: Operands, weights: Weights, mix: str, eps: float) -> None:
             f"input must have at least one step and one sample, but has {steps} steps (T) "
             f"and {batch} samples (B)"
         )
+    check_tensor("weight_f", weights.weight_f)
+    check_tensor("weight_g", weights.weight_g)
+    check_tensor("weight_r", weights.weight_r)
     if weights.weight_r.ndim != 2:
         raise ValueError(f"weight_r must be [H, H], but has shape {list(weights.weight_r.shape)}")
     hidden = weights.hidden_size
@@ -210,9 +216,10 @@ def _check_tensors(
     device: torch.device,
 ) -> None:
     """Each tensor that there is has its shape, one of the dtypes, input's first, and the device."""
-    for name, tensor, shape in expected:
-        if tensor is None:
+    for name, value, shape in expected:
+        if value is None and name in _OPTIONAL:
             continue
+        tensor = check_tensor(name, value)
         if tensor.shape != shape:
             meaning = _MEANINGS.get(name, "H is weight_r's")
             raise ValueError(
@@ -230,6 +237,7 @@ def _check_tensors(
             )
 
 
+_OPTIONAL = ("hx", "norm_weight", "norm_bias")
 _MEANINGS = {
     "context": "[B, context_size]",
     "hx": "[B, H] for this input and hidden_size",

@@ -107,6 +107,7 @@ def mcu_group(
         arguments.check_tensor(f"inputs[{i}]", input)
         arguments.check_tensor(f"contexts[{i}]", context)
         _check_weights(f"weights[{i}]", weights[i])
+        arguments.check_tensor("weight_r", weights[i].weight_r)
         if input.ndim != 3:
             raise ValueError(
                 f"inputs[{i}] must have three dimensions, but has shape {list(input.shape)}"
@@ -162,10 +163,9 @@ def mcu_cell(
             "input must be [B, input_size], or [input_size] unbatched, "
             f"but has shape {list(input.shape)}"
         )
-    for name, tensor in (("context", context), ("hx", hx)):
-        if tensor is None and name == "hx":
-            continue
-        arguments.check_tensor(name, tensor)
+    given = {"context": context} if hx is None else {"context": context, "hx": hx}
+    for name, value in given.items():
+        tensor = arguments.check_tensor(name, value)
         if tensor.ndim != input.ndim:
             raise ValueError(
                 f"{name} must have as many dimensions as input, {input.ndim}, "
@@ -183,14 +183,11 @@ def mcu_cell(
 
 
 def _check_weights(name: str, weights: Weights) -> None:
-    """TypeError unless it is a weight set of tensors, the norms' two or none."""
+    """TypeError unless it is a weight set; `arguments.check` looks at its tensors."""
     if not isinstance(weights, Weights):
         raise TypeError(
             f"{name} must be mmixer_kernels.functional.Weights, but is a {type(weights).__name__}"
         )
-    for field, tensor in zip(Weights._fields, weights, strict=True):
-        if tensor is not None or not field.startswith("norm"):
-            arguments.check_tensor(field, tensor)
 
 
 def _run(

@@ -126,7 +126,9 @@ def autocast(
     dtype = torch.get_autocast_dtype(device_type)
 
     def cast(tensor: Any) -> Any:
-        if tensor is None or not tensor.is_floating_point() or tensor.dtype == torch.float64:
+        if not isinstance(tensor, Tensor):
+            return tensor  # None, or what `arguments.check` will name
+        if not tensor.is_floating_point() or tensor.dtype == torch.float64:
             return tensor
         return tensor.to(dtype)
 
