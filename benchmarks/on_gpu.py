@@ -68,7 +68,7 @@ PARTS = (
     *("build", "probe", "sequence", "group", "paper", "tests", "sizes"),
     *("triton", "network", "compiled", "sanitizer"),
 )
-PYTEST = ("-m", "pytest", "-p", "no:cacheprovider", "-o", "addopts=", "-v", "-rs")
+PYTEST = ("-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts=", "-v", "-rs")
 DEVICE_TESTS = "tests/engines/test_cuda_device.py"
 
 

@@ -43,7 +43,9 @@ def expect_success(command: Sequence[object]) -> str:
     return result.stdout
 
 
-def build(directory: Path, *targets: str, sanitize: str = "") -> None:
+def build(*targets: str, sanitize: str = "") -> Path:
+    """The folder that has the targets, built with -fsanitize=`sanitize`."""
+    directory = build_directory(sanitize)
     if not (ROOT / "CMakeLists.txt").exists():
         pytest.skip("the sources are not there")
     cmake = find("cmake")
@@ -57,6 +59,7 @@ def build(directory: Path, *targets: str, sanitize: str = "") -> None:
             [*configure, f"-DMMIXER_SANITIZE={sanitize}", *(["-G", "Ninja"] if ninja else [])]
         )
         expect_success([cmake, "--build", directory, "--target", *targets])
+    return directory
 
 
 def _pybind11() -> list[str]:
@@ -71,9 +74,13 @@ def _pybind11() -> list[str]:
     ]
 
 
-def build_directory(default: Path) -> Path:
-    """Where a build that several runs may share goes: MMIXER_TEST_BUILD, if set."""
-    return Path(os.environ.get("MMIXER_TEST_BUILD", default))
+def build_directory(sanitize: str = "") -> Path:
+    """Where builds stay, so that the next run compiles only what has changed: build/tests of
+    the repository, or MMIXER_TEST_BUILD, with a folder beside it for each sanitizer."""
+    plain = Path(os.environ.get("MMIXER_TEST_BUILD", ROOT / "build" / "tests"))
+    if not sanitize:
+        return plain
+    return plain.with_name(f"{plain.name}-{sanitize.partition(',')[0]}")
 
 
 def launcher(directory: Path, sanitize: str) -> list[str]:

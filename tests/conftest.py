@@ -1,18 +1,35 @@
-"""Every test runs with fresh memory filled with NaN: what is read before it is written shows."""
+"""What every test runs with: one thread, a seed, and Triton's interpreter where there is no GPU."""
 
 import os
 from collections.abc import Iterator
+
+# Before anything imports torch or triton. pytest-xdist starts a process per processor, hence one
+# thread each, also of the processes that a test starts; what is about threads sets their number.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for `nan_filled_memory`
 
 import pytest
 import torch
 
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports triton
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic, as the fixture asks
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
-@pytest.fixture(autouse=True)
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """A worker per processor, unless -n says otherwise or pytest-xdist is not installed."""
+    is_worker = "PYTEST_XDIST_WORKER" in os.environ
+    if not is_worker and getattr(config.option, "numprocesses", 0) is None:
+        config.option.numprocesses, config.option.dist = "auto", "worksteal"
+
+
+@pytest.fixture
 def nan_filled_memory() -> Iterator[None]:
+    """Fresh memory is NaN: what a kernel reads before it is written shows.
+
+    It needs PyTorch's deterministic algorithms, which users of the training do not have: so only
+    tests of kernels and modules have it.
+    """
     deterministic = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True

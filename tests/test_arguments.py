@@ -9,6 +9,8 @@ from mmixer_kernels import CellStream, FusedMCU, FusedMCUCell, MMixer
 from mmixer_kernels.functional import mcu, mcu_cell, mcu_group
 from mmixer_kernels.reference import MCU
 
+pytestmark = pytest.mark.usefixtures("nan_filled_memory")
+
 P = problem(Size(4, 3, 5, 6, 7), dtype=torch.float32)
 X, C, W, H = P.input, P.context, P.weights, P.hx[None]
 

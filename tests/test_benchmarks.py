@@ -389,6 +389,7 @@ def rehearsal(tmp_path_factory):
     return json.loads(results.read_text()), run.stdout
 
 
+@pytest.mark.slow
 def test_every_benchmark_of_a_gpu_runs_to_its_end(rehearsal):
     document, _ = rehearsal
     assert document["failed"] == []
@@ -399,6 +400,7 @@ def test_every_benchmark_of_a_gpu_runs_to_its_end(rehearsal):
     assert (kinds["triton"], kinds["cell, cuda"], kinds["cell, triton"]) == (10, 2, 2)
 
 
+@pytest.mark.slow
 def test_what_the_rehearsed_benchmarks_record(rehearsal):
     comparisons = rehearsal[0]["comparisons"]
     paths = [x for x in comparisons if x["settings"].get("kind") == "paths"]
@@ -413,6 +415,7 @@ def test_what_the_rehearsed_benchmarks_record(rehearsal):
     assert all({*x["missing"]} == {"kernels of nn.GRU", "kernels of nn.LSTM"} for x in unnamed)
 
 
+@pytest.mark.slow
 def test_the_table_of_the_rehearsed_benchmarks(rehearsal):
     text = gpu_table.text({"results": {"rehearsal": rehearsal[0]}})
     assert "rehearsed" in text
@@ -422,6 +425,7 @@ def test_the_table_of_the_rehearsed_benchmarks(rehearsal):
     assert "M-Mixer, N = 3, engine cuda" in text
 
 
+@pytest.mark.slow
 def test_what_matters_most_is_measured_first(rehearsal):
     seen = [
         x.split("::")[1].split("[")[0].split()[0] for x in rehearsal[1].splitlines() if "::" in x

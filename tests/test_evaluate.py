@@ -66,6 +66,7 @@ def test_other_batch_sizes_count_the_same_samples(
     assert report["loss"] == pytest.approx(result["loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_missing_tells_each_modality_and_repeats_in_two_processes(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

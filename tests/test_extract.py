@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-import torchvision
+from networks import TinyResNet, shrink_resnets
 
 from mmixer_kernels import extract, train
 from mmixer_kernels.data import DATA, ArraysOptions, Data, Sample, Split
@@ -57,12 +57,13 @@ class FrameOptions:
 @pytest.fixture(autouse=True)
 def frames(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(DATA, "frames", FrameOptions)
+    shrink_resnets(monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "resnet18.pth"
-    torch.save(torchvision.models.resnet18().state_dict(), path)
+    torch.save(TinyResNet().state_dict(), path)
     return path
 
 
@@ -92,7 +93,7 @@ def test_pretrained_features_are_the_networks_and_train(
         *("test.npz", "train.npz", "validation.npz"),
     ]
     assert [path.name for path in output.parent.iterdir()] == ["features"]
-    network = torchvision.models.resnet18()
+    network = TinyResNet()
     network.load_state_dict(torch.load(weights))
     network.fc = torch.nn.Identity()
     data = ArraysOptions().load(output, 0)

@@ -6,6 +6,8 @@ from helpers import Size, problem
 
 from mmixer_kernels.functional import mcu
 
+pytestmark = pytest.mark.usefixtures("nan_filled_memory")
+
 
 @pytest.mark.parametrize("engine", ["reference", "cpu"])
 def test_some_weights_in_bfloat16(engine):

@@ -11,6 +11,8 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from mmixer_kernels import FusedMCU, FusedMCUCell, modules, network
 from mmixer_kernels.reference import MCU
 
+pytestmark = pytest.mark.usefixtures("nan_filled_memory")
+
 
 def test_examples_in_docstrings():
     for module in (modules, network):

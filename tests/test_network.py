@@ -13,6 +13,8 @@ from mmixer_kernels import MMixer, StreamClassifiers, engines
 from mmixer_kernels.engines import cpu
 from mmixer_kernels.reference import MCU
 
+pytestmark = pytest.mark.usefixtures("nan_filled_memory")
+
 
 def features(sizes=(6, 5), batch=3, steps=7):
     return [torch.randn(batch, steps, size) for size in sizes]

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from mmixer_kernels import engines
+
 ROOT = Path(__file__).parents[1]
 SOURCES = ROOT / "benchmarks"
 sys.path.insert(0, str(SOURCES))
@@ -187,6 +189,7 @@ def is_running(process: int) -> bool:
     return stat.rpartition(")")[2].split()[0] != "Z"
 
 
+@pytest.mark.slow
 def test_a_machine_where_everything_goes_wrong(machine: Callable[..., Machine]) -> None:
     here = machine()
     start = time.monotonic()
@@ -274,6 +277,7 @@ def test_cmake_alone_where_pip_fails(machine: Callable[..., Machine]) -> None:
     assert here.document()["parts"]["probe"]["verdict"] == "passed"
 
 
+@pytest.mark.slow
 def test_parts_that_no_time_is_left_for(machine: Callable[..., Machine]) -> None:
     here = machine(FINE_PROBE, "sleep 600")
     start = time.monotonic()
@@ -329,6 +333,7 @@ def test_wrong_arguments(machine: Callable[..., Machine], words: list[str], mess
     assert message in result.stderr
 
 
+@pytest.mark.slow
 def test_a_second_call_goes_on_where_the_first_one_ended(machine: Callable[..., Machine]) -> None:
     """What was cut off or not begun comes first, what failed last, and no number is lost."""
     here = machine(
@@ -379,6 +384,7 @@ def test_results_so_far_are_there_while_a_part_runs(
 @pytest.mark.parametrize(
     ("program", "hung"), [("import time; time.sleep(60)", False), ("sleep", True)]
 )
+@pytest.mark.slow
 def test_what_does_not_heed_an_interrupt_hangs(
     machine: Callable[..., Machine], program: str, hung: bool
 ) -> None:
@@ -431,12 +437,16 @@ raise SystemExit(pytest.main(sys.argv[1:]))
     ],
     ids=["tests", "benchmarks"],
 )
+@pytest.mark.slow
 def test_a_bare_machine_can_collect_everything(files: list[str]) -> None:
     pytest.importorskip("triton")
-    options = ["-p", "no:cacheprovider", "-o", "addopts=", "--collect-only", "-q"]
+    options = ["-p", "no:cacheprovider", "-o", "addopts=", "--collect-only", "-q", "-rs"]
     command = [sys.executable, "-c", BARE, *options, *files]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-3000:]
     for file in files:
-        assert result.stdout.count(f"{file}::") > 5, file
+        if file.endswith("test_cuda_device.py") and not engines()["cuda"].available:
+            assert f"{file}: engine cuda: " in result.stdout  # after its last line
+        else:
+            assert result.stdout.count(f"{file}::") > 5, file

@@ -6,20 +6,26 @@ import torch._dynamo.testing
 from helpers import Size, op_operands, problem, relative_errors, with_gradients
 
 from mmixer_kernels import FusedMCU, ops, reference
+from mmixer_kernels.engines import cpu
 from mmixer_kernels.functional import mcu
 from mmixer_kernels.reference import Weights
+
+pytestmark = pytest.mark.usefixtures("nan_filled_memory")
 
 ENGINES = ["reference", "cpu"]
 FORWARD = torch.ops.mmixer_kernels.mcu_forward.default
 BACKWARD = torch.ops.mmixer_kernels.mcu_backward.default
 
 
-@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(
-    "options",
-    [{"groups": 2}, {"hx": False, "lengths": False}, {"layer_norm": False, "lengths": False}],
+    ("engine", "options", "recompute"),
+    [
+        ("cpu", {"groups": 2}, False),
+        pytest.param("cpu", {"hx": False, "lengths": False}, True, marks=pytest.mark.slow),
+        pytest.param("cpu", {"layer_norm": False, "lengths": False}, False, marks=pytest.mark.slow),
+        ("reference", {"groups": 2}, False),
+    ],
 )
-@pytest.mark.parametrize("recompute", [False, True])
 def test_opcheck(engine, options, recompute):
     arguments, grads = op_operands(**options)
     torch.library.opcheck(FORWARD, (*arguments, "gated", 1e-5, engine, True, recompute))
@@ -108,12 +114,27 @@ def test_gradients_in_eval_mode_and_of_frozen_weights():
     assert all(parameter.grad is None for parameter in unit.parameters())
 
 
-def test_nothing_is_saved_without_gradients():
-    unit = FusedMCU(3, 4, 5)
-    with torch.no_grad():
-        output, h_n = unit(torch.randn(6, 2, 3), torch.randn(2, 4))
-    assert not output.requires_grad
-    assert not h_n.requires_grad
+@pytest.mark.parametrize("dispatched", [False, True])
+def test_nothing_is_saved_without_gradients(dispatched, monkeypatch):
+    unit, frozen = FusedMCU(3, 4, 5), FusedMCU(3, 4, 5).requires_grad_(False)
+    forward, saved = cpu.forward, []
+
+    def spied(*arguments, **options):
+        result = forward(*arguments, **options)
+        saved.append(result[2].numel())
+        return result
+
+    monkeypatch.setattr(cpu, "forward", spied)
+    if dispatched:
+        monkeypatch.setattr(ops, "_nothing_to_dispatch", lambda tensors: False)
+    operands = torch.randn(6, 2, 3), torch.randn(2, 4)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            unit(*operands)
+    frozen(*operands)
+    assert saved == [0, 0, 0]
+    unit(*operands)
+    assert saved[3] > 0
 
 
 def test_a_call_that_saved_nothing_says_so():

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from data import miniature
+from networks import shrink_resnets
 
 from mmixer_kernels import evaluate, predict, train
 from mmixer_kernels.data import collate
@@ -81,8 +82,9 @@ def test_streams_are_shown_when_their_classifiers_are_there(
 
 
 def test_files_give_what_the_data_set_gives(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    shrink_resnets(monkeypatch)
     root, output = tmp_path / "ntu", tmp_path / "run"
     miniature.ntu(root)
     assert train.main([*VIDEO, "--root", str(root), "--output", str(output)]) == 0

@@ -66,6 +66,7 @@ def children(process: subprocess.Popen[str]) -> list[Path]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads Linux's /proc")
+@pytest.mark.slow
 def test_a_killed_conversion_goes_on_to_the_same_bytes(
     raw: Path, whole: Path, tmp_path: Path
 ) -> None:

@@ -10,6 +10,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from mmixer_kernels import reference
 from mmixer_kernels.reference import MCU, Weights
 
+pytestmark = pytest.mark.usefixtures("nan_filled_memory")
+
 
 def test_fresh_memory_is_nan():
     assert torch.empty(3).isnan().all()

@@ -25,6 +25,7 @@ def test_without_a_compiler_one_line_says_so(tmp_path):
     assert last.startswith("mmixer_kernels needs a C++17 compiler, GCC or Clang, and found none")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (shutil.which("cmake") and shutil.which("ninja")), reason="needs cmake")
 def test_a_second_install_does_not_look_for_the_first_ones_tools(tmp_path):
     pytest.importorskip("pybind11")
@@ -73,6 +74,7 @@ def test_a_copy_that_is_not_installed_can_be_imported_and_knows_its_version():
     assert own == installed
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (shutil.which("cmake") and shutil.which("nvcc")), reason="needs nvcc")
 @pytest.mark.parametrize(
     ("capabilities", "architectures"),

@@ -5,6 +5,8 @@ import torch
 
 from mmixer_kernels import CellStream, FusedMCUCell
 
+pytestmark = pytest.mark.usefixtures("nan_filled_memory")
+
 CELL = FusedMCUCell(5, 7, 9)
 FRAMES, CONTEXT, HX = torch.randn(4, 2, 5), torch.randn(2, 7), torch.randn(2, 9)
 

@@ -18,7 +18,7 @@ BATCH = ["--epochs", "2", "--loader.batch-size", "2", "--loader.workers", "0"]
 TRAIN = ["--device", "cpu", "--model.hidden-size", "8", *BATCH]
 FRAMES = ["--image-size", "56", "--model.weights", "none"]
 SMALLER = {
-    "prepare": ["--size", "64", "--samples-per-shard", "4", "--workers", "2"],
+    "prepare": ["--size", "64", "--samples-per-shard", "4", "--workers", "1"],
     "train": [*TRAIN, *FRAMES],
     "train arrays": TRAIN,
     "prepare --verify": [],
@@ -49,6 +49,7 @@ def run(words: list[str]) -> int:
     return code
 
 
+@pytest.mark.slow
 def test_every_command_of_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for extra in ("av", "torchvision", "onnxscript", "onnxruntime"):
         pytest.importorskip(extra)

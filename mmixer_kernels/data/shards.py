@@ -23,6 +23,7 @@ import io
 import json
 import os
 import tarfile
+import weakref
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -117,7 +118,7 @@ class Shard:
     def read(self, offset: int, length: int) -> bytes:
         """Bytes of the file; fewer where it ends before."""
         # pread has no position that processes after a fork could share.
-        return os.pread(_opened(self.path, self.sha256).fileno(), length, offset)
+        return os.pread(_opened(self.path, self.sha256).descriptor, length, offset)
 
 
 @dataclass(frozen=True)
@@ -302,10 +303,18 @@ class ShardWriter:
         return offset, len(data), zlib.crc32(data)
 
 
+class _OpenFile:
+    """A file that is closed with the last reference to it."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self.descriptor)
+
+
 @functools.lru_cache(maxsize=OPEN_FILES)
-def _opened(path: Path, sha256: str) -> IO[bytes]:
+def _opened(path: Path, sha256: str) -> _OpenFile:
     """A shard's file, one a process; the checksum tells it from an older one of this name."""
-    return open(path, "rb", buffering=0)
+    return _OpenFile(path)
 
 
 def _clip(shard: Shard, sample: Mapping[str, Any], modalities: Sequence[str], size: int) -> Clip:

@@ -9,21 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from building import ROOT, build, build_directory, call, expect_success, find, launcher
+from building import ROOT, build, call, expect_success, find, launcher
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sanitize", ["address,undefined", "thread"])
 def test_engine(tmp_path: Path, sanitize: str) -> None:
     words = launcher(tmp_path, sanitize)
-    build(tmp_path / "build", "test_engine", sanitize=sanitize)
-    expect_success([*words, tmp_path / "build" / "test_engine"])
+    directory = build("test_engine", sanitize=sanitize)
+    expect_success([*words, directory / "test_engine"])
 
 
 @pytest.fixture(scope="module")
-def cuda_tests(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = build_directory(tmp_path_factory.mktemp("emulated"))
-    build(directory, "test_emulator", "test_cuda")
-    return directory
+def cuda_tests() -> Path:
+    return build("test_emulator", "test_cuda")
 
 
 def test_emulator(cuda_tests: Path) -> None:
@@ -53,11 +52,9 @@ PROBE_KERNEL = ("kernels", "cluster", "forward", "128", "1")
 
 
 @pytest.fixture(scope="module")
-def probe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def probe() -> Path:
     """benchmarks/gpu_probe.cu, its kernels run by the emulator and its runtime a stub."""
-    directory = build_directory(tmp_path_factory.mktemp("emulated"))
-    build(directory, "emulated_probe")
-    return directory / "emulated_probe"
+    return build("emulated_probe") / "emulated_probe"
 
 
 def probed(probe: Path, *words: str, status: int = 0) -> list[dict[str, Any]]:
@@ -66,6 +63,7 @@ def probed(probe: Path, *words: str, status: int = 0) -> list[dict[str, Any]]:
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["cluster", "cooperative"])
 @pytest.mark.parametrize("direction", ["forward", "backward"])
 def test_probe_of_a_kernel(probe: Path, path: str, direction: str) -> None:
@@ -77,6 +75,7 @@ def test_probe_of_a_kernel(probe: Path, path: str, direction: str) -> None:
     assert record.get("error", 1e-6) < 2e-5
 
 
+@pytest.mark.slow
 def test_probe_of_network_and_cell(probe: Path) -> None:
     records = probed(probe, "network")
     assert {record["kind"] for record in records} == {"l2", "exchange"}
@@ -86,6 +85,7 @@ def test_probe_of_network_and_cell(probe: Path) -> None:
     assert last == {"kind": "once", "path": "cell", "count": 1}
 
 
+@pytest.mark.slow
 def test_probe_tells_what_it_has_seen_by_its_exit_status(
     probe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -117,10 +117,10 @@ CUDA_KERNELS = {
 """Each, and a file of which it must not lose a block_sync."""
 
 
+@pytest.mark.slow
 def test_cuda_kernels_under_thread_sanitizer(cuda_tests: Path, tmp_path: Path) -> None:
     words = launcher(tmp_path, "thread")
-    build(tmp_path / "build", "test_cuda", sanitize="thread")
-    program = tmp_path / "build" / "test_cuda"
+    program = build("test_cuda", sanitize="thread") / "test_cuda"
     sites = re.findall(r"without (\S+ block_sync):", expect_success([cuda_tests / "test_cuda"]))
     for kernel, file in CUDA_KERNELS.items():
         expect_success([*words, program, kernel])
@@ -130,10 +130,8 @@ def test_cuda_kernels_under_thread_sanitizer(cuda_tests: Path, tmp_path: Path) -
 
 
 @pytest.fixture(scope="module")
-def vector_tests(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("vector")
-    build(directory, "test_vector")
-    return directory
+def vector_tests() -> Path:
+    return build("test_vector")
 
 
 @pytest.mark.parametrize("instruction_set", ["baseline", "avx2", "avx512"])

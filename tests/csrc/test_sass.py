@@ -14,6 +14,8 @@ from building import SEARCH, expect_success, find
 
 from mmixer_kernels import _native
 
+pytestmark = pytest.mark.slow
+
 
 class Kernel(NamedTuple):
     architecture: str

@@ -182,7 +182,7 @@ class Frames(Dataset[torch.Tensor]):
         return self.clips[index].sources["depth"].read([0, 8, 16], SIZE).int()
 
 
-@pytest.mark.parametrize("start", ["fork", "spawn"])
+@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_loader_processes_read_as_one_does(folder: Path, start: str) -> None:
     frames = Frames(opened(folder))
     expected = torch.stack([frames[i] for i in range(5)])

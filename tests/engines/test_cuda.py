@@ -13,7 +13,7 @@ from typing import Any
 import helpers
 import pytest
 import torch
-from building import build, build_directory
+from building import build
 from helpers import (
     ODD_SIZES,
     Problem,
@@ -53,10 +53,9 @@ BOUND = {
 
 
 @pytest.fixture(scope="session")
-def emulated(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+def emulated() -> ModuleType:
     pytest.importorskip("pybind11")
-    directory = build_directory(tmp_path_factory.mktemp("emulated"))
-    build(directory, "_emulated")
+    directory = build("_emulated")
     (library,) = directory.glob("_emulated*.so")
     spec = importlib.util.spec_from_file_location("_emulated", library)
     assert spec is not None
@@ -270,9 +269,14 @@ def test_gradcheck() -> None:
     assert torch.autograd.gradcheck(function, operands)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
-    [{"groups": 2}, {"hx": False, "lengths": False}, {"layer_norm": False, "lengths": False}],
+    [
+        {"groups": 2},
+        {"hx": False, "lengths": False},
+        {"layer_norm": False, "lengths": False},
+    ],
 )
 def test_opcheck(options: dict[str, Any]) -> None:
     arguments, grads = op_operands(**options)

@@ -187,6 +187,7 @@ def compile_in_a_process(*words: object) -> list[list[str]]:
     return [line.split() for line in result.stdout.splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "dtypes"),
     [("80", ["bf16", "fp32"]), ("90", ["bf16", "fp32", "fp64"]), ("gfx942", ["bf16", "fp32"])],
@@ -201,6 +202,7 @@ def test_default_configurations_do_not_spill(target: str, dtypes: list[str]) -> 
         assert int(shared) <= (64 if target == "gfx942" else 99) * 1024, (name, dtype)
 
 
+@pytest.mark.slow
 def test_every_kernel_compiles_with_and_without_its_options() -> None:
     """Types are checked there; the interpreter does not look at them."""
     assert compile_in_a_process(90, "all") == [["40"]]

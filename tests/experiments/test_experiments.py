@@ -134,6 +134,7 @@ def test_a_failed_training_is_named_and_the_others_go_on(tmp_path, capsys):
     assert not (tmp_path / "table2.json").exists()
 
 
+@pytest.mark.slow
 def test_an_interrupted_experiment_goes_on(tmp_path):
     longer = [*TINY, "--epochs", "400", "--output", str(tmp_path), "--seeds", "0"]
     command = [sys.executable, "-m", "mmixer_kernels.experiments", "figure4", *longer]

@@ -4,7 +4,6 @@ left alone: `python tests/training/kill_and_resume.py --kills 20`."""
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import random
 import signal
@@ -15,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+from outcomes import outcome, unequal
 from processes import PATIENCE, STARTED, start
 
 from mmixer_kernels.training import checkpoint
@@ -26,31 +25,6 @@ OPTIONS = [
     *("--optimizer.schedule", "cosine", "--optimizer.learning-rate", "0.01"),
     *("--loader.batch-size", "3", "--loader.workers", "2", "--checkpoint-steps", "3"),
 ]
-
-
-def outcome(folder: Path) -> dict[str, Any]:
-    """All that a finished training left and that must not depend on kills."""
-    times = ("seconds", "samples_per_second", "data_wait")
-    last, best = (checkpoint.load(folder / name) for name in ("last.pt", "best.pt"))
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
-    for record in (*records, *last["history"]):
-        for name in times:
-            del record[name]
-    result = (folder / "result.json").read_text()
-    return {"last": last, "best": best, "records": records, "result": result}
-
-
-def unequal(a: Any, b: Any, name: str = "") -> list[str]:
-    """The names of what is not the same to the last bit."""
-    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
-        return [bad for key in a for bad in unequal(a[key], b[key], f"{name}/{key}")]
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
-        parts = enumerate(zip(a, b, strict=True))
-        return [bad for i, (x, y) in parts for bad in unequal(x, y, f"{name}/{i}")]
-    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
-        return [] if a.dtype == b.dtype and torch.equal(a, b) else [name]
-    return [] if type(a) is type(b) and a == b else [name]
 
 
 def left_alone(arguments: Sequence[str], folder: Path, world: int) -> tuple[dict[str, Any], float]:

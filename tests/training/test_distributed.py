@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kill_and_resume import outcome, unequal
+from outcomes import outcome, unequal
 from processes import PATIENCE, STARTED, start
 
 from mmixer_kernels import train
@@ -202,6 +202,7 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_all(root: Path, tmp_path
     assert job.logs[1].read_text() == ""
 
 
+@pytest.mark.slow
 def test_torchrun_starts_it(root: Path, tmp_path: Path) -> None:
     """The same bits as from processes that the tests start, and wrong options told once."""
     ours, theirs = tmp_path / "torchrun", tmp_path / "processes"

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import math
 import signal
 from pathlib import Path
@@ -8,75 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from outcomes import outcome, unequal
+from tiny import STEPS, interrupt_after, trainer
 from torch import Tensor, nn
 
 from mmixer_kernels.data import Sample, Split
-from mmixer_kernels.training import checkpoint, loop, model, options
+from mmixer_kernels.training import checkpoint, loop
 from mmixer_kernels.training.command import UserError
 from mmixer_kernels.training.options import LoaderOptions
-
-TINY = [
-    *("--frames", "4", "--frame-size", "8", "--samples", "16", "--evaluation-samples", "16"),
-    *("--model.hidden-size", "8", "--model.engine", "reference", "--model.dropout", "0.3"),
-    *("--loader.batch-size", "3", "--epochs", "2", "--optimizer.learning-rate", "0.01"),
-    *("--optimizer.schedule", "cosine"),
-]
-STEPS = 6
-
-
-def trainer(*more: str) -> loop.Trainer:
-    chosen = options.parse([*TINY, *more], "train")
-    torch.manual_seed(chosen.run.seed)
-    data = chosen.load_data()
-    return loop.Trainer(chosen, data, model.build(chosen.run.model, data))
-
-
-def interrupt_after(steps: int, trained: loop.Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Raises SIGINT in the middle of a step."""
-    inner = trained._train_step
-    taken = 0
-
-    def step(*arguments: Any) -> tuple[float, int]:
-        nonlocal taken
-        taken += 1
-        if taken == steps:
-            signal.raise_signal(signal.SIGINT)
-        return inner(*arguments)
-
-    monkeypatch.setattr(trained, "_train_step", step)
-
-
-def final(folder: Path) -> tuple[dict[str, Any], dict[str, Any], list[dict[str, Any]]]:
-    """What must not depend on interruptions: last.pt, best.pt and metrics.jsonl without times."""
-    times = ("seconds", "samples_per_second", "data_wait")
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    records = [
-        {key: value for key, value in json.loads(line).items() if key not in times}
-        for line in lines
-    ]
-    last, best = checkpoint.load(folder / "last.pt"), checkpoint.load(folder / "best.pt")
-    for record in last["history"]:
-        for key in times:
-            del record[key]
-    return last, best, records
-
-
-def assert_same(a: Any, b: Any) -> None:
-    """Bit-equal tensors and equal plain values."""
-    assert type(a) is type(b)
-    if isinstance(a, dict):
-        assert list(a) == list(b)
-        for key in a:
-            assert_same(a[key], b[key])
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b)
-        for x, y in zip(a, b, strict=True):
-            assert_same(x, y)
-    elif isinstance(a, Tensor):
-        assert a.dtype == b.dtype
-        assert torch.equal(a, b)
-    else:
-        assert a == b
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +28,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_same_command_twice_gives_the_same_bits(uninterrupted: Path, tmp_path: Path) -> None:
     with loop.Stop() as stop:
         trainer().fit(tmp_path, stop)
-    assert_same(final(tmp_path), final(uninterrupted))
+    assert unequal(outcome(tmp_path), outcome(uninterrupted)) == []
 
 
 def test_another_seed_gives_other_weights(uninterrupted: Path, tmp_path: Path) -> None:
@@ -115,7 +53,7 @@ def test_interrupted_and_resumed_is_bit_equal(
     second.load_state(state)
     with loop.Stop() as stop:
         second.fit(tmp_path, stop)
-    assert_same(final(tmp_path), final(uninterrupted))
+    assert unequal(outcome(tmp_path), outcome(uninterrupted)) == []
 
 
 def test_a_training_killed_between_its_writes_resumes_without_doubled_lines(
@@ -139,7 +77,7 @@ def test_a_training_killed_between_its_writes_resumes_without_doubled_lines(
     second.load_state(checkpoint.load(tmp_path / "last.pt"))
     with loop.Stop() as stop:
         second.fit(tmp_path, stop)
-    assert_same(final(tmp_path), final(uninterrupted))
+    assert unequal(outcome(tmp_path), outcome(uninterrupted)) == []
 
 
 def test_a_signal_during_validation_stops_there(
@@ -163,7 +101,7 @@ def test_a_signal_during_validation_stops_there(
     second.load_state(state)
     with loop.Stop() as stop:
         second.fit(tmp_path, stop)
-    assert_same(final(tmp_path), final(uninterrupted))
+    assert unequal(outcome(tmp_path), outcome(uninterrupted)) == []
 
 
 def test_each_epoch_has_draws_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,11 +116,10 @@ def test_each_epoch_has_draws_of_its_own(tmp_path: Path, monkeypatch: pytest.Mon
 def test_workers_change_no_result(uninterrupted: Path, tmp_path: Path) -> None:
     with loop.Stop() as stop:
         trainer("--loader.workers", "2").fit(tmp_path, stop)
-    (last, best, records), (last_0, best_0, records_0) = final(tmp_path), final(uninterrupted)
-    for state, state_0 in ((last, last_0), (best, best_0)):
-        assert state.pop("config") != state_0.pop("config")
-        assert_same(state, state_0)
-    assert records == records_0
+    ours, theirs = outcome(tmp_path), outcome(uninterrupted)
+    for name in ("last", "best"):
+        assert ours[name].pop("config") != theirs[name].pop("config")
+    assert unequal(ours, theirs) == []
 
 
 @pytest.mark.parametrize("broken_epoch", [1, 2])

@@ -115,7 +115,9 @@ def small(*arguments: str) -> Recognizer:
     return model.place(recognizer, given.run, torch.device("cpu"))
 
 
-@pytest.mark.parametrize("form", ["--compile", "--channels-last"])
+@pytest.mark.parametrize(
+    "form", [pytest.param("--compile", marks=pytest.mark.slow), "--channels-last"]
+)
 def test_forms_compute_the_same_under_the_same_keys(form: str) -> None:
     torch._dynamo.utils.counters.clear()
     plain, formed = small(), small(form)

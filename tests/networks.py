@@ -1,0 +1,28 @@
+"""A network of frames that is small, where the network is not what a test is about."""
+
+from __future__ import annotations
+
+import pytest
+import torchvision
+from torch import Tensor, nn
+
+from mmixer_kernels.training.extractors import FEATURE_SIZE
+
+
+class TinyResNet(nn.Module):
+    """In a ResNet's place: a convolution, a batch norm with its statistics, features of a ResNet's
+    size and a classifier, under torchvision's names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, FEATURE_SIZE, 5, stride=4, bias=False)
+        self.bn1 = nn.BatchNorm2d(FEATURE_SIZE)
+        self.fc: nn.Module = nn.Linear(FEATURE_SIZE, 1000)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return self.fc(self.bn1(self.conv1(frames)).relu().mean((2, 3)))
+
+
+def shrink_resnets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchvision's get_model gives a TinyResNet, whatever it is asked for."""
+    monkeypatch.setattr(torchvision.models, "get_model", lambda name, **options: TinyResNet())
