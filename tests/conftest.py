@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 # Before anything imports torch or triton. pytest-xdist starts a process per processor, hence one
 # thread each, also of the processes that a test starts; what is about threads sets their number.
@@ -40,6 +41,21 @@ def nan_filled_memory() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished training of three epochs, which a test must copy to change it."""
+    from mmixer_kernels import train
+
+    output = tmp_path_factory.mktemp("tiny") / "run"
+    arguments = [
+        *("--frames", "4", "--frame-size", "8", "--samples", "32", "--evaluation-samples", "32"),
+        *("--model.hidden-size", "8", "--loader.batch-size", "5", "--epochs", "3"),
+        *("--optimizer.learning-rate", "0.01", "--output", str(output)),
+    ]
+    assert train.main(arguments) == 0
+    return output
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -179,10 +180,12 @@ def reference_results(p: Problem, mix: str = "gated") -> dict[str, Tensor]:
 
 
 def relative_errors(results: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[str, float]:
-    """||x - truth|| / ||truth|| of each result; absolute where the truth is zero to 1e-12."""
+    """||x - truth|| / ||truth|| of each result; absolute where the truth is zero to 1e-12, and
+    infinite, which no bound lets pass, where it is no number."""
     errors = {}
     for name, x in results.items():
         norm = truth[name].norm()
         difference = (x.to(truth[name]) - truth[name]).norm()
-        errors[name] = float(difference / norm if norm > 1e-12 else difference)
+        error = float(difference / norm if norm > 1e-12 else difference)
+        errors[name] = math.inf if math.isnan(error) else error
     return errors

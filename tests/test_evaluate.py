@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmixer_kernels import evaluate, train
+from mmixer_kernels import evaluate
 from mmixer_kernels.training import checkpoint
 
 NUMBERS = (
@@ -17,35 +17,23 @@ NUMBERS = (
 )
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("finished")
-    arguments = [
-        *("--frames", "4", "--frame-size", "8", "--samples", "32", "--evaluation-samples", "32"),
-        *("--model.hidden-size", "8", "--model.engine", "reference", "--loader.batch-size", "5"),
-        *("--epochs", "3", "--optimizer.learning-rate", "0.01", "--output", str(output)),
-    ]
-    assert train.main(arguments) == 0
-    return output
-
-
 def test_it_repeats_the_result_to_the_last_digit(
-    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    result = json.loads((finished / "result.json").read_text())
+    result = json.loads((tiny_run / "result.json").read_text())
     file = tmp_path / "report.json"
-    assert evaluate.main([str(finished / "best.pt"), "--output", str(file)]) == 0
+    assert evaluate.main([str(tiny_run / "best.pt"), "--output", str(file)]) == 0
     report = json.loads(file.read_text())
     assert {name: report[name] for name in NUMBERS} == {name: result[name] for name in NUMBERS}
     assert (report["split"], report["epoch"]) == ("test", result["epoch"])
     assert f"test: accuracy {result['accuracy']:.2%}" in capsys.readouterr().out
 
 
-def test_validation_repeats_the_records_of_both_checkpoints(finished: Path, tmp_path: Path) -> None:
-    lines = (finished / "metrics.jsonl").read_text().splitlines()
+def test_validation_repeats_the_records_of_both_checkpoints(tiny_run: Path, tmp_path: Path) -> None:
+    lines = (tiny_run / "metrics.jsonl").read_text().splitlines()
     file = tmp_path / "report.json"
     for name in ("best.pt", "last.pt"):
-        arguments = [str(finished / name), "--split", "validation", "--output", str(file)]
+        arguments = [str(tiny_run / name), "--split", "validation", "--output", str(file)]
         assert evaluate.main(arguments) == 0
         report = json.loads(file.read_text())
         record = json.loads(lines[report["epoch"] - 1])
@@ -55,12 +43,12 @@ def test_validation_repeats_the_records_of_both_checkpoints(finished: Path, tmp_
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 def test_other_batch_sizes_count_the_same_samples(
-    finished: Path, tmp_path: Path, batch_size: int
+    tiny_run: Path, tmp_path: Path, batch_size: int
 ) -> None:
     file = tmp_path / "report.json"
     arguments = ["--batch-size", str(batch_size), "--workers", "1", "--output", str(file)]
-    assert evaluate.main([str(finished / "best.pt"), *arguments]) == 0
-    report, result = (json.loads(p.read_text()) for p in (file, finished / "result.json"))
+    assert evaluate.main([str(tiny_run / "best.pt"), *arguments]) == 0
+    report, result = (json.loads(p.read_text()) for p in (file, tiny_run / "result.json"))
     rows = [sum(row) for row in report["confusion"]]
     assert rows == [sum(row) for row in result["confusion"]]
     assert report["loss"] == pytest.approx(result["loss"], rel=1e-5)
@@ -68,10 +56,10 @@ def test_other_batch_sizes_count_the_same_samples(
 
 @pytest.mark.slow
 def test_missing_tells_each_modality_and_repeats_in_two_processes(
-    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ours, theirs = tmp_path / "ours.json", tmp_path / "theirs.json"
-    arguments = [str(finished / "best.pt"), "--missing", "--output"]
+    arguments = [str(tiny_run / "best.pt"), "--missing", "--output"]
     assert evaluate.main([*arguments, str(ours)]) == 0
     report = json.loads(ours.read_text())
     last = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()[-2:]}
@@ -90,19 +78,19 @@ def test_missing_tells_each_modality_and_repeats_in_two_processes(
 
 
 def test_mistakes_end_in_one_line(
-    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken = tmp_path / "broken.pt"
     broken.write_bytes(b"no checkpoint")
-    other = checkpoint.load(finished / "best.pt")
+    other = checkpoint.load(tiny_run / "best.pt")
     other["data"]["classes"][0] = "something else"
     checkpoint.save(other, tmp_path / "other.pt")
     for arguments, message in (
         ([str(tmp_path / "missing.pt")], "missing.pt is not a file"),
         ([str(broken)], "broken.pt is damaged"),
         ([str(tmp_path / "other.pt")], "classes was ['something else'"),
-        ([str(finished / "best.pt"), "--root", "somewhere"], "root"),
-        ([str(finished / "best.pt"), "--batch-size", "0"], "--loader.batch-size must be 1"),
+        ([str(tiny_run / "best.pt"), "--root", "somewhere"], "root"),
+        ([str(tiny_run / "best.pt"), "--batch-size", "0"], "--loader.batch-size must be 1"),
     ):
         assert evaluate.main(arguments) == 2
         error = capsys.readouterr().err
@@ -111,10 +99,10 @@ def test_mistakes_end_in_one_line(
         assert message in error
 
 
-def test_evaluation_does_not_depend_on_the_random_state(finished: Path, tmp_path: Path) -> None:
+def test_evaluation_does_not_depend_on_the_random_state(tiny_run: Path, tmp_path: Path) -> None:
     file = tmp_path / "report.json"
     for seed in (1, 2):
         torch.manual_seed(seed)
-        assert evaluate.main([str(finished / "best.pt"), "--output", str(file)]) == 0
-        result = json.loads((finished / "result.json").read_text())
+        assert evaluate.main([str(tiny_run / "best.pt"), "--output", str(file)]) == 0
+        result = json.loads((tiny_run / "result.json").read_text())
         assert json.loads(file.read_text())["loss"] == result["loss"]

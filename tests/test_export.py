@@ -28,10 +28,8 @@ def command(*arguments: object) -> int:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("finished")
-    assert train.main([*TINY, "--output", str(output)]) == 0
-    return output / "best.pt"
+def finished(tiny_run: Path) -> Path:
+    return tiny_run / "best.pt"
 
 
 def batch(count: int, steps: int) -> list[Tensor]:

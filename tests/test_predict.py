@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,6 @@ from mmixer_kernels import evaluate, predict, train
 from mmixer_kernels.data import collate
 from mmixer_kernels.training import predictions, run, streams
 
-TINY = [
-    *("--frames", "2", "--frame-size", "8", "--samples", "32", "--evaluation-samples", "16"),
-    *("--model.hidden-size", "8", "--epochs", "1"),
-]
 VIDEO = [
     *("--data", "ntu60", "--image-size", "32", "--model.weights", "none", "--epochs", "1"),
     *("--model.hidden-size", "8", "--loader.batch-size", "2"),
@@ -28,10 +25,9 @@ def command(*arguments: object) -> int:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("finished")
-    assert train.main([*TINY, "--output", str(output)]) == 0
-    return output / "best.pt"
+def finished(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of its own, as `evaluate --streams` writes beside it."""
+    return shutil.copytree(tiny_run, tmp_path_factory.mktemp("finished") / "run") / "best.pt"
 
 
 def table(text: str) -> list[list[tuple[str, str]]]:
@@ -117,7 +113,7 @@ def test_mistakes_end_in_one_line(
             [tmp_path / "a_rgb.avi"],
             "the samples of synthetic are not files: choose some by --index",
         ),
-        (["--index", 16], "--index must be in 0..15 for test, but is 16"),
+        (["--index", 32], "--index must be in 0..31 for test, but is 32"),
         (["--index", 0, "--top", 0], "--top must be 1 or more, but is 0"),
         (["--index", 0, "--output", tmp_path / "no" / "p.png"], "No such file or directory"),
     ):
