@@ -194,7 +194,7 @@ def _fingerprint(p: Problem, mix: str) -> bytes:
     for x in (*p.weights, *(x for x in p if not isinstance(x, Weights))):
         digest.update(str(None if x is None else x.shape).encode())
         if x is not None:
-            digest.update(x.contiguous().numpy().tobytes())
+            digest.update(x.detach().cpu().contiguous().numpy().tobytes())
     return digest.digest()
 
 
