@@ -55,11 +55,21 @@ def build(*targets: str, sanitize: str = "") -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     with open(directory / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # other tests may share the directory
+        _forget_other_tools(directory, ninja)
         expect_success(
             [*configure, f"-DMMIXER_SANITIZE={sanitize}", *(["-G", "Ninja"] if ninja else [])]
         )
         expect_success([cmake, "--build", directory, "--target", *targets])
     return directory
+
+
+def _forget_other_tools(directory: Path, ninja: str | None) -> None:
+    """CMake keeps the programs and flags of its first run, which may be gone or others by now."""
+    flags = [os.environ.get(name) for name in ("CXX", "CXXFLAGS")]
+    tools, record = repr([sys.executable, ninja, *flags]), directory / "tools"
+    if not record.exists() or record.read_text() != tools:
+        (directory / "CMakeCache.txt").unlink(missing_ok=True)
+        record.write_text(tools)
 
 
 def _pybind11() -> list[str]:

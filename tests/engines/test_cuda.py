@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import sysconfig
 from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
@@ -55,8 +56,7 @@ BOUND = {
 @pytest.fixture(scope="session")
 def emulated() -> ModuleType:
     pytest.importorskip("pybind11")
-    directory = build("_emulated")
-    (library,) = directory.glob("_emulated*.so")
+    library = build("_emulated") / f"_emulated{sysconfig.get_config_var('EXT_SUFFIX')}"
     spec = importlib.util.spec_from_file_location("_emulated", library)
     assert spec is not None
     assert spec.loader is not None
