@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ def test_a_resumed_training_doubles_no_step(tmp_path: Path) -> None:
     with Events(tmp_path, 0) as events:
         for epoch in (1, 2, 3):
             events.epoch(record(epoch, epoch / 2))
+    time.sleep(1)  # files are read in the order of their names, which begin with a time in seconds
     with Events(tmp_path, 2) as events:  # killed before the checkpoint of the third epoch
         for epoch in (3, 4):
             events.epoch(record(epoch, epoch * 2))
