@@ -175,6 +175,15 @@ def test_unbatched_and_packed_mistakes():
         mcu(packed, C, W, lengths=torch.tensor([1, 4, 2]))
     with pytest.raises(ValueError, match="context must have one row a sequence"):
         mcu(packed, C[:2], W)
+    with pytest.raises(TypeError, match="hx must be a Tensor, but is a list"):
+        mcu(packed, C, W, [0.0])
+    with pytest.raises(TypeError, match="context must be a Tensor, but is a NoneType"):
+        mcu(packed, None, W)
+    narrow = pack_padded_sequence(X[..., :4], torch.tensor([4, 3, 2]))
+    with pytest.raises(ValueError, match=r"input must have 5 features \(input_size\), but has 4"):
+        mcu(narrow, C, W)
+    with pytest.raises(TypeError, match="input must be float64, .* but is int64"):
+        mcu(pack_padded_sequence(X.long(), torch.tensor([4, 3, 2])), C, W)
 
 
 def test_cell_mistakes():

@@ -1,0 +1,100 @@
+"""Pictures as bytes: what comes back, and what is refused."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+Image = pytest.importorskip("PIL.Image")
+
+from mmixer_kernels.data import images  # noqa: E402
+
+
+def ramp(channels: int) -> Tensor:
+    """Smooth, as JPEG keeps well, and of other values in each channel, row and column."""
+    rows, columns = torch.arange(33)[:, None], torch.arange(41)
+    return torch.stack([40 * c + 2 * rows + columns for c in range(1, channels + 1)]).byte()
+
+
+def file_of(pixels: np.ndarray, format: str) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format)
+    return file.getvalue()
+
+
+@pytest.fixture
+def depth() -> Tensor:
+    """All of the 16 bits."""
+    return torch.randint(65536, (1, 33, 41)).to(torch.uint16)
+
+
+@pytest.mark.parametrize(("modality", "channels"), [("rgb", 3), ("ir", 1)])
+def test_jpeg_keeps_channels_rows_and_columns(modality: str, channels: int) -> None:
+    frame = ramp(channels)
+    content = images.encode(frame, modality, 95)
+    found = images.decode(content, modality)
+    assert content.startswith(images.JPEG_SIGNATURE)
+    assert (found.dtype, found.shape) == (torch.uint8, frame.shape)
+    assert (found.int() - frame.int()).abs().max() <= 3
+    assert len(images.encode(frame, modality, 10)) < len(content)
+    assert images.encode(frame, modality, 95) == content
+
+
+def test_depth_is_exact(depth: Tensor) -> None:
+    content = images.encode(depth, "depth", 95)
+    found = images.decode(content, "depth")
+    assert content.startswith(images.PNG_SIGNATURE)
+    assert found.dtype == torch.uint16
+    assert torch.equal(found.int(), depth.int())
+
+
+def test_a_strided_frame_is_the_same_picture(depth: Tensor) -> None:
+    for modality, frame in (("rgb", ramp(3)), ("ir", ramp(1)), ("depth", depth)):
+        transposed = frame.transpose(1, 2).contiguous().transpose(1, 2)
+        assert images.encode(transposed, modality, 95) == images.encode(frame, modality, 95)
+
+
+def test_grey_becomes_rgb_and_rgb_grey() -> None:
+    grey, colour = ramp(1), ramp(3)
+    found = images.decode(file_of(grey[0].numpy(), "PNG"), "rgb")
+    assert torch.equal(found, grey.expand(3, -1, -1))
+    found = images.decode(file_of(colour.permute(1, 2, 0).numpy(), "PNG"), "ir")
+    luma = torch.tensor([0.299, 0.587, 0.114])[:, None, None] * colour
+    assert (found - luma.sum(0)).abs().max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind"), [((9, 8), "8-bit grey"), ((9, 8, 3), "colour"), ((9, 8, 4), "colour")]
+)
+def test_depth_of_another_kind_is_refused(shape: tuple[int, ...], kind: str) -> None:
+    content = file_of(np.zeros(shape, np.uint8), "PNG")
+    with pytest.raises(ValueError, match=f"^must be 16-bit depth in one channel, but is {kind}$"):
+        images.decode(content, "depth")
+
+
+@pytest.mark.parametrize("content", [b"", b"text", file_of(np.zeros((9, 8), np.uint8), "BMP")])
+def test_what_is_neither_jpeg_nor_png_is_refused(content: bytes) -> None:
+    with pytest.raises(ValueError, match=r"^cannot be decoded: "):
+        images.decode(content, "rgb")
+
+
+def test_every_flipped_bit_of_a_png_is_found(depth: Tensor) -> None:
+    """Pillow looks at no checksum of the pixels."""
+    content = images.encode(depth[:, :4, :4], "depth", 95)
+    for place in range(len(content)):
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << place % 8
+        with pytest.raises(ValueError, match=r"^(is|cannot be) "):
+            images.decode(bytes(flipped), "depth")
+
+
+def test_every_truncation_is_found(depth: Tensor) -> None:
+    for modality, frame in (("rgb", ramp(3)), ("depth", depth[:, :4, :4])):
+        content = images.encode(frame, modality, 95)
+        for length in range(0, len(content) - 2, 3):
+            with pytest.raises(ValueError, match=r"^(is|cannot be) "):
+                images.decode(content[:length], modality)
