@@ -182,7 +182,7 @@ def test_unbatched_and_packed_mistakes():
     narrow = pack_padded_sequence(X[..., :4], torch.tensor([4, 3, 2]))
     with pytest.raises(ValueError, match=r"input must have 5 features \(input_size\), but has 4"):
         mcu(narrow, C, W)
-    with pytest.raises(TypeError, match="input must be float64, .* but is int64"):
+    with pytest.raises(TypeError, match=r"input must be float64, .* but is int64"):
         mcu(pack_padded_sequence(X.long(), torch.tensor([4, 3, 2])), C, W)
 
 
