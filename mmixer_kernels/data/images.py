@@ -39,19 +39,23 @@ def decode(content: bytes, modality: str) -> Tensor:
     Colours are converted to what the modality has; depth must have its 16 bits.
 
     Raises:
-        ValueError: a picture that is damaged, or depth of another kind; the message says what it
-            is without naming a file.
+        ValueError: a picture that is damaged, or depth where colours are asked for or the other
+            way round; the message says what it is without naming a file.
     """
     from PIL import Image
 
     _check_png(content)
     try:
-        with Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as image:
-            if modality == "depth" and image.mode != MODES["depth"]:
-                raise ValueError(f"must be 16-bit depth in one channel, but is {_kind(image.mode)}")
-            pixels = np.array(image if modality == "depth" else image.convert(MODES[modality]))
-    except (OSError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
+        image = Image.open(io.BytesIO(content), formats=("JPEG", "PNG"))
+        image.load()
+    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot be decoded: {error}") from error
+    is_depth = image.mode == MODES["depth"]
+    if modality == "depth" and not is_depth:
+        raise ValueError(f"must be 16-bit depth in one channel, but is {_kind(image.mode)}")
+    if modality != "depth" and is_depth:
+        raise ValueError("must have 8 bits per channel, but is 16-bit depth")
+    pixels = np.array(image if is_depth else image.convert(MODES[modality]))
     frame = torch.from_numpy(pixels).reshape(*pixels.shape[:2], -1)
     return frame.permute(2, 0, 1).contiguous()
 

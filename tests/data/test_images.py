@@ -76,6 +76,13 @@ def test_depth_of_another_kind_is_refused(shape: tuple[int, ...], kind: str) -> 
         images.decode(content, "depth")
 
 
+@pytest.mark.parametrize("modality", ["rgb", "ir"])
+def test_depth_is_no_colour(modality: str, depth: Tensor) -> None:
+    content = images.encode(depth, "depth", 95)
+    with pytest.raises(ValueError, match="must have 8 bits per channel, but is 16-bit depth"):
+        images.decode(content, modality)
+
+
 @pytest.mark.parametrize("content", [b"", b"text", file_of(np.zeros((9, 8), np.uint8), "BMP")])
 def test_what_is_neither_jpeg_nor_png_is_refused(content: bytes) -> None:
     with pytest.raises(ValueError, match=r"^cannot be decoded: "):
