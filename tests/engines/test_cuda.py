@@ -104,16 +104,19 @@ def check(p: Problem, precision: str, mix: str = "gated") -> None:
         assert error < BOUND[precision], (name, error)
 
 
-def takes(path: str, precision: str) -> bool:
-    return path == "step" or precision != "float64"
+COMBINATIONS = [
+    (path, precision)
+    for path in PATHS
+    for precision in PRECISIONS
+    if path == "step" or precision != "float64"  # which has no persistent kernel
+]
 
 
 @pytest.mark.parametrize("lengths", [False, True])
 @pytest.mark.parametrize("layer_norm", [True, False])
 @pytest.mark.parametrize("mix", ["gated", "concat"])
+@pytest.mark.parametrize(("path", "precision"), COMBINATIONS, indirect=True)
 def test_error(path: str, precision: str, mix: str, layer_norm: bool, lengths: bool) -> None:
-    if not takes(path, precision):
-        pytest.skip("float64 goes step by step")
     dtype = PRECISIONS[precision][0]
     sizes = [Size(3, 2, 3, 4, 20), Size(4, 13, 9, 5, 33)]
     # LayerNorm over few units has an ill-conditioned gradient: smaller sizes in float64 alone.
