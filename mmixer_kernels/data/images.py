@@ -57,7 +57,7 @@ def decode(content: bytes, modality: str) -> Tensor:
         raise ValueError("must have 8 bits per channel, but is 16-bit depth")
     pixels = np.array(image if is_depth else image.convert(MODES[modality]))
     frame = torch.from_numpy(pixels).reshape(*pixels.shape[:2], -1)
-    return frame.permute(2, 0, 1).contiguous()
+    return frame.permute(2, 0, 1)
 
 
 def _kind(mode: str) -> str:
