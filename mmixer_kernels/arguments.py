@@ -5,8 +5,8 @@ Every message names the argument, what it is and what it must be.
 
 from __future__ import annotations
 
-import math
-from typing import TYPE_CHECKING, NamedTuple
+import sys
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -38,11 +38,13 @@ class Layout(NamedTuple):
     @classmethod
     def of(cls, input: Tensor | PackedSequence, batch_first: bool) -> Layout:
         if isinstance(input, PackedSequence):
+            _check_packed(input)
             return cls(batch_first=False, batched=True, packed=input)
         if not isinstance(input, Tensor):
             raise TypeError(
                 f"input must be a Tensor or a PackedSequence, but is a {type(input).__name__}"
             )
+        check_tensor("input", input)
         if input.ndim not in (2, 3):
             order = "[B, T, input_size]" if batch_first else "[T, B, input_size]"
             raise ValueError(
@@ -75,11 +77,13 @@ class Layout(NamedTuple):
             if lengths is not None:
                 raise ValueError("lengths must be None when input is a PackedSequence")
             if input.sorted_indices is not None:
-                if input.sorted_indices.numel() != context.shape[0]:
-                    raise ValueError(
-                        f"context must have one row a sequence of the PackedSequence, "
-                        f"{input.sorted_indices.numel()}, but has shape {list(context.shape)}"
-                    )
+                sequences = input.sorted_indices.numel()
+                for name, rows in (("context", context), ("hx", hx)):
+                    if rows is not None and rows.shape[0] != sequences:
+                        raise ValueError(
+                            f"{name} must have one row per sequence of the PackedSequence, "
+                            f"{sequences}, but has {rows.shape[0]}"
+                        )
                 context = context.index_select(0, input.sorted_indices)
                 if hx is not None:
                     hx = hx.index_select(0, input.sorted_indices)
@@ -107,28 +111,80 @@ class Layout(NamedTuple):
         return (output.transpose(0, 1) if self.batch_first else output), h_n.unsqueeze(0)
 
 
+def _check_packed(input: PackedSequence) -> None:
+    """Raises unless it is what `pack_padded_sequence` makes of `[T, B, input_size]`."""
+    data = check_tensor("input.data", input.data)
+    if data.ndim != 2:
+        raise ValueError(
+            "input must pack sequences of [T, B, input_size], but its data has shape "
+            f"{list(data.shape)}"
+        )
+    if torch.compiler.is_compiling():
+        return  # which must not look at values
+    sizes = input.batch_sizes.tolist()
+    if not sizes or min(sizes) < 1 or sizes != sorted(sizes, reverse=True):
+        raise ValueError(f"input's batch_sizes must be positive and never grow, but are {sizes}")
+    if sum(sizes) != len(data):
+        raise ValueError(
+            f"input's batch_sizes must add up to the rows of its data, {len(data)}, "
+            f"but give {sum(sizes)}"
+        )
+
+
 def check_tensor(name: str, value: object) -> Tensor:
-    """The value itself; TypeError where it is no tensor."""
+    """The value itself; TypeError where it is no tensor, or a sparse or jagged one."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a Tensor, but is a {type(value).__name__}")
+    if value.layout is not torch.strided:
+        kind = str(value.layout).removeprefix("torch.")
+        raise TypeError(f"{name} must be a dense Tensor, but is {kind}: use .to_dense() or pad it")
     return value
+
+
+def check_like_weight(name: str, tensor: Tensor, weight: Tensor, casts: bool = False) -> None:
+    """A module's input has the dtype, unless autocast casts them, and the device of its weights,
+    which may be bfloat16 beside float32."""
+    allowed = {weight.dtype, torch.float32 if weight.dtype is torch.bfloat16 else weight.dtype}
+    if not casts and tensor.dtype not in allowed:
+        raise TypeError(
+            f"{name} must have the weights' dtype, {_name(weight.dtype)}, but is "
+            f"{_name(tensor.dtype)}: convert one of them with .to()"
+        )
+    if tensor.device != weight.device:
+        raise ValueError(
+            f"{name} must be on the weights' device, {weight.device}, but is on {tensor.device}: "
+            "move one of them with .to()"
+        )
 
 
 def check_sizes(sizes: dict[str, int]) -> None:
     for name, size in sizes.items():
-        if not isinstance(size, int) or size < 1:
-            raise ValueError(f"{name} must be a positive integer, but is {size!r}")
+        if type(size) is bool or not isinstance(size, int) or size < 1:
+            raise ValueError(f"{name} must be a positive int, but is {size!r}")
 
 
 def check_options(mix: str, eps: float) -> None:
-    if mix not in MIXES:
+    if not isinstance(mix, str) or mix not in MIXES:
         raise ValueError(f"mix must be one of {', '.join(MIXES)}, but is {mix!r}")
-    if not isinstance(eps, int | float) or not 0 < eps < math.inf:
-        raise ValueError(f"eps must be a positive finite number, but is {eps!r}")
+    is_number = isinstance(eps, int | float) and type(eps) is not bool
+    if not is_number or not 0 < eps <= sys.float_info.max:
+        raise ValueError(f"eps must be a positive finite float, but is {eps!r}")
 
 
-def check(operands: Operands, weights: Weights, mix: str, eps: float) -> None:
+def check_dtype(name: str, dtype: object) -> None:
+    if dtype not in DTYPES:
+        raise TypeError(
+            f"{name} must be float64, float32, bfloat16 or float16, but is {_name(dtype)}"
+        )
+
+
+def check(
+    operands: Operands, weights: Weights, mix: str, eps: float, group: int | None = None
+) -> None:
     """Shapes, dtypes and devices of a call with time first; input without T is one step.
+
+    Args:
+        group: the number of the group whose names the messages give; None for a call of one.
 
     Raises:
         ValueError: a wrong shape, device, length, mix or eps. TypeError: a wrong dtype, or a
@@ -137,42 +193,29 @@ def check(operands: Operands, weights: Weights, mix: str, eps: float) -> None:
     input, context, hx, lengths = operands
     check_options(mix, eps)
     if input.dtype not in DTYPES:
-        raise TypeError(
-            "input must be float64, float32, bfloat16 or float16, but is "
-            f"{_name(input.dtype)}: convert it with .float()"
-        )
+        check_dtype(_argument("input", group), input.dtype)
     steps, batch, input_size = input.shape if input.ndim == 3 else (1, *input.shape)
     if steps == 0 or batch == 0:
         raise ValueError(
-            f"input must have at least one step and one sample, but has {steps} steps (T) "
-            f"and {batch} samples (B)"
+            f"{_argument('input', group)} must have at least one step and one sample, but has "
+            f"{steps} steps (T) and {batch} samples (B)"
         )
-    check_tensor("weight_f", weights.weight_f)
-    check_tensor("weight_g", weights.weight_g)
-    check_tensor("weight_r", weights.weight_r)
-    if weights.weight_r.ndim != 2:
-        raise ValueError(f"weight_r must be [H, H], but has shape {list(weights.weight_r.shape)}")
-    hidden = weights.hidden_size
+    f, g, r = weights.weight_f, weights.weight_g, weights.weight_r
+    if not (isinstance(f, Tensor) and isinstance(g, Tensor) and isinstance(r, Tensor)) or not (
+        f.ndim == g.ndim == r.ndim == 2 and f.numel() and g.numel() and r.numel()
+    ):
+        _refuse_matrices({"weight_f": f, "weight_g": g, "weight_r": r}, group)
     if (weights.norm_weight is None) != (weights.norm_bias is None):
         raise ValueError("norm_weight and norm_bias must both be given, or both be None")
-    if weights.weight_f.shape[-1] != input_size:
-        raise ValueError(
-            f"input must have {weights.weight_f.shape[-1]} features (input_size), "
-            f"but has {input_size}"
-        )
+    hidden, inputs, contexts = r.shape[0], f.shape[1], g.shape[1]
     dtype, device = input.dtype, input.device
-    _check_tensors(
-        (("context", context, (batch, weights.weight_g.shape[-1])), ("hx", hx, (batch, hidden))),
-        (dtype,),
-        device,
-    )
     square, norm = (hidden, hidden), (6, hidden)
     _check_tensors(
         (
-            ("weight_f", weights.weight_f, (hidden, input_size)),
-            ("weight_g", weights.weight_g, (hidden, weights.weight_g.shape[-1])),
+            ("weight_f", f, (hidden, inputs)),
+            ("weight_g", g, (hidden, contexts)),
             ("weight_s", weights.weight_s, (hidden, 2 * hidden)),
-            ("weight_r", weights.weight_r, square),
+            ("weight_r", r, square),
             ("weight_z", weights.weight_z, square),
             ("weight_h", weights.weight_h, square),
             ("norm_weight", weights.norm_weight, norm),
@@ -181,6 +224,18 @@ def check(operands: Operands, weights: Weights, mix: str, eps: float) -> None:
         # Beside float32 features also bfloat16: half the memory to read at each step.
         (dtype, torch.bfloat16) if dtype is torch.float32 else (dtype,),
         device,
+        group,
+    )
+    if input_size != inputs:
+        raise ValueError(
+            f"{_argument('input', group)} must have {inputs} features (input_size), "
+            f"but has {input_size}"
+        )
+    _check_tensors(
+        (("context", context, (batch, contexts)), ("hx", hx, (batch, hidden))),
+        (dtype,),
+        device,
+        group,
     )
     if lengths is not None:
         check_lengths(lengths, steps, batch, input)
@@ -210,39 +265,66 @@ def check_lengths(lengths: Tensor, steps: int, batch: int, input: Tensor) -> Non
         )
 
 
+def _refuse_matrices(matrices: dict[str, object], group: int | None) -> NoReturn:
+    """Of the matrices whose shapes say what the others must have."""
+    for name, matrix in matrices.items():
+        weight = check_tensor(_argument(name, group), matrix)
+        if weight.ndim != 2 or 0 in weight.shape:
+            break
+    raise ValueError(
+        f"{_argument(name, group)} must be {_MEANINGS[name]}, but has shape {list(weight.shape)}"
+    )
+
+
 def _check_tensors(
     expected: tuple[tuple[str, Tensor | None, tuple[int, ...]], ...],
     dtypes: tuple[torch.dtype, ...],
     device: torch.device,
+    group: int | None,
 ) -> None:
     """Each tensor that there is has its shape, one of the dtypes, input's first, and the device."""
-    for name, value, shape in expected:
-        if value is None and name in _OPTIONAL:
-            continue
-        tensor = check_tensor(name, value)
-        if tensor.shape != shape:
-            meaning = _MEANINGS.get(name, "H is weight_r's")
+    for name, tensor, shape in expected:
+        if tensor is None:
+            if name in _OPTIONAL:
+                continue
+            tensor = check_tensor(_argument(name, group), tensor)
+        if getattr(tensor, "shape", None) != shape:
+            tensor = check_tensor(_argument(name, group), tensor)
+            meaning = _MEANINGS[name] if name in ("context", "hx") else "H is weight_r's"
             raise ValueError(
-                f"{name} must have shape {list(shape)} ({meaning}), but has {list(tensor.shape)}"
+                f"{_argument(name, group)} must have shape {list(shape)} ({meaning}), "
+                f"but has {list(tensor.shape)}"
             )
-        if tensor.dtype not in dtypes:
+        if tensor.dtype not in dtypes:  # NumPy's are not
+            check_tensor(_argument(name, group), tensor)
             raise TypeError(
-                f"{name} must have input's dtype, {', or '.join(map(_name, dtypes))}, "
-                f"but is {_name(tensor.dtype)}: convert one of them with .to()"
+                f"{_argument(name, group)} must have input's dtype, "
+                f"{', or '.join(map(_name, dtypes))}, but is {_name(tensor.dtype)}: "
+                f"convert one of them with .to()"
             )
         if tensor.device != device:
             raise ValueError(
-                f"{name} must be on input's device, {device}, but is on {tensor.device}: "
-                f"move one of them with .to()"
+                f"{_argument(name, group)} must be on input's device, {device}, "
+                f"but is on {tensor.device}: move one of them with .to()"
             )
+
+
+def _argument(name: str, group: int | None) -> str:
+    """What `mcu_group` calls an operand of one of its groups."""
+    if group is None or name == "hx":
+        return name
+    return f"{name}s[{group}]" if name in ("input", "context") else f"weights[{group}].{name}"
 
 
 _OPTIONAL = ("hx", "norm_weight", "norm_bias")
 _MEANINGS = {
+    "weight_f": "[H, input_size]",
+    "weight_g": "[H, context_size]",
+    "weight_r": "[H, H]",
     "context": "[B, context_size]",
     "hx": "[B, H] for this input and hidden_size",
 }
 
 
-def _name(dtype: torch.dtype) -> str:
+def _name(dtype: object) -> str:
     return str(dtype).removeprefix("torch.")

@@ -55,7 +55,7 @@ def mcu(
     _check_weights("weights", weights)
     layout = arguments.Layout.of(input, batch_first)
     operands = layout.arrange(input, context, hx, lengths)
-    output, h_n = _run([operands], [weights], mix, eps, engine, recompute)
+    output, h_n = _run([operands], [weights], mix, eps, engine, recompute, grouped=False)
     return layout.restore(output.squeeze(0), h_n.squeeze(0))
 
 
@@ -90,7 +90,7 @@ def mcu_group(
     """
     named = {"inputs": inputs, "contexts": contexts, "weights": weights}
     for name, value in named.items():
-        if not isinstance(value, Sequence | Tensor):
+        if not isinstance(value, Sequence) and not (isinstance(value, Tensor) and value.ndim):
             raise TypeError(f"{name} must be a sequence, but is a {type(value).__name__}")
     groups = len(inputs)
     if groups == 0 or len(contexts) != groups or len(weights) != groups:
@@ -107,7 +107,7 @@ def mcu_group(
         arguments.check_tensor(f"inputs[{i}]", input)
         arguments.check_tensor(f"contexts[{i}]", context)
         _check_weights(f"weights[{i}]", weights[i])
-        arguments.check_tensor("weight_r", weights[i].weight_r)
+        arguments.check_tensor(f"weights[{i}].weight_r", weights[i].weight_r)
         if input.ndim != 3:
             raise ValueError(
                 f"inputs[{i}] must have three dimensions, but has shape {list(input.shape)}"
@@ -163,8 +163,9 @@ def mcu_cell(
             "input must be [B, input_size], or [input_size] unbatched, "
             f"but has shape {list(input.shape)}"
         )
-    given = {"context": context} if hx is None else {"context": context, "hx": hx}
-    for name, value in given.items():
+    for name, value in (("context", context), ("hx", hx)):
+        if value is None and name == "hx":
+            continue
         tensor = arguments.check_tensor(name, value)
         if tensor.ndim != input.ndim:
             raise ValueError(
@@ -190,6 +191,20 @@ def _check_weights(name: str, weights: Weights) -> None:
         )
 
 
+def _check_alike(i: int, input: Tensor, first: Tensor) -> None:
+    """What one call of an engine has for all groups; `arguments.check` has each group's own."""
+    if input.dtype != first.dtype:
+        raise TypeError(
+            f"inputs must agree in dtype, but inputs[0] is {first.dtype} and inputs[{i}] "
+            f"{input.dtype}: convert one of them with .to()"
+        )
+    if input.device != first.device:
+        raise ValueError(
+            f"inputs must be on one device, but inputs[0] is on {first.device} and inputs[{i}] "
+            f"on {input.device}: move one of them with .to()"
+        )
+
+
 def _run(
     operands: Sequence[arguments.Operands],
     weights: Sequence[Weights],
@@ -197,6 +212,7 @@ def _run(
     eps: float,
     engine: str,
     recompute: bool,
+    grouped: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Output `[G, T, B, H]` and h_n `[G, B, H]` of operands with time first."""
     states = [group.hx for group in operands]
@@ -207,8 +223,12 @@ def _run(
         states,
     )
     lengths = operands[0].lengths
-    for group in zip(inputs, contexts, states, weights, strict=True):
-        arguments.check(arguments.Operands(*group[:3], lengths), group[3], mix, eps)
+    for i, (input, context, state, weight_set) in enumerate(
+        zip(inputs, contexts, states, weights, strict=True)
+    ):
+        _check_alike(i, input, inputs[0])
+        group = arguments.Operands(input, context, state, lengths)
+        arguments.check(group, weight_set, mix, eps, i if grouped else None)
     name = choose(engine, inputs[0])
     given = [state for state in states if state is not None]
     hx = torch.stack(given) if len(given) > 1 else given[0].unsqueeze(0) if given else None

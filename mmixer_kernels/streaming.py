@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .arguments import check_tensor
+from .arguments import check_like_weight, check_tensor
 from .modules import FusedMCUCell
 
 
@@ -40,6 +40,12 @@ class CellStream:
             raise ValueError(
                 f"context must be [B, context_size], but has shape {list(context.shape)}"
             )
+        if context.shape[0] == 0 or context.shape[1] != cell.context_size:
+            raise ValueError(
+                f"context must have at least one sample and {cell.context_size} features "
+                f"(context_size), but has shape {list(context.shape)}"
+            )
+        check_like_weight("context", context, cell.weight_r)
         self.cell = cell
         self._context = context.detach().clone()
         self._input = context.new_zeros(context.shape[0], cell.input_size)
@@ -64,15 +70,20 @@ class CellStream:
             hx: the first state, zeros when None.
         """
         if context is not None:
-            _copy("context", self._context, context)
+            _check_like("context", context, self._context)
+        if hx is not None:
+            _check_like("hx", hx, self._state)
+        if context is not None:
+            self._context.copy_(context.detach())
         if hx is None:
             self._state.zero_()
         else:
-            _copy("hx", self._state, hx)
+            self._state.copy_(hx.detach())
 
     def __call__(self, input: Tensor) -> Tensor:
         """The next state `[B, H]` after `input [B, input_size]`; the next call overwrites it."""
-        _copy("input", self._input, input)
+        _check_like("input", input, self._input)
+        self._input.copy_(input.detach())
         if self._graph is None:
             self._step()
         else:
@@ -98,7 +109,7 @@ class CellStream:
                 self._step()
 
 
-def _copy(name: str, target: Tensor, source: Tensor) -> None:
+def _check_like(name: str, source: Tensor, target: Tensor) -> None:
     check_tensor(name, source)
     if source.shape != target.shape or source.dtype != target.dtype:
         raise ValueError(
@@ -107,4 +118,3 @@ def _copy(name: str, target: Tensor, source: Tensor) -> None:
         )
     if source.device != target.device:
         raise ValueError(f"{name} must be on {target.device}, but is on {source.device}")
-    target.copy_(source.detach())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import platform
 import shutil
@@ -55,21 +56,11 @@ def build(*targets: str, sanitize: str = "") -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     with open(directory / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # other tests may share the directory
-        _forget_other_tools(directory, ninja)
         expect_success(
             [*configure, f"-DMMIXER_SANITIZE={sanitize}", *(["-G", "Ninja"] if ninja else [])]
         )
         expect_success([cmake, "--build", directory, "--target", *targets])
     return directory
-
-
-def _forget_other_tools(directory: Path, ninja: str | None) -> None:
-    """CMake keeps the programs and flags of its first run, which may be gone or others by now."""
-    flags = [os.environ.get(name) for name in ("CXX", "CXXFLAGS")]
-    tools, record = repr([sys.executable, ninja, *flags]), directory / "tools"
-    if not record.exists() or record.read_text() != tools:
-        (directory / "CMakeCache.txt").unlink(missing_ok=True)
-        record.write_text(tools)
 
 
 def _pybind11() -> list[str]:
@@ -85,12 +76,14 @@ def _pybind11() -> list[str]:
 
 
 def build_directory(sanitize: str = "") -> Path:
-    """Where builds stay, so that the next run compiles only what has changed: build/tests of
-    the repository, or MMIXER_TEST_BUILD, with a folder beside it for each sanitizer."""
-    plain = Path(os.environ.get("MMIXER_TEST_BUILD", ROOT / "build" / "tests"))
-    if not sanitize:
-        return plain
-    return plain.with_name(f"{plain.name}-{sanitize.partition(',')[0]}")
+    """Where builds stay, so that the next run compiles only what has changed: in build/tests of the
+    repository, or MMIXER_TEST_BUILD, a folder for each sanitizer and set of tools. CMake keeps
+    those of its first run."""
+    flags = [os.environ.get(name) for name in ("CXX", "CXXFLAGS")]
+    tools = repr([sys.executable, shutil.which("ninja", path=SEARCH), *flags])
+    digest = hashlib.sha256(tools.encode()).hexdigest()[:8]
+    folder = Path(os.environ.get("MMIXER_TEST_BUILD", ROOT / "build" / "tests"))
+    return folder / f"{sanitize.partition(',')[0] or 'plain'}-{digest}"
 
 
 def launcher(directory: Path, sanitize: str) -> list[str]:

@@ -16,12 +16,25 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+MOST_WORKERS = 8
+"""Each of them imports torch, and few of the tests take long."""
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """A worker per processor, unless -n says otherwise or pytest-xdist is not installed."""
+    """A test that is named by itself runs, slow or not, in this process. Others run in a worker per
+    processor, unless -n or --dist says otherwise, pytest-xdist is not installed, or somebody looks
+    on (-s, --trace)."""
+    option = config.option
+    named = bool(config.args) and all("::" in word for word in config.args)
+    if named and option.markexpr == "not slow":
+        option.markexpr = ""
+    watched = option.capture == "no" or option.trace
     is_worker = "PYTEST_XDIST_WORKER" in os.environ
-    if not is_worker and getattr(config.option, "numprocesses", 0) is None:
-        config.option.numprocesses, config.option.dist = "auto", "worksteal"
+    chosen = getattr(option, "numprocesses", 0) is not None or option.dist != "no"
+    if not (named or watched or is_worker or chosen):
+        option.numprocesses, option.dist = "auto", "worksteal"
+        option.maxprocesses = option.maxprocesses or MOST_WORKERS
 
 
 @pytest.fixture

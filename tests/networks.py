@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-import torchvision
 from torch import Tensor, nn
 
 from mmixer_kernels.training.extractors import FEATURE_SIZE
@@ -25,4 +24,5 @@ class TinyResNet(nn.Module):
 
 def shrink_resnets(monkeypatch: pytest.MonkeyPatch) -> None:
     """torchvision's get_model gives a TinyResNet, whatever it is asked for."""
+    torchvision = pytest.importorskip("torchvision")
     monkeypatch.setattr(torchvision.models, "get_model", lambda name, **options: TinyResNet())

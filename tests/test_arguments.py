@@ -3,9 +3,9 @@
 import pytest
 import torch
 from helpers import Size, problem
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from mmixer_kernels import CellStream, FusedMCU, FusedMCUCell, MMixer
+from mmixer_kernels import CellStream, FusedMCU, FusedMCUCell, MMixer, StreamClassifiers
 from mmixer_kernels.functional import mcu, mcu_cell, mcu_group
 from mmixer_kernels.reference import MCU
 
@@ -67,9 +67,12 @@ def test_wrong_arguments_from_every_entrance(changed, error, message):
 
 WRONG_OPTIONS = [
     ({"mix": "sum"}, ValueError, "mix must be one of gated, concat, but is 'sum'"),
-    ({"eps": 0.0}, ValueError, "eps must be a positive finite number, but is 0.0"),
-    ({"eps": float("nan")}, ValueError, "eps must be a positive finite number, but is nan"),
-    ({"eps": "1e-5"}, ValueError, "eps must be a positive finite number, but is '1e-5'"),
+    ({"eps": 0.0}, ValueError, "eps must be a positive finite float, but is 0.0"),
+    ({"eps": float("nan")}, ValueError, "eps must be a positive finite float, but is nan"),
+    ({"eps": True}, ValueError, "eps must be a positive finite float, but is True"),
+    ({"eps": 10**400}, ValueError, "eps must be a positive finite float, but is 1000"),
+    ({"mix": torch.ones(2)}, ValueError, "mix must be one of gated, concat, but is tensor"),
+    ({"eps": "1e-5"}, ValueError, "eps must be a positive finite float, but is '1e-5'"),
 ]
 
 
@@ -93,8 +96,9 @@ def test_wrong_sizes(module):
         ((0, 6, 7), "input_size"),
         ((5, -1, 7), "context_size"),
         ((5, 6, 2.5), "hidden"),
+        ((5, 6, True), "hidden"),
     ):
-        with pytest.raises(ValueError, match=f"{name}.* must be a positive integer, but is"):
+        with pytest.raises(ValueError, match=f"{name}.* must be a positive int, but is"):
             module(*sizes)
 
 
@@ -113,10 +117,26 @@ def test_an_unknown_engine():
 
 
 WRONG_WEIGHTS = [
+    (
+        W._replace(weight_f=torch.tensor(1.0)),
+        ValueError,
+        r"weight_f must be \[H, input_size\], but has shape \[\]",
+    ),
+    (
+        W._replace(weight_g=W.weight_g[:, :0]),
+        ValueError,
+        r"weight_g must be \[H, context_size\], but has shape \[7, 0\]",
+    ),
+    (
+        W._replace(weight_f=W.weight_f.T),
+        ValueError,
+        r"weight_f must have shape \[7, 7\] .* has \[5, 7\]",
+    ),
     (None, TypeError, "weights.* must be mmixer_kernels.functional.Weights, but is a NoneType"),
     (tuple(W), TypeError, "weights.* must be mmixer_kernels.functional.Weights, but is a tuple"),
     (W._replace(weight_z=1.0), TypeError, "weight_z must be a Tensor, but is a float"),
     (W._replace(weight_f=None), TypeError, "weight_f must be a Tensor, but is a NoneType"),
+    (W._replace(weight_s=W.weight_s.numpy()), TypeError, "weight_s must be a Tensor, but is a nda"),
     (W._replace(norm_bias=[1.0]), TypeError, "norm_bias must be a Tensor, but is a list"),
     (W._replace(weight_r=W.weight_r[0]), ValueError, r"weight_r must be \[H, H\], but has shape"),
     (
@@ -178,7 +198,7 @@ def test_unbatched_and_packed_mistakes():
     packed = pack_padded_sequence(X, torch.tensor([1, 4, 2]), enforce_sorted=False)
     with pytest.raises(ValueError, match="lengths must be None when input is a PackedSequence"):
         mcu(packed, C, W, lengths=torch.tensor([1, 4, 2]))
-    with pytest.raises(ValueError, match="context must have one row a sequence"):
+    with pytest.raises(ValueError, match="context must have one row per sequence"):
         mcu(packed, C[:2], W)
     with pytest.raises(TypeError, match="hx must be a Tensor, but is a list"):
         mcu(packed, C, W, [0.0])
@@ -264,17 +284,31 @@ def test_stream_mistakes():
     with pytest.raises(ValueError, match=r"input must be \[3, 5\] torch.float32, but is \[3, 4\]"):
         stream(X[0, :, :4])
     with pytest.raises(ValueError, match=r"hx must be \[3, 7\] torch.float32, but is \[3, 6\]"):
-        stream.reset(hx=C)
+        stream.reset(context=2 * C, hx=C)
+    assert torch.equal(stream(X[0]), CellStream(cell, C)(X[0]))  # nothing was taken over
+    with pytest.raises(ValueError, match=r"context must have at least one sample and 6 features"):
+        CellStream(cell, C[:0])
+    with pytest.raises(TypeError, match="context must have the weights' dtype, float32, but is f"):
+        CellStream(cell, C.double())
+    with pytest.raises(ValueError, match="context must be on the weights' device, cpu, but is on"):
+        CellStream(cell, C.to("meta"))
 
 
-def test_network_mistakes():
-    network = MMixer([5, 5], 3, hidden_size=4)
+@pytest.mark.parametrize("unit", ["mcu", "gru"])
+@pytest.mark.parametrize("summarizer", ["avg", "gru"])
+def test_network_mistakes(unit, summarizer):
+    network = MMixer([5, 5], 3, hidden_size=4, unit=unit, summarizer=summarizer)
     for features, error, message in (
         ([X], ValueError, "features must have 2 tensors, one a modality, but has 1"),
         ([X, None], TypeError, r"features\[1\] must be a Tensor, but is a NoneType"),
         ([X, X[..., :4]], ValueError, r"features\[1\] must be \[B, T, 5\], but has shape"),
         ([X, X[:2]], ValueError, "features must agree in B and T"),
-        ([X, X.double()], TypeError, "must have input's dtype"),
+        ([X, X.double()], TypeError, r"agree in dtype, .* features\[1\] torch.float64"),
+        ([X.double()] * 2, TypeError, r"features\[0\] must have the weights' dtype, float32, but"),
+        ([X.long()] * 2, TypeError, r"features\[0\] must be float64, .* but is int64"),
+        ([X.to("meta")] * 2, ValueError, r"features\[0\] must be on the weights' device, cpu"),
+        ([X, X.to_sparse()], TypeError, r"features\[1\] must be a dense Tensor, but is sparse_coo"),
+        (None, TypeError, "features must be a sequence of Tensors, but is a NoneType"),
     ):
         with pytest.raises(error, match=message):
             network(features)
@@ -282,3 +316,105 @@ def test_network_mistakes():
         network([X, X], [1, 2, 3, 3])
     with pytest.raises(ValueError, match=r"lengths must be \[B\] = \[4\], but has shape \[2\]"):
         network([X, X], torch.tensor([1, 2]))
+
+
+def test_features_inside_autocast():
+    network = MMixer([5, 5], 3, hidden_size=4)
+    with torch.autocast("cpu", torch.bfloat16):
+        for given in (X, X.bfloat16()):
+            assert network([given, given]).dtype == torch.bfloat16
+        with pytest.raises(TypeError, match="features must agree in dtype"):
+            network([X.bfloat16(), X])
+        message = r"features\[0\] must be torch.float32 or torch.bfloat16 inside autocast, but is"
+        for wrong in (X.half(), X.double()):
+            with pytest.raises(TypeError, match=message):
+                network([wrong, wrong])
+
+
+def test_network_options():
+    for options, error, message in (
+        (
+            {"feature_sizes": 5},
+            TypeError,
+            "feature_sizes must be a sequence of sizes, but is a",
+        ),
+        ({"feature_sizes": [5, True]}, ValueError, r"feature_sizes\[1\] must be a positive int"),
+        ({"num_classes": True}, ValueError, "num_classes must be a positive int, but is True"),
+        ({"unit": torch.ones(2)}, ValueError, "unit must be one of mcu, gru, lstm, but is tensor"),
+        ({"unit": "gru", "mix": "x"}, ValueError, "mix must be one of gated, concat, but is 'x'"),
+        ({"unit": "gru", "engine": "fast"}, ValueError, "engine must be one of auto"),
+        ({"unit": "lstm", "summarizer": "sum"}, ValueError, "summarizer must be one of avg, max"),
+    ):
+        with pytest.raises(error, match=message):
+            MMixer(**{"feature_sizes": [5, 5], "num_classes": 3, **options})
+
+
+def test_stream_classifiers_mistakes():
+    heads = StreamClassifiers(MMixer([5, 5], 3, hidden_size=4))
+    stream = torch.randn(2, 4)
+    for streams, error, message in (
+        (None, TypeError, "streams must be a sequence of Tensors, but is a NoneType"),
+        ([stream], ValueError, "streams must have 2 tensors, one per modality, but has 1"),
+        ([stream, None], TypeError, r"streams\[1\] must be a Tensor, but is a NoneType"),
+        ([stream, stream[0]], ValueError, r"streams\[1\] must be \[B, hidden_size\] = \[2, 4\]"),
+        ([stream, stream[:, :3]], ValueError, r"streams\[1\] must be \[B, hidden_size\]"),
+        ([stream, stream[:1]], ValueError, r"streams\[1\] must be \[B, hidden_size\]"),
+        ([stream, stream.double()], TypeError, r"streams\[1\] must have the weights' dtype"),
+        ([stream, stream.to("meta")], ValueError, r"streams\[1\] must be on the weights' device"),
+    ):
+        with pytest.raises(error, match=message):
+            heads(streams)
+
+
+def test_groups_that_differ():
+    wide, meta = W.map(torch.Tensor.double), W.map(lambda x: x.to("meta"))
+    with pytest.raises(TypeError, match=r"inputs must agree in dtype.* inputs\[1\] torch.float64"):
+        mcu_group([X, X.double()], [C, C.double()], [W, wide])
+    with pytest.raises(ValueError, match=r"inputs must be on one device, .* inputs\[1\] on meta"):
+        mcu_group([X, X.to("meta")], [C, C.to("meta")], [W, meta])
+    for groups, message in (
+        (([X, X], [C, C[:2]], [W, W]), r"contexts\[1\] must have shape \[3, 6\]"),
+        (([X, X[..., :4]], [C, C], [W, W]), r"inputs\[1\] must have 5 features"),
+        (
+            ([X, X], [C, C], [W, W._replace(weight_s=W.weight_s.T)]),
+            r"weights\[1\].weight_s must have shape \[7, 14\]",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            mcu_group(*groups)
+
+
+@pytest.mark.parametrize("name", ["input", "context", "hx"])
+def test_sparse_and_jagged_tensors(name):
+    operands = {"input": X, "context": C, "hx": H}
+    tensor = operands[name]
+    for wrong, kind in (
+        (tensor.to_sparse(), "sparse_coo"),
+        (torch.nested.nested_tensor(list(tensor), layout=torch.jagged), "jagged"),
+    ):
+        with pytest.raises(TypeError, match=f"{name} must be a dense Tensor, but is {kind}"):
+            mcu(weights=W, **{**operands, name: wrong})
+
+
+def test_packed_sequences_that_nothing_packed():
+    packed = pack_padded_sequence(X, torch.tensor([4, 3, 2]))
+    for sizes, message in (
+        ([3, 3, 2, 3], "batch_sizes must be positive and never grow"),
+        ([], "batch_sizes must be positive and never grow"),
+        ([3, 3, 2], "batch_sizes must add up to the rows of its data, 9, but give 8"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            mcu(PackedSequence(packed.data, torch.tensor(sizes, dtype=torch.int64)), C, W)
+    deep = pack_padded_sequence(X[..., None], torch.tensor([4, 3, 2]))
+    with pytest.raises(ValueError, match=r"input must pack sequences of \[T, B, input_size\]"):
+        mcu(deep, C, W)
+    unsorted = pack_padded_sequence(X, torch.tensor([1, 4, 2]), enforce_sorted=False)
+    with pytest.raises(ValueError, match=r"hx must have one row per sequence .*, 3, but has 5"):
+        mcu(unsorted, C, W, torch.randn(1, 5, 7))
+
+
+@pytest.mark.parametrize("module", [FusedMCU, FusedMCUCell, MCU])
+def test_dtypes_of_modules(module):
+    for dtype in (torch.int64, torch.complex64, torch.bool):
+        with pytest.raises(TypeError, match="dtype must be float64, float32, bfloat16 or float16"):
+            module(5, 6, 7, dtype=dtype)

@@ -116,9 +116,9 @@ def test_stream_classifiers_leave_the_network_alone():
         (dict(feature_sizes=[4], num_classes=2), "two modalities or more, but has 1"),
         (
             dict(feature_sizes=[4, 0], num_classes=2),
-            r"feature_sizes\[1\] must be a positive integer",
+            r"feature_sizes\[1\] must be a positive int",
         ),
-        (dict(feature_sizes=[4, 4], num_classes=0), "num_classes must be a positive integer"),
+        (dict(feature_sizes=[4, 4], num_classes=0), "num_classes must be a positive int"),
         (
             dict(feature_sizes=[4, 4], num_classes=2, unit="rnn"),
             "unit must be one of mcu, gru, lstm",

@@ -17,15 +17,24 @@ FORWARD = torch.ops.mmixer_kernels.mcu_forward.default
 BACKWARD = torch.ops.mmixer_kernels.mcu_backward.default
 
 
-@pytest.mark.parametrize(
-    ("engine", "options", "recompute"),
-    [
-        ("cpu", {"groups": 2}, False),
-        pytest.param("cpu", {"hx": False, "lengths": False}, True, marks=pytest.mark.slow),
-        pytest.param("cpu", {"layer_norm": False, "lengths": False}, False, marks=pytest.mark.slow),
-        ("reference", {"groups": 2}, False),
-    ],
-)
+OPCHECKS = [
+    pytest.param(
+        engine,
+        options,
+        recompute,
+        marks=() if options.get("groups") and not recompute else pytest.mark.slow,
+    )
+    for engine in ENGINES
+    for options in (
+        {"groups": 2},
+        {"hx": False, "lengths": False},
+        {"layer_norm": False, "lengths": False},
+    )
+    for recompute in (False, True)
+]
+
+
+@pytest.mark.parametrize(("engine", "options", "recompute"), OPCHECKS)
 def test_opcheck(engine, options, recompute):
     arguments, grads = op_operands(**options)
     torch.library.opcheck(FORWARD, (*arguments, "gated", 1e-5, engine, True, recompute))

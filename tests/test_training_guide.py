@@ -18,7 +18,7 @@ BATCH = ["--epochs", "2", "--loader.batch-size", "2", "--loader.workers", "0"]
 TRAIN = ["--device", "cpu", "--model.hidden-size", "8", *BATCH]
 FRAMES = ["--image-size", "56", "--model.weights", "none"]
 SMALLER = {
-    "prepare": ["--size", "64", "--samples-per-shard", "4", "--workers", "1"],
+    "prepare": ["--size", "64", "--samples-per-shard", "4", "--workers", "2"],
     "train": [*TRAIN, *FRAMES],
     "train arrays": TRAIN,
     "prepare --verify": [],
@@ -79,6 +79,7 @@ def test_the_guides_first_steps_name_what_is_damaged(
     assert damaged in names
     miniature.spoil(tmp_path / "ntu", damaged, "rgb", "truncated")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(SMALLER, "prepare", [*SMALLER["prepare"], "--workers", "1"])
     check, prepare = commands()[:2]
     assert run(check) == 1
     assert f"{damaged}_rgb.avi" in capfd.readouterr().out

@@ -12,19 +12,31 @@ from torch import Tensor
 
 PNG_SIGNATURE, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND"
 JPEG_SIGNATURE, JPEG_END = b"\xff\xd8", b"\xff\xd9"
+KINDS = {"rgb": (3, torch.uint8), "ir": (1, torch.uint8), "depth": (1, torch.uint16)}
+"""Channels and dtype of each modality's frames."""
 MODES = {"rgb": "RGB", "ir": "L", "depth": "I;16"}
 """Pillow's name of each modality's pixels."""
 
 
 def encode(frame: Tensor, modality: str, quality: int) -> bytes:
-    """The picture of a frame `[C, h, w]`: JPEG of rgb and ir (uint8), PNG of depth (uint16).
+    """The picture of a frame: JPEG of rgb uint8 `[3, h, w]` and ir uint8 `[1, h, w]`, PNG of depth
+    uint16 `[1, h, w]`.
 
     Args:
         quality: of a JPEG, 1 to 100.
+
+    Raises:
+        ValueError: a frame of another kind than the modality's.
     """
     from PIL import Image
 
-    pixels = frame.permute(1, 2, 0).numpy() if modality == "rgb" else frame[0].numpy()
+    channels, dtype = KINDS[modality]
+    if frame.ndim != 3 or len(frame) != channels or frame.dtype != dtype:
+        raise ValueError(
+            f"a frame of {modality} must be {dtype} [{channels}, h, w], but is {frame.dtype} "
+            f"{list(frame.shape)}"
+        )
+    pixels = frame.permute(1, 2, 0).numpy() if channels == 3 else frame[0].numpy()
     image, file = Image.fromarray(np.ascontiguousarray(pixels)), io.BytesIO()
     if modality == "depth":
         image.save(file, "PNG")
@@ -36,25 +48,29 @@ def encode(frame: Tensor, modality: str, quality: int) -> bytes:
 def decode(content: bytes, modality: str) -> Tensor:
     """The frame of a picture: rgb uint8 `[3, h, w]`, ir uint8 and depth uint16 `[1, h, w]`.
 
-    Colours are converted to what the modality has; depth must have its 16 bits.
+    Colours are converted to what the modality has; depth must have its 16 bits. Damage in a PNG is
+    always found; a JPEG has no checksum, so that in it what still decodes is not.
 
     Raises:
-        ValueError: a picture that is damaged, or depth where colours are asked for or the other
-            way round; the message says what it is without naming a file.
+        ValueError: a picture that is damaged or of no known kind, depth where colours are asked
+            for, or the other way round; the message does not name the file.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     _check_png(content)
     try:
         image = Image.open(io.BytesIO(content), formats=("JPEG", "PNG"))
         image.load()
+    except UnidentifiedImageError as error:
+        raise ValueError("cannot be decoded: it is neither JPEG nor PNG") from error
     except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot be decoded: {error}") from error
     is_depth = image.mode == MODES["depth"]
     if modality == "depth" and not is_depth:
         raise ValueError(f"must be 16-bit depth in one channel, but is {_kind(image.mode)}")
-    if modality != "depth" and is_depth:
-        raise ValueError("must have 8 bits per channel, but is 16-bit depth")
+    # Pillow cuts colours of 16 bits to 8; the 25th byte of a PNG has their number.
+    if modality != "depth" and content.startswith(PNG_SIGNATURE) and content[24] == 16:
+        raise ValueError("must have 8 bits per channel, but has 16")
     pixels = np.array(image if is_depth else image.convert(MODES[modality]))
     frame = torch.from_numpy(pixels).reshape(*pixels.shape[:2], -1)
     return frame.permute(2, 0, 1)

@@ -150,7 +150,7 @@ class ShardSource:
         """The pictures of these frames of the original, as `Source.read` has them.
 
         Raises:
-            DamagedFile: bytes that do not have their checksum.
+            DamagedFile: bytes that do not have their checksum, or are no picture.
             ValueError: a frame that was not stored, or another size.
         """
         if size != self.size:
@@ -166,7 +166,12 @@ class ShardSource:
                     f"{self.shard.path}: frame {index} of {self.name} was not stored: the frames "
                     f"of {self.modality} are {', '.join(map(str, places))}"
                 )
-            pictures[index] = images.decode(self._bytes(index, *places[index]), self.modality)
+            content = self._bytes(index, *places[index])
+            try:
+                pictures[index] = images.decode(content, self.modality)
+            except ValueError as error:
+                member = member_name(self.name, self.modality, index)
+                raise DamagedFile(self.shard.path, f"{member} {error}") from error
         return torch.stack([pictures[index] for index in indices])
 
     def verify(self, full: bool) -> None:

@@ -37,7 +37,7 @@ def engines() -> dict[str, EngineState]:
 
 def check_name(name: str) -> None:
     """Raises ValueError when `name` is neither "auto" nor an engine."""
-    if name != "auto" and name not in NAMES:
+    if not isinstance(name, str) or name not in ("auto", *NAMES):
         raise ValueError(f"engine must be one of auto, {', '.join(NAMES)}, but is {name!r}")
 
 

@@ -256,6 +256,8 @@ def _rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """The tensor in the compute dtype with contiguous rows; a copy only where it has not."""
     if tensor.dtype is not dtype:
         tensor = tensor.to(dtype)
+    if tensor.is_neg():
+        return tensor.resolve_neg()
     if tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
         tensor = tensor.contiguous()
     return tensor

@@ -7,7 +7,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -64,14 +65,13 @@ def run(tasks: Sequence[Task], jobs: int, gpus: Sequence[str] = ()) -> list[Fail
     Args:
         gpus: values for CUDA_VISIBLE_DEVICES; none leaves it as it is.
     """
-    # Before the server starts: its children read the number with their first parallel region.
     threads = max(1, processors() // jobs)
-    os.environ["OMP_NUM_THREADS"] = str(threads)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOADED))
     waiting, failures = list(tasks), []
     running: dict[BaseProcess, tuple[Task, int]] = {}
-    with Progress(tasks) as progress, _terminable():
+    # While the server starts: its children read the number with their first parallel region.
+    with Progress(tasks) as progress, _terminable(), _omp_threads(threads):
         try:
             while waiting or running:
                 while waiting and len(running) < jobs:
@@ -95,6 +95,19 @@ def run(tasks: Sequence[Task], jobs: int, gpus: Sequence[str] = ()) -> list[Fail
             _end(list(running))
             raise
     return failures
+
+
+@contextmanager
+def _omp_threads(count: int) -> Iterator[None]:
+    """OMP_NUM_THREADS of the processes that are started meanwhile."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = str(count)
+    try:
+        yield
+    finally:
+        del os.environ["OMP_NUM_THREADS"]
+        if before is not None:
+            os.environ["OMP_NUM_THREADS"] = before
 
 
 class Progress:

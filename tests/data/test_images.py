@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -79,8 +81,28 @@ def test_depth_of_another_kind_is_refused(shape: tuple[int, ...], kind: str) -> 
 @pytest.mark.parametrize("modality", ["rgb", "ir"])
 def test_depth_is_no_colour(modality: str, depth: Tensor) -> None:
     content = images.encode(depth, "depth", 95)
-    with pytest.raises(ValueError, match="must have 8 bits per channel, but is 16-bit depth"):
+    with pytest.raises(ValueError, match="must have 8 bits per channel, but has 16"):
         images.decode(content, modality)
+
+
+def test_colours_of_16_bits_are_not_cut_to_8() -> None:
+    header = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(bytes(7))), (b"IEND", b""))
+    content = images.PNG_SIGNATURE + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+    with pytest.raises(ValueError, match="must have 8 bits per channel, but has 16"):
+        images.decode(content, "rgb")
+
+
+@pytest.mark.parametrize("modality", ["rgb", "ir", "depth"])
+def test_frames_of_another_kind_are_not_encoded(modality: str, depth: Tensor) -> None:
+    frames = {"rgb": ramp(3), "ir": ramp(1), "depth": depth}
+    for other, frame in frames.items():
+        if other != modality:
+            with pytest.raises(ValueError, match=f"a frame of {modality} must be torch.uint"):
+                images.encode(frame, modality, 95)
 
 
 @pytest.mark.parametrize("content", [b"", b"text", file_of(np.zeros((9, 8), np.uint8), "BMP")])

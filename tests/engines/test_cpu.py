@@ -159,6 +159,17 @@ def test_rows_and_batches_of_input_are_read_in_place():
     assert copied(wide[..., ::2].transpose(0, 1), context, weights) == [(8, 3, 6)]
 
 
+def test_a_tensor_that_is_negated_in_place_of_its_values():
+    """Torch keeps the sign of a conjugate's imaginary part in a bit beside the memory."""
+    values = torch.randn(4, 3, 1, dtype=torch.complex64)
+    x, context, weights = values.conj().imag, torch.randn(3, 2), _weights(1, 2, 7)
+    assert x.is_neg()
+    with torch.no_grad():
+        output, _ = mcu(x, context, weights, engine="cpu")
+        expected, _ = mcu(x.clone(), context, weights, engine="cpu")
+    assert torch.equal(output, expected)
+
+
 def test_padding_is_never_read():
     p = problem(Size(6, 3, 5, 4, 20), dtype=torch.float32)
     p = p._replace(lengths=torch.tensor([2, 6, 1]))
