@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import tarfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -153,6 +154,22 @@ def test_a_damaged_picture_is_named_when_it_is_read(tmp_path: Path, modality: st
         source.read([0, 8, 16], SIZE)
     with pytest.raises(DamagedFile):
         source.verify(full=True)  # type: ignore[attr-defined]
+
+
+def test_a_member_that_is_no_picture_is_named(tmp_path: Path) -> None:
+    """Its checksum is right: it was written so."""
+    converted(tmp_path, made_clips(5, FRAMES), Sampling(8))
+    source = opened(tmp_path)[3].sources["rgb"]
+    _, offset, length, _ = source.places[1]  # type: ignore[attr-defined]
+    path = tmp_path / "shard-000001.tar"
+    content = bytearray(path.read_bytes())
+    content[offset : offset + length] = bytes(length)
+    path.write_bytes(content)
+    source.places[1, 3] = zlib.crc32(bytes(length))  # type: ignore[attr-defined]
+    with pytest.raises(
+        DamagedFile, match=r"shard-000001\.tar: clip003\.rgb\.00008\.jpg cannot be decoded"
+    ):
+        source.read([0, 8, 16], SIZE)
 
 
 def test_samples_are_groups_of_members_as_webdataset_makes_them(folder: Path) -> None:
