@@ -65,13 +65,13 @@ def decode(content: bytes, modality: str) -> Tensor:
         raise ValueError("cannot be decoded: it is neither JPEG nor PNG") from error
     except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot be decoded: {error}") from error
-    is_depth = image.mode == MODES["depth"]
-    if modality == "depth" and not is_depth:
+    if modality == "depth" and image.mode != MODES["depth"]:
         raise ValueError(f"must be 16-bit depth in one channel, but is {_kind(image.mode)}")
     # Pillow cuts colours of 16 bits to 8; the 25th byte of a PNG has their number.
     if modality != "depth" and content.startswith(PNG_SIGNATURE) and content[24] == 16:
         raise ValueError("must have 8 bits per channel, but has 16")
-    pixels = np.array(image if is_depth else image.convert(MODES[modality]))
+    mode = MODES[modality]
+    pixels = np.array(image if image.mode == mode else image.convert(mode))
     frame = torch.from_numpy(pixels).reshape(*pixels.shape[:2], -1)
     return frame.permute(2, 0, 1)
 
