@@ -6,6 +6,7 @@ Every message names the argument, what it is and what it must be.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import torch
@@ -141,11 +142,50 @@ def check_tensor(name: str, value: object) -> Tensor:
     return value
 
 
-def check_like_weight(name: str, tensor: Tensor, weight: Tensor, casts: bool = False) -> None:
-    """A module's input has the dtype, unless autocast casts them, and the device of its weights,
-    which may be bfloat16 beside float32."""
-    allowed = {weight.dtype, torch.float32 if weight.dtype is torch.bfloat16 else weight.dtype}
-    if not casts and tensor.dtype not in allowed:
+def check_sequence(name: str, value: object, kind: str = "a sequence") -> None:
+    """A stacked Tensor is one too."""
+    if not isinstance(value, Sequence) and not (isinstance(value, Tensor) and value.ndim):
+        raise TypeError(f"{name} must be {kind}, but is a {type(value).__name__}")
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, but is {value!r}")
+
+
+def check_alike(names: str, i: int, tensor: Tensor, first: Tensor) -> None:
+    """What tensors of one call have in common: `tensor` is names[i], `first` is names[0]."""
+    if tensor.dtype != first.dtype:
+        raise TypeError(
+            f"{names} must agree in dtype, but {names}[0] is {first.dtype} and {names}[{i}] "
+            f"{tensor.dtype}: convert one of them with .to()"
+        )
+    if tensor.device != first.device:
+        raise ValueError(
+            f"{names} must be on one device, but {names}[0] is on {first.device} and {names}[{i}] "
+            f"on {tensor.device}: move one of them with .to()"
+        )
+
+
+def autocast_enabled(device_type: str) -> bool:
+    # The meta device knows no autocast; asking what does would break torch 2.11's full graph.
+    return device_type != "meta" and torch.is_autocast_enabled(device_type)
+
+
+def check_like_weight(name: str, tensor: Tensor, weight: Tensor) -> None:
+    """A module's input has the device and the dtype of its weights, which may be bfloat16 beside
+    float32. Inside autocast float32 and autocast's dtype go with either, float64 with itself."""
+    if autocast_enabled(tensor.device.type) and weight.dtype is not torch.float64:
+        narrow = torch.get_autocast_dtype(tensor.device.type)
+        if tensor.dtype not in (torch.float32, narrow):
+            raise TypeError(
+                f"{name} must be {torch.float32} or {narrow} inside autocast, but is "
+                f"{tensor.dtype}: convert it with .float()"
+            )
+    elif tensor.dtype not in (
+        weight.dtype,
+        torch.float32 if weight.dtype is torch.bfloat16 else weight.dtype,
+    ):
         raise TypeError(
             f"{name} must have the weights' dtype, {_name(weight.dtype)}, but is "
             f"{_name(tensor.dtype)}: convert one of them with .to()"
@@ -164,8 +204,7 @@ def check_sizes(sizes: dict[str, int]) -> None:
 
 
 def check_options(mix: str, eps: float) -> None:
-    if not isinstance(mix, str) or mix not in MIXES:
-        raise ValueError(f"mix must be one of {', '.join(MIXES)}, but is {mix!r}")
+    check_choice("mix", mix, MIXES)
     is_number = isinstance(eps, int | float) and type(eps) is not bool
     if not is_number or not 0 < eps <= sys.float_info.max:
         raise ValueError(f"eps must be a positive finite float, but is {eps!r}")

@@ -90,8 +90,7 @@ def mcu_group(
     """
     named = {"inputs": inputs, "contexts": contexts, "weights": weights}
     for name, value in named.items():
-        if not isinstance(value, Sequence) and not (isinstance(value, Tensor) and value.ndim):
-            raise TypeError(f"{name} must be a sequence, but is a {type(value).__name__}")
+        arguments.check_sequence(name, value)
     groups = len(inputs)
     if groups == 0 or len(contexts) != groups or len(weights) != groups:
         raise ValueError(
@@ -100,8 +99,9 @@ def mcu_group(
         )
     if hx is not None:
         arguments.check_tensor("hx", hx)
-    if hx is not None and (hx.ndim != 3 or hx.shape[0] != groups):
-        raise ValueError(f"hx must be [G, B, H] with G = {groups}, but has shape {list(hx.shape)}")
+        if hx.ndim != 3 or hx.shape[0] != groups:
+            shape = list(hx.shape)
+            raise ValueError(f"hx must be [G, B, H] with G = {groups}, but has shape {shape}")
     operands = []
     for i, (input, context) in enumerate(zip(inputs, contexts, strict=True)):
         arguments.check_tensor(f"inputs[{i}]", input)
@@ -176,7 +176,7 @@ def mcu_cell(
         state = None if hx is None else hx.unsqueeze(0)
         batch = (input.unsqueeze(0), context.unsqueeze(0), weights, state)
         return mcu_cell(*batch, mix=mix, eps=eps, engine=engine).squeeze(0)
-    if ops.autocast_enabled(input.device.type):
+    if arguments.autocast_enabled(input.device.type):
         (input,), (context,), (weights,), (hx,) = ops.autocast([input], [context], [weights], [hx])
     arguments.check(arguments.Operands(input, context, hx, None), weights, mix, eps)
     name = choose(engine, input)
@@ -188,20 +188,6 @@ def _check_weights(name: str, weights: Weights) -> None:
     if not isinstance(weights, Weights):
         raise TypeError(
             f"{name} must be mmixer_kernels.functional.Weights, but is a {type(weights).__name__}"
-        )
-
-
-def _check_alike(i: int, input: Tensor, first: Tensor) -> None:
-    """What one call of an engine has for all groups; `arguments.check` has each group's own."""
-    if input.dtype != first.dtype:
-        raise TypeError(
-            f"inputs must agree in dtype, but inputs[0] is {first.dtype} and inputs[{i}] "
-            f"{input.dtype}: convert one of them with .to()"
-        )
-    if input.device != first.device:
-        raise ValueError(
-            f"inputs must be on one device, but inputs[0] is on {first.device} and inputs[{i}] "
-            f"on {input.device}: move one of them with .to()"
         )
 
 
@@ -226,7 +212,7 @@ def _run(
     for i, (input, context, state, weight_set) in enumerate(
         zip(inputs, contexts, states, weights, strict=True)
     ):
-        _check_alike(i, input, inputs[0])
+        arguments.check_alike("inputs", i, input, inputs[0])
         group = arguments.Operands(input, context, state, lengths)
         arguments.check(group, weight_set, mix, eps, i if grouped else None)
     name = choose(engine, inputs[0])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from . import arguments, functional, ops
+from . import arguments, functional
 from .engines import check_name
 from .modules import FusedMCU
 
@@ -28,7 +28,7 @@ class Summarizer(nn.Module):
 
     def __init__(self, kind: str, size: int) -> None:
         super().__init__()
-        _check_choice("summarizer", kind, SUMMARIZERS)
+        arguments.check_choice("summarizer", kind, SUMMARIZERS)
         self.kind = kind
         self.gru = nn.GRU(size, size, batch_first=True) if kind == "gru" else None
 
@@ -85,9 +85,7 @@ class MMixer(nn.Module):
         engine: str = "auto",
     ) -> None:
         super().__init__()
-        if not isinstance(feature_sizes, Sequence):
-            kind = type(feature_sizes).__name__
-            raise TypeError(f"feature_sizes must be a sequence of sizes, but is a {kind}")
+        arguments.check_sequence("feature_sizes", feature_sizes, "a sequence of sizes")
         sizes = list(feature_sizes)
         if len(sizes) < 2:
             raise ValueError(
@@ -96,10 +94,10 @@ class MMixer(nn.Module):
             )
         named = {f"feature_sizes[{i}]": size for i, size in enumerate(sizes)}
         arguments.check_sizes({**named, "num_classes": num_classes, "hidden_size": hidden_size})
-        _check_choice("unit", unit, UNITS)
-        _check_choice("content", content, CONTENTS)
-        _check_choice("summarizer", summarizer, SUMMARIZERS)
-        _check_choice("mix", mix, arguments.MIXES)
+        arguments.check_choice("unit", unit, UNITS)
+        arguments.check_choice("content", content, CONTENTS)
+        arguments.check_choice("summarizer", summarizer, SUMMARIZERS)
+        arguments.check_choice("mix", mix, arguments.MIXES)
         check_name(engine)
         self.feature_sizes, self.hidden_size = sizes, hidden_size
         self.unit, self.content, self.batch_first = unit, content, batch_first
@@ -159,14 +157,7 @@ class MMixer(nn.Module):
         return list(h_n.unbind(0))
 
     def _check(self, features: Sequence[Tensor], lengths: Tensor | None) -> None:
-        if not isinstance(features, Sequence) and not isinstance(features, Tensor):
-            kind = type(features).__name__
-            raise TypeError(f"features must be a sequence of Tensors, but is a {kind}")
-        if len(features) != len(self.feature_sizes):
-            raise ValueError(
-                f"features must have {len(self.feature_sizes)} tensors, one a modality, "
-                f"but has {len(features)}"
-            )
+        _check_count("features", features, len(self.feature_sizes))
         for i, (feature, size) in enumerate(zip(features, self.feature_sizes, strict=True)):
             arguments.check_tensor(f"features[{i}]", feature)
             order = "[B, T, {}]" if self.batch_first else "[T, B, {}]"
@@ -185,31 +176,14 @@ class MMixer(nn.Module):
                     f"features[{i}] must have at least one sample and one step, "
                     f"but has shape {list(feature.shape)}"
                 )
-            self._check_dtype(f"features[{i}]", feature, features[0])
+            arguments.check_alike("features", i, feature, features[0])
+        arguments.check_dtype("features[0]", features[0].dtype)
+        arguments.check_like_weight("features[0]", features[0], next(self.units.parameters()))
         if lengths is not None:
             batch, steps = features[0].shape[:2]
             if not self.batch_first:
                 batch, steps = steps, batch
             arguments.check_lengths(lengths, steps, batch, features[0])
-
-    def _check_dtype(self, name: str, feature: Tensor, first: Tensor) -> None:
-        """The features' dtype and device are one, and the weights'; inside autocast float32 and its
-        own dtype go with either."""
-        arguments.check_dtype(name, feature.dtype)
-        if feature.dtype != first.dtype:
-            raise TypeError(
-                f"features must agree in dtype, but features[0] is {first.dtype} and {name} "
-                f"{feature.dtype}: convert one of them with .to()"
-            )
-        weight, device_type = next(self.units.parameters()), feature.device.type
-        casts = ops.autocast_enabled(device_type) and weight.dtype != torch.float64
-        narrow = torch.get_autocast_dtype(device_type) if casts else None
-        if casts and feature.dtype not in (torch.float32, narrow):
-            raise TypeError(
-                f"{name} must be {torch.float32} or {narrow} inside autocast, but is "
-                f"{feature.dtype}: convert it with .float()"
-            )
-        arguments.check_like_weight(name, feature, weight, casts)
 
 
 class StreamClassifiers(nn.Module):
@@ -238,14 +212,7 @@ class StreamClassifiers(nn.Module):
             ValueError: a wrong number of streams, a wrong shape or device.
             TypeError: what is no tensor, or has another dtype than the classifiers.
         """
-        if not isinstance(streams, Sequence):
-            kind = type(streams).__name__
-            raise TypeError(f"streams must be a sequence of Tensors, but is a {kind}")
-        if len(streams) != len(self.weights):
-            raise ValueError(
-                f"streams must have {len(self.weights)} tensors, one per modality, "
-                f"but has {len(streams)}"
-            )
+        _check_count("streams", streams, len(self.weights))
         weights = [cast(nn.Linear, linear).weight for linear in self.weights]
         for i, (stream, weight) in enumerate(zip(streams, weights, strict=True)):
             arguments.check_tensor(f"streams[{i}]", stream)
@@ -255,8 +222,7 @@ class StreamClassifiers(nn.Module):
                     f"streams[{i}] must be [B, hidden_size] = {expected}, "
                     f"but has shape {list(stream.shape)}"
                 )
-            casts = ops.autocast_enabled(stream.device.type)
-            arguments.check_like_weight(f"streams[{i}]", stream, weight, casts)
+            arguments.check_like_weight(f"streams[{i}]", stream, weight)
         return [
             weight(stream.detach()) for weight, stream in zip(self.weights, streams, strict=True)
         ]
@@ -271,6 +237,9 @@ def _last_state(unit: nn.Module, features: Tensor, lengths: Tensor | None) -> Te
     return (state[0] if isinstance(unit, nn.LSTM) else state).squeeze(0)
 
 
-def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, but is {value!r}")
+def _check_count(name: str, tensors: Sequence[Tensor], count: int) -> None:
+    arguments.check_sequence(name, tensors, "a sequence of Tensors")
+    if len(tensors) != count:
+        raise ValueError(
+            f"{name} must have {count} tensors, one per modality, but has {len(tensors)}"
+        )

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .arguments import autocast_enabled
 from .engines import get
 from .reference import Weights, compute_dtype
 
@@ -106,11 +107,6 @@ def _nothing_to_dispatch(tensors: Sequence[Tensor]) -> bool:
         and {type(tensor) for tensor in tensors} <= {Tensor, nn.Parameter}
         and not tensors[0].is_meta
     )
-
-
-def autocast_enabled(device_type: str) -> bool:
-    # The meta device knows no autocast; asking what does would break torch 2.11's full graph.
-    return device_type != "meta" and torch.is_autocast_enabled(device_type)
 
 
 def autocast(

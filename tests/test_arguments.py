@@ -299,13 +299,19 @@ def test_stream_mistakes():
 def test_network_mistakes(unit, summarizer):
     network = MMixer([5, 5], 3, hidden_size=4, unit=unit, summarizer=summarizer)
     for features, error, message in (
-        ([X], ValueError, "features must have 2 tensors, one a modality, but has 1"),
+        ([X], ValueError, "features must have 2 tensors, one per modality, but has 1"),
         ([X, None], TypeError, r"features\[1\] must be a Tensor, but is a NoneType"),
         ([X, X[..., :4]], ValueError, r"features\[1\] must be \[B, T, 5\], but has shape"),
         ([X, X[:2]], ValueError, "features must agree in B and T"),
         ([X, X.double()], TypeError, r"agree in dtype, .* features\[1\] torch.float64"),
         ([X.double()] * 2, TypeError, r"features\[0\] must have the weights' dtype, float32, but"),
         ([X.long()] * 2, TypeError, r"features\[0\] must be float64, .* but is int64"),
+        (
+            [X, X.to("meta")],
+            ValueError,
+            r"features must be on one device, .* features\[1\] on meta",
+        ),
+        (torch.tensor(1.0), TypeError, "features must be a sequence of Tensors, but is a Tensor"),
         ([X.to("meta")] * 2, ValueError, r"features\[0\] must be on the weights' device, cpu"),
         ([X, X.to_sparse()], TypeError, r"features\[1\] must be a dense Tensor, but is sparse_coo"),
         (None, TypeError, "features must be a sequence of Tensors, but is a NoneType"),
@@ -329,6 +335,14 @@ def test_features_inside_autocast():
         for wrong in (X.half(), X.double()):
             with pytest.raises(TypeError, match=message):
                 network([wrong, wrong])
+
+
+def test_a_stream_inside_autocast():
+    cell = FusedMCUCell(5, 6, 7)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert CellStream(cell, C.bfloat16())(X[0].bfloat16()).dtype == torch.bfloat16
+        with pytest.raises(TypeError, match=r"context must be torch.float32 or torch.bfloat16 in"):
+            CellStream(cell, C.double())
 
 
 def test_network_options():
@@ -364,6 +378,8 @@ def test_stream_classifiers_mistakes():
     ):
         with pytest.raises(error, match=message):
             heads(streams)
+    for ours, theirs in zip(heads(torch.stack([stream] * 2)), heads([stream] * 2), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_groups_that_differ():

@@ -137,7 +137,9 @@ def test_wrong_options(arguments, message):
 @pytest.mark.parametrize("unit", ["mcu", "gru"])
 def test_wrong_features(unit):
     mixer, x = MMixer((6, 5), 10, hidden_size=8, unit=unit), features()
-    with pytest.raises(ValueError, match="features must have 2 tensors, one a modality, but has 1"):
+    with pytest.raises(
+        ValueError, match="features must have 2 tensors, one per modality, but has 1"
+    ):
         mixer(x[:1])
     with pytest.raises(ValueError, match=r"features\[1\] must be \[B, T, 5\], but has shape"):
         mixer([x[0], x[0]])

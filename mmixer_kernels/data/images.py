@@ -12,10 +12,12 @@ from torch import Tensor
 
 PNG_SIGNATURE, PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND"
 JPEG_SIGNATURE, JPEG_END = b"\xff\xd8", b"\xff\xd9"
-KINDS = {"rgb": (3, torch.uint8), "ir": (1, torch.uint8), "depth": (1, torch.uint16)}
-"""Channels and dtype of each modality's frames."""
-MODES = {"rgb": "RGB", "ir": "L", "depth": "I;16"}
-"""Pillow's name of each modality's pixels."""
+KINDS = {
+    "rgb": (3, torch.uint8, "RGB"),
+    "ir": (1, torch.uint8, "L"),
+    "depth": (1, torch.uint16, "I;16"),
+}
+"""Channels, dtype and Pillow's mode of each modality's frames."""
 
 
 def encode(frame: Tensor, modality: str, quality: int) -> bytes:
@@ -30,7 +32,7 @@ def encode(frame: Tensor, modality: str, quality: int) -> bytes:
     """
     from PIL import Image
 
-    channels, dtype = KINDS[modality]
+    channels, dtype, _ = KINDS[modality]
     if frame.ndim != 3 or len(frame) != channels or frame.dtype != dtype:
         raise ValueError(
             f"a frame of {modality} must be {dtype} [{channels}, h, w], but is {frame.dtype} "
@@ -65,12 +67,12 @@ def decode(content: bytes, modality: str) -> Tensor:
         raise ValueError("cannot be decoded: it is neither JPEG nor PNG") from error
     except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         raise ValueError(f"cannot be decoded: {error}") from error
-    if modality == "depth" and image.mode != MODES["depth"]:
+    mode = KINDS[modality][2]
+    if modality == "depth" and image.mode != mode:
         raise ValueError(f"must be 16-bit depth in one channel, but is {_kind(image.mode)}")
     # Pillow cuts colours of 16 bits to 8; the 25th byte of a PNG has their number.
     if modality != "depth" and content.startswith(PNG_SIGNATURE) and content[24] == 16:
         raise ValueError("must have 8 bits per channel, but has 16")
-    mode = MODES[modality]
     pixels = np.array(image if image.mode == mode else image.convert(mode))
     frame = torch.from_numpy(pixels).reshape(*pixels.shape[:2], -1)
     return frame.permute(2, 0, 1)

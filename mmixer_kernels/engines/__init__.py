@@ -15,6 +15,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from ..arguments import check_choice
 from . import cpu, cuda, reference, triton
 from .state import EngineState
 
@@ -37,8 +38,7 @@ def engines() -> dict[str, EngineState]:
 
 def check_name(name: str) -> None:
     """Raises ValueError when `name` is neither "auto" nor an engine."""
-    if not isinstance(name, str) or name not in ("auto", *NAMES):
-        raise ValueError(f"engine must be one of auto, {', '.join(NAMES)}, but is {name!r}")
+    check_choice("engine", name, ("auto", *NAMES))
 
 
 def get(name: str) -> ModuleType:
