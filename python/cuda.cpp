@@ -163,7 +163,9 @@ void bind_call(py::module_& m, const char* name) {
   });
 }
 
-Path path_of(bool cluster) { return cluster ? Path::cluster : Path::cooperative; }
+Variant variant(int path, int samples, int parts, int terms) {
+  return {static_cast<Path>(path), samples, parts, static_cast<Dtype>(terms)};
+}
 
 }  // namespace
 
@@ -174,19 +176,19 @@ void bind_cuda(py::module_& m) {
   bind_gates(m);
   bind_cell(m);
   m.attr("most_weight_sets") = most_weight_sets;
-  m.def("plan", [](bool cluster, int H, int parts, bool is_backward) {
-    const Plan p = plan(path_of(cluster), H, parts, is_backward);
+  m.def("plan", [](int path, int samples, int parts, int terms, int H, bool is_backward) {
+    const Plan p = plan(variant(path, samples, parts, terms), H, is_backward);
     return std::make_tuple(p.H, p.teams, p.packets, p.refusal);
   });
   m.def("refusal", [] { return refusal(); });
-  m.def("forward",
-        [](bool cluster, int parts, int teams, const ForwardArguments& a, Address stream) {
-          forward(path_of(cluster), parts, teams, a, pointer(stream));
-        });
-  m.def("backward",
-        [](bool cluster, int parts, int teams, const BackwardArguments& a, Address stream) {
-          backward(path_of(cluster), parts, teams, a, pointer(stream));
-        });
+  m.def("forward", [](int path, int samples, int parts, int terms, int teams,
+                      const ForwardArguments& a, Address stream) {
+    forward(variant(path, samples, parts, terms), teams, a, pointer(stream));
+  });
+  m.def("backward", [](int path, int samples, int parts, int terms, int teams,
+                       const BackwardArguments& a, Address stream) {
+    backward(variant(path, samples, parts, terms), teams, a, pointer(stream));
+  });
   m.def("cell_plan", [](int B, int F, int C, int H, int dtype, int weight_dtype) {
     const CellPlan p =
         cell_plan(B, F, C, H, static_cast<Dtype>(dtype), static_cast<Dtype>(weight_dtype));

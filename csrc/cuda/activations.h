@@ -7,11 +7,6 @@
 
 namespace mmixer::cuda {
 
-template <int value_>
-struct Constant {
-  static constexpr int value = value_;
-};
-
 template <bool approximate>
 struct Activation {
   template <class T>
@@ -26,6 +21,9 @@ struct Activation {
   MMIXER_DEVICE static T sigmoid(T x) {
     if constexpr (approximate)
       return T(0.5) + T(0.5) * approximate_tanh(T(0.5) * x);
+    else if constexpr (sizeof(T) == sizeof(float))
+      // From 87 on exp has no normal reciprocal; a NaN passes.
+      return reciprocal_of_normal(1 + exp(-x > 87 ? T(87) : -x));
     else
       return 1 / (1 + exp(-x));
   }

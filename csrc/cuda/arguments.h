@@ -28,7 +28,7 @@ struct ForwardArguments {
   float* states;              // [G][T][B][H]
   uint64_t* packets;          // cooperative path alone
   int G, T, B, H;
-  int first_team;             // teams are numbered through G, then tiles of 8 samples
+  int first_team;             // teams are numbered through G, then tiles of a team's samples
   float eps;
 };
 

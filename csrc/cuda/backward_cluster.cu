@@ -1,5 +1,11 @@
 #include "layouts.h"
 
-mmixer::cuda::Recurrences<mmixer::cuda::BackwardArguments> mmixer::cuda::cluster_backward() {
-  return recurrences<Backward, ClusterExchange, BackwardArguments>(ClusterLayouts());
+namespace mmixer::cuda {
+
+Recurrences<BackwardArguments> cluster_backward() {
+  static const auto all = recurrences<Backward, ClusterPath, BackwardArguments>(
+      BackwardLayouts<OneTermInCluster, MoreTermsInCluster>());
+  return all;
 }
+
+}  // namespace mmixer::cuda

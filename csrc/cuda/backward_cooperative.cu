@@ -1,5 +1,11 @@
 #include "layouts.h"
 
-mmixer::cuda::Recurrences<mmixer::cuda::BackwardArguments> mmixer::cuda::cooperative_backward() {
-  return recurrences<Backward, GlobalExchange, BackwardArguments>(CooperativeLayouts());
+namespace mmixer::cuda {
+
+Recurrences<BackwardArguments> cooperative_backward() {
+  static const auto all = recurrences<Backward, CooperativePath, BackwardArguments>(
+      BackwardLayouts<OneTermThroughL2, MoreTermsThroughL2>());
+  return all;
 }
+
+}  // namespace mmixer::cuda

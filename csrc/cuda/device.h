@@ -2,8 +2,8 @@
 // by csrc/emulator, on a CPU. A kernel is a class with Arguments, threads and
 // `static void run(void* shared, const Arguments&)`; launch<Kernel>() starts it.
 //
-// Orders: a wait on an mbarrier acquires, at cluster scope, what arrived; a packet is its own flag
-// (8 bytes are loaded and stored as one) and orders nothing else.
+// Orders: a wait on an mbarrier acquires, at cluster scope, what arrived in shared memory; a packet is
+// its own flag (8 bytes are loaded and stored as one) and orders nothing else.
 #pragma once
 
 #include <cstddef>
@@ -70,7 +70,22 @@ MMIXER_DEVICE uint16_t to_float16(float x) { return __half_as_ushort(__float2hal
 MMIXER_DEVICE float from_float16(uint16_t x) { return __half2float(__ushort_as_half(x)); }
 
 MMIXER_DEVICE float reciprocal_root(float x) { return rsqrtf(x); }
+
+// Of a normal number, to 2 units in the last place.
+MMIXER_DEVICE float reciprocal_root_of_normal(float x) {
+  float y;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 MMIXER_DEVICE double reciprocal_root(double x) { return 1 / sqrt(x); }
+
+// 1 / x of a normal number whose reciprocal is normal too, to a unit in the last place.
+MMIXER_DEVICE float reciprocal_of_normal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y + y * (1 - x * y);  // a step of Newton's: the hardware's own is a unit off
+}
 
 // The hardware's tanh: relative error 2^-11, an eighth of bfloat16's rounding.
 MMIXER_DEVICE float approximate_tanh(float x) {
@@ -79,13 +94,22 @@ MMIXER_DEVICE float approximate_tanh(float x) {
   return y;
 }
 
-// c += a b, a [16, 16] row major, b [16, 8] column major; every lane of the warp takes part.
+// c += a b, a [16, 16] row major, b [16, 8] column major, of float16 or bfloat16; every lane of the warp
+// takes part.
+template <bool half>
 MMIXER_DEVICE void multiply_add(float (&c)[4], const Word4& a, uint32_t b0, uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
-      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a.word[0]), "r"(a.word[1]), "r"(a.word[2]), "r"(a.word[3]), "r"(b0), "r"(b1));
+  if constexpr (half)
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a.word[0]), "r"(a.word[1]), "r"(a.word[2]), "r"(a.word[3]), "r"(b0), "r"(b1));
+  else
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+        "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a.word[0]), "r"(a.word[1]), "r"(a.word[2]), "r"(a.word[3]), "r"(b0), "r"(b1));
 }
 
 // A packet is 32 bits of data beside a 32-bit tag.
@@ -139,7 +163,23 @@ MMIXER_DEVICE void mbarrier_expect(Mbarrier* barrier, int bytes) {
                : "memory");
 }
 
+// A store_async is weak, and its completion on the barrier has release semantics at cluster scope. A look
+// that reads the completed phase, relaxed at cluster scope and followed by a fence.acquire of that scope,
+// is an acquire pattern, and so synchronises with all completions of the phase. sync_restrict narrows
+// what the fence orders to objects in the cluster's shared memory, which all landing places are. An
+// acquire of all memory would invalidate L1 besides (CCTL.IVALL) at each wait. The fence ends when no load
+// of this thread is in flight: what is loaded ahead is loaded right behind a wait, not before one.
 MMIXER_DEVICE void mbarrier_wait(Mbarrier* barrier, uint32_t parity) {
+#if __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ >= 1208  // PTX 8.6
+  asm volatile(
+      "{\n.reg .pred done;\n"
+      "again%=:\n"
+      "mbarrier.try_wait.parity.relaxed.cluster.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again%=;\n"
+      "fence.acquire.sync_restrict::shared::cluster.cluster;\n}" ::"r"(shared_address(barrier)),
+      "r"(parity)
+      : "memory");
+#else
   asm volatile(
       "{\n.reg .pred done;\n"
       "again%=:\n"
@@ -147,6 +187,7 @@ MMIXER_DEVICE void mbarrier_wait(Mbarrier* barrier, uint32_t parity) {
       "@!done bra again%=;\n}" ::"r"(shared_address(barrier)),
       "r"(parity)
       : "memory");
+#endif
 }
 
 // Stores to the twin of p in block `rank`, and counts the bytes on the twin of the barrier.

@@ -24,6 +24,29 @@ MMIXER_DEVICE T load_as(const void* p, Dtype dtype, int64_t i) {
   }
 }
 
+MMIXER_DEVICE int size_of(Dtype dtype) {
+  return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2;
+}
+
+// A float32, bfloat16 or float16 as it lies in memory, to be converted where it is needed: a conversion
+// waits for its load.
+MMIXER_DEVICE uint32_t load_bits(const void* p, Dtype dtype) {
+  return dtype == Dtype::float32 ? load(static_cast<const uint32_t*>(p))
+                                 : load(static_cast<const uint16_t*>(p));
+}
+
+MMIXER_DEVICE float float_of_bits(uint32_t bits, Dtype dtype) {
+  const float half = from_float16(uint16_t(bits)), bfloat = from_bfloat16(uint16_t(bits));
+  return dtype == Dtype::float32 ? as_float(bits) : dtype == Dtype::bfloat16 ? bfloat : half;
+}
+
+MMIXER_DEVICE void store_bits(void* p, Dtype dtype, float x) {
+  if (dtype == Dtype::float32)
+    *static_cast<float*>(p) = x;
+  else
+    *static_cast<uint16_t*>(p) = dtype == Dtype::bfloat16 ? to_bfloat16(x) : to_float16(x);
+}
+
 template <class T>
 MMIXER_DEVICE void store_as(void* p, Dtype dtype, int64_t i, T x) {
   switch (dtype) {

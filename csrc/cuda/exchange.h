@@ -1,5 +1,5 @@
 // What the blocks of a team tell each other, over one of two ways. Both have the same channels: a
-// channel carries, once a step, rows of an operand or partial sums of statistics, or both, from every
+// channel carries, once per step, rows of an operand or partial sums of statistics, or both, from every
 // block to every block (the sender too), and lands in shared memory. Channels are used in turn, and a
 // block sends on one only after it received on the one before: that alone says that everybody has
 // read what it overwrites.
@@ -23,24 +23,38 @@ struct Landing {
 
   MMIXER_DEVICE SharedOperand<L> source(int which) const { return {&operand[which][0][0][0]}; }
 
+  // The terms of a thread's elements, for its warp to send.
+  MMIXER_DEVICE void put(int which, const float (&x)[L::per_thread]) {
+    each_element<L>([&](int j, const Element<L>&) {
+      uint16_t term[L::parts];
+      split<L>(x[j], term);
+      MMIXER_UNROLL
+      for (int part = 0; part < L::parts; part++)
+        stage[which][part][thread_index() + j * L::threads] = term[part];
+    });
+    warp_sync();
+  }
+
   MMIXER_DEVICE float total(int which, int sample) const {
-    float sum = 0;
+    Word4 four[L::sums / 4];
     MMIXER_UNROLL
-    for (int i = 0; i < L::sums; i += 4) {
-      const Word4 four = load4(&statistic[which][sample][i]);
-      sum += (as_float(four.word[0]) + as_float(four.word[1])) +
-             (as_float(four.word[2]) + as_float(four.word[3]));
-    }
-    return sum;
+    for (int i = 0; i < L::sums / 4; i++) four[i] = load4(&statistic[which][sample][4 * i]);
+    return pairwise_sum<0, L::sums>([&](int i) { return as_float(four[i / 4].word[i % 4]); });
   }
 };
 
-// The sum over this block's rows of a sample, `lanes` at a time, as far as a warp knows it.
-template <class L>
-MMIXER_DEVICE float sum_lanes(float x) {
+// The sums over this block's rows of a sample, `lanes` at a time, as far as a warp knows them. What
+// several of them wait for is that of one.
+template <class L, int count>
+MMIXER_DEVICE void sum_lanes(float (&x)[count]) {
   MMIXER_UNROLL
-  for (int mask = L::lanes / 2; mask; mask /= 2) x += shuffle_xor(x, mask);
-  return x;
+  for (int mask = L::lanes / 2; mask; mask /= 2) {
+    float other[count];
+    MMIXER_UNROLL
+    for (int i = 0; i < count; i++) other[i] = shuffle_xor(x[i], mask);
+    MMIXER_UNROLL
+    for (int i = 0; i < count; i++) x[i] += other[i];
+  }
 }
 
 // Thread block clusters (Hopper and newer): every block stores into the shared memory of every other;
@@ -72,33 +86,43 @@ class ClusterExchange {
     cluster_sync();
   }
 
-  template <int channel>
-  MMIXER_DEVICE void send_statistic(int which, const Element<L>& element, float x, int) {
-    const float sum = sum_lanes<L>(x);
+  // x: what the statistics first, first + 1, ... are sums of. Of a channel's, some or all.
+  template <int channel, int first, int count>
+  MMIXER_DEVICE void send_statistics(const Element<L>& element, float (&&x)[count], int) {
+    sum_lanes<L>(x);
     const int peer = thread_index() % L::lanes;
+    const int place = rank_ * (L::rows / L::lanes) + element.row / L::lanes;
     if (peer < L::C)
-      store_async(&landing_.statistic[which][element.sample][rank_ * (L::rows / L::lanes) +
-                                                             element.row / L::lanes],
-                  peer, sum, &shared_.barrier[channel]);
+      MMIXER_UNROLL
+      for (int i = 0; i < count; i++)
+        store_async(&landing_.statistic[first + i][element.sample][place], peer, x[i],
+                    &shared_.barrier[channel]);
   }
 
-  // Sends the rows that this warp has staged.
   template <int channel>
-  MMIXER_DEVICE void send_operand(int) {
+  MMIXER_DEVICE void send_operand(const float (&x)[L::per_thread], int) {
     constexpr int which = Schedule::channel[channel].operand;
     constexpr int chunks = 4 * L::per_thread * L::parts;  // of 8 rows: 16 bytes
     const int lane = thread_index() % 32, warp = thread_index() / 32;
-    warp_sync();
+    landing_.put(which, x);
+    constexpr int all = chunks * L::C, count = (all + 31) / 32;  // of a warp and of a lane
+    Word4 rows[count];
+    int place[count];
     MMIXER_UNROLL
-    for (int i = lane; i < chunks * L::C; i += 32) {
-      const int chunk = i % chunks, peer = i / chunks, part = chunk / (4 * L::per_thread);
-      const int element =
-          warp * 32 + chunk / 4 % L::per_thread * L::threads + chunk % 4 * 8;
-      if (element >= L::elements) continue;
-      uint16_t* target = &landing_.operand[which][part][element / L::rows]
-                                          [rank_ * L::rows + element % L::rows];
-      store_async(reinterpret_cast<Word4*>(target), peer,
-                  load4(&landing_.stage[which][part][element]), &shared_.barrier[channel]);
+    for (int i = 0; i < count; i++) {
+      const int chunk = (i * 32 + lane) % chunks, part = chunk / (4 * L::per_thread);
+      place[i] = warp * 32 + chunk / 4 % L::per_thread * L::threads + chunk % 4 * 8;
+      if (L::all_exist || place[i] < L::elements)
+        rows[i] = load4(&landing_.stage[which][part][place[i]]);
+    }
+    MMIXER_UNROLL
+    for (int i = 0; i < count; i++) {
+      const int part = (i * 32 + lane) % chunks / (4 * L::per_thread);
+      uint16_t* const target = &landing_.operand[which][part][place[i] / L::rows]
+                                                [rank_ * L::rows + place[i] % L::rows];
+      if ((L::all_exist || place[i] < L::elements) && (all % 32 == 0 || i * 32 + lane < all))
+        store_async(reinterpret_cast<Word4*>(target), (i * 32 + lane) / chunks, rows[i],
+                    &shared_.barrier[channel]);
     }
   }
 
@@ -147,27 +171,30 @@ class GlobalExchange {
     block_sync();
   }
 
-  template <int channel>
-  MMIXER_DEVICE void send_statistic(int which, const Element<L>& element, float x, int step) {
-    const float sum = sum_lanes<L>(x);
+  template <int channel, int first, int count>
+  MMIXER_DEVICE void send_statistics(const Element<L>& element, float (&&x)[count], int step) {
+    sum_lanes<L>(x);
     constexpr Channel c = Schedule::channel[channel];
-    uint64_t* packet = packets_ + offset(channel) + (c.operand < 0 ? 0 : operand_packets) +
-                       ((which - c.first) * L::samples + element.sample) * L::sums +
-                       rank_ * (L::rows / L::lanes) + element.row / L::lanes;
-    if (thread_index() % L::lanes == 0) store_packet(packet, as_bits(sum), step + 1);
+    uint64_t* const packet = packets_ + offset(channel) + (c.operand < 0 ? 0 : operand_packets) +
+                             ((first - c.first) * L::samples + element.sample) * L::sums +
+                             rank_ * (L::rows / L::lanes) + element.row / L::lanes;
+    if (thread_index() % L::lanes == 0)
+      MMIXER_UNROLL
+      for (int i = 0; i < count; i++)
+        store_packet(packet + i * statistic_packets, as_bits(x[i]), step + 1);
   }
 
   template <int channel>
-  MMIXER_DEVICE void send_operand(int step) {
+  MMIXER_DEVICE void send_operand(const float (&x)[L::per_thread], int step) {
     constexpr int which = Schedule::channel[channel].operand;
     constexpr int pairs = 16 * L::per_thread * L::parts;  // of rows
     const int lane = thread_index() % 32, warp = thread_index() / 32;
-    warp_sync();
+    landing_.put(which, x);
     MMIXER_UNROLL
     for (int i = lane; i < pairs; i += 32) {
       const int part = i / (16 * L::per_thread);
       const int element = warp * 32 + i / 16 % L::per_thread * L::threads + i % 16 * 2;
-      if (element >= L::elements) continue;
+      if (!L::all_exist && element >= L::elements) continue;
       const uint16_t* stage = &landing_.stage[which][part][element];
       const int sample = part * L::samples + element / L::rows;
       store_packet(packets_ + offset(channel) +
@@ -215,6 +242,17 @@ class GlobalExchange {
   Landing& landing_;
   uint64_t* const packets_;
   const int rank_;
+};
+
+// The ways of a team, as parameters of its kernels.
+struct ClusterPath {
+  template <class L, class Landing, class Schedule>
+  using Exchange = ClusterExchange<L, Landing, Schedule>;
+};
+
+struct CooperativePath {
+  template <class L, class Landing, class Schedule>
+  using Exchange = GlobalExchange<L, Landing, Schedule>;
 };
 
 }  // namespace mmixer::cuda

@@ -8,13 +8,16 @@
 // What bounds a step is the latency of the four exchanges, not the products.
 #pragma once
 
+#include <cfloat>
+
 #include "../formulas.h"
 #include "activations.h"
 #include "exchange.h"
+#include "team.h"
 
 namespace mmixer::cuda {
 
-template <class L, template <class, class, class> class ExchangeOf>
+template <class L, class Path>
 struct Forward {
   struct Schedule {
     static constexpr int channels = 4;
@@ -23,14 +26,13 @@ struct Forward {
   enum { channel_statistic_r, channel_r_h, channel_statistics_z_h, channel_h };
   enum { operand_h, operand_r_h };
   using Landing = cuda::Landing<L, 2, gates>;
-  using Exchange = ExchangeOf<L, Landing, Schedule>;
+  using Exchange = typename Path::template Exchange<L, Landing, Schedule>;
   using Arguments = ForwardArguments;
 
   struct Shared {
     Landing landing;
     Sums<L> sums[2];  // r and h in turn; z
     typename Exchange::Shared exchange;
-    Norms<L> norms;
     alignas(16) Word4 weights[L::shared_words ? L::shared_words : 1];
   };
   static constexpr int threads = L::threads;
@@ -39,120 +41,106 @@ struct Forward {
   MMIXER_DEVICE static void run(void* memory, const Arguments& a) {
     Shared& shared = *static_cast<Shared*>(memory);
     Landing& landing = shared.landing;
-    const int rank = block_index() % L::C, slot = block_index() / L::C;
-    const int tiles = (a.B + L::samples - 1) / L::samples;
-    const int group = (a.first_team + slot) / tiles, tile = (a.first_team + slot) % tiles;
+    const Team<L> team(a);
+    const Elements<L> own(team, a);
     const bool has_norm = a.norms != nullptr;
 
     Weights<L> weights;
-    weights.load(a.weights + int64_t(group) * L::parts * gates * L::H * L::H, shared.weights, rank);
-    shared.norms.load(a.norms, a.G, group, a.H, rank * L::rows);
+    weights.load(a.weights + int64_t(team.group) * L::parts * gates * L::H * L::H, shared.weights,
+                 team.rank);
+    const Norms<L> norms(a.norms, a.G, team.group, a.H, team.rank * L::rows);
 
-    float h[L::per_thread], input[L::per_thread][gates];
-    int row[L::per_thread], sample[L::per_thread], length[L::per_thread];
-    bool mine[L::per_thread];  // neither padding of the samples nor of the rows
+    float h[L::per_thread], next[L::per_thread][gates];
     MMIXER_UNROLL
-    for (int j = 0; j < L::per_thread; j++) {
-      const Element<L> element(j);
-      row[j] = rank * L::rows + element.row, sample[j] = tile * L::samples + element.sample;
-      mine[j] = element.exists && row[j] < a.H && sample[j] < a.B;
-      length[j] = mine[j] && a.lengths ? int(load(a.lengths + sample[j])) : a.T;
-      h[j] = mine[j] && a.hx
-                 ? load(a.hx + (int64_t(group) * a.B + sample[j]) * a.H + row[j])
-                 : 0;
-    }
-    const auto load_input = [&](int t) {
+    for (int j = 0; j < L::per_thread; j++)
+      h[j] = own.mine[j] && a.hx ? load(a.hx + (int64_t(team.group) * a.B + own.sample[j]) * a.H +
+                                        own.row[j])
+                                 : 0;
+    const float* cursor[L::per_thread];  // into input_gates: a thread's elements of the next step
+    MMIXER_UNROLL
+    for (int j = 0; j < L::per_thread; j++)
+      cursor[j] = a.input_gates +
+                  (int64_t(team.group) * a.T * a.B + own.sample[j]) * gates * a.H + own.row[j];
+    const auto load_input = [&] {
       MMIXER_UNROLL
       for (int j = 0; j < L::per_thread; j++) {
-        const int64_t place = (int64_t(group) * a.T + t) * a.B + sample[j];
         MMIXER_UNROLL
         for (int gate = 0; gate < gates; gate++)
-          input[j][gate] =
-              mine[j] ? load(a.input_gates + (place * gates + gate) * a.H + row[j]) : 0;
+          next[j][gate] = own.mine[j] ? load(cursor[j] + gate * a.H) : 0;
+        cursor[j] += int64_t(a.B) * gates * a.H;
       }
     };
-    load_input(0);
+    load_input();
     for (int i = thread_index(); i < L::samples * L::H; i += L::threads) {
-      const int row = i % L::H, sample = tile * L::samples + i / L::H;
+      const int row = i % L::H, sample = team.first_sample + i / L::H;
       const bool exists = a.hx && row < a.H && sample < a.B;
       uint16_t term[L::parts];
-      split(exists ? load(a.hx + (int64_t(group) * a.B + sample) * a.H + row) : 0, term);
+      split<L>(exists ? load(a.hx + (int64_t(team.group) * a.B + sample) * a.H + row) : 0, term);
       MMIXER_UNROLL
       for (int part = 0; part < L::parts; part++)
         landing.operand[operand_h][part][i / L::H][row] = term[part];
     }
-    Exchange exchange(shared.exchange, landing, a.packets + int64_t(slot) * Exchange::packets, rank);
+    Exchange exchange(shared.exchange, landing,
+                      a.packets + int64_t(team.slot) * Exchange::packets, team.rank);
 
-    const auto send = [&](auto channel, int which, const float(&x)[L::per_thread], int t) {
-      MMIXER_UNROLL
-      for (int j = 0; j < L::per_thread; j++) {
-        uint16_t term[L::parts];
-        split(x[j], term);
-        if (!Element<L>(j).exists) continue;
-        MMIXER_UNROLL
-        for (int part = 0; part < L::parts; part++)
-          landing.stage[which][part][thread_index() + j * L::threads] = term[part];
-      }
-      exchange.template send_operand<decltype(channel)::value>(t);
+    const float inverse_size = 1.f / a.H;
+    const float eps = a.eps > FLT_MIN ? a.eps : FLT_MIN;  // so that no square is subnormal
+    // The square of the standard deviation over the rows of a sample, and 1 over its root.
+    const auto square = [&](int gate, const Element<L>& element) {
+      return landing.total(gate, element.sample) * inverse_size + eps;
     };
-    const auto norm = [&](int gate, const Element<L>& element, float x) {
-      if (has_norm) x *= reciprocal_root(landing.total(gate, element.sample) / a.H + a.eps);
-      return shared.norms.apply(gate, element.row, x);
+    const auto r_std = [&](float square) {
+      return has_norm ? reciprocal_root_of_normal(square) : 1.f;
     };
-    using Activation = cuda::Activation<L::parts == 1>;
+    using Activation = cuda::Activation<L::approximate>;
 
     for (int t = 0; t < a.T; t++) {
+      float input[L::per_thread][gates];
+      memcpy(input, next, sizeof input);
       float a_r[L::per_thread] = {}, a_z[L::per_thread] = {}, a_h[L::per_thread] = {};
       float r_h[L::per_thread] = {};
       if (t > 0) exchange.template receive<channel_h>(t - 1);
-      weights.template multiply<gate_r>(landing.source(operand_h), shared.sums[0].mine());
+      weights.template multiply<gate_r>(landing.source(operand_h), shared.sums[0]);
       block_sync();
-      MMIXER_UNROLL
-      for (int j = 0; j < L::per_thread; j++) {
-        const Element<L> element(j);
-        if (!element.exists) continue;
+      each_element<L>([&](int j, const Element<L>& element) {
         a_r[j] = input[j][gate_r] + shared.sums[0].total(element.sample, element.row);
-        exchange.template send_statistic<channel_statistic_r>(gate_r, element, a_r[j] * a_r[j], t);
-      }
-      weights.template multiply<gate_z>(landing.source(operand_h), shared.sums[1].mine());  // behind the exchange
+        exchange.template send_statistics<channel_statistic_r, gate_r>(element, {a_r[j] * a_r[j]}, t);
+      });
+      weights.template multiply<gate_z>(landing.source(operand_h), shared.sums[1]);  // behind the exchange
       exchange.template receive<channel_statistic_r>(t);
-      MMIXER_UNROLL
-      for (int j = 0; j < L::per_thread; j++) {
-        const Element<L> element(j);
-        if (!element.exists) continue;
-        const float r = Activation::sigmoid(norm(gate_r, element, a_r[j]));  // Eq. 11
+      each_element<L>([&](int j, const Element<L>& element) {
+        const float r = Activation::sigmoid(
+            norms.apply(gate_r, a_r[j] * r_std(square(gate_r, element))));  // Eq. 11
         r_h[j] = r * h[j];
-      }
-      send(Constant<channel_r_h>(), operand_r_h, r_h, t);
-      exchange.template receive<channel_r_h>(t);
-      weights.template multiply<gate_h>(landing.source(operand_r_h), shared.sums[0].mine());
-      block_sync();
-      MMIXER_UNROLL
-      for (int j = 0; j < L::per_thread; j++) {
-        const Element<L> element(j);
-        if (!element.exists) continue;
+      });
+      exchange.template send_operand<channel_r_h>(r_h, t);
+      block_sync();  // of z's products, behind the exchange like z's statistics
+      each_element<L>([&](int j, const Element<L>& element) {
         a_z[j] = input[j][gate_z] + shared.sums[1].total(element.sample, element.row);
+        exchange.template send_statistics<channel_statistics_z_h, gate_z>(element, {a_z[j] * a_z[j]}, t);
+      });
+      exchange.template receive<channel_r_h>(t);
+      if (t + 1 < a.T) load_input();  // They come while the statistics travel.
+      weights.template multiply<gate_h>(landing.source(operand_r_h), shared.sums[0]);
+      block_sync();
+      each_element<L>([&](int j, const Element<L>& element) {
         a_h[j] = input[j][gate_h] + shared.sums[0].total(element.sample, element.row);
-        exchange.template send_statistic<channel_statistics_z_h>(gate_z, element, a_z[j] * a_z[j],
-                                                                 t);
-        exchange.template send_statistic<channel_statistics_z_h>(gate_h, element, a_h[j] * a_h[j],
-                                                                 t);
-      }
-      if (t + 1 < a.T) load_input(t + 1);
+        exchange.template send_statistics<channel_statistics_z_h, gate_h>(element, {a_h[j] * a_h[j]}, t);
+      });
       exchange.template receive<channel_statistics_z_h>(t);
-      MMIXER_UNROLL
-      for (int j = 0; j < L::per_thread; j++) {
-        const Element<L> element(j);
-        if (!element.exists) continue;
-        const float z = Activation::sigmoid(norm(gate_z, element, a_z[j]));   // Eq. 12
-        const float h_tilde = Activation::tanh(norm(gate_h, element, a_h[j]));  // Eq. 14
-        if (t < length[j]) h[j] = interpolate(z, h_tilde, h[j]);                // Eq. 13
-      }
-      if (t + 1 < a.T) send(Constant<channel_h>(), operand_h, h, t);
+      each_element<L>([&](int j, const Element<L>& element) {
+        const float square_z = square(gate_z, element), square_h = square(gate_h, element);
+        const float x_z = norms.apply(gate_z, a_z[j] * r_std(square_z));
+        const float x_h = norms.apply(gate_h, a_h[j] * r_std(square_h));
+        const float z = Activation::sigmoid(x_z), h_tilde = Activation::tanh(x_h);  // Eq. 12, 14
+        if (t < own.length[j]) h[j] = interpolate(z, h_tilde, h[j]);                // Eq. 13
+      });
+      if (t + 1 < a.T) exchange.template send_operand<channel_h>(h, t);
       MMIXER_UNROLL
       for (int j = 0; j < L::per_thread; j++)
-        if (mine[j])
-          a.states[((int64_t(group) * a.T + t) * a.B + sample[j]) * a.H + row[j]] = h[j];
+        if (own.mine[j])
+          a.states[((int64_t(team.group) * a.T + t) * a.B + own.sample[j]) * a.H + own.row[j]] =
+              h[j];
     }
   }
 };

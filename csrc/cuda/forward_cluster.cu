@@ -1,5 +1,11 @@
 #include "layouts.h"
 
-mmixer::cuda::Recurrences<mmixer::cuda::ForwardArguments> mmixer::cuda::cluster_forward() {
-  return recurrences<Forward, ClusterExchange, ForwardArguments>(ClusterLayouts());
+namespace mmixer::cuda {
+
+Recurrences<ForwardArguments> cluster_forward() {
+  static const auto all = recurrences<Forward, ClusterPath, ForwardArguments>(
+      ForwardLayouts<OneTermInCluster, MoreTermsInCluster>());
+  return all;
 }
+
+}  // namespace mmixer::cuda

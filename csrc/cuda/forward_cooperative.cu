@@ -1,5 +1,11 @@
 #include "layouts.h"
 
-mmixer::cuda::Recurrences<mmixer::cuda::ForwardArguments> mmixer::cuda::cooperative_forward() {
-  return recurrences<Forward, GlobalExchange, ForwardArguments>(CooperativeLayouts());
+namespace mmixer::cuda {
+
+Recurrences<ForwardArguments> cooperative_forward() {
+  static const auto all = recurrences<Forward, CooperativePath, ForwardArguments>(
+      ForwardLayouts<OneTermThroughL2, MoreTermsThroughL2>());
+  return all;
 }
+
+}  // namespace mmixer::cuda

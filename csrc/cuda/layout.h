@@ -1,9 +1,10 @@
 // How a team of blocks shares the recurrent weights of one weight set, so that they stay on the chip
 // for a whole sequence: block c of C keeps rows c H/C ... (c + 1) H/C of W_r, W_z and W_h, each of its
-// warps a share of the columns; a team advances 8 samples, the width of one tensor-core product.
+// warps a tile of the rows and a share of the columns. A team advances 8 samples, the width of one
+// tensor-core product, or 4: then half of each product is not used, but an exchange has half the bytes.
 //
 // A float is a sum of `parts` bfloat16 terms, and a product keeps the terms whose orders sum to less
-// than parts: 1 is bfloat16, 2 has relative error 2^-16, 3 has float32's.
+// than parts: 1 is bfloat16, 2 has relative error 2^-16, 3 has float32's. Or it is one float16 term.
 #pragma once
 
 #include "arguments.h"
@@ -15,29 +16,40 @@ constexpr int greatest_common_divisor(int a, int b) {
   return b == 0 ? a : greatest_common_divisor(b, a % b);
 }
 
-// H: the hidden size, padded. resident: row tiles (of 16 rows) whose weights lie in registers; the
-// rest lies in shared memory.
-template <int H_, int C_, int warps_, int parts_, int resident_>
+// H: the hidden size, padded. A warp takes one tile of 16 rows, where that divides the warps evenly, and a
+// share of the columns, so that few warps' sums are to be added; else all rows. resident: of a warp's
+// tiles, of all gates and parts, how many have their weights in registers; the rest lies in shared memory.
+template <int H_, int C_, int warps_, int parts_, int resident_, int samples_ = 8,
+          Dtype terms_ = Dtype::bfloat16>
 struct Layout {
   static constexpr int H = H_, C = C_, warps = warps_, parts = parts_, resident = resident_;
+  static constexpr int samples = samples_;
+  static constexpr Dtype terms = terms_;
+  // tanh.approx has an eighth of bfloat16's rounding error, but all of float16's.
+  static constexpr bool approximate = parts == 1 && terms == Dtype::bfloat16;
   static constexpr int threads = 32 * warps;
-  static constexpr int samples = 8;
   static constexpr int rows = H / C;
-  static constexpr int row_tiles = rows / 16;
-  static constexpr int k_blocks = H / 32 / warps;  // of 32 columns
-  static constexpr int tiles = parts * gates * row_tiles;
+  static constexpr int row_groups = warps % (rows / 16) == 0 ? rows / 16 : 1;  // of warps
+  static constexpr int column_groups = warps / row_groups;
+  static constexpr int row_tiles = rows / 16 / row_groups;     // of a warp and a gate
+  static constexpr int k_blocks = H / 32 / column_groups;      // of 32 columns, of a warp
+  static constexpr int tiles = parts * gates * row_tiles;      // of a warp
   static constexpr int tile_words = k_blocks * 2 * threads;  // Word4
   static constexpr int shared_words = (tiles - resident) * tile_words;
   // The elements (sample, row) of a gate that a block owns, and a thread's share of them.
   static constexpr int elements = samples * rows;
   static constexpr int per_thread = (elements + threads - 1) / threads;
+  static constexpr bool all_exist = elements % threads == 0;
+  static_assert(threads % rows == 0, "the elements of a thread are of one row");
   // Neighbouring lanes that hold rows of one sample, and the sums a sample that a team makes of them.
   static constexpr int lanes = greatest_common_divisor(rows, 32);
   static constexpr int sums = C * rows / lanes;
   // Of a sample in shared memory: 64 bytes more than a multiple of 128, against bank conflicts.
   static constexpr int stride = H + 32;
 
-  static_assert(H % C == 0 && rows % 16 == 0 && H % (32 * warps) == 0);
+  static_assert(samples == 4 || samples == 8);
+  static_assert(terms == Dtype::bfloat16 || (terms == Dtype::float16 && parts == 1));
+  static_assert(H % C == 0 && rows % 16 == 0 && H % (32 * column_groups) == 0);
   static_assert(0 <= resident && resident <= tiles && sums % 4 == 0);
 };
 
@@ -48,9 +60,9 @@ struct SharedOperand {
   const uint16_t* x;
 
   MMIXER_DEVICE Word4 operator()(int part, int k) const {
-    const int lane = thread_index() % 32, warp = thread_index() / 32;
-    return load4(x + (part * L::samples + lane / 4) * L::stride +
-                 (warp * L::k_blocks + k) * 32 + 8 * (lane % 4));
+    const int lane = thread_index() % 32, columns = thread_index() / 32 % L::column_groups;
+    return load4(x + (part * L::samples + lane / 4 % L::samples) * L::stride +
+                 (columns * L::k_blocks + k) * 32 + 8 * (lane % 4));
   }
 };
 
@@ -69,6 +81,33 @@ struct HeldOperand {
   MMIXER_DEVICE Word4 operator()(int part, int k) const { return word[part][k]; }
 };
 
+// x(first) + ... + x(first + count - 1), in a chain of log2(count) additions.
+template <int first, int count, class X>
+MMIXER_DEVICE float pairwise_sum(X x) {
+  if constexpr (count == 1)
+    return x(first);
+  else
+    return pairwise_sum<first, count / 2>(x) + pairwise_sum<first + count / 2, count - count / 2>(x);
+}
+
+// The warps' shares of one gate's products.
+template <class L>
+struct Sums {
+  float value[L::column_groups][L::samples][L::rows + 4];
+
+  // What this lane has of a product of 16 rows and 8 samples: place 0 to 3 of tile m.
+  MMIXER_DEVICE void put(int m, int place, float x) {
+    const int lane = thread_index() % 32, warp = thread_index() / 32;
+    const int sample = 2 * (lane % 4) + place % 2;
+    const int row = (warp / L::column_groups * L::row_tiles + m) * 16 + lane / 4 + place / 2 * 8;
+    if (L::samples == 8 || sample < L::samples) value[warp % L::column_groups][sample][row] = x;
+  }
+
+  MMIXER_DEVICE float total(int sample, int row) const {
+    return pairwise_sum<0, L::column_groups>([&](int warp) { return value[warp][sample][row]; });
+  }
+};
+
 template <class L>
 class Weights {
  public:
@@ -76,13 +115,15 @@ class Weights {
   MMIXER_DEVICE void load(const uint16_t* matrices, Word4* shared, int rank) {
     shared_ = shared;
     const int lane = thread_index() % 32, warp = thread_index() / 32;
+    const int first_row = rank * L::rows + warp / L::column_groups * L::row_tiles * 16 + lane / 4;
+    const int columns = warp % L::column_groups;
     MMIXER_UNROLL
     for (int tile = 0; tile < L::tiles; tile++)
       MMIXER_UNROLL
       for (int k = 0; k < L::k_blocks; k++) {
-        const int row = rank * L::rows + tile % L::row_tiles * 16 + lane / 4;
+        const int row = first_row + tile % L::row_tiles * 16;
         const uint16_t* p = matrices + (int64_t(tile / L::row_tiles) * L::H + row) * L::H +
-                            (warp * L::k_blocks + k) * 32 + 8 * (lane % 4);
+                            (columns * L::k_blocks + k) * 32 + 8 * (lane % 4);
         const Word4 upper = load4(p), lower = load4(p + 8 * L::H);
         MMIXER_UNROLL
         for (int half = 0; half < 2; half++) {
@@ -96,10 +137,12 @@ class Weights {
       }
   }
 
-  // This warp's columns' share of W x of one gate, for all rows of the block: sums[samples][rows + 4].
+  // This warp's columns' share of W x of one gate, for its rows.
   template <int gate, class Source>
-  MMIXER_DEVICE void multiply(const Source& x, float* sums) const {
-    float c[L::row_tiles][2][4] = {};
+  MMIXER_DEVICE void multiply(const Source& x, Sums<L>& sums) const {
+    // A tensor core's sum takes 33 cycles and a product 8, so that four chains keep it busy.
+    constexpr int chains = L::row_tiles == 1 && L::k_blocks > 1 ? 4 : 2;
+    float c[L::row_tiles][chains][4] = {};
     MMIXER_UNROLL
     for (int k = 0; k < L::k_blocks; k++) {
       Word4 b[L::parts];
@@ -114,17 +157,16 @@ class Weights {
             const Word4 a = fragment((part * gates + gate) * L::row_tiles + m, k, half);
             MMIXER_UNROLL
             for (int other = L::parts - 1 - part; other >= 0; other--)
-              multiply_add(c[m][half], a, b[other].word[2 * half], b[other].word[2 * half + 1]);
+              multiply_add<L::terms == Dtype::float16>(c[m][(2 * k + half) % chains], a,
+                                                       b[other].word[2 * half],
+                                                       b[other].word[2 * half + 1]);
           }
     }
-    const int lane = thread_index() % 32;
     MMIXER_UNROLL
     for (int m = 0; m < L::row_tiles; m++)
       MMIXER_UNROLL
-      for (int i = 0; i < 4; i++) {
-        const int sample = 2 * (lane % 4) + i % 2, row = m * 16 + lane / 4 + i / 2 * 8;
-        sums[sample * (L::rows + 4) + row] = c[m][0][i] + c[m][1][i];
-      }
+      for (int i = 0; i < 4; i++)
+        sums.put(m, i, pairwise_sum<0, chains>([&](int chain) { return c[m][chain][i]; }));
   }
 
  private:
@@ -141,42 +183,6 @@ class Weights {
   Word4* shared_;
 };
 
-// The warps' shares of one gate's products.
-template <class L>
-struct Sums {
-  float value[L::warps][L::samples][L::rows + 4];
-
-  MMIXER_DEVICE float* mine() { return &value[thread_index() / 32][0][0]; }
-
-  MMIXER_DEVICE float total(int sample, int row) const {
-    float sum = 0;
-    MMIXER_UNROLL
-    for (int warp = 0; warp < L::warps; warp++) sum += value[warp][sample][row];
-    return sum;
-  }
-};
-
-// The rows' scale and shift, 1 and 0 without LayerNorm and in the padding.
-template <class L>
-struct Norms {
-  float gamma[gates][L::rows], beta[gates][L::rows];
-
-  // norms: [2][G][norm_gates][H] or null
-  MMIXER_DEVICE void load(const float* norms, int G, int group, int H, int first) {
-    for (int i = thread_index(); i < gates * L::rows; i += L::threads) {
-      const int gate = i / L::rows, row = i % L::rows;
-      const bool exists = norms && first + row < H;
-      const float* p = norms + (int64_t(group) * norm_gates + norm_r + gate) * H + first + row;
-      gamma[gate][row] = exists ? cuda::load(p) : 1;
-      beta[gate][row] = exists ? cuda::load(p + int64_t(G) * norm_gates * H) : 0;
-    }
-  }
-
-  MMIXER_DEVICE float apply(int gate, int row, float x) const {
-    return x * gamma[gate][row] + beta[gate][row];
-  }
-};
-
 // Thread's j-th element.
 template <class L>
 struct Element {
@@ -185,17 +191,51 @@ struct Element {
 
   MMIXER_DEVICE explicit Element(int j) {
     const int i = thread_index() + j * L::threads;
-    sample = i / L::rows, row = i % L::rows, exists = i < L::elements;
+    sample = i / L::rows, row = i % L::rows, exists = L::all_exist || i < L::elements;
   }
 };
 
-// Terms of x as a sum of bfloat16.
-template <int parts>
-MMIXER_DEVICE void split(float x, uint16_t (&term)[parts]) {
+// The scale and shift of a thread's row, 1 and 0 without LayerNorm and in the padding.
+template <class L>
+struct Norms {
+  float gamma[gates], beta[gates];
+
+  // norms: [2][G][norm_gates][H] or null; first: the block's first row
+  MMIXER_DEVICE Norms(const float* norms, int G, int group, int H, int first) {
+    const int row = first + Element<L>(0).row;
+    const bool exists = norms && row < H;
+    MMIXER_UNROLL
+    for (int gate = 0; gate < gates; gate++) {
+      const float* p = norms + (int64_t(group) * norm_gates + norm_r + gate) * H + row;
+      gamma[gate] = exists ? load(p) : 1;
+      beta[gate] = exists ? load(p + int64_t(G) * norm_gates * H) : 0;
+    }
+  }
+
+  MMIXER_DEVICE float apply(int gate, float x) const { return x * gamma[gate] + beta[gate]; }
+};
+
+// f(j, element) for each that there is.
+template <class L, class Function>
+MMIXER_DEVICE void each_element(Function f) {
   MMIXER_UNROLL
-  for (int part = 0; part < parts; part++) {
-    term[part] = to_bfloat16(x);
-    x -= from_bfloat16(term[part]);
+  for (int j = 0; j < L::per_thread; j++) {
+    const Element<L> element(j);
+    if (element.exists) f(j, element);
+  }
+}
+
+// The terms of x.
+template <class L>
+MMIXER_DEVICE void split(float x, uint16_t (&term)[L::parts]) {
+  if constexpr (L::terms == Dtype::float16) {
+    term[0] = to_float16(x);
+  } else {
+    MMIXER_UNROLL
+    for (int part = 0; part < L::parts; part++) {
+      term[part] = to_bfloat16(x);
+      x -= from_bfloat16(term[part]);
+    }
   }
 }
 

@@ -1,5 +1,5 @@
 // The layouts that are compiled, smallest first. What does not fit into 255 registers a thread lies in
-// shared memory: 227 KiB a block on Hopper, 99 KiB on Ada.
+// shared memory: 227 KiB per block on Hopper, 99 KiB on Ada.
 #pragma once
 
 #include "backward.h"
@@ -12,18 +12,39 @@ namespace mmixer::cuda {
 template <class... Items>
 struct List {};
 
-using ClusterLayouts =
-    List<Layout<128, 4, 4, 1, 6>, Layout<256, 8, 8, 1, 6>, Layout<512, 16, 8, 1, 6>,
-         Layout<768, 16, 8, 1, 3>,                                                     // bfloat16
-         Layout<128, 4, 4, 2, 10>, Layout<256, 8, 8, 2, 12>, Layout<512, 16, 8, 2, 5>,  // 2^-16
-         Layout<128, 4, 4, 3, 12>, Layout<256, 8, 8, 3, 12>>;                           // float32
+template <int samples, Dtype terms>
+using OneTermInCluster =
+    List<Layout<128, 4, 8, 1, 3, samples, terms>, Layout<256, 8, 8, 1, 3, samples, terms>,
+         Layout<512, 16, 8, 1, 3, samples, terms>, Layout<768, 16, 12, 1, 1, samples, terms>>;
 
-using CooperativeLayouts =
-    List<Layout<128, 4, 4, 1, 6>, Layout<256, 8, 8, 1, 6>, Layout<512, 16, 8, 1, 6>,
-         Layout<768, 48, 8, 1, 3>, Layout<1024, 64, 8, 1, 3>,  // bfloat16
-         Layout<128, 4, 4, 2, 8>, Layout<256, 8, 8, 2, 12>, Layout<512, 32, 8, 2, 6>,
-         Layout<1024, 64, 8, 2, 3>,                                                        // 2^-16
-         Layout<128, 8, 4, 3, 9>, Layout<256, 8, 8, 3, 12>, Layout<512, 32, 8, 3, 7>>;  // float32
+template <int samples>
+using MoreTermsInCluster =
+    List<Layout<128, 4, 8, 2, 6, samples>, Layout<256, 8, 8, 2, 6, samples>,
+         Layout<512, 16, 8, 2, 2, samples>,                                      // 2^-16
+         Layout<128, 4, 8, 3, 9, samples>, Layout<256, 8, 8, 3, 6, samples>>;  // float32
+
+template <int samples, Dtype terms>
+using OneTermThroughL2 =
+    List<Layout<128, 4, 8, 1, 3, samples, terms>, Layout<256, 8, 8, 1, 3, samples, terms>,
+         Layout<512, 16, 8, 1, 3, samples, terms>, Layout<768, 48, 8, 1, 3, samples, terms>,
+         Layout<1024, 64, 8, 1, 2, samples, terms>>;
+
+template <int samples>
+using MoreTermsThroughL2 =
+    List<Layout<128, 4, 8, 2, 6, samples>, Layout<256, 8, 8, 2, 6, samples>,
+         Layout<512, 32, 8, 2, 6, samples>, Layout<1024, 64, 8, 2, 2, samples>,  // 2^-16
+         Layout<128, 4, 8, 3, 9, samples>, Layout<256, 8, 8, 3, 6, samples>,
+         Layout<512, 32, 8, 3, 5, samples>>;  // float32
+
+template <template <int, Dtype> class OneTerm, template <int> class MoreTerms>
+using ForwardLayouts =
+    List<OneTerm<8, Dtype::bfloat16>, OneTerm<4, Dtype::bfloat16>, OneTerm<8, Dtype::float16>,
+         OneTerm<4, Dtype::float16>, MoreTerms<8>, MoreTerms<4>>;
+
+// Without float16: its range may not hold a gradient.
+template <template <int, Dtype> class OneTerm, template <int> class MoreTerms>
+using BackwardLayouts = List<OneTerm<8, Dtype::bfloat16>, OneTerm<4, Dtype::bfloat16>,
+                             MoreTerms<8>, MoreTerms<4>>;
 
 template <class Kernel, class L>
 Resident resident_teams() {
@@ -46,15 +67,21 @@ void launch_teams(const typename Kernel::Arguments& arguments, int teams, void* 
                  arguments);
 }
 
-// Kernel<L, Exchange> of every layout.
-template <template <class, template <class, class, class> class> class Kernel,
-          template <class, class, class> class Exchange, class Arguments, class... Layouts>
-Recurrences<Arguments> recurrences(List<Layouts...>) {
-  static const Recurrence<Arguments> all[] = {
-      {Layouts::H, Layouts::parts, Kernel<Layouts, Exchange>::Exchange::packets,
-       resident_teams<Kernel<Layouts, Exchange>, Layouts>,
-       launch_teams<Kernel<Layouts, Exchange>, Layouts>}...};
-  return {all, sizeof...(Layouts)};
+// Kernel<L, Path> of every layout.
+template <template <class, class> class Kernel, class Path, class Arguments, class... Layouts>
+void append(std::vector<Recurrence<Arguments>>& all, List<Layouts...>) {
+  (all.push_back({Layouts::H, Layouts::parts, Layouts::samples, Layouts::terms,
+                  Kernel<Layouts, Path>::Exchange::packets,
+                  resident_teams<Kernel<Layouts, Path>, Layouts>,
+                  launch_teams<Kernel<Layouts, Path>, Layouts>}),
+   ...);
+}
+
+template <template <class, class> class Kernel, class Path, class Arguments, class... Lists>
+std::vector<Recurrence<Arguments>> recurrences(List<Lists...>) {
+  std::vector<Recurrence<Arguments>> all;
+  (append<Kernel, Path>(all, Lists()), ...);
+  return all;
 }
 
 }  // namespace mmixer::cuda

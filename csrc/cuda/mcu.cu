@@ -12,13 +12,6 @@
 namespace mmixer::cuda {
 namespace {
 
-template <class Arguments>
-const Recurrence<Arguments>* find(const Recurrences<Arguments>& all, int H, int parts) {
-  for (int i = 0; i < all.count; i++)
-    if (all.first[i].parts == parts && all.first[i].H >= H) return &all.first[i];
-  return nullptr;
-}
-
 Recurrences<ForwardArguments> recurrences(Path path, const ForwardArguments*) {
   return path == Path::cluster ? cluster_forward() : cooperative_forward();
 }
@@ -27,9 +20,19 @@ Recurrences<BackwardArguments> recurrences(Path path, const BackwardArguments*) 
   return path == Path::cluster ? cluster_backward() : cooperative_backward();
 }
 
+// The smallest kernel of a variant that holds H, or null.
 template <class Arguments>
-Plan plan(Path path, int H, int parts) {
-  const auto* kernel = find(recurrences(path, static_cast<Arguments*>(nullptr)), H, parts);
+const Recurrence<Arguments>* find(const Variant& variant, int H) {
+  for (const auto& kernel : recurrences(variant.path, static_cast<Arguments*>(nullptr)))
+    if (kernel.samples == variant.samples && kernel.parts == variant.parts &&
+        kernel.terms == variant.terms && kernel.H >= H)
+      return &kernel;
+  return nullptr;
+}
+
+template <class Arguments>
+Plan plan(const Variant& variant, int H) {
+  const auto* kernel = find<Arguments>(variant, H);
   if (!kernel) return {0, 0, 0, "no kernel for H = " + std::to_string(H)};
   const Resident teams = kernel->resident_teams();
   if (teams.count == 0) return {0, 0, 0, teams.refusal};
@@ -37,12 +40,12 @@ Plan plan(Path path, int H, int parts) {
 }
 
 template <class Arguments>
-void run(Path path, int parts, int teams, Arguments arguments, void* stream) {
-  const auto* kernel = find(recurrences(path, &arguments), arguments.H, parts);
+void run(const Variant& variant, int teams, Arguments arguments, void* stream) {
+  const auto* kernel = find<Arguments>(variant, arguments.H);
   if (!kernel || teams < 1) throw std::runtime_error("there is no persistent kernel of this size");
-  const int all = arguments.G * ((arguments.B + 7) / 8);
+  const int all = arguments.G * ((arguments.B + variant.samples - 1) / variant.samples);
   // Clusters need not be resident at once: what does not fit waits for its turn.
-  const int at_once = path == Path::cluster ? all : std::min(all, teams);
+  const int at_once = variant.path == Path::cluster ? all : std::min(all, teams);
   for (int first = 0; first < all; first += at_once) {
     arguments.first_team = first;
     kernel->launch(arguments, std::min(at_once, all - first), stream);
@@ -68,16 +71,16 @@ std::string refusal() { return refusal<NormTanh<float>>(); }
 
 uint64_t stream_number(void* stream) { return number_of(stream); }
 
-Plan plan(Path path, int H, int parts, bool backward) {
-  return backward ? plan<BackwardArguments>(path, H, parts) : plan<ForwardArguments>(path, H, parts);
+Plan plan(const Variant& variant, int H, bool backward) {
+  return backward ? plan<BackwardArguments>(variant, H) : plan<ForwardArguments>(variant, H);
 }
 
-void forward(Path path, int parts, int teams, ForwardArguments arguments, void* stream) {
-  run(path, parts, teams, arguments, stream);
+void forward(const Variant& variant, int teams, ForwardArguments arguments, void* stream) {
+  run(variant, teams, arguments, stream);
 }
 
-void backward(Path path, int parts, int teams, BackwardArguments arguments, void* stream) {
-  run(path, parts, teams, arguments, stream);
+void backward(const Variant& variant, int teams, BackwardArguments arguments, void* stream) {
+  run(variant, teams, arguments, stream);
 }
 
 void prepare(const PrepareArguments& a, void* stream) {

@@ -13,10 +13,18 @@ namespace mmixer::cuda {
 // cooperative: blocks exchange through L2, all of them resident at once (8.0 and newer).
 enum class Path { cluster, cooperative };
 
+// Which of the persistent kernels of a size.
+struct Variant {
+  Path path;
+  int samples;  // of a team: 4 or 8
+  int parts;    // terms of a float in the recurrence's products, 1 to 3
+  Dtype terms;  // bfloat16; forward, with one part, also float16
+};
+
 // How a persistent kernel takes a size.
 struct Plan {
   int H;                // padded; 0: no such kernel, or not on the current device
-  int teams;            // of 8 samples of a weight set, that run at once
+  int teams;            // that run at once
   int64_t packets;      // bytes a team needs for its exchange
   std::string refusal;  // why there is no such kernel; else empty
 };
@@ -24,12 +32,11 @@ struct Plan {
 // Why the current device cannot run this build's kernels; empty: it can.
 std::string refusal();
 
-// parts: bfloat16 terms of a float, 1 to 3.
-Plan plan(Path path, int H, int parts, bool backward);
+Plan plan(const Variant& variant, int H, bool backward);
 
 // The whole batch, plan.teams at a time; arguments.packets: plan.packets for each of those.
-void forward(Path path, int parts, int teams, ForwardArguments arguments, void* stream);
-void backward(Path path, int parts, int teams, BackwardArguments arguments, void* stream);
+void forward(const Variant& variant, int teams, ForwardArguments arguments, void* stream);
+void backward(const Variant& variant, int teams, BackwardArguments arguments, void* stream);
 
 // How a single step of the whole unit is taken in one launch.
 struct CellPlan {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "launch.h"
 #include "mcu.h"
@@ -11,7 +12,8 @@ namespace mmixer::cuda {
 // One kernel: for hidden sizes up to H.
 template <class Arguments>
 struct Recurrence {
-  int H, parts;
+  int H, parts, samples;
+  Dtype terms;
   int64_t packets;  // of a team, 8 bytes each
   Resident (*resident_teams)();
   // Teams first_team ... first_team + teams; arguments.packets: teams * packets, cleared here.
@@ -19,10 +21,7 @@ struct Recurrence {
 };
 
 template <class Arguments>
-struct Recurrences {
-  const Recurrence<Arguments>* first;
-  int count;
-};
+using Recurrences = const std::vector<Recurrence<Arguments>>&;
 
 Recurrences<ForwardArguments> cluster_forward();
 Recurrences<ForwardArguments> cooperative_forward();

@@ -29,6 +29,7 @@ void cluster_sync(MMIXER_SITE);
 
 float shuffle_xor(float x, int mask, MMIXER_SITE);
 double shuffle_xor(double x, int mask, MMIXER_SITE);
+template <bool half>
 void multiply_add(float (&c)[4], const Word4& a, uint32_t b0, uint32_t b1, MMIXER_SITE);
 
 void store_packet(uint64_t* p, uint32_t data, uint32_t tag);
@@ -122,7 +123,10 @@ inline float from_float16(uint16_t x) {
 }
 
 inline float reciprocal_root(float x) { return 1 / std::sqrt(x); }
+inline float reciprocal_root_of_normal(float x) { return 1 / std::sqrt(x); }
 inline double reciprocal_root(double x) { return 1 / std::sqrt(x); }
+
+inline float reciprocal_of_normal(float x) { return 1 / x; }
 
 inline float approximate_tanh(float x) { return std::tanh(x); }
 

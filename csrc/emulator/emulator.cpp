@@ -396,7 +396,7 @@ struct Warp {
   Meeting meeting;
   uint32_t ready = all_lanes;
   int position = 0;                 // in the list of ready warps
-  uint32_t words[2][warp_size][6];  // what the lanes bring to a meeting, by its round
+  uint32_t words[2][warp_size][7];  // what the lanes bring to a meeting, by its round
   float product[2][16][8];
 };
 
@@ -962,10 +962,11 @@ int Machine::meet_in_warp(const Place* place, const uint32_t* words, int count) 
 
 // By the layout of mma.m16n8k16: a lane has a pair of columns (of rows of b) out of 8.
 void Machine::multiply(Warp& warp, int round) {
-  const auto half = [](uint32_t pair, int k) {
-    return from_bfloat16(uint16_t(pair >> k % 2 * 16));
-  };
   const auto& words = warp.words[round];
+  const auto half = [is_float16 = words[0][6] != 0](uint32_t pair, int k) {
+    const uint16_t bits = uint16_t(pair >> k % 2 * 16);
+    return is_float16 ? from_float16(bits) : from_bfloat16(bits);
+  };
   float b[16][8];
   for (int k = 0; k < 16; ++k)
     for (int j = 0; j < 8; ++j) b[k][j] = half(words[j * 4 + k % 8 / 2][4 + k / 8], k);
@@ -1277,14 +1278,18 @@ void send(T* p, int rank, const T& x, Mbarrier* barrier, const Site& site) {
 float shuffle_xor(float x, int mask, Site site) { return shuffle(x, mask, site); }
 double shuffle_xor(double x, int mask, Site site) { return shuffle(x, mask, site); }
 
+template <bool half>
 void multiply_add(float (&c)[4], const Word4& a, uint32_t b0, uint32_t b1, Site site) {
-  const uint32_t words[] = {a.word[0], a.word[1], a.word[2], a.word[3], b0, b1};
+  const uint32_t words[] = {a.word[0], a.word[1], a.word[2], a.word[3], b0, b1, half};
   const Place* const place = places.find(site, Operation::multiply_add);
   const int round = machine->meet_in_warp(place, words, int(std::size(words)));
   const int row = machine->self().lane() / 4, column = machine->self().lane() % 4 * 2;
   for (int i = 0; i < 4; ++i)
     c[i] += machine->warp().product[round][row + i / 2 * 8][column + i % 2];
 }
+
+template void multiply_add<false>(float (&c)[4], const Word4&, uint32_t, uint32_t, Site);
+template void multiply_add<true>(float (&c)[4], const Word4&, uint32_t, uint32_t, Site);
 
 void store_packet(uint64_t* p, uint32_t data, uint32_t tag) {
   detail::check_aligned(p, sizeof *p);

@@ -7,11 +7,13 @@ Sizes and dtypes that neither takes go step by step, each step two products and 
 "step". A step by itself without gradients is one launch: path "cell". The logger
 `mmixer_kernels.engines.cuda` tells, at level DEBUG, which path a call took and why not another. The
 environment variable MMIXER_CUDA_PATHS, read at import, names the paths that may be taken, separated
-by commas.
+by commas. On both a team of blocks advances 4 samples where all teams of the call run at once, else
+8; MMIXER_CUDA_SAMPLES, read at import, names those that may be taken.
 
 float32 follows `torch.get_float32_matmul_precision()`: "highest" has float32's error in the
-recurrence, "high" and "medium" 2^-16 a product. bfloat16 products have bfloat16 operands, float16
-ones in the recurrence 16 bits; statistics, gates and states are float32. float64 takes path "step".
+recurrence, "high" and "medium" 2^-16 in a product. bfloat16 products have bfloat16 operands; float16
+ones in the recurrence have float16 operands forward and 16 bits of two bfloat16 terms backward, whose
+range a gradient may need. Statistics, gates and states are float32. float64 takes path "step".
 """
 
 from __future__ import annotations
@@ -45,7 +47,10 @@ PATHS = tuple((os.environ.get("MMIXER_CUDA_PATHS") or ",".join(_EVERY_PATH)).spl
 """In the order in which they are tried; "cell" is for single steps, the others for sequences."""
 _UNKNOWN_PATHS = [path for path in PATHS if path not in _EVERY_PATH]
 
-_SAMPLES = 8  # of a team: the width of a tensor core's product
+_EVERY_SAMPLES = ("4", "8")
+SAMPLES = tuple((os.environ.get("MMIXER_CUDA_SAMPLES") or ",".join(_EVERY_SAMPLES)).split(","))
+"""Of a team of the persistent kernels. The first is taken whose teams all run at once, else the last."""
+_UNKNOWN_SAMPLES = [samples for samples in SAMPLES if samples not in _EVERY_SAMPLES]
 _MOST_ROUNDS = 8  # of persistent kernels one after another; beyond, a step's products fill the GPU
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _FIRST_CAPABILITY = (8, 0)
@@ -67,6 +72,12 @@ def state(device: torch.device | None = None) -> EngineState:
             False,
             f"MMIXER_CUDA_PATHS must name some of {', '.join(_EVERY_PATH)}, separated by commas, "
             f"but names {', '.join(map(repr, _UNKNOWN_PATHS))}",
+        )
+    if _UNKNOWN_SAMPLES:
+        return EngineState(
+            False,
+            f"MMIXER_CUDA_SAMPLES must name some of {', '.join(_EVERY_SAMPLES)}, separated by "
+            f"commas, but names {', '.join(map(repr, _UNKNOWN_SAMPLES))}",
         )
     if torch.version.cuda is None:
         return EngineState(False, "this torch has no CUDA: install one that has")
@@ -213,10 +224,23 @@ def _workspace(device: int, stream: int, H: int, size: int, like: Tensor) -> Ten
 
 class _Plan(NamedTuple):
     path: str
-    parts: int  # bfloat16 terms of a float in the recurrence's products
-    padded: int  # hidden size
-    teams: int  # at once
-    packets: int  # bytes a team
+    samples: int = 0  # of a team of a persistent kernel
+    parts: int = 0  # terms of a float in the recurrence's products
+    terms: torch.dtype = torch.bfloat16
+    padded: int = 0  # hidden size
+    at_once: int = 0  # teams
+    packets: int = 0  # bytes a team
+
+    @property
+    def variant(self) -> tuple[int, int, int, int]:
+        """As the extension names it."""
+        return _PATH_NUMBERS[self.path], self.samples, self.parts, _DTYPES[self.terms]
+
+    def teams(self, call: Call) -> int:
+        return call.G * -(-call.B // self.samples)
+
+
+_PATH_NUMBERS = {"cluster": 0, "cooperative": 1}
 
 
 def _fill(target: Any, **fields: Any) -> Any:
@@ -229,55 +253,76 @@ def _fill(target: Any, **fields: Any) -> Any:
     return target
 
 
-def _parts(dtype: torch.dtype) -> int | None:
-    """bfloat16 terms a float is split into; None: the persistent kernels do not take the dtype."""
+def _terms(dtype: torch.dtype, backward: bool) -> tuple[int, torch.dtype] | None:
+    """How many terms of which dtype a float is split into in the recurrence's products; None: the
+    persistent kernels do not take the dtype."""
     if dtype is torch.float64:
         return None
     if dtype is torch.bfloat16:
-        return 1
+        return 1, dtype
+    if dtype is torch.float16 and not backward:
+        return 1, dtype
     if dtype is torch.float32 and torch.get_float32_matmul_precision() == "highest":
-        return 3
-    return 2
+        return 3, torch.bfloat16
+    return 2, torch.bfloat16
 
 
 @functools.cache
 def _native_plan(
-    device: int, path: str, hidden: int, parts: int, backward: bool
+    device: int, variant: tuple[int, int, int, int], hidden: int, backward: bool
 ) -> tuple[int, int, int, str]:
     """Padded hidden size (0: no kernel), teams at once, bytes of packets; why no kernel."""
-    padded, teams, packets, refusal = _native.plan(path == "cluster", hidden, parts, backward)
+    padded, teams, packets, refusal = _native.plan(*variant, hidden, backward)
     return padded, teams, packets, refusal
 
 
+def _persistent_plan(call: Call, path: str, backward: bool) -> tuple[_Plan | None, str]:
+    """How a path takes a call, or why it does not."""
+    terms = _terms(call.dtype, backward)
+    if terms is None:
+        return None, f"no kernel for {call.dtype}"
+    plans, refusal = [], ""
+    for samples in SAMPLES:
+        plan = _Plan(path, int(samples), *terms)
+        padded, at_once, packets, refusal = _native_plan(
+            call.index, plan.variant, call.H, backward
+        )
+        if padded:
+            plans.append(plan._replace(padded=padded, at_once=at_once, packets=packets))
+    if not plans:
+        return None, refusal
+    plan = next((plan for plan in plans if plan.teams(call) <= plan.at_once), plans[-1])
+    if plan.teams(call) > _MOST_ROUNDS * plan.at_once:
+        return None, f"{plan.teams(call)} teams, {plan.at_once} at once"
+    return plan, ""
+
+
 def _plan(call: Call, backward: bool) -> _Plan:
-    parts = _parts(call.dtype)
-    teams = call.G * -(-call.B // _SAMPLES)
     chosen, refused = None, []
     for path in PATHS:
         if path == "cell":
             continue
         if path == "step":
-            chosen = _Plan("step", parts or 0, call.H, 0, 0)
-        elif parts is None:
-            refused.append(f"{path}: no kernel for {call.dtype}")
+            chosen = _Plan("step", padded=call.H)
         else:
-            *numbers, refusal = _native_plan(call.index, path, call.H, parts, backward)
-            plan = _Plan(path, parts, *numbers)
-            if plan.padded == 0:
+            chosen, refusal = _persistent_plan(call, path, backward)
+            if chosen is None:
                 refused.append(f"{path}: {refusal}")
-            elif teams > _MOST_ROUNDS * plan.teams:
-                refused.append(f"{path}: {teams} teams, {plan.teams} at once")
-            else:
-                chosen = plan
         if chosen is not None:
             break
     if chosen is None:
         allowed = "" if set(PATHS) == set(_EVERY_PATH) else f" of {', '.join(PATHS)}"
         raise RuntimeError(f"no path{allowed} takes this call: {'; '.join(refused)}")
+    how = ""
+    if chosen.path != "step":
+        how = (
+            f", H padded to {chosen.padded}, teams of {chosen.samples} samples, a float "
+            f"{chosen.parts} {chosen.terms}"
+        )
     _logger.debug(
-        "%s of G=%d T=%d B=%d H=%d %s: path %s, H padded to %d, %d terms a float%s",
+        "%s of G=%d T=%d B=%d H=%d %s: path %s%s%s",
         "backward" if backward else "forward",
-        *(call.G, call.T, call.B, call.H, call.dtype, chosen.path, chosen.padded, chosen.parts),
+        *(call.G, call.T, call.B, call.H, call.dtype, chosen.path, how),
         f" ({'; '.join(refused)})" if refused else "",
     )
     return chosen
@@ -301,7 +346,7 @@ class _Kernels:
         self.terms = None  # `matrices` for a persistent kernel
         if self.persistent:
             shape = call.G, plan.parts, 3, plan.padded, plan.padded
-            self.terms = call.empty(*shape, dtype=torch.bfloat16)
+            self.terms = call.empty(*shape, dtype=plan.terms)
         norm_weight = call.weights[0].norm_weight
         native = _fill(
             _native.PrepareArguments(),
@@ -406,13 +451,13 @@ class _Kernels:
         return states
 
     def _packets(self) -> Tensor:
-        teams = min(self.plan.teams, self.call.G * -(-self.call.B // _SAMPLES))
+        teams = min(self.plan.at_once, self.plan.teams(self.call))
         return self.call.empty(teams * self.plan.packets, dtype=torch.uint8)
 
     def _launch(self, name: str, arguments: Any) -> None:
         plan = self.plan
         launch = getattr(_native, name)
-        launch(plan.path == "cluster", plan.parts, plan.teams, arguments, self.call.stream)
+        launch(*plan.variant, plan.at_once, arguments, self.call.stream)
 
     def _persistent(self, input_gates: Tensor, states: Tensor) -> None:
         packets = self._packets()

@@ -55,32 +55,36 @@ struct Output {
   }
 };
 
-constexpr int T = 5, B = 8, H = 128;
+constexpr int T = 5, B = 8, H = 128;  // two teams of 4 samples, one of 8
 constexpr size_t rows = size_t(T) * B * H;
 
-Kernel recurrence_forward(Path path) {
-  return [path, weights = random_bfloat16(3 * H * H, 0.15f), input = random_floats(3 * rows),
+Kernel recurrence_forward(Path path, int samples) {
+  const Variant variant = {path, samples, 1, Dtype::bfloat16};
+  return [variant, weights = random_bfloat16(3 * H * H, 0.15f), input = random_floats(3 * rows),
           norms = random_floats(2 * 6 * H), hx = random_floats(B * H)] {
     Output states(rows);
-    std::vector<uint64_t> packets(plan(path, H, 1, false).packets / 8, ~uint64_t(0));
+    std::vector<uint64_t> packets(B / variant.samples * plan(variant, H, false).packets / 8,
+                                  ~uint64_t(0));
     ForwardArguments a{};
     a.weights = weights.data(), a.input_gates = input.data(), a.norms = norms.data();
     a.hx = hx.data(), a.states = states.x.data(), a.packets = packets.data();
     a.G = 1, a.T = T, a.B = B, a.H = H, a.eps = 1e-5f;
-    forward(path, 1, 1, a, nullptr);
+    forward(variant, B / variant.samples, a, nullptr);
     Bits bits;
     states.append_to(bits);
     return bits;
   };
 }
 
-Kernel recurrence_backward(Path path) {
-  return [path, weights = random_bfloat16(3 * H * H, 0.15f), x_hat = random_floats(3 * rows),
+Kernel recurrence_backward(Path path, int samples) {
+  const Variant variant = {path, samples, 1, Dtype::bfloat16};
+  return [variant, weights = random_bfloat16(3 * H * H, 0.15f), x_hat = random_floats(3 * rows),
           projected = random_floats(3 * rows), r_std = random_floats(3 * T * B),
           norms = random_floats(2 * 6 * H), states = random_floats(rows),
           grad_output = random_floats(rows), grad_h_n = random_floats(B * H)] {
     Output gates(3 * rows), f_tilde(rows), hx(B * H), norm(6 * B * H);
-    std::vector<uint64_t> packets(plan(path, H, 1, true).packets / 8, ~uint64_t(0));
+    std::vector<uint64_t> packets(B / variant.samples * plan(variant, H, true).packets / 8,
+                                  ~uint64_t(0));
     BackwardArguments a{};
     a.weights = weights.data(), a.x_hat = x_hat.data(), a.projected = projected.data();
     a.r_std = r_std.data(), a.norms = norms.data(), a.states = states.data();
@@ -90,7 +94,7 @@ Kernel recurrence_backward(Path path) {
     a.packets = packets.data();
     a.grad_output_dtype = a.grad_gates_dtype = Dtype::float32;
     a.G = 1, a.T = T, a.B = B, a.H = H;
-    backward(path, 1, 1, a, nullptr);
+    backward(variant, B / variant.samples, a, nullptr);
     Bits bits;
     for (const Output* x : {&gates, &f_tilde, &hx, &norm}) x->append_to(bits);
     return bits;
@@ -166,10 +170,14 @@ Kernel cell_steps() {
 }
 
 std::map<std::string, Kernel> kernels() {
-  return {{"forward_cluster", recurrence_forward(Path::cluster)},
-          {"forward_cooperative", recurrence_forward(Path::cooperative)},
-          {"backward_cluster", recurrence_backward(Path::cluster)},
-          {"backward_cooperative", recurrence_backward(Path::cooperative)},
+  return {{"forward_cluster", recurrence_forward(Path::cluster, 8)},
+          {"forward_cluster_4", recurrence_forward(Path::cluster, 4)},
+          {"forward_cooperative", recurrence_forward(Path::cooperative, 8)},
+          {"forward_cooperative_4", recurrence_forward(Path::cooperative, 4)},
+          {"backward_cluster", recurrence_backward(Path::cluster, 8)},
+          {"backward_cluster_4", recurrence_backward(Path::cluster, 4)},
+          {"backward_cooperative", recurrence_backward(Path::cooperative, 8)},
+          {"backward_cooperative_4", recurrence_backward(Path::cooperative, 4)},
           {"prepare", prepare_weights()},
           {"row_wise", row_wise()},
           {"cell", cell_steps()}};

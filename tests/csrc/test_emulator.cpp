@@ -100,6 +100,7 @@ void test_shuffles() {
   });
 }
 
+template <bool half>
 void test_multiply_add() {
   float a[16][16], b[16][8], c[16][8] = {};
   for (int i = 0; i < 16; ++i)
@@ -107,7 +108,8 @@ void test_multiply_add() {
   for (int k = 0; k < 16; ++k)
     for (int j = 0; j < 8; ++j) b[k][j] = float((k * 3 + j * 11) % 17 - 8);
   const auto pair = [](float low, float high) {
-    return uint32_t(to_bfloat16(high)) << 16 | to_bfloat16(low);
+    const auto bits = half ? to_float16 : to_bfloat16;
+    return uint32_t(bits(high)) << 16 | bits(low);
   };
   launch_body<32>(one_block, [&](void*) {
     const int row = thread_index() / 4, two = thread_index() % 4 * 2;
@@ -116,7 +118,7 @@ void test_multiply_add() {
     const Word4 fragment = {
         {of_a(row, two), of_a(row + 8, two), of_a(row, two + 8), of_a(row + 8, two + 8)}};
     float sums[4] = {1, 2, 3, 4};
-    multiply_add(sums, fragment, of_b(two), of_b(two + 8));
+    multiply_add<half>(sums, fragment, of_b(two), of_b(two + 8));
     for (int i = 0; i < 4; ++i) c[row + i / 2 * 8][two + i % 2] = sums[i];
   });
   for (int i = 0; i < 16; ++i)
@@ -424,7 +426,7 @@ void test_errors() {
   expect_error("multiply_add", [](void*) {
     float c[4] = {};
     if (thread_index() % 32 == 5)
-      multiply_add(c, {}, 0, 0);
+      multiply_add<false>(c, {}, 0, 0);
     else
       shuffle_xor(1.f, 1);
   });
@@ -547,7 +549,7 @@ void measure() {
   time("multiply_add, 4096 threads", [&] {
     launch_body<256>(all, [](void*) {
       float c[4] = {};
-      for (int i = 0; i < 1000; ++i) multiply_add(c, {}, 0, 0);
+      for (int i = 0; i < 1000; ++i) multiply_add<false>(c, {}, 0, 0);
     });
   });
   std::vector<uint64_t> packets(4096);
@@ -576,7 +578,8 @@ int main(int count, char** arguments) {
   }
   test_indices();
   test_shuffles();
-  test_multiply_add();
+  test_multiply_add<false>();
+  test_multiply_add<true>();
   test_conversions();
   test_exchange();
   test_faults_of_exchange();
