@@ -312,6 +312,7 @@ class _Kernels:
             matrices=self.matrices,
             matrices_dtype=call.dtype,
             terms=self.terms,
+            terms_dtype=None if self.terms is None else self.terms.dtype,
             norms=self.norms,
             **{"G": call.G, "H": call.H, "Hp": plan.padded, "parts": plan.parts},
         )
