@@ -79,7 +79,7 @@ void bind_prepare(py::module_& m) {
     if (local < 0 || local >= most_weight_sets) throw std::out_of_range("weight set");
     a.set[local] = {{pointer(r), pointer(z), pointer(h)}, pointer(norm_weight), pointer(norm_bias)};
   });
-  ATTRIBUTE(weight_dtype), ATTRIBUTE(norm_dtype), ATTRIBUTE(matrices_dtype);
+  ATTRIBUTE(weight_dtype), ATTRIBUTE(norm_dtype), ATTRIBUTE(matrices_dtype), ATTRIBUTE(terms_dtype);
   ATTRIBUTE(remove_mean), ATTRIBUTE(transposed);
   ATTRIBUTE(matrices), ATTRIBUTE(terms), ATTRIBUTE(norms);
   ATTRIBUTE(first), ATTRIBUTE(count);

@@ -63,7 +63,10 @@ struct PrepareArguments {
   bool remove_mean, transposed;
   void* matrices;  // [G][gates][H][H] in matrices_dtype
   Dtype matrices_dtype;
-  uint16_t* terms;  // [G][parts][gates][Hp][Hp], or null
+  // [G][parts][gates][Hp][Hp] in terms_dtype, 16-byte aligned, or null: as many bfloat16 terms of a
+  // weight, or the weight in float16 and parts = 1. Hp is a multiple of 8.
+  uint16_t* terms;
+  Dtype terms_dtype;
   void* norms;      // [2][G][6][H] of T, or null
   int first, count;  // the weight sets of this launch, of all G
   int G, H, Hp, parts;

@@ -192,6 +192,10 @@ struct Backward {
       weights.template multiply<gate_h>(landing.source(gate_h), shared.sums[0]);
       exchange.template receive<channel_z>(step);
       if (t > 0) load_step(t - 1);  // It comes while u_r travels.
+      // The others may overwrite u_z and its statistic once they have all that this block sends of r. A
+      // warp reads them before it sends, or before a barrier if it has nothing to send.
+      HeldOperand<L> held_u_z;
+      if constexpr (!L::all_exist) held_u_z.read(landing.source(gate_z));
       block_sync();
       each_element<L>([&](int j, const Element<L>& element) {
         mean_h[j] = mean(gate_h, element);
@@ -201,8 +205,7 @@ struct Backward {
         u_r[j] = dy_r[j] * norms.gamma[gate_r];
       });
       exchange.template send_operand<channel_r>(u_r, step);
-      // The others may overwrite u_z and its statistic once they have r's.
-      const HeldOperand<L> held_u_z(landing.source(gate_z));
+      if constexpr (L::all_exist) held_u_z.read(landing.source(gate_z));
       each_element<L>([&](int j, const Element<L>& element) {
         mean_z[j] = mean(gate_z, element);
         exchange.template send_statistics<channel_statistic_r, gate_r>(

@@ -37,6 +37,7 @@ struct Grid {
 #define MMIXER_DEVICE __device__ __forceinline__
 #define MMIXER_CONSTANT __host__ __device__ constexpr
 #define MMIXER_UNROLL _Pragma("unroll")
+#define MMIXER_NO_UNROLL _Pragma("unroll 1")
 
 namespace mmixer::cuda {
 
@@ -215,6 +216,7 @@ MMIXER_DEVICE void store_async(Word4* p, int rank, const Word4& x, Mbarrier* bar
 
 #define MMIXER_CONSTANT constexpr
 #define MMIXER_UNROLL
+#define MMIXER_NO_UNROLL
 
 #endif
 

@@ -1,17 +1,34 @@
 // The floating types of the caller's tensors, told at run time.
 #pragma once
 
+#include <type_traits>
+
 #include "arguments.h"
 #include "device.h"
 
 namespace mmixer::cuda {
 
+// An element as it lies in memory; 16 bits have no type of their own.
+template <Dtype dtype>
+using Stored = std::conditional_t<dtype == Dtype::float64, double,
+                                  std::conditional_t<dtype == Dtype::float32, float, uint16_t>>;
+
+template <class T, Dtype dtype>
+MMIXER_DEVICE T decode(Stored<dtype> x) {
+  if constexpr (sizeof x > 2) return T(x);
+  else return T(dtype == Dtype::bfloat16 ? from_bfloat16(x) : from_float16(x));
+}
+
+template <Dtype dtype, class T>
+MMIXER_DEVICE Stored<dtype> encode(T x) {
+  if constexpr (dtype == Dtype::bfloat16) return to_bfloat16(float(x));
+  else if constexpr (dtype == Dtype::float16) return to_float16(float(x));
+  else return Stored<dtype>(x);
+}
+
 template <class T, Dtype dtype>
 MMIXER_DEVICE T load_of(const void* p, int64_t i) {
-  if constexpr (dtype == Dtype::float32) return T(load(static_cast<const float*>(p) + i));
-  if constexpr (dtype == Dtype::float64) return T(load(static_cast<const double*>(p) + i));
-  const uint16_t bits = load(static_cast<const uint16_t*>(p) + i);
-  return T(dtype == Dtype::bfloat16 ? from_bfloat16(bits) : from_float16(bits));
+  return decode<T, dtype>(load(static_cast<const Stored<dtype>*>(p) + i));
 }
 
 template <class T>
@@ -21,6 +38,21 @@ MMIXER_DEVICE T load_as(const void* p, Dtype dtype, int64_t i) {
     case Dtype::float64: return load_of<T, Dtype::float64>(p, i);
     case Dtype::bfloat16: return load_of<T, Dtype::bfloat16>(p, i);
     default: return load_of<T, Dtype::float16>(p, i);
+  }
+}
+
+template <Dtype dtype, class T>
+MMIXER_DEVICE void store_of(void* p, int64_t i, T x) {
+  static_cast<Stored<dtype>*>(p)[i] = encode<dtype>(x);
+}
+
+template <class T>
+MMIXER_DEVICE void store_as(void* p, Dtype dtype, int64_t i, T x) {
+  switch (dtype) {
+    case Dtype::float32: return store_of<Dtype::float32>(p, i, x);
+    case Dtype::float64: return store_of<Dtype::float64>(p, i, x);
+    case Dtype::bfloat16: return store_of<Dtype::bfloat16>(p, i, x);
+    default: return store_of<Dtype::float16>(p, i, x);
   }
 }
 
@@ -47,14 +79,53 @@ MMIXER_DEVICE void store_bits(void* p, Dtype dtype, float x) {
     *static_cast<uint16_t*>(p) = dtype == Dtype::bfloat16 ? to_bfloat16(x) : to_float16(x);
 }
 
-template <class T>
-MMIXER_DEVICE void store_as(void* p, Dtype dtype, int64_t i, T x) {
-  switch (dtype) {
-    case Dtype::float32: static_cast<float*>(p)[i] = float(x); break;
-    case Dtype::float64: static_cast<double*>(p)[i] = double(x); break;
-    case Dtype::bfloat16: static_cast<uint16_t*>(p)[i] = to_bfloat16(float(x)); break;
-    default: static_cast<uint16_t*>(p)[i] = to_float16(float(x));
+// What one access moves: an element, or 16 bytes of neighbouring ones at a multiple of 16.
+template <Dtype dtype>
+struct Single {
+  static constexpr int count = 1;
+  Stored<dtype> x{};
+
+  MMIXER_DEVICE void load_from(const Stored<dtype>* p) { x = load(p); }
+  MMIXER_DEVICE void store_to(Stored<dtype>* p) const { *p = x; }
+
+  template <class T>
+  MMIXER_DEVICE T get(int) const {
+    return decode<T, dtype>(x);
   }
-}
+
+  template <class T>
+  MMIXER_DEVICE void set(int, T value) {
+    x = encode<dtype>(value);
+  }
+};
+
+template <Dtype dtype>
+struct Packed {
+  static constexpr int count = sizeof(Word4) / sizeof(Stored<dtype>);
+  Word4 words{};
+
+  MMIXER_DEVICE void load_from(const Stored<dtype>* p) { words = load4(p); }
+  MMIXER_DEVICE void store_to(Stored<dtype>* p) const { store4(p, words); }
+
+  template <class T>
+  MMIXER_DEVICE T get(int i) const {
+    Stored<dtype> x;
+    if constexpr (sizeof x == 2)
+      x = uint16_t(words.word[i / 2] >> 16 * (i % 2));
+    else
+      memcpy(&x, &words.word[i * sizeof x / 4], sizeof x);
+    return decode<T, dtype>(x);
+  }
+
+  // Each element once.
+  template <class T>
+  MMIXER_DEVICE void set(int i, T value) {
+    const Stored<dtype> x = encode<dtype>(value);
+    if constexpr (sizeof x == 2)
+      words.word[i / 2] |= uint32_t(x) << 16 * (i % 2);
+    else
+      memcpy(&words.word[i * sizeof x / 4], &x, sizeof x);
+  }
+};
 
 }  // namespace mmixer::cuda

@@ -39,7 +39,7 @@ struct Layout {
   // The elements (sample, row) of a gate that a block owns, and a thread's share of them.
   static constexpr int elements = samples * rows;
   static constexpr int per_thread = (elements + threads - 1) / threads;
-  static constexpr bool all_exist = elements % threads == 0;
+  static constexpr bool all_exist = elements % threads == 0;  // else some warps have none
   static_assert(threads % rows == 0, "the elements of a thread are of one row");
   // Neighbouring lanes that hold rows of one sample, and the sums a sample that a team makes of them.
   static constexpr int lanes = greatest_common_divisor(rows, 32);
@@ -71,7 +71,7 @@ template <class L>
 struct HeldOperand {
   Word4 word[L::parts][L::k_blocks];
 
-  MMIXER_DEVICE explicit HeldOperand(const SharedOperand<L>& source) {
+  MMIXER_DEVICE void read(const SharedOperand<L>& source) {
     MMIXER_UNROLL
     for (int part = 0; part < L::parts; part++)
       MMIXER_UNROLL

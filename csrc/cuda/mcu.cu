@@ -65,6 +65,12 @@ void run_blocks(int blocks, const Arguments& arguments, bool is_double, void* st
     run_blocks<Kernel<float>>(blocks, arguments, stream);
 }
 
+template <Dtype weight_dtype>
+void prepare(const PrepareArguments& a, void* stream) {
+  using Kernel = Prepare<weight_dtype>;
+  launch<Kernel>({Kernel::blocks(a), 1, false, Kernel::shared_bytes(a), stream}, a);
+}
+
 }  // namespace
 
 std::string refusal() { return refusal<NormTanh<float>>(); }
@@ -84,13 +90,11 @@ void backward(const Variant& variant, int teams, BackwardArguments arguments, vo
 }
 
 void prepare(const PrepareArguments& a, void* stream) {
-  constexpr int columns = Prepare<Dtype::float32>::columns;
-  const int blocks = a.count * gates * (((a.terms ? a.Hp : a.H) + columns - 1) / columns);
   switch (a.weight_dtype) {
-    case Dtype::float32: return run_blocks<Prepare<Dtype::float32>>(blocks, a, stream);
-    case Dtype::float64: return run_blocks<Prepare<Dtype::float64>>(blocks, a, stream);
-    case Dtype::bfloat16: return run_blocks<Prepare<Dtype::bfloat16>>(blocks, a, stream);
-    case Dtype::float16: return run_blocks<Prepare<Dtype::float16>>(blocks, a, stream);
+    case Dtype::float32: return prepare<Dtype::float32>(a, stream);
+    case Dtype::float64: return prepare<Dtype::float64>(a, stream);
+    case Dtype::bfloat16: return prepare<Dtype::bfloat16>(a, stream);
+    case Dtype::float16: return prepare<Dtype::float16>(a, stream);
   }
 }
 

@@ -1,94 +1,259 @@
 // The recurrent weights as the kernels and the products of torch read them, in one launch.
 //
-// A block owns 32 columns of one matrix. It takes the mean of each column (if asked: LayerNorm removes
-// the mean over the rows anyway, and without it there is no mean to exchange), and writes the matrix
-// for torch's products and, padded and split into bfloat16 terms, for the persistent kernels, there
-// transposed for backward. Bound by reading the weights twice, from L2 the second time.
+// A block owns 16 columns of one matrix, or copies a share of LayerNorm's parameters. It takes its
+// columns into shared memory, 16 bytes a load where the address and H allow, all loads in flight at once
+// up to H = 512 (float64: 256). It takes the mean of each (if asked: LayerNorm removes the mean over the
+// rows anyway, and without it there is no mean to exchange), and writes the matrix for torch's products
+// and, padded and split into 16-bit terms, for the persistent kernels, there transposed for backward.
+// Rows that shared memory does not hold at once are taken in turn, twice if there are means to take
+// first. Blocks exchange nothing. Bound by one latency of memory and by some 40 instructions an element.
 #pragma once
 
-#include <type_traits>
-
 #include "dtype.h"
-#include "layout.h"
 
 namespace mmixer::cuda {
 
 // dtype: the weights'.
 template <Dtype dtype>
-struct Prepare {
+class Prepare {
+ public:
   using T = std::conditional_t<dtype == Dtype::float64, double, float>;
   using Arguments = PrepareArguments;
-  static constexpr int threads = 256, columns = 32, rows = threads / columns;
+  static constexpr int threads = 256, columns = 16;
   static constexpr bool needs_cluster = false;
 
-  struct Shared {
-    T sum[rows][columns];
-    float tile[columns][columns + 1];
-  };
+  static MMIXER_CONSTANT int blocks(const Arguments& a) { return a.count * shares * slices(a); }
 
-  MMIXER_DEVICE static void run(void* memory, const Arguments& a) {
-    Shared& shared = *static_cast<Shared*>(memory);
-    const int chunks = ((a.terms ? a.Hp : a.H) + columns - 1) / columns;
-    const int local = block_index() / chunks / gates, gate = block_index() / chunks % gates;
-    const int group = a.first + local, chunk = block_index() % chunks;
-    const int64_t matrix = int64_t(group) * gates + gate;
-    const int row = thread_index() / columns, lane = thread_index() % columns;
-    const int column = chunk * columns + lane;
-    const void* weight = a.set[local].weight[gate];
+  // The means, and rows of the columns.
+  static MMIXER_CONSTANT size_t shared_bytes(const Arguments& a) {
+    return sizeof(T) * columns * (1 + rows_held(a));
+  }
 
-    if (gate == 0 && a.norms) copy_norms(a, local, chunk, chunks);
-
-    T sum = 0;
-    if (a.remove_mean && column < a.H)
-      for (int i = row; i < a.H; i += rows)
-        sum += load_of<T, dtype>(weight, int64_t(i) * a.H + column);
-    shared.sum[row][lane] = sum;
-    block_sync();
-    T mean = 0;
-    for (int i = 0; i < rows; i++) mean += shared.sum[i][lane];
-    mean /= a.H;
-
-    const int padded_rows = a.terms ? a.Hp : a.H;
-    for (int first = 0; first < padded_rows; first += columns) {
-      if (a.terms && a.transposed) block_sync();  // the tile before has been read
-      for (int i = first + row; i < first + columns && i < padded_rows; i += rows) {
-        const bool exists = i < a.H && column < a.H;
-        const int64_t place = int64_t(i) * a.H + column;
-        const T x = exists ? load_of<T, dtype>(weight, place) - mean : T(0);
-        if (exists)
-          store_as(a.matrices, a.matrices_dtype, matrix * a.H * a.H + place, x);
-        if (!a.terms) continue;
-        if (a.transposed)
-          shared.tile[i - first][lane] = float(x);
-        else
-          store_terms(a, group, gate, int64_t(i) * a.Hp + column, float(x));
-      }
-      if (!a.terms || !a.transposed) continue;
-      block_sync();
-      for (int i = row; i < columns; i += rows)
-        store_terms(a, group, gate, int64_t(chunk * columns + i) * a.Hp + first + lane,
-                    shared.tile[lane][i]);
-    }
+  MMIXER_DEVICE static void run(void* shared, const Arguments& a) {
+    const int index = block_index() / slices(a), slice = block_index() % slices(a);
+    if (index % shares < gates)
+      Prepare(shared, a, index / shares, index % shares, slice).matrix();
+    else if (a.norms)
+      copy_norms(a, index / shares, slice);
   }
 
  private:
-  MMIXER_DEVICE static void store_terms(const Arguments& a, int group, int gate, int64_t place,
-                                        float x) {
-    for (int part = 0; part < a.parts; part++) {
-      const uint16_t term = to_bfloat16(x);
-      a.terms[((int64_t(group) * a.parts + part) * gates + gate) * a.Hp * a.Hp + place] = term;
-      x -= from_bfloat16(term);
+  static constexpr int shares = gates + 1;  // of a weight set: its matrices, LayerNorm's parameters
+  static constexpr int warps = threads / 32, columns_of_warp = columns / warps;
+
+  MMIXER_DEVICE Prepare(void* shared, const Arguments& arguments, int local, int gate, int slice)
+      : a(arguments),
+        group(a.first + local),
+        gate(gate),
+        first_column(slice * columns),
+        thread(thread_index()),
+        weight(static_cast<const Stored<dtype>*>(a.set[local].weight[gate])),
+        mean(static_cast<T*>(shared)),
+        tile(mean + columns) {}
+
+  static MMIXER_CONSTANT int padded(const Arguments& a) { return a.terms ? a.Hp : a.H; }
+  static MMIXER_CONSTANT int slices(const Arguments& a) { return (padded(a) + columns - 1) / columns; }
+
+  // A multiple of 8. Any device that runs this has 96 KiB of shared memory for a block.
+  static MMIXER_CONSTANT int rows_held(const Arguments& a) {
+    constexpr int most = 96 * 1024 / (columns * sizeof(T)) - 8;
+    const int all = (padded(a) + 7) / 8 * 8;
+    return all < most ? all : most;
+  }
+
+  MMIXER_DEVICE void matrix() {
+    const int held = rows_held(a);
+    const bool are_all_held = padded(a) <= held;
+    T sum[columns_of_warp] = {};
+    if (thread < columns) mean[thread] = 0;
+    // Here and below: at H = 512 a loop has four rounds at most, and code costs time to fetch.
+    MMIXER_NO_UNROLL
+    for (int pass = a.remove_mean && !are_all_held ? 0 : 1; pass < 2; pass++)
+      MMIXER_NO_UNROLL
+      for (int first = 0; first < padded(a); first += held) {
+        if (first > 0) block_sync();  // what lies there has been read
+        if (is_packed<dtype>(weight))
+          take<Packed<dtype>>(first);
+        else
+          take<Single<dtype>>(first);
+        block_sync();
+        if (a.remove_mean && (pass == 0 || are_all_held)) {
+          add(first, sum);
+          store_means(sum);
+          block_sync();
+        }
+        if (pass == 1) write(first);
+      }
+  }
+
+  // Into shared memory, rows from the first-th on; zeros for columns that do not exist.
+  template <class Access>
+  MMIXER_DEVICE void take(int first) {
+    constexpr int accesses = columns / Access::count, step = threads / accesses;
+    constexpr int at_once = 512 / step < 8 ? 512 / step : 8;
+    const int column = thread % accesses * Access::count, count = rows_of(first, a.H);
+    const bool exists = first_column + column < a.H;
+    const int64_t stride = int64_t(step) * a.H;
+    int row = thread / accesses;
+    const Stored<dtype>* source = weight + int64_t(first + row) * a.H + first_column + column;
+    MMIXER_NO_UNROLL
+    for (; row < count; row += at_once * step, source += at_once * stride) {
+      Access x[at_once];
+      MMIXER_UNROLL
+      for (int i = 0; i < at_once; i++)
+        if (exists && row + i * step < count) x[i].load_from(source + i * stride);
+      MMIXER_UNROLL
+      for (int i = 0; i < at_once; i++) {
+        if (row + i * step >= count) break;
+        const int p = place(row + i * step, column);
+        MMIXER_UNROLL
+        for (int k = 0; k < Access::count; k++) tile[p ^ place(0, k)] = x[i].template get<T>(k);
+      }
     }
   }
 
-  MMIXER_DEVICE static void copy_norms(const Arguments& a, int local, int chunk, int chunks) {
+  // A warp has 2 columns, a lane of it each 32nd row.
+  MMIXER_DEVICE void add(int first, T (&sum)[columns_of_warp]) const {
+    const int count = rows_of(first, a.H);
+    for (int row = thread % 32; row < count; row += 32)
+      MMIXER_UNROLL
+      for (int i = 0; i < columns_of_warp; i++) sum[i] += tile[place(row, thread / 32 + i * warps)];
+  }
+
+  // Of the rows added so far.
+  MMIXER_DEVICE void store_means(const T (&sum)[columns_of_warp]) {
+    MMIXER_UNROLL
+    for (int i = 0; i < columns_of_warp; i++) {
+      T total = sum[i];
+      MMIXER_UNROLL
+      for (int mask = 16; mask; mask /= 2) total += shuffle_xor(total, mask);
+      if (thread % 32 == 0) mean[thread / 32 + i * warps] = total / a.H;
+    }
+  }
+
+  MMIXER_DEVICE void write(int first) const {
+    switch (a.matrices_dtype) {
+      case Dtype::float32: write_matrix<Dtype::float32>(first); break;
+      case Dtype::float64: write_matrix<Dtype::float64>(first); break;
+      case Dtype::bfloat16: write_matrix<Dtype::bfloat16>(first); break;
+      case Dtype::float16: write_matrix<Dtype::float16>(first); break;
+    }
+    if (!a.terms) return;
+    if (a.transposed)
+      write_terms<true>(first);
+    else
+      write_terms<false>(first);
+  }
+
+  template <Dtype to>
+  MMIXER_DEVICE void write_matrix(int first) const {
+    Stored<to>* const target =
+        static_cast<Stored<to>*>(a.matrices) + (int64_t(group) * gates + gate) * a.H * a.H;
+    if (is_packed<to>(a.matrices))
+      write_matrix<Packed<to>>(target, first);
+    else
+      write_matrix<Single<to>>(target, first);
+  }
+
+  template <class Access, class Target>
+  MMIXER_DEVICE void write_matrix(Target* target, int first) const {
+    constexpr int accesses = columns / Access::count, step = threads / accesses;
+    const int column = thread % accesses * Access::count, count = rows_of(first, a.H);
+    if (first_column + column >= a.H) return;
+    T m[Access::count];
+    MMIXER_UNROLL
+    for (int k = 0; k < Access::count; k++) m[k] = mean[column + k];
+    int row = thread / accesses;
+    target += int64_t(first + row) * a.H + first_column + column;
+    MMIXER_NO_UNROLL
+    for (; row < count; row += step, target += int64_t(step) * a.H) {
+      const int p = place(row, column);
+      Access x;
+      MMIXER_UNROLL
+      for (int k = 0; k < Access::count; k++) x.set(k, tile[p ^ place(0, k)] - m[k]);
+      x.store_to(target);
+    }
+  }
+
+  // 16 bytes are 8 terms of a row or, where it is transposed, of a column.
+  template <bool transposed>
+  MMIXER_DEVICE void write_terms(int first) const {
+    constexpr int step = 128;
+    const int column = transposed ? thread / 4 % columns : thread % 2 * 8;
+    if (first_column + column >= a.Hp) return;
+    T m[8];
+    MMIXER_UNROLL
+    for (int k = 0; k < 8; k++) m[k] = mean[transposed ? column : column + k];
+    const int count = rows_of(first, a.Hp), existing = a.H - first;
+    int row = transposed ? (thread / 64 * 4 + thread % 4) * 8 : thread / 2;
+    const int64_t size = int64_t(a.Hp) * a.Hp;
+    uint16_t* target = a.terms + (int64_t(group) * a.parts * gates + gate) * size +
+                       (transposed ? int64_t(first_column + column) * a.Hp + first + row
+                                   : int64_t(first + row) * a.Hp + first_column + column);
+    MMIXER_NO_UNROLL
+    for (; row < count; row += step, target += transposed ? step : int64_t(step) * a.Hp) {
+      const int p = place(row, column);
+      float x[8];
+      MMIXER_UNROLL
+      for (int k = 0; k < 8; k++) {
+        const float value = float(tile[p ^ (transposed ? place(k, 0) : place(0, k))] - m[k]);
+        x[k] = row + (transposed ? k : 0) < existing ? value : 0;
+      }
+      if (a.terms_dtype == Dtype::float16)
+        store_terms<Dtype::float16>(target, gates * size, x);
+      else
+        store_terms<Dtype::bfloat16>(target, gates * size, x);
+    }
+  }
+
+  template <Dtype to>
+  MMIXER_DEVICE void store_terms(uint16_t* target, int64_t stride, float (&x)[8]) const {
+    MMIXER_NO_UNROLL
+    for (int part = 0;; target += stride) {
+      Packed<to> terms;
+      MMIXER_UNROLL
+      for (int k = 0; k < 8; k++) terms.set(k, x[k]);
+      terms.store_to(target);
+      if (++part == a.parts) return;
+      MMIXER_UNROLL
+      for (int k = 0; k < 8; k++) x[k] -= terms.template get<float>(k);
+    }
+  }
+
+  MMIXER_DEVICE static void copy_norms(const Arguments& a, int local, int slice) {
     const int size = norm_gates * a.H;
-    for (int i = chunk * threads + thread_index(); i < 2 * size; i += chunks * threads) {
+    for (int i = slice * threads + thread_index(); i < 2 * size; i += slices(a) * threads) {
       const void* source = i < size ? a.set[local].norm_weight : a.set[local].norm_bias;
       static_cast<T*>(a.norms)[(int64_t(i / size) * a.G + a.first + local) * size + i % size] =
           load_as<T>(source, a.norm_dtype, i % size);
     }
   }
+
+  // Of those held, how many of a matrix of `rows` rows.
+  MMIXER_DEVICE int rows_of(int first, int rows) const {
+    const int held = rows_held(a);
+    return rows - first < held ? rows - first : held;
+  }
+
+  // Whether every row of the matrices [H][H] at p begins at a multiple of 16 bytes.
+  template <Dtype of>
+  MMIXER_DEVICE bool is_packed(const void* p) const {
+    return (reinterpret_cast<uintptr_t>(p) | a.H * sizeof(Stored<of>)) % 16 == 0;
+  }
+
+  // Where an element lies in the tile: such that no two 4-byte elements that a warp reads or writes at
+  // once share a bank of shared memory, be they of neighbouring rows, of a column, or of 8 columns in
+  // each 8th row. place(row + k, column + l) is place(row, column) ^ place(k, l) where row and k, and
+  // column and l, have no bit in common.
+  static MMIXER_CONSTANT int place(int row, int column) {
+    return row * columns ^ column ^ (row >> 1 & 15) ^ (row << 1 & 16);
+  }
+
+  const Arguments& a;
+  const int group, gate, first_column;
+  const unsigned thread;
+  const Stored<dtype>* const weight;
+  T *const mean, *const tile;
 };
 
 }  // namespace mmixer::cuda

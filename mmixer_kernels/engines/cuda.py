@@ -316,8 +316,8 @@ def _plan(call: Call, backward: bool) -> _Plan:
     how = ""
     if chosen.path != "step":
         how = (
-            f", H padded to {chosen.padded}, teams of {chosen.samples} samples, a float "
-            f"{chosen.parts} {chosen.terms}"
+            f", H padded to {chosen.padded}, {chosen.parts} terms of {chosen.terms} per float, "
+            f"teams of {chosen.samples} samples"
         )
     _logger.debug(
         "%s of G=%d T=%d B=%d H=%d %s: path %s%s%s",
@@ -357,6 +357,7 @@ class _Kernels:
             matrices=self.matrices,
             matrices_dtype=call.dtype,
             terms=self.terms,
+            terms_dtype=None if self.terms is None else self.terms.dtype,
             norms=self.norms,
             **{"G": call.G, "H": call.H, "Hp": plan.padded, "parts": plan.parts},
         )

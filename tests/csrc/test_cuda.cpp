@@ -101,28 +101,41 @@ Kernel recurrence_backward(Path path, int samples) {
   };
 }
 
-// The weights' preparation for backward, and a row-wise kernel whose blocks have several rows each.
+PrepareArguments prepare_arguments(const void* weights, size_t matrix_bytes, Dtype dtype, int hidden) {
+  PrepareArguments a{};
+  for (int gate = 0; gate < gates; gate++)
+    a.set[0].weight[gate] = static_cast<const char*>(weights) + gate * matrix_bytes;
+  a.weight_dtype = a.norm_dtype = a.matrices_dtype = dtype;
+  a.remove_mean = a.transposed = true;
+  a.terms_dtype = Dtype::bfloat16;
+  a.G = a.count = 1, a.H = hidden;
+  return a;
+}
+
+// The weights' preparation for backward, and of more rows than shared memory holds at once.
 Kernel prepare_weights() {
-  constexpr int hidden = 70, padded = 128;
-  return [weights = random_floats(3 * hidden * hidden), norms = random_floats(12 * hidden)] {
-    Output matrices(3 * hidden * hidden), out_norms(12 * hidden);
+  constexpr int hidden = 70, padded = 128, many = 768;
+  const std::vector<float> floats = random_floats(3 * many * many);
+  return [weights = random_floats(3 * hidden * hidden), norms = random_floats(12 * hidden),
+          doubles = std::vector<double>(floats.begin(), floats.end())] {
+    Output matrices(3 * hidden * hidden), out_norms(12 * hidden), large(3 * many * many);
     std::vector<uint16_t> terms(2 * 3 * padded * padded, 0x7fff);
-    PrepareArguments a{};
-    for (int gate = 0; gate < gates; gate++)
-      a.set[0].weight[gate] = weights.data() + gate * hidden * hidden;
+    PrepareArguments a = prepare_arguments(weights.data(), hidden * hidden * sizeof(float),
+                                           Dtype::float32, hidden);
     a.set[0].norm_weight = norms.data(), a.set[0].norm_bias = norms.data() + 6 * hidden;
-    a.weight_dtype = a.norm_dtype = a.matrices_dtype = Dtype::float32;
-    a.remove_mean = a.transposed = true;
     a.matrices = matrices.x.data(), a.terms = terms.data(), a.norms = out_norms.x.data();
-    a.G = a.count = 1, a.H = hidden, a.Hp = padded, a.parts = 2;
+    a.Hp = padded, a.parts = 2;
+    prepare(a, nullptr);
+    a = prepare_arguments(doubles.data(), many * many * sizeof(double), Dtype::float64, many);
+    a.matrices = large.x.data(), a.matrices_dtype = Dtype::float32;
     prepare(a, nullptr);
     Bits bits(terms.begin(), terms.end());
-    matrices.append_to(bits);
-    out_norms.append_to(bits);
+    for (const Output* x : {&matrices, &out_norms, &large}) x->append_to(bits);
     return bits;
   };
 }
 
+// A row-wise kernel whose blocks have several rows each.
 Kernel row_wise() {
   constexpr int count = 6, hidden = 200;
   return [a_f = random_floats(count * hidden), grad = random_floats(count * hidden),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import logging
 import sysconfig
 from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import helpers
 import pytest
@@ -371,6 +372,117 @@ def test_sizes_beyond_every_persistent_kernel(monkeypatch: pytest.MonkeyPatch) -
         RuntimeError, match="no path of cluster, cooperative takes this call: cluster: no kernel"
     ):
         run()(p.input, p.context, p.weights, p.hx, None)
+
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+class Prepared(NamedTuple):
+    weights: Tensor  # `[G, 3, H, H]`, as are `matrices`
+    matrices: Tensor
+    terms: Tensor | None  # `[G, parts, 3, padded, padded]`
+
+
+def prepared(
+    emulator: ModuleType,
+    size: tuple[int, int],
+    dtypes: tuple[torch.dtype, torch.dtype],
+    padded: int = 0,
+    parts: int = 0,
+    terms_dtype: torch.dtype | None = None,
+    offsets: tuple[int, int] = (0, 0),
+    **options: bool,
+) -> Prepared:
+    """Random weights and what the kernel made of them. Offsets, in elements from an aligned
+    address, and dtypes: of the weights and of the matrices, beside which nothing is written."""
+    G, hidden = size
+    buffers = [
+        torch.full((offset + G * 3 * hidden**2 + 16,), torch.nan, dtype=dtype)
+        for offset, dtype in zip(offsets, dtypes, strict=True)
+    ]
+    weights, matrices = (
+        buffer[offset:-16].view(G, 3, hidden, hidden)
+        for offset, buffer in zip(offsets, buffers, strict=True)
+    )
+    weights.copy_(torch.rand(weights.shape, generator=torch.Generator().manual_seed(hidden)))
+    terms = None
+    if terms_dtype is not None:
+        terms = torch.full((G, parts, 3, padded, padded), torch.nan, dtype=terms_dtype)
+    native = cuda._fill(
+        emulator.PrepareArguments(),
+        weight_dtype=weights.dtype,
+        matrices=matrices,
+        matrices_dtype=matrices.dtype,
+        terms=terms,
+        terms_dtype=terms_dtype,
+        **{"G": G, "count": G, "H": hidden, "Hp": padded, "parts": parts},
+        **options,
+    )
+    for i, gates in enumerate(weights):
+        native.set_weights(i, *(weight.data_ptr() for weight in gates), 0, 0)
+    emulator.prepare(native, 0)
+    for offset, buffer in zip(offsets, buffers, strict=True):
+        assert buffer[:offset].isnan().all()
+        assert buffer[-16:].isnan().all()
+    return Prepared(weights, matrices, terms)
+
+
+def check_matrices(p: Prepared, remove_mean: bool) -> None:
+    truth = p.weights.double()
+    if remove_mean:
+        truth = truth - truth.mean(-2, keepdim=True)
+    eps = torch.finfo(p.matrices.dtype).eps / 2  # weights are at most 1, sums of float32 at least
+    eps += 2 * torch.finfo(reference.compute_dtype(p.weights.dtype)).eps * remove_mean
+    torch.testing.assert_close(p.matrices.double(), truth, rtol=0, atol=eps)
+
+
+@pytest.mark.parametrize("hidden", [1, 7, 16, 40, 77, 130])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_prepared_matrices(dtype: torch.dtype, hidden: int, emulator: ModuleType) -> None:
+    for matrices_dtype, offsets, remove_mean in itertools.product(
+        DTYPES, [(0, 0), (1, 0), (0, 1), (8, 8)], [False, True]
+    ):
+        dtypes = dtype, matrices_dtype
+        p = prepared(emulator, (2, hidden), dtypes, offsets=offsets, remove_mean=remove_mean)
+        check_matrices(p, remove_mean)
+
+
+@pytest.mark.parametrize(("hidden", "padded"), [(1, 8), (7, 16), (33, 40), (48, 128), (130, 256)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_prepared_terms(dtype: torch.dtype, hidden: int, padded: int, emulator: ModuleType) -> None:
+    """Of the matrices in float32, zeros beyond."""
+    kinds = [*((torch.bfloat16, parts) for parts in (1, 2, 3)), (torch.float16, 1)]
+    for (terms_dtype, parts), transposed, remove_mean in itertools.product(
+        kinds, [False, True], [False, True]
+    ):
+        options = {"transposed": transposed, "remove_mean": remove_mean}
+        dtypes = dtype, torch.float32
+        p = prepared(emulator, (2, hidden), dtypes, padded, parts, terms_dtype, **options)
+        check_matrices(p, remove_mean)
+        check_terms(p, transposed)
+
+
+def check_terms(p: Prepared, transposed: bool) -> None:
+    assert p.terms is not None
+    margin = p.terms.shape[-1] - p.matrices.shape[-1]
+    rest = torch.nn.functional.pad(p.matrices.mT if transposed else p.matrices, (0, margin) * 2)
+    for terms in p.terms.unbind(1):
+        expected = rest.to(terms.dtype)
+        assert torch.equal(terms, expected)
+        rest = rest - expected.float()
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_prepared_in_turn(transposed: bool, emulator: ModuleType) -> None:
+    """Where shared memory does not hold all rows at once."""
+    p = prepared(emulator, (1, 1501), (torch.float64, torch.float64), remove_mean=transposed)
+    check_matrices(p, transposed)
+    options = {"transposed": transposed, "remove_mean": True}
+    dtypes = torch.float64, torch.float32
+    for hidden, padded in [(755, 768), (762, 776)]:
+        p = prepared(emulator, (1, hidden), dtypes, padded, 2, torch.bfloat16, **options)
+        check_matrices(p, remove_mean=True)
+        check_terms(p, transposed)
 
 
 def test_more_weight_sets_than_a_launch_prepares(path: str) -> None:
