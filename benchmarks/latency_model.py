@@ -142,7 +142,7 @@ class _Addresses:
         if not re.fullmatch(r"U?R\d+", target):
             return
         name = instruction.opcode.split(".")[0]
-        if name in ("MOV", "UMOV") or instruction.is_a("IMAD.MOV"):
+        if name in ("MOV", "UMOV", "R2UR") or sources[:2] == ["RZ", "RZ"]:  # IMAD.MOV, IMAD.U32
             result = self.value(sources[-1])
         elif name in ("VIADD", "IADD3", "UIADD3") and not any("-" in s for s in sources[1:-1]):
             result = self.sum(*(source for source in sources if source != "!PT"))
@@ -154,9 +154,7 @@ class _Addresses:
             result = "shared", 0
         else:
             result = f"{target}@{instruction.address:x}", 0
-        if instruction.predicate:  # it may stay what it is
-            return
-        self.values[target] = result
+        self.values[target] = result  # A predicate that guards it also guards its use.
 
     def barrier(self, instruction: Instruction) -> str:
         found = re.search(r"\[([^\]]+)\]", instruction.operands)

@@ -26,7 +26,7 @@ struct ForwardArguments {
   const float* hx;            // [G][B][H] or null: zeros
   const int64_t* lengths;     // [B] or null
   float* states;              // [G][T][B][H]
-  uint64_t* packets;          // cooperative path alone
+  void* packets;              // of teams that exchange through L2; in Plan::packets bytes each
   int G, T, B, H;
   int first_team;             // teams are numbered through G, then tiles of a team's samples
   float eps;
@@ -47,7 +47,7 @@ struct BackwardArguments {
   float* grad_f_tilde;      // [G][T][B][H]
   float* grad_hx;           // [G][B][H]
   float* grad_norm;         // [G][2][gates][B][H]: of norm_weight, norm_bias; a sum a sample
-  uint64_t* packets;
+  void* packets;
   Strides grad_output_stride;
   Dtype grad_output_dtype, grad_gates_dtype;
   int G, T, B, H;

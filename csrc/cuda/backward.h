@@ -5,14 +5,14 @@
 //   W^T da = r_std (W^T u - mean(u x_hat) V),   V = W^T x_hat, for all steps before (one product);
 // the term of mean(u) vanishes, as the columns of W have mean zero. For the same reason da lacks it
 // too: the caller takes the mean of each column from dW. First u_h and u_z, then u_r; the product for
-// z hides behind the second. What bounds a step is the latency of the two exchanges.
+// z and all that only it needs hide behind the second. What bounds a step is the latency of the two
+// exchanges and the two products of 16 bits that wait for them.
 #pragma once
 
 #include "../formulas.h"
 #include "activations.h"
 #include "dtype.h"
 #include "exchange.h"
-#include "team.h"
 
 namespace mmixer::cuda {
 
@@ -52,206 +52,183 @@ struct Backward {
   static constexpr int threads = L::threads;
   static constexpr bool needs_cluster = Exchange::is_cluster;
 
+  // Of a thread's element in one step: what the forward pass left, and dL/dh of the output.
+  struct Step {
+    float x_hat[gates], v[gates], r_std[gates], h_previous;
+    uint32_t dy;
+  };
+
+  // Where it lies, in the step that is loaded next, the last one first; and where the gradients go that
+  // are stored next.
+  struct Cursor {
+    const float *x_hat, *v, *r_std, *h_previous, *hx;
+    const char* dy;
+    char* da;
+    float* d_f_tilde;
+    int64_t step_size, gate_size;       // elements of [B][H] and of [T][B][H]
+    int64_t dy_step, da_step, da_gate;  // bytes
+
+    // Behind the last step.
+    MMIXER_DEVICE Cursor(const Team<L>& team, const Element<L>& own, const Arguments& a) {
+      step_size = int64_t(a.B) * a.H, gate_size = a.T * step_size;
+      const int dy_size = size_of(a.grad_output_dtype), da_size = size_of(a.grad_gates_dtype);
+      dy_step = dy_size * a.grad_output_stride.step;
+      da_step = da_size * gates * step_size, da_gate = int64_t(da_size) * a.H;
+      const int64_t place = int64_t(own.batch_sample) * a.H + own.gate_row;
+      const int64_t gates_end = team.group * gates * gate_size + gate_size + place;
+      const int64_t end = team.group * gate_size + gate_size + place;
+      x_hat = a.x_hat + gates_end, v = a.projected + gates_end;
+      r_std = a.r_std + (int64_t(team.group) * gates + 1) * a.T * a.B + own.batch_sample;
+      h_previous = a.states + end - step_size;
+      hx = a.hx ? a.hx + team.group * step_size + place : nullptr;
+      dy = static_cast<const char*>(a.grad_output) +
+           dy_size * (team.group * a.grad_output_stride.group + a.T * a.grad_output_stride.step +
+                      own.batch_sample * a.grad_output_stride.sample + own.gate_row);
+      da = static_cast<char*>(a.grad_gates) +
+           da_size * (gates * (end - step_size - own.gate_row) + own.gate_row);
+      d_f_tilde = a.grad_f_tilde + end - step_size;
+    }
+
+    MMIXER_DEVICE void move_to(int t, const Arguments& a) {  // from step t + 1
+      x_hat -= step_size, v -= step_size, r_std -= a.B, dy -= dy_step;
+      h_previous = t > 0 ? h_previous - step_size : hx;
+    }
+
+    MMIXER_DEVICE void read(Step& step, const Arguments& a) const {
+      MMIXER_UNROLL
+      for (int gate = 0; gate < gates; gate++) {
+        step.x_hat[gate] = load(x_hat + gate * gate_size);
+        step.r_std[gate] = load(r_std + gate * (a.T * int64_t(a.B)));
+        if (a.norms) step.v[gate] = load(v + gate * gate_size);
+      }
+      step.h_previous = h_previous ? load(h_previous) : 0;
+      step.dy = load_bits(dy, a.grad_output_dtype);
+    }
+
+    MMIXER_DEVICE void store_gate(int gate, float x, const Arguments& a) const {
+      store_bits(da + gate * da_gate, a.grad_gates_dtype, x);
+    }
+
+    MMIXER_DEVICE void store_rest(float da_r, float d_f_tilde_, const Arguments& a) {
+      store_gate(gate_r, da_r, a);
+      *d_f_tilde = d_f_tilde_;
+      da -= da_step, d_f_tilde -= step_size;
+    }
+  };
+
   MMIXER_DEVICE static void run(void* memory, const Arguments& a) {
     Shared& shared = *static_cast<Shared*>(memory);
     Landing& landing = shared.landing;
     const Team<L> team(a);
-    const Elements<L> own(team, a);
-    const bool has_norm = a.norms != nullptr;
-
+    const Element<L> own(team, a);
+    const Norms<L> norms(a.norms, a.G, team.group, a.H, own.gate_row);
     Weights<L> weights;
     weights.load(a.weights + int64_t(team.group) * L::parts * gates * L::H * L::H, shared.weights,
                  team.rank);
-    const Norms<L> norms(a.norms, a.G, team.group, a.H, team.rank * L::rows);
 
-    float dh[L::per_thread];
-    float grad_gamma[L::per_thread][gates] = {}, grad_beta[L::per_thread][gates] = {};
-    const int64_t step_size = int64_t(a.B) * a.H, gate_size = a.T * step_size;
-    const int dy_size = size_of(a.grad_output_dtype), da_size = size_of(a.grad_gates_dtype);
-    // A thread's elements: of the step that is loaded next, and of the step that is stored next.
-    struct Cursor {
-      const float *x_hat, *v, *r_std, *h_previous;
-      const char* dy;
-      char* da;
-      float* d_f_tilde;
-    } cursor[L::per_thread];
-    MMIXER_UNROLL
-    for (int j = 0; j < L::per_thread; j++) {
-      const int64_t place = int64_t(own.sample[j]) * a.H + own.row[j];
-      const int64_t end = gate_size + place;  // behind the last step
-      dh[j] = own.mine[j] ? a.grad_h_n[team.group * step_size + place] : 0;
-      cursor[j] = {
-          a.x_hat + team.group * gates * gate_size + end,
-          a.projected + team.group * gates * gate_size + end,
-          a.r_std + (int64_t(team.group) * gates + 1) * a.T * a.B + own.sample[j],
-          a.states + team.group * gate_size + end - step_size,
-          static_cast<const char*>(a.grad_output) +
-              dy_size * (team.group * a.grad_output_stride.group +
-                         a.T * a.grad_output_stride.step +
-                         own.sample[j] * a.grad_output_stride.sample + own.row[j]),
-          static_cast<char*>(a.grad_gates) +
-              da_size * (gates * (team.group * gate_size + end - step_size - own.row[j]) +
-                         own.row[j]),
-          a.grad_f_tilde + team.group * gate_size + end - step_size};
-    }
-
-    const auto hx_place = [&](int j) {
-      return (int64_t(team.group) * a.B + own.sample[j]) * a.H + own.row[j];
-    };
-
-    struct Step {
-      float x_hat[gates], v[gates], r_std[gates], h_previous;
-      uint32_t dy;
-    } next[L::per_thread] = {};
-    const auto load_step = [&](int t) {
-      MMIXER_UNROLL
-      for (int j = 0; j < L::per_thread; j++) {
-        if (!own.mine[j]) continue;
-        const Cursor& at = cursor[j];
-        Step& step = next[j];
-        MMIXER_UNROLL
-        for (int gate = 0; gate < gates; gate++) {
-          step.x_hat[gate] = load(at.x_hat + gate * gate_size);
-          step.r_std[gate] = load(at.r_std + gate * (a.T * int64_t(a.B)));
-          if (has_norm) step.v[gate] = load(at.v + gate * gate_size);
-        }
-        step.h_previous = t > 0 || a.hx ? load(at.h_previous) : 0;
-        step.dy = load_bits(at.dy, a.grad_output_dtype);
-      }
-    };
-    const auto move_to = [&](int t) {  // from the step after it
-      MMIXER_UNROLL
-      for (int j = 0; j < L::per_thread; j++) {
-        Cursor& at = cursor[j];
-        at.x_hat -= step_size, at.v -= step_size, at.r_std -= a.B;
-        at.dy -= dy_size * a.grad_output_stride.step;
-        at.h_previous = t > 0 ? at.h_previous - step_size : a.hx + hx_place(j);
-      }
-    };
-    move_to(a.T - 1);
-    load_step(a.T - 1);
-    move_to(a.T - 2);
+    const int64_t state = (int64_t(team.group) * a.B + own.batch_sample) * a.H + own.gate_row;
+    float dh = own.mine ? a.grad_h_n[state] : 0;
+    float grad_gamma[gates] = {}, grad_beta[gates] = {};
+    Cursor cursor(team, own, a);
+    Step next = {};
+    cursor.move_to(a.T - 1, a);
+    if (own.mine) cursor.read(next, a);
+    cursor.move_to(a.T - 2, a);
     Exchange exchange(shared.exchange, landing,
-                      a.packets + int64_t(team.slot) * Exchange::packets, team.rank);
+                      static_cast<typename Exchange::Packet*>(a.packets) +
+                          int64_t(team.slot) * Exchange::packets,
+                      team.rank);
 
+    const bool has_norm = a.norms != nullptr;
     const float inverse_size = 1.f / a.H;
-    const auto mean = [&](int gate, const Element<L>& element) {
-      const float mean = landing.total(gate, element.sample) * inverse_size;
+    const auto mean = [&](int gate) {
+      const float mean = landing.total(gate, own.sample) * inverse_size;
       return has_norm ? mean : 0.f;
     };
-    const auto store_gate = [&](int j, int gate, float da) {
-      if (own.mine[j])
-        store_bits(cursor[j].da + gate * a.H * int64_t(da_size), a.grad_gates_dtype, da);
-    };
-    // What the end of a step gives is stored behind the first exchange of the next one.
-    float da_r[L::per_thread] = {}, d_f_tilde[L::per_thread] = {};
-    const auto store_rest = [&] {
-      MMIXER_UNROLL
-      for (int j = 0; j < L::per_thread; j++) {
-        store_gate(j, gate_r, da_r[j]);
-        if (own.mine[j]) *cursor[j].d_f_tilde = d_f_tilde[j];
-        cursor[j].da -= da_size * (gates * step_size);
-        cursor[j].d_f_tilde -= step_size;
-      }
-    };
     using Activation = cuda::Activation<L::approximate>;
+    float da_r = 0, d_f_tilde = 0;  // of the step before, to be stored behind the first exchange
 
     for (int step = 0; step < a.T; step++) {
       const int t = a.T - 1 - step;
-      Step now[L::per_thread];
-      memcpy(now, next, sizeof now);
-      float u_h[L::per_thread] = {}, u_z[L::per_thread] = {}, u_r[L::per_thread] = {};
-      float r[L::per_thread] = {}, dy_r[L::per_thread] = {}, d_r_h[L::per_thread] = {};
-      float mean_z[L::per_thread] = {}, mean_h[L::per_thread] = {};
-      float carry[L::per_thread] = {}, d_sum[L::per_thread] = {};
-      bool valid[L::per_thread];
-      MMIXER_UNROLL
-      for (int j = 0; j < L::per_thread; j++) {
-        const float(&x)[gates] = now[j].x_hat;
-        valid[j] = t < own.length[j];
-        const float d = valid[j] ? dh[j] + float_of_bits(now[j].dy, a.grad_output_dtype) : 0;
-        const auto y = [&](int gate) { return norms.apply(gate, x[gate]); };
-        r[j] = Activation::sigmoid(y(gate_r));
-        const float z = Activation::sigmoid(y(gate_z)), h_tilde = Activation::tanh(y(gate_h));
-        const float dy_z = sigmoid_backward(d * (h_tilde - now[j].h_previous), z);
-        const float dy_h = tanh_backward(d * z, h_tilde);
-        grad_gamma[j][gate_z] += dy_z * x[gate_z], grad_beta[j][gate_z] += dy_z;
-        grad_gamma[j][gate_h] += dy_h * x[gate_h], grad_beta[j][gate_h] += dy_h;
-        u_z[j] = dy_z * norms.gamma[gate_z];
-        u_h[j] = dy_h * norms.gamma[gate_h];
-        carry[j] = d - d * z;
-      }
-      exchange.template send_operand<channel_h>(u_h, step);
-      exchange.template send_operand<channel_z>(u_z, step);
-      each_element<L>([&](int j, const Element<L>& element) {
+      const Step now = next;
+      const float(&x_hat)[gates] = now.x_hat, (&r_std)[gates] = now.r_std;
+      const bool valid = t < own.length;
+      const float d = valid ? dh + float_of_bits(now.dy, a.grad_output_dtype) : 0;
+      const float r = Activation::sigmoid(norms.apply(gate_r, x_hat[gate_r]));
+      const float z = Activation::sigmoid(norms.apply(gate_z, x_hat[gate_z]));
+      const float h_tilde = Activation::tanh(norms.apply(gate_h, x_hat[gate_h]));
+      const float dy_z = sigmoid_backward(d * (h_tilde - now.h_previous), z);
+      const float dy_h = tanh_backward(d * z, h_tilde);
+      const float u_z = dy_z * norms.gamma[gate_z], u_h = dy_h * norms.gamma[gate_h];
+      if (own.exists) {
+        exchange.template send_operand<channel_h>(u_h, step);
+        exchange.template send_operand<channel_z>(u_z, step);
         exchange.template send_statistics<channel_statistics_z_h, gate_z>(
-            element, {u_z[j] * now[j].x_hat[gate_z], u_h[j] * now[j].x_hat[gate_h]}, step);
-      });
-      if (step > 0) store_rest();
+            own, {u_z * x_hat[gate_z], u_h * x_hat[gate_h]}, step);
+      }
+      // Behind the exchange.
+      grad_gamma[gate_z] += dy_z * x_hat[gate_z], grad_beta[gate_z] += dy_z;
+      grad_gamma[gate_h] += dy_h * x_hat[gate_h], grad_beta[gate_h] += dy_h;
+      if (own.mine && step > 0) cursor.store_rest(da_r, d_f_tilde, a);
       exchange.template receive<channel_h>(step);
       weights.template multiply<gate_h>(landing.source(gate_h), shared.sums[0]);
       exchange.template receive<channel_z>(step);
-      if (t > 0) load_step(t - 1);  // It comes while u_r travels.
-      // The others may overwrite u_z and its statistic once they have all that this block sends of r. A
-      // warp reads them before it sends, or before a barrier if it has nothing to send.
+      if (own.mine && t > 0) cursor.read(next, a);  // It comes while u_r travels.
+      // The others may overwrite u_z and its statistic once they have all that this block sends of r.
       HeldOperand<L> held_u_z;
-      if constexpr (!L::all_exist) held_u_z.read(landing.source(gate_z));
+      if constexpr (!L::every_warp_owns) held_u_z.read(landing.source(gate_z));
       block_sync();
-      each_element<L>([&](int j, const Element<L>& element) {
-        mean_h[j] = mean(gate_h, element);
-        d_r_h[j] = now[j].r_std[gate_h] * (shared.sums[0].total(element.sample, element.row) -
-                                           mean_h[j] * now[j].v[gate_h]);
-        dy_r[j] = sigmoid_backward(d_r_h[j] * now[j].h_previous, r[j]);
-        u_r[j] = dy_r[j] * norms.gamma[gate_r];
-      });
-      exchange.template send_operand<channel_r>(u_r, step);
-      if constexpr (L::all_exist) held_u_z.read(landing.source(gate_z));
-      each_element<L>([&](int j, const Element<L>& element) {
-        mean_z[j] = mean(gate_z, element);
-        exchange.template send_statistics<channel_statistic_r, gate_r>(
-            element, {u_r[j] * now[j].x_hat[gate_r]}, step);
-      });
+      float mean_z = 0, mean_h = 0, d_r_h = 0, dy_r = 0, u_r = 0;
+      if (own.exists) {
+        mean_h = mean(gate_h);
+        d_r_h = r_std[gate_h] *
+                (shared.sums[0].total(own.sample, own.row) - mean_h * now.v[gate_h]);
+        dy_r = sigmoid_backward(d_r_h * now.h_previous, r);
+        u_r = dy_r * norms.gamma[gate_r];
+        exchange.template send_operand<channel_r>(u_r, step);
+        if constexpr (L::every_warp_owns) held_u_z.read(landing.source(gate_z));
+        mean_z = mean(gate_z);
+        exchange.template send_statistics<channel_statistic_r, gate_r>(own, {u_r * x_hat[gate_r]},
+                                                                       step);
+      }
       // Behind the exchange: the product for z, and what is done with it.
       weights.template multiply<gate_z>(held_u_z, shared.sums[1]);
       block_sync();
-      each_element<L>([&](int j, const Element<L>& element) {
-        const float(&x)[gates] = now[j].x_hat, (&r_std)[gates] = now[j].r_std;
-        grad_gamma[j][gate_r] += dy_r[j] * x[gate_r], grad_beta[j][gate_r] += dy_r[j];
-        d_sum[j] = r_std[gate_z] * (shared.sums[1].total(element.sample, element.row) -
-                                    mean_z[j] * now[j].v[gate_z]);
-        carry[j] += d_r_h[j] * r[j] + d_sum[j];
-        store_gate(j, gate_z, r_std[gate_z] * (u_z[j] - mean_z[j] * x[gate_z]));
-        store_gate(j, gate_h, r_std[gate_h] * (u_h[j] - mean_h[j] * x[gate_h]));
-      });
-      move_to(t - 2);
+      float d_sum = 0;
+      if (own.exists)
+        d_sum = r_std[gate_z] *
+                (shared.sums[1].total(own.sample, own.row) - mean_z * now.v[gate_z]);
+      grad_gamma[gate_r] += dy_r * x_hat[gate_r], grad_beta[gate_r] += dy_r;
+      if (own.mine) {
+        cursor.store_gate(gate_z, r_std[gate_z] * (u_z - mean_z * x_hat[gate_z]), a);
+        cursor.store_gate(gate_h, r_std[gate_h] * (u_h - mean_h * x_hat[gate_h]), a);
+      }
+      const float carry = d - d * z + d_r_h * r + d_sum;
+      cursor.move_to(t - 2, a);
       exchange.template receive<channel_r>(step);
       weights.template multiply<gate_r>(landing.source(gate_r), shared.sums[0]);
-      if constexpr (channel_statistic_r != channel_r)
-        exchange.template receive<channel_statistic_r>(step);
+      if constexpr (apart) exchange.template receive<channel_statistic_r>(step);
       block_sync();
-      each_element<L>([&](int j, const Element<L>& element) {
-        const float mean_r = mean(gate_r, element);
-        const float d = now[j].r_std[gate_r] *
-                        (shared.sums[0].total(element.sample, element.row) -
-                         mean_r * now[j].v[gate_r]);
-        if (valid[j]) dh[j] = carry[j] + d;
-        da_r[j] = now[j].r_std[gate_r] * (u_r[j] - mean_r * now[j].x_hat[gate_r]);
-        d_f_tilde[j] = d_r_h[j] + (d_sum[j] + d);
-      });
-    }
-    store_rest();
-    MMIXER_UNROLL
-    for (int j = 0; j < L::per_thread; j++) {
-      if (!own.mine[j]) continue;
-      const int64_t place = int64_t(own.sample[j]) * a.H + own.row[j];
-      a.grad_hx[team.group * step_size + place] = dh[j];
-      MMIXER_UNROLL
-      for (int gate = 0; gate < gates; gate++) {
-        if (!has_norm) continue;
-        float* grad = a.grad_norm + (int64_t(team.group) * 2 * gates + gate) * step_size + place;
-        grad[0] = grad_gamma[j][gate];
-        grad[gates * step_size] = grad_beta[j][gate];
+      if (own.exists) {
+        const float mean_r = mean(gate_r);
+        const float through_r = r_std[gate_r] * (shared.sums[0].total(own.sample, own.row) -
+                                                 mean_r * now.v[gate_r]);
+        if (valid) dh = carry + through_r;
+        da_r = r_std[gate_r] * (u_r - mean_r * x_hat[gate_r]);
+        d_f_tilde = d_r_h + (d_sum + through_r);
       }
+    }
+    if (!own.mine) return;
+    cursor.store_rest(da_r, d_f_tilde, a);
+    a.grad_hx[state] = dh;
+    if (!has_norm) return;
+    const int64_t gate_size = int64_t(a.B) * a.H, kind_size = gates * gate_size;
+    float* const grad_norm = a.grad_norm + int64_t(team.group) * 2 * kind_size +
+                             int64_t(own.batch_sample) * a.H + own.gate_row;
+    MMIXER_UNROLL
+    for (int gate = 0; gate < gates; gate++) {
+      grad_norm[gate * gate_size] = grad_gamma[gate];
+      grad_norm[kind_size + gate * gate_size] = grad_beta[gate];
     }
   }
 };

@@ -8,4 +8,9 @@ Recurrences<BackwardArguments> cooperative_backward() {
   return all;
 }
 
+Recurrences<BackwardArguments> wide_backward() {
+  static const auto all = recurrences<Backward, WidePath, BackwardArguments>(List<Wide<8>, Wide<4>>());
+  return all;
+}
+
 }  // namespace mmixer::cuda

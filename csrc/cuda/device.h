@@ -3,7 +3,7 @@
 // `static void run(void* shared, const Arguments&)`; launch<Kernel>() starts it.
 //
 // Orders: a wait on an mbarrier acquires, at cluster scope, what arrived in shared memory; a packet is
-// its own flag (8 bytes are loaded and stored as one) and orders nothing else.
+// its own flag (it is loaded and stored as one) and orders nothing else.
 #pragma once
 
 #include <cstddef>
@@ -113,7 +113,7 @@ MMIXER_DEVICE void multiply_add(float (&c)[4], const Word4& a, uint32_t b0, uint
         : "r"(a.word[0]), "r"(a.word[1]), "r"(a.word[2]), "r"(a.word[3]), "r"(b0), "r"(b1));
 }
 
-// A packet is 32 bits of data beside a 32-bit tag.
+// A packet is one word of data, or three, beside a tag: 8 or 16 bytes that are one access.
 MMIXER_DEVICE void store_packet(uint64_t* p, uint32_t data, uint32_t tag) {
   asm volatile("st.relaxed.gpu.global.b64 [%0], %1;" ::"l"(p), "l"(uint64_t(tag) << 32 | data)
                : "memory");
@@ -125,7 +125,29 @@ MMIXER_DEVICE uint64_t load_packet(const uint64_t* p) {
   return packet;
 }
 
+MMIXER_DEVICE void store_packet(Word4* p, const uint32_t (&data)[3], uint32_t tag) {
+  asm volatile(
+      "{\n.reg .b128 packet;\n"
+      "mov.b128 packet, {%1, %2};\n"
+      "st.relaxed.gpu.global.b128 [%0], packet;\n}" ::"l"(p),
+      "l"(uint64_t(data[1]) << 32 | data[0]), "l"(uint64_t(tag) << 32 | data[2])
+      : "memory");
+}
+
+MMIXER_DEVICE Word4 load_packet(const Word4* p) {
+  uint64_t low, high;
+  asm volatile(
+      "{\n.reg .b128 packet;\n"
+      "ld.relaxed.gpu.global.b128 packet, [%2];\n"
+      "mov.b128 {%0, %1}, packet;\n}"
+      : "=l"(low), "=l"(high)
+      : "l"(p)
+      : "memory");
+  return {{uint32_t(low), uint32_t(low >> 32), uint32_t(high), uint32_t(high >> 32)}};
+}
+
 MMIXER_DEVICE bool packet_ready(uint64_t packet, uint32_t tag) { return (packet >> 32) == tag; }
+MMIXER_DEVICE bool packet_ready(const Word4& packet, uint32_t tag) { return packet.word[3] == tag; }
 
 // From here on: compute capability 9.0 and newer.
 
@@ -221,6 +243,9 @@ MMIXER_DEVICE void store_async(Word4* p, int rank, const Word4& x, Mbarrier* bar
 #endif
 
 namespace mmixer::cuda {
+
+MMIXER_DEVICE uint32_t word_of(uint64_t packet, int) { return uint32_t(packet); }
+MMIXER_DEVICE uint32_t word_of(const Word4& packet, int i) { return packet.word[i]; }
 
 MMIXER_DEVICE float as_float(uint32_t bits) {
   float x;

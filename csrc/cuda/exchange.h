@@ -1,11 +1,14 @@
 // What the blocks of a team tell each other, over one of two ways. Both have the same channels: a
 // channel carries, once per step, rows of an operand or partial sums of statistics, or both, from every
-// block to every block (the sender too), and lands in shared memory. Channels are used in turn, and a
-// block sends on one only after it received on the one before: that alone says that everybody has
-// read what it overwrites.
+// block to every block (the sender too), and lands in shared memory.
+//
+// Nothing tells a sender that what it overwrites has been read, but for the messages themselves: who reads
+// a message sends another one afterwards, and its place gets the next only when all of those have come. So
+// a warp reads before it sends; one that has nothing to send reads before a barrier of its block, and
+// another warp sends behind that.
 #pragma once
 
-#include "layout.h"
+#include "team.h"
 
 namespace mmixer::cuda {
 
@@ -23,15 +26,12 @@ struct Landing {
 
   MMIXER_DEVICE SharedOperand<L> source(int which) const { return {&operand[which][0][0][0]}; }
 
-  // The terms of a thread's elements, for its warp to send.
-  MMIXER_DEVICE void put(int which, const float (&x)[L::per_thread]) {
-    each_element<L>([&](int j, const Element<L>&) {
-      uint16_t term[L::parts];
-      split<L>(x[j], term);
-      MMIXER_UNROLL
-      for (int part = 0; part < L::parts; part++)
-        stage[which][part][thread_index() + j * L::threads] = term[part];
-    });
+  // The terms of a thread's element, for its warp to send.
+  MMIXER_DEVICE void put(int which, float x) {
+    uint16_t term[L::parts];
+    split<L>(x, term);
+    MMIXER_UNROLL
+    for (int part = 0; part < L::parts; part++) stage[which][part][thread_index()] = term[part];
     warp_sync();
   }
 
@@ -43,8 +43,8 @@ struct Landing {
   }
 };
 
-// The sums over this block's rows of a sample, `lanes` at a time, as far as a warp knows them. What
-// several of them wait for is that of one.
+// The sums over this block's rows of a sample, `lanes` at a time, as far as a warp knows them. Several at
+// once take no longer than one.
 template <class L, int count>
 MMIXER_DEVICE void sum_lanes(float (&x)[count]) {
   MMIXER_UNROLL
@@ -58,7 +58,7 @@ MMIXER_DEVICE void sum_lanes(float (&x)[count]) {
 }
 
 // Thread block clusters (Hopper and newer): every block stores into the shared memory of every other;
-// an mbarrier a channel counts the bytes that arrived. A block receives all that is sent to it, so that
+// an mbarrier per channel counts the bytes that arrived. A block receives all that is sent to it, so that
 // none is gone when a store arrives: there is nothing to wait for in the end.
 template <class L, class Landing, class Schedule>
 class ClusterExchange {
@@ -67,6 +67,7 @@ class ClusterExchange {
     Mbarrier barrier[Schedule::channels];
   };
   static constexpr bool is_cluster = true;
+  using Packet = uint64_t;  // none
   static constexpr int packets = 0;
 
   static MMIXER_CONSTANT int bytes(int channel) {
@@ -74,9 +75,9 @@ class ClusterExchange {
            Schedule::channel[channel].statistics * L::samples * L::sums * 4;
   }
 
-  MMIXER_DEVICE ClusterExchange(Shared& shared, Landing& landing, uint64_t*, int rank)
+  MMIXER_DEVICE ClusterExchange(Shared& shared, Landing& landing, void*, int rank)
       : shared_(shared), landing_(landing), rank_(rank) {
-    static_assert(L::C <= L::lanes, "a lane a peer sends a sum");
+    static_assert(L::C <= L::lanes, "a lane per peer sends a sum");
     if (thread_index() == 0) {
       for (int channel = 0; channel < Schedule::channels; channel++)
         mbarrier_init(&shared.barrier[channel], 1);
@@ -88,41 +89,38 @@ class ClusterExchange {
 
   // x: what the statistics first, first + 1, ... are sums of. Of a channel's, some or all.
   template <int channel, int first, int count>
-  MMIXER_DEVICE void send_statistics(const Element<L>& element, float (&&x)[count], int) {
+  MMIXER_DEVICE void send_statistics(const Element<L>& own, float (&&x)[count], int) {
     sum_lanes<L>(x);
     const int peer = thread_index() % L::lanes;
-    const int place = rank_ * (L::rows / L::lanes) + element.row / L::lanes;
+    const int place = rank_ * (L::rows / L::lanes) + own.row / L::lanes;
     if (peer < L::C)
       MMIXER_UNROLL
       for (int i = 0; i < count; i++)
-        store_async(&landing_.statistic[first + i][element.sample][place], peer, x[i],
+        store_async(&landing_.statistic[first + i][own.sample][place], peer, x[i],
                     &shared_.barrier[channel]);
   }
 
   template <int channel>
-  MMIXER_DEVICE void send_operand(const float (&x)[L::per_thread], int) {
+  MMIXER_DEVICE void send_operand(float x, int) {
     constexpr int which = Schedule::channel[channel].operand;
-    constexpr int chunks = 4 * L::per_thread * L::parts;  // of 8 rows: 16 bytes
+    constexpr int chunks = 4 * L::parts;  // of a warp, of 8 rows: 16 bytes
+    constexpr int all = chunks * L::C, count = (all + 31) / 32;  // of a warp to all, and of a lane
     const int lane = thread_index() % 32, warp = thread_index() / 32;
     landing_.put(which, x);
-    constexpr int all = chunks * L::C, count = (all + 31) / 32;  // of a warp and of a lane
     Word4 rows[count];
-    int place[count];
     MMIXER_UNROLL
     for (int i = 0; i < count; i++) {
-      const int chunk = (i * 32 + lane) % chunks, part = chunk / (4 * L::per_thread);
-      place[i] = warp * 32 + chunk / 4 % L::per_thread * L::threads + chunk % 4 * 8;
-      if (L::all_exist || place[i] < L::elements)
-        rows[i] = load4(&landing_.stage[which][part][place[i]]);
+      const int chunk = (i * 32 + lane) % chunks;
+      rows[i] = load4(&landing_.stage[which][chunk / 4][warp * 32 + chunk % 4 * 8]);
     }
     MMIXER_UNROLL
     for (int i = 0; i < count; i++) {
-      const int part = (i * 32 + lane) % chunks / (4 * L::per_thread);
-      uint16_t* const target = &landing_.operand[which][part][place[i] / L::rows]
-                                                [rank_ * L::rows + place[i] % L::rows];
-      if ((L::all_exist || place[i] < L::elements) && (all % 32 == 0 || i * 32 + lane < all))
-        store_async(reinterpret_cast<Word4*>(target), (i * 32 + lane) / chunks, rows[i],
-                    &shared_.barrier[channel]);
+      const int chunk = (i * 32 + lane) % chunks, peer = (i * 32 + lane) / chunks;
+      const int element = warp * 32 + chunk % 4 * 8;
+      uint16_t* const target = &landing_.operand[which][chunk / 4][element / L::rows]
+                                                [rank_ * L::rows + element % L::rows];
+      if (all % 32 == 0 || peer < L::C)
+        store_async(reinterpret_cast<Word4*>(target), peer, rows[i], &shared_.barrier[channel]);
     }
   }
 
@@ -146,14 +144,20 @@ class ClusterExchange {
   const int rank_;
 };
 
-// Through the L2 cache (Ampere, Ada; sizes that no cluster holds): packets of 32 bits beside the number
-// of the step, so that what is read tells by itself whether it is new. All blocks must be resident.
-template <class L, class Landing, class Schedule>
+// Through the L2 cache (Ampere, Ada; sizes that no cluster holds): packets of one or three words of data
+// beside the number of the step, so that what is read tells by itself whether it is new. All blocks must be
+// resident.
+template <class L, class Landing, class Schedule, class Packet_>
 class GlobalExchange {
  public:
+  using Packet = Packet_;
   struct Shared {};
   static constexpr bool is_cluster = false;
-  static constexpr int operand_packets = L::parts * L::samples * L::H / 2;
+  static constexpr int words = sizeof(Packet) / sizeof(uint32_t) - 1;  // of data
+  // A warp's rows of an operand, two in a word.
+  static constexpr int warp_words = 16 * L::parts, warp_packets = (warp_words + words - 1) / words;
+  static constexpr int warps = L::elements / 32;  // that send
+  static constexpr int operand_packets = L::C * warps * warp_packets;
   static constexpr int statistic_packets = L::samples * L::sums;
 
   static MMIXER_CONSTANT int channel_packets(int channel) {
@@ -163,43 +167,44 @@ class GlobalExchange {
   static MMIXER_CONSTANT int offset(int channel) {
     return channel == 0 ? 0 : offset(channel - 1) + channel_packets(channel - 1);
   }
-  // 8 bytes each, of a team; they must be zero at the start.
+  // Of a team; they must be zero at the start.
   static constexpr int packets = offset(Schedule::channels);
 
-  MMIXER_DEVICE GlobalExchange(Shared&, Landing& landing, uint64_t* packets, int rank)
-      : landing_(landing), packets_(packets), rank_(rank) {
+  MMIXER_DEVICE GlobalExchange(Shared&, Landing& landing, void* packets, int rank)
+      : landing_(landing), packets_(static_cast<Packet*>(packets)), rank_(rank) {
     block_sync();
   }
 
   template <int channel, int first, int count>
-  MMIXER_DEVICE void send_statistics(const Element<L>& element, float (&&x)[count], int step) {
+  MMIXER_DEVICE void send_statistics(const Element<L>& own, float (&&x)[count], int step) {
     sum_lanes<L>(x);
     constexpr Channel c = Schedule::channel[channel];
-    uint64_t* const packet = packets_ + offset(channel) + (c.operand < 0 ? 0 : operand_packets) +
-                             ((first - c.first) * L::samples + element.sample) * L::sums +
-                             rank_ * (L::rows / L::lanes) + element.row / L::lanes;
+    Packet* const target = packets_ + offset(channel) + (c.operand < 0 ? 0 : operand_packets) +
+                           ((first - c.first) * L::samples + own.sample) * L::sums +
+                           rank_ * (L::rows / L::lanes) + own.row / L::lanes;
     if (thread_index() % L::lanes == 0)
       MMIXER_UNROLL
-      for (int i = 0; i < count; i++)
-        store_packet(packet + i * statistic_packets, as_bits(x[i]), step + 1);
+      for (int i = 0; i < count; i++) {
+        send(target + i * statistic_packets, {as_bits(x[i])}, step);
+      }
   }
 
   template <int channel>
-  MMIXER_DEVICE void send_operand(const float (&x)[L::per_thread], int step) {
+  MMIXER_DEVICE void send_operand(float x, int step) {
     constexpr int which = Schedule::channel[channel].operand;
-    constexpr int pairs = 16 * L::per_thread * L::parts;  // of rows
     const int lane = thread_index() % 32, warp = thread_index() / 32;
     landing_.put(which, x);
+    Packet* const target = packets_ + offset(channel) + (rank_ * warps + warp) * warp_packets;
     MMIXER_UNROLL
-    for (int i = lane; i < pairs; i += 32) {
-      const int part = i / (16 * L::per_thread);
-      const int element = warp * 32 + i / 16 % L::per_thread * L::threads + i % 16 * 2;
-      if (!L::all_exist && element >= L::elements) continue;
-      const uint16_t* stage = &landing_.stage[which][part][element];
-      const int sample = part * L::samples + element / L::rows;
-      store_packet(packets_ + offset(channel) +
-                       (sample * L::H + rank_ * L::rows + element % L::rows) / 2,
-                   uint32_t(stage[1]) << 16 | stage[0], step + 1);
+    for (int i = lane; i < warp_packets; i += 32) {
+      uint32_t data[words];
+      MMIXER_UNROLL
+      for (int j = 0; j < words; j++) {
+        const int word = i * words + j < warp_words ? i * words + j : 0;
+        memcpy(&data[j], &landing_.stage[which][word / 16][warp * 32 + word % 16 * 2],
+               sizeof data[j]);
+      }
+      send(target + i, data, step);
     }
   }
 
@@ -208,39 +213,52 @@ class GlobalExchange {
     constexpr Channel c = Schedule::channel[channel];
     constexpr int at_once = 8;  // loads in flight
     constexpr int count = channel_packets(channel);
-    const uint64_t* const source = packets_ + offset(channel);
+    const Packet* const source = packets_ + offset(channel);
     for (int first = thread_index(); first < count; first += at_once * L::threads) {
-      uint64_t packet[at_once];
+      Packet packet[at_once];
       MMIXER_UNROLL
       for (int i = 0; i < at_once; i++)
         if (first + i * L::threads < count) packet[i] = load_packet(source + first + i * L::threads);
       MMIXER_UNROLL
       for (int i = 0; i < at_once; i++) {
         const int index = first + i * L::threads;
-        if (index >= count) break;
-        while (!packet_ready(packet[i], step + 1)) packet[i] = load_packet(source + index);
-        land(c, index, uint32_t(packet[i]));
+        if (index < count) {
+          while (!packet_ready(packet[i], step + 1)) packet[i] = load_packet(source + index);
+          land(c, index, packet[i]);
+        }
       }
     }
     block_sync();
   }
 
  private:
-  MMIXER_DEVICE void land(const Channel& c, int index, uint32_t data) {
-    if (c.operand >= 0) {
-      if (index < operand_packets) {
-        const int sample = index * 2 / L::H, row = index * 2 % L::H;
-        memcpy(&landing_.operand[c.operand][sample / L::samples][sample % L::samples][row], &data,
-               sizeof data);
-        return;
+  MMIXER_DEVICE static void send(Packet* target, const uint32_t (&data)[words], int step) {
+    if constexpr (words == 1)
+      store_packet(target, data[0], step + 1);
+    else
+      store_packet(target, data, step + 1);
+  }
+
+  MMIXER_DEVICE void land(const Channel& c, int index, const Packet& packet) {
+    if (c.operand >= 0 && index < operand_packets) {
+      const int warp = index / warp_packets, first = index % warp_packets * words;
+      MMIXER_UNROLL
+      for (int j = 0; j < words; j++) {
+        const int word = first + j, element = warp % warps * 32 + word % 16 * 2;
+        if (words > 1 && word >= warp_words) break;
+        const uint32_t data = word_of(packet, j);
+        memcpy(&landing_.operand[c.operand][word / 16][element / L::rows]
+                                [warp / warps * L::rows + element % L::rows],
+               &data, sizeof data);
       }
-      index -= operand_packets;
+    } else {
+      const int place = c.operand < 0 ? index : index - operand_packets;
+      (&landing_.statistic[c.first][0][0])[place] = as_float(word_of(packet, 0));
     }
-    (&landing_.statistic[c.first][0][0])[index] = as_float(data);
   }
 
   Landing& landing_;
-  uint64_t* const packets_;
+  Packet* const packets_;
   const int rank_;
 };
 
@@ -252,7 +270,12 @@ struct ClusterPath {
 
 struct CooperativePath {
   template <class L, class Landing, class Schedule>
-  using Exchange = GlobalExchange<L, Landing, Schedule>;
+  using Exchange = GlobalExchange<L, Landing, Schedule, uint64_t>;
+};
+
+struct WidePath {
+  template <class L, class Landing, class Schedule>
+  using Exchange = GlobalExchange<L, Landing, Schedule, Word4>;
 };
 
 }  // namespace mmixer::cuda

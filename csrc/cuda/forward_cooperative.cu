@@ -8,4 +8,9 @@ Recurrences<ForwardArguments> cooperative_forward() {
   return all;
 }
 
+Recurrences<ForwardArguments> wide_forward() {
+  static const auto all = recurrences<Forward, WidePath, ForwardArguments>(List<Wide<8>, Wide<4>>());
+  return all;
+}
+
 }  // namespace mmixer::cuda

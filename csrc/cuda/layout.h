@@ -36,12 +36,10 @@ struct Layout {
   static constexpr int tiles = parts * gates * row_tiles;      // of a warp
   static constexpr int tile_words = k_blocks * 2 * threads;  // Word4
   static constexpr int shared_words = (tiles - resident) * tile_words;
-  // The elements (sample, row) of a gate that a block owns, and a thread's share of them.
+  // The elements (sample, row) of a gate that a block owns: one per thread of the first warps.
   static constexpr int elements = samples * rows;
-  static constexpr int per_thread = (elements + threads - 1) / threads;
-  static constexpr bool all_exist = elements % threads == 0;  // else some warps have none
-  static_assert(threads % rows == 0, "the elements of a thread are of one row");
-  // Neighbouring lanes that hold rows of one sample, and the sums a sample that a team makes of them.
+  static constexpr bool every_warp_owns = elements == threads;
+  // Neighbouring lanes that hold rows of one sample, and the sums of a sample that a team makes of them.
   static constexpr int lanes = greatest_common_divisor(rows, 32);
   static constexpr int sums = C * rows / lanes;
   // Of a sample in shared memory: 64 bytes more than a multiple of 128, against bank conflicts.
@@ -50,6 +48,7 @@ struct Layout {
   static_assert(samples == 4 || samples == 8);
   static_assert(terms == Dtype::bfloat16 || (terms == Dtype::float16 && parts == 1));
   static_assert(H % C == 0 && rows % 16 == 0 && H % (32 * column_groups) == 0);
+  static_assert(elements <= threads && elements % 32 == 0, "a thread owns an element at most");
   static_assert(0 <= resident && resident <= tiles && sums % 4 == 0);
 };
 
@@ -182,48 +181,6 @@ class Weights {
   Word4 resident_[L::resident ? L::resident : 1][L::k_blocks][2];
   Word4* shared_;
 };
-
-// Thread's j-th element.
-template <class L>
-struct Element {
-  int sample, row;
-  bool exists;  // the same for a whole warp
-
-  MMIXER_DEVICE explicit Element(int j) {
-    const int i = thread_index() + j * L::threads;
-    sample = i / L::rows, row = i % L::rows, exists = L::all_exist || i < L::elements;
-  }
-};
-
-// The scale and shift of a thread's row, 1 and 0 without LayerNorm and in the padding.
-template <class L>
-struct Norms {
-  float gamma[gates], beta[gates];
-
-  // norms: [2][G][norm_gates][H] or null; first: the block's first row
-  MMIXER_DEVICE Norms(const float* norms, int G, int group, int H, int first) {
-    const int row = first + Element<L>(0).row;
-    const bool exists = norms && row < H;
-    MMIXER_UNROLL
-    for (int gate = 0; gate < gates; gate++) {
-      const float* p = norms + (int64_t(group) * norm_gates + norm_r + gate) * H + row;
-      gamma[gate] = exists ? load(p) : 1;
-      beta[gate] = exists ? load(p + int64_t(G) * norm_gates * H) : 0;
-    }
-  }
-
-  MMIXER_DEVICE float apply(int gate, float x) const { return x * gamma[gate] + beta[gate]; }
-};
-
-// f(j, element) for each that there is.
-template <class L, class Function>
-MMIXER_DEVICE void each_element(Function f) {
-  MMIXER_UNROLL
-  for (int j = 0; j < L::per_thread; j++) {
-    const Element<L> element(j);
-    if (element.exists) f(j, element);
-  }
-}
 
 // The terms of x.
 template <class L>

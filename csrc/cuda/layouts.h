@@ -36,6 +36,10 @@ using MoreTermsThroughL2 =
          Layout<128, 4, 8, 3, 9, samples>, Layout<256, 8, 8, 3, 6, samples>,
          Layout<512, 32, 8, 3, 5, samples>>;  // float32
 
+template <int samples>
+using Wide = List<Layout<128, 4, 8, 1, 3, samples>, Layout<256, 8, 8, 1, 3, samples>,
+                  Layout<512, 16, 8, 1, 3, samples>>;
+
 template <template <int, Dtype> class OneTerm, template <int> class MoreTerms>
 using ForwardLayouts =
     List<OneTerm<8, Dtype::bfloat16>, OneTerm<4, Dtype::bfloat16>, OneTerm<8, Dtype::float16>,
@@ -45,6 +49,9 @@ using ForwardLayouts =
 template <template <int, Dtype> class OneTerm, template <int> class MoreTerms>
 using BackwardLayouts = List<OneTerm<8, Dtype::bfloat16>, OneTerm<4, Dtype::bfloat16>,
                              MoreTerms<8>, MoreTerms<4>>;
+
+template <class Kernel>
+constexpr size_t team_bytes = Kernel::Exchange::packets * sizeof(typename Kernel::Exchange::Packet);
 
 template <class Kernel, class L>
 Resident resident_teams() {
@@ -59,8 +66,7 @@ Resident resident_teams() {
 
 template <class Kernel, class L>
 void launch_teams(const typename Kernel::Arguments& arguments, int teams, void* stream) {
-  if (Kernel::Exchange::packets)
-    clear(arguments.packets, size_t(teams) * Kernel::Exchange::packets * sizeof(uint64_t), stream);
+  if (team_bytes<Kernel>) clear(arguments.packets, teams * team_bytes<Kernel>, stream);
   constexpr int cluster = Kernel::needs_cluster ? L::C : 1;
   launch<Kernel>({teams * L::C, cluster, !Kernel::needs_cluster, sizeof(typename Kernel::Shared),
                   stream},
@@ -71,7 +77,7 @@ void launch_teams(const typename Kernel::Arguments& arguments, int teams, void* 
 template <template <class, class> class Kernel, class Path, class Arguments, class... Layouts>
 void append(std::vector<Recurrence<Arguments>>& all, List<Layouts...>) {
   (all.push_back({Layouts::H, Layouts::parts, Layouts::samples, Layouts::terms,
-                  Kernel<Layouts, Path>::Exchange::packets,
+                  int64_t(team_bytes<Kernel<Layouts, Path>>),
                   resident_teams<Kernel<Layouts, Path>, Layouts>,
                   launch_teams<Kernel<Layouts, Path>, Layouts>}),
    ...);

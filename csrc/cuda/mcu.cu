@@ -13,11 +13,19 @@ namespace mmixer::cuda {
 namespace {
 
 Recurrences<ForwardArguments> recurrences(Path path, const ForwardArguments*) {
-  return path == Path::cluster ? cluster_forward() : cooperative_forward();
+  switch (path) {
+    case Path::cluster: return cluster_forward();
+    case Path::cooperative: return cooperative_forward();
+    default: return wide_forward();
+  }
 }
 
 Recurrences<BackwardArguments> recurrences(Path path, const BackwardArguments*) {
-  return path == Path::cluster ? cluster_backward() : cooperative_backward();
+  switch (path) {
+    case Path::cluster: return cluster_backward();
+    case Path::cooperative: return cooperative_backward();
+    default: return wide_backward();
+  }
 }
 
 // The smallest kernel of a variant that holds H, or null.
@@ -36,7 +44,7 @@ Plan plan(const Variant& variant, int H) {
   if (!kernel) return {0, 0, 0, "no kernel for H = " + std::to_string(H)};
   const Resident teams = kernel->resident_teams();
   if (teams.count == 0) return {0, 0, 0, teams.refusal};
-  return {kernel->H, teams.count, kernel->packets * int64_t(sizeof(uint64_t)), ""};
+  return {kernel->H, teams.count, kernel->packets, ""};
 }
 
 template <class Arguments>

@@ -14,7 +14,7 @@ template <class Arguments>
 struct Recurrence {
   int H, parts, samples;
   Dtype terms;
-  int64_t packets;  // of a team, 8 bytes each
+  int64_t packets;  // bytes a team needs
   Resident (*resident_teams)();
   // Teams first_team ... first_team + teams; arguments.packets: teams * packets, cleared here.
   void (*launch)(const Arguments& arguments, int teams, void* stream);
@@ -25,7 +25,9 @@ using Recurrences = const std::vector<Recurrence<Arguments>>&;
 
 Recurrences<ForwardArguments> cluster_forward();
 Recurrences<ForwardArguments> cooperative_forward();
+Recurrences<ForwardArguments> wide_forward();
 Recurrences<BackwardArguments> cluster_backward();
 Recurrences<BackwardArguments> cooperative_backward();
+Recurrences<BackwardArguments> wide_backward();
 
 }  // namespace mmixer::cuda

@@ -1,5 +1,5 @@
-// What forward.h and backward.h have in common: the team that a block belongs to, and the elements that
-// a thread owns for the whole sequence.
+// What forward.h and backward.h have in common: the team that a block belongs to, and what a thread owns
+// of it for the whole sequence.
 #pragma once
 
 #include "arguments.h"
@@ -22,22 +22,42 @@ struct Team {
   }
 };
 
-// Places in the whole batch and the whole gate.
+// A thread's element of each gate.
 template <class L>
-struct Elements {
-  int row[L::per_thread], sample[L::per_thread], length[L::per_thread];
-  bool mine[L::per_thread];  // neither padding of the samples nor of the rows
+struct Element {
+  int sample, row;              // of the team and of the block
+  int batch_sample, gate_row;  // of the batch and of the gate
+  bool exists;                  // the same for a whole warp
+  bool mine;                    // neither padding of the samples nor of the rows
+  int length;                   // of the sample
 
   template <class Arguments>
-  MMIXER_DEVICE Elements(const Team<L>& team, const Arguments& a) {
+  MMIXER_DEVICE Element(const Team<L>& team, const Arguments& a) {
+    sample = thread_index() / L::rows, row = thread_index() % L::rows;
+    exists = L::every_warp_owns || thread_index() < L::elements;
+    batch_sample = team.first_sample + sample, gate_row = team.rank * L::rows + row;
+    mine = exists && batch_sample < a.B && gate_row < a.H;
+    length = mine && a.lengths ? int(load(a.lengths + batch_sample)) : a.T;
+  }
+};
+
+// The scale and shift of a thread's row, 1 and 0 without LayerNorm and in the padding.
+template <class L>
+struct Norms {
+  float gamma[gates], beta[gates];
+
+  // norms: [2][G][norm_gates][H] or null
+  MMIXER_DEVICE Norms(const float* norms, int G, int group, int H, int row) {
+    const bool exists = norms && row < H;
     MMIXER_UNROLL
-    for (int j = 0; j < L::per_thread; j++) {
-      const Element<L> element(j);
-      row[j] = team.rank * L::rows + element.row, sample[j] = team.first_sample + element.sample;
-      mine[j] = element.exists && row[j] < a.H && sample[j] < a.B;
-      length[j] = mine[j] && a.lengths ? int(load(a.lengths + sample[j])) : a.T;
+    for (int gate = 0; gate < gates; gate++) {
+      const float* p = norms + (int64_t(group) * norm_gates + norm_r + gate) * H + row;
+      gamma[gate] = exists ? load(p) : 1;
+      beta[gate] = exists ? load(p + int64_t(G) * norm_gates * H) : 0;
     }
   }
+
+  MMIXER_DEVICE float apply(int gate, float x) const { return x * gamma[gate] + beta[gate]; }
 };
 
 }  // namespace mmixer::cuda

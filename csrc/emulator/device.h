@@ -33,8 +33,11 @@ template <bool half>
 void multiply_add(float (&c)[4], const Word4& a, uint32_t b0, uint32_t b1, MMIXER_SITE);
 
 void store_packet(uint64_t* p, uint32_t data, uint32_t tag);
+void store_packet(Word4* p, const uint32_t (&data)[3], uint32_t tag);
 uint64_t load_packet(const uint64_t* p, MMIXER_SITE);
+Word4 load_packet(const Word4* p, MMIXER_SITE);
 bool packet_ready(uint64_t packet, uint32_t tag, MMIXER_SITE);
+bool packet_ready(const Word4& packet, uint32_t tag, MMIXER_SITE);
 
 void mbarrier_init(Mbarrier* barrier, int arrivals, MMIXER_SITE);
 void mbarrier_init_fence();

@@ -430,10 +430,16 @@ struct AsyncStore {
 
 constexpr int none = -1;
 
+// Of 8 bytes, or of 16: then there is a second half.
+struct PacketValue {
+  uint64_t half[2];
+  int halves;
+};
+
 struct Packet {
   Thread* sender;
   uint64_t* p;
-  uint64_t value;
+  PacketValue value;
   int next;  // to the same address
 };
 
@@ -442,7 +448,7 @@ class Packets {
  public:
   int addresses() const { return int(heads_.size()); }
 
-  void add(Thread* sender, uint64_t* p, uint64_t value) {
+  void add(Thread* sender, uint64_t* p, const PacketValue& value) {
     const int packet = take();
     pool_[packet] = {sender, p, value, none};
     const auto found = tails_.find(p);
@@ -582,8 +588,8 @@ class Machine {
   void sync(Meeting& meeting, const char* of, const Place* place);
   int meet_in_warp(const Place* place, const uint32_t* words, int count);
   const Warp& warp() { return *current_->warp; }
-  void store_packet(uint64_t* p, uint64_t value);
-  uint64_t load_packet(const uint64_t* p, const Place* place);
+  void store_packet(uint64_t* p, const PacketValue& value);
+  void await_packet(const uint64_t* p, const Place* place);  // before a load of it
   void init(Mbarrier* barrier, int arrivals, const Place* place);
   void fence_inits();
   void expect(Mbarrier* barrier, int bytes, const Place* place);
@@ -1017,12 +1023,13 @@ void Machine::deliver_packet(int position) {
   --packet.sender->packets_in_flight;
   tsan::switch_to(packet_agent_);
   tsan::acquire(&packet.sender->sent);
-  tsan::store_relaxed(packet.p, packet.value);
+  for (int i = 0; i < packet.value.halves; ++i)
+    tsan::store_relaxed(packet.p + i, packet.value.half[i]);
   tsan::release(&all_exited_);
   tsan::switch_to(current_->shadow);
 }
 
-void Machine::store_packet(uint64_t* p, uint64_t value) {
+void Machine::store_packet(uint64_t* p, const PacketValue& value) {
   progress();
   tsan::release(&self().sent);
   {
@@ -1033,7 +1040,7 @@ void Machine::store_packet(uint64_t* p, uint64_t value) {
   sometimes_yield();
 }
 
-uint64_t Machine::load_packet(const uint64_t* p, const Place* place) {
+void Machine::await_packet(const uint64_t* p, const Place* place) {
   // A round of loads by all threads is nothing unusual, a thousand rounds are.
   const int64_t most_idle_loads = 1000000 + 1000 * int64_t(threads_.size());
   if (++idle_loads_ > most_idle_loads && in_flight() == 0) {
@@ -1047,7 +1054,6 @@ uint64_t Machine::load_packet(const uint64_t* p, const Place* place) {
   }
   make_ready(self());
   reschedule(place, false);
-  return tsan::load_relaxed(p);
 }
 
 // Of p in the shared memory of the running thread's block, where all `size` bytes have to be.
@@ -1293,17 +1299,39 @@ template void multiply_add<true>(float (&c)[4], const Word4&, uint32_t, uint32_t
 
 void store_packet(uint64_t* p, uint32_t data, uint32_t tag) {
   detail::check_aligned(p, sizeof *p);
-  machine->store_packet(p, uint64_t(tag) << 32 | data);
+  machine->store_packet(p, {{uint64_t(tag) << 32 | data}, 1});
+}
+
+void store_packet(Word4* p, const uint32_t (&data)[3], uint32_t tag) {
+  detail::check_aligned(p, sizeof *p);
+  machine->store_packet(
+      reinterpret_cast<uint64_t*>(p),
+      {{uint64_t(data[1]) << 32 | data[0], uint64_t(tag) << 32 | data[2]}, 2});
 }
 
 uint64_t load_packet(const uint64_t* p, Site site) {
   detail::check_aligned(p, sizeof *p);
-  return machine->load_packet(p, places.find(site, Operation::load_packet));
+  machine->await_packet(p, places.find(site, Operation::load_packet));
+  return tsan::load_relaxed(p);
+}
+
+Word4 load_packet(const Word4* p, Site site) {
+  detail::check_aligned(p, sizeof *p);
+  const auto* const halves = reinterpret_cast<const uint64_t*>(p);
+  machine->await_packet(halves, places.find(site, Operation::load_packet));
+  const uint64_t half[] = {tsan::load_relaxed(halves), tsan::load_relaxed(halves + 1)};
+  Word4 packet;
+  std::memcpy(&packet, half, sizeof packet);
+  return packet;
 }
 
 bool packet_ready(uint64_t packet, uint32_t tag, Site site) {
   const Place* const place = places.find(site, Operation::packet_ready);
   return place->fault != Fault::none || packet >> 32 == tag;
+}
+
+bool packet_ready(const Word4& packet, uint32_t tag, Site site) {
+  return packet_ready(uint64_t(packet.word[3]) << 32, tag, site);
 }
 
 void mbarrier_init(Mbarrier* barrier, int arrivals, Site site) {
