@@ -24,7 +24,8 @@ struct Grid {
   int cluster;
   bool cooperative;  // all blocks are resident at once
   size_t shared_bytes;
-  void* stream;  // cudaStream_t
+  void* stream;     // cudaStream_t
+  int threads = 0;  // of a block, at most Kernel::threads, which 0 stands for
 };
 
 }  // namespace mmixer::cuda
@@ -37,6 +38,7 @@ struct Grid {
 #define MMIXER_DEVICE __device__ __forceinline__
 #define MMIXER_CONSTANT __host__ __device__ constexpr
 #define MMIXER_UNROLL _Pragma("unroll")
+#define MMIXER_NO_UNROLL _Pragma("unroll 1")
 
 namespace mmixer::cuda {
 
@@ -174,6 +176,7 @@ MMIXER_DEVICE void store_async(Word4* p, int rank, const Word4& x, Mbarrier* bar
 
 #define MMIXER_CONSTANT constexpr
 #define MMIXER_UNROLL
+#define MMIXER_NO_UNROLL
 
 #endif
 
