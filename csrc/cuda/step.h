@@ -88,12 +88,11 @@ struct UpdateGate : RowKernel<dtype, GateArguments> {
     const auto input_z = row.input(gate_z), input_h = row.input(gate_h);
     const auto state_gate = row.state_gate(gate_z);
     const Row<wide<dtype>> candidate(a.candidate, row.local * a.H, a.H);
-    const auto affine_z = row.affine(norm_z), affine_h = row.affine(norm_h);
     RowBlock<T> block(shared, a.H);
     const Held x_z(a.H, [&](Column c) { return input_z(c) + state_gate(c); });
     const Held x_h(a.H, [&](Column c) { return input_h(c) + candidate(c); });
-    const auto normal_z = normalization(x_z, block, T(a.eps), affine_z.exists);
-    const auto normal_h = normalization(x_h, block, T(a.eps), affine_h.exists);
+    const auto normal_z = normalization(x_z, block, T(a.eps), a.norms);
+    const auto normal_h = normalization(x_h, block, T(a.eps), a.norms);
     const auto x_hat_z = [&](Column c) { return normal_z(x_z(c)); };
     const auto x_hat_h = [&](Column c) { return normal_h(x_h(c)); };
     if (a.x_hat) {
@@ -101,6 +100,7 @@ struct UpdateGate : RowKernel<dtype, GateArguments> {
       row.save(gate_h, x_hat_h, normal_h.r_std);
       return;
     }
+    const auto affine_z = row.affine(norm_z), affine_h = row.affine(norm_h);
     const auto h = row.previous();
     const Result<wide<dtype>> states(a.states, row.place * a.H);
     const Result<dtype> operand(a.operand, (int64_t(row.group) * a.B + row.sample) * a.H);

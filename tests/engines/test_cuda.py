@@ -382,9 +382,7 @@ def test_rows_of_any_length(
     monkeypatch.setattr(cuda, "PATHS", ("step",))
     emulator.configure(seed=hidden, adversarial=True)
     for layer_norm in (True, False):
-        p = problem(
-            Size(2, 2, 3, 4, hidden), layer_norm=layer_norm, dtype=PRECISIONS[precision][0]
-        )
+        p = problem(Size(2, 2, 3, 4, hidden), layer_norm=layer_norm, dtype=PRECISIONS[precision][0])
         check(p, precision)
 
 
