@@ -158,9 +158,7 @@ void bind_cell(py::module_& m) {
 
 template <auto call, class Arguments>
 void bind_call(py::module_& m, const char* name) {
-  m.def(name, [](const Arguments& a, bool is_double, Address stream) {
-    call(a, is_double, pointer(stream));
-  });
+  m.def(name, [](const Arguments& a, Address stream) { call(a, pointer(stream)); });
 }
 
 Variant variant(int path, int samples, int parts, int terms) {

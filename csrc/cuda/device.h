@@ -24,7 +24,8 @@ struct Grid {
   int cluster;
   bool cooperative;  // all blocks are resident at once
   size_t shared_bytes;
-  void* stream;  // cudaStream_t
+  void* stream;     // cudaStream_t
+  int threads = 0;  // of a block, at most Kernel::threads, which 0 stands for
 };
 
 }  // namespace mmixer::cuda

@@ -89,7 +89,7 @@ class Launch {
  public:
   explicit Launch(const Grid& grid) {
     configuration.gridDim = dim3(grid.blocks);
-    configuration.blockDim = dim3(Kernel::threads);
+    configuration.blockDim = dim3(grid.threads ? grid.threads : Kernel::threads);
     configuration.dynamicSmemBytes = grid.shared_bytes;
     configuration.stream = static_cast<cudaStream_t>(grid.stream);
     configuration.attrs = attributes_;

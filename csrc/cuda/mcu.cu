@@ -65,12 +65,20 @@ void run_blocks(int blocks, const typename Kernel::Arguments& arguments, void* s
   launch<Kernel>({blocks, 1, false, sizeof(typename Kernel::Shared), stream}, arguments);
 }
 
-template <template <class> class Kernel, class Arguments>
-void run_blocks(int blocks, const Arguments& arguments, bool is_double, void* stream) {
-  if (is_double)
-    run_blocks<Kernel<double>>(blocks, arguments, stream);
-  else
-    run_blocks<Kernel<float>>(blocks, arguments, stream);
+template <class Kernel>
+void run_rows(int blocks, const typename Kernel::Arguments& arguments, void* stream) {
+  const int threads = 32 * row_warps(arguments.H);
+  launch<Kernel>({blocks, 1, false, sizeof(typename Kernel::Shared), stream, threads}, arguments);
+}
+
+template <template <Dtype> class Kernel, class Arguments>
+void run_rows(int blocks, const Arguments& arguments, Dtype dtype, void* stream) {
+  switch (dtype) {
+    case Dtype::float32: return run_rows<Kernel<Dtype::float32>>(blocks, arguments, stream);
+    case Dtype::float64: return run_rows<Kernel<Dtype::float64>>(blocks, arguments, stream);
+    case Dtype::bfloat16: return run_rows<Kernel<Dtype::bfloat16>>(blocks, arguments, stream);
+    case Dtype::float16: return run_rows<Kernel<Dtype::float16>>(blocks, arguments, stream);
+  }
 }
 
 template <Dtype weight_dtype>
@@ -81,7 +89,7 @@ void prepare(const PrepareArguments& a, void* stream) {
 
 }  // namespace
 
-std::string refusal() { return refusal<NormTanh<float>>(); }
+std::string refusal() { return refusal<NormTanh<Dtype::float32>>(); }
 
 uint64_t stream_number(void* stream) { return number_of(stream); }
 
@@ -106,36 +114,36 @@ void prepare(const PrepareArguments& a, void* stream) {
   }
 }
 
-void norm_tanh(const NormTanhArguments& a, bool is_double, void* stream) {
-  run_blocks<NormTanh>(a.G * a.blocks, a, is_double, stream);
+void norm_tanh(const NormTanhArguments& a, void* stream) {
+  run_rows<NormTanh>(a.G * a.blocks, a, a.y_dtype, stream);
 }
 
-void norm_tanh_backward(const NormTanhBackwardArguments& a, bool is_double, void* stream) {
-  run_blocks<NormTanhBackward>(a.G * a.blocks, a, is_double, stream);
+void norm_tanh_backward(const NormTanhBackwardArguments& a, void* stream) {
+  run_rows<NormTanhBackward>(a.G * a.blocks, a, a.grad_a_dtype, stream);
 }
 
-void mix(const MixArguments& a, bool is_double, void* stream) {
-  run_blocks<Mix>(a.G * a.blocks, a, is_double, stream);
+void mix(const MixArguments& a, void* stream) {
+  run_rows<Mix>(a.G * a.blocks, a, a.dtype, stream);
 }
 
-void mix_backward(const MixArguments& a, bool is_double, void* stream) {
-  run_blocks<MixBackward>(a.G * a.blocks, a, is_double, stream);
+void mix_backward(const MixArguments& a, void* stream) {
+  run_rows<MixBackward>(a.G * a.blocks, a, a.dtype, stream);
 }
 
-void reset_gate(const GateArguments& a, bool is_double, void* stream) {
-  run_blocks<ResetGate>(a.G * a.steps * a.B, a, is_double, stream);
+void reset_gate(const GateArguments& a, void* stream) {
+  run_rows<ResetGate>(a.G * a.steps * a.B, a, a.dtype, stream);
 }
 
-void update_gate(const GateArguments& a, bool is_double, void* stream) {
-  run_blocks<UpdateGate>(a.G * a.steps * a.B, a, is_double, stream);
+void update_gate(const GateArguments& a, void* stream) {
+  run_rows<UpdateGate>(a.G * a.steps * a.B, a, a.dtype, stream);
 }
 
-void update_gate_backward(const GateBackwardArguments& a, bool is_double, void* stream) {
-  run_blocks<UpdateGateBackward>(a.G * a.B, a, is_double, stream);
+void update_gate_backward(const GateBackwardArguments& a, void* stream) {
+  run_rows<UpdateGateBackward>(a.G * a.B, a, a.dtype, stream);
 }
 
-void reset_gate_backward(const GateBackwardArguments& a, bool is_double, void* stream) {
-  run_blocks<ResetGateBackward>(a.G * a.B, a, is_double, stream);
+void reset_gate_backward(const GateBackwardArguments& a, void* stream) {
+  run_rows<ResetGateBackward>(a.G * a.B, a, a.dtype, stream);
 }
 
 }  // namespace mmixer::cuda

@@ -56,13 +56,13 @@ uint64_t stream_number(void* stream);
 void cell(const CellArguments& arguments, void* stream);
 
 void prepare(const PrepareArguments& arguments, void* stream);
-void norm_tanh(const NormTanhArguments& arguments, bool is_double, void* stream);
-void norm_tanh_backward(const NormTanhBackwardArguments& arguments, bool is_double, void* stream);
-void mix(const MixArguments& arguments, bool is_double, void* stream);
-void mix_backward(const MixArguments& arguments, bool is_double, void* stream);
-void reset_gate(const GateArguments& arguments, bool is_double, void* stream);
-void update_gate(const GateArguments& arguments, bool is_double, void* stream);
-void update_gate_backward(const GateBackwardArguments& arguments, bool is_double, void* stream);
-void reset_gate_backward(const GateBackwardArguments& arguments, bool is_double, void* stream);
+void norm_tanh(const NormTanhArguments& arguments, void* stream);
+void norm_tanh_backward(const NormTanhBackwardArguments& arguments, void* stream);
+void mix(const MixArguments& arguments, void* stream);
+void mix_backward(const MixArguments& arguments, void* stream);
+void reset_gate(const GateArguments& arguments, void* stream);
+void update_gate(const GateArguments& arguments, void* stream);
+void update_gate_backward(const GateBackwardArguments& arguments, void* stream);
+void reset_gate_backward(const GateBackwardArguments& arguments, void* stream);
 
 }  // namespace mmixer::cuda

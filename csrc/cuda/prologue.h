@@ -5,145 +5,138 @@
 
 namespace mmixer::cuda {
 
-// y = tanh(LN(a)): Eq. 7, Eq. 8.
-template <class T>
-struct NormTanh {
-  using Arguments = NormTanhArguments;
-  using Shared = typename BlockSum<T, 1>::Shared;
-  static constexpr int threads = row_threads;
-  static constexpr bool needs_cluster = false;
+MMIXER_DEVICE int group_of(const RowSizes& a) { return block_index() / a.blocks; }
 
-  MMIXER_DEVICE static void run(void* memory, const Arguments& arguments) {
-    const int G = arguments.G, rows = arguments.rows, H = arguments.H, blocks = arguments.blocks;
-    const int group = block_index() / blocks;
-    BlockSum<T, 1> sum(*static_cast<Shared*>(memory));
-    const Affine<T> affine(static_cast<const T*>(arguments.norms), G, group, arguments.gate, H);
-    for (int line = block_index() % blocks; line < rows; line += blocks) {
-      const int64_t place = (int64_t(group) * rows + line) * H;
-      const T* a = static_cast<const T*>(arguments.a) + place;
-      const auto s = statistics<T>([&](int i) { return load(a + i); }, H, T(arguments.eps),
-                                   affine.weight, sum);
-      for (int i = thread_index(); i < H; i += threads)
-        store_as<T>(arguments.y, arguments.y_dtype, place + i,
-                    Activation<false>::tanh(affine(i, (load(a + i) - s.mean) * s.r_std)));
-    }
+// Calls f(row, place) for this block's rows: the number, and where it begins.
+template <class F>
+MMIXER_DEVICE void each_row(const RowSizes& a, F f) {
+  for (int row = block_index() % a.blocks; row < a.rows; row += a.blocks)
+    f(row, (int64_t(group_of(a)) * a.rows + row) * a.H);
+}
+
+// This block's summand of the norm's gradient.
+template <class T, class Arguments>
+MMIXER_DEVICE AffineSums<T> affine_sums(const Arguments& a) {
+  const int64_t place = int64_t(block_index()) * 2 * a.H;
+  return {{a.grad_norm, place, a.H, true}, {a.grad_norm, place + a.H, a.H, true}};
+}
+
+// y = tanh(LN(a)): Eq. 7, Eq. 8.
+template <Dtype dtype>
+struct NormTanh : RowKernel<dtype, NormTanhArguments> {
+  MMIXER_DEVICE static void run(void* shared, const NormTanhArguments& arguments) {
+    using T = Wide<dtype>;
+    const int H = arguments.H;
+    const T eps = T(arguments.eps);
+    RowBlock<T> block(shared, H);
+    const Affine<wide<dtype>> affine(arguments.norms, arguments.G, group_of(arguments), arguments.gate,
+                                     H);
+    each_row(arguments, [&](int, int64_t place) {
+      const Row<wide<dtype>> a(arguments.a, place, H);
+      const Result<dtype> y(arguments.y, place);
+      const auto normal = normalization(a, block, eps, affine.exists);
+      each_column(H, [&](Column c) {
+        y(c, Activation<false>::tanh(affine(c, normal(a(c)))));
+      });
+    });
   }
 };
 
-template <class T>
-struct NormTanhBackward {
-  using Arguments = NormTanhBackwardArguments;
-  struct Shared {
-    typename BlockSum<T, 1>::Shared one;
-    typename BlockSum<T, 2>::Shared two;
-  };
-  static constexpr int threads = row_threads;
-  static constexpr bool needs_cluster = false;
-
-  MMIXER_DEVICE static void run(void* memory, const Arguments& arguments) {
-    const int G = arguments.G, rows = arguments.rows, H = arguments.H, blocks = arguments.blocks;
-    const int group = block_index() / blocks;
-    Shared& shared = *static_cast<Shared*>(memory);
-    BlockSum<T, 1> sum(shared.one);
-    BlockSum<T, 2> sums(shared.two);
-    const Affine<T> affine(static_cast<const T*>(arguments.norms), G, group, arguments.gate, H);
-    T* grad_norm = static_cast<T*>(arguments.grad_norm) + int64_t(block_index()) * 2 * H;
-    for (int line = block_index() % blocks; line < rows; line += blocks) {
-      const int64_t place = (int64_t(group) * rows + line) * H;
-      const T* a = static_cast<const T*>(arguments.a) + place;
-      const T* first = static_cast<const T*>(arguments.grad_y) + place;
-      const T* second = static_cast<const T*>(arguments.grad_y_more);
-      if (second) second += place;
-      const auto s = statistics<T>([&](int i) { return load(a + i); }, H, T(arguments.eps),
-                                   affine.weight, sum);
-      const auto x_hat = [&](int i) { return (load(a + i) - s.mean) * s.r_std; };
-      const auto dy = [&](int i) {
-        const T grad = load(first + i) + (second ? load(second + i) : T(0));
-        return tanh_backward(grad, Activation<false>::tanh(affine(i, x_hat(i))));
-      };
-      norm_gradient(x_hat, dy, s.r_std, affine, H, grad_norm, grad_norm + H, line < blocks, sums,
-                    [&](int i, T x) {
-                      store_as(arguments.grad_a, arguments.grad_a_dtype, place + i, x);
-                    });
-    }
+template <Dtype dtype>
+struct NormTanhBackward : RowKernel<dtype, NormTanhBackwardArguments> {
+  MMIXER_DEVICE static void run(void* shared, const NormTanhBackwardArguments& arguments) {
+    using T = Wide<dtype>;
+    const int H = arguments.H;
+    const T eps = T(arguments.eps);
+    RowBlock<T> block(shared, H);
+    const Affine<wide<dtype>> affine(arguments.norms, arguments.G, group_of(arguments), arguments.gate,
+                                     H);
+    auto sums = affine_sums<T>(arguments);
+    each_row(arguments, [&](int, int64_t place) {
+      const Row<wide<dtype>> a(arguments.a, place, H), grad(arguments.grad_y, place, H),
+          more(arguments.grad_y_more, place, arguments.grad_y_more ? H : 0);
+      const Result<dtype> grad_a(arguments.grad_a, place);
+      const auto normal = normalization(a, block, eps, affine.exists);
+      const auto x_hat = [&](Column c) { return normal(a(c)); };
+      const Held dy(H, [&](Column c) {
+        return tanh_backward(grad(c) + more(c), Activation<false>::tanh(affine(c, x_hat(c))));
+      });
+      norm_gradient(x_hat, dy, normal.r_std, affine, block, sums, grad_a);
+    });
+    sums.store();
   }
 };
 
 // s = sigmoid(LN(a + context)), f_tilde = s f_bar + (1 - s) g_bar: Eq. 9, 10. concat: LN(a + context).
-template <class T>
-struct Mix {
-  using Arguments = MixArguments;
-  using Shared = typename BlockSum<T, 1>::Shared;
-  static constexpr int threads = row_threads;
-  static constexpr bool needs_cluster = false;
+template <Dtype dtype>
+struct MixRow {
+  const int64_t place, sample;
+  const bool gated;
+  const Row<wide<dtype>> a, context;
+  const Row<dtype> f_bar, g_bar;  // zeros with concat
 
-  MMIXER_DEVICE static void run(void* memory, const Arguments& arguments) {
-    const int G = arguments.G, rows = arguments.rows, H = arguments.H, blocks = arguments.blocks;
-    const int group = block_index() / blocks;
-    BlockSum<T, 1> sum(*static_cast<Shared*>(memory));
-    const Affine<T> affine(static_cast<const T*>(arguments.norms), G, group, norm_s, H);
-    for (int line = block_index() % blocks; line < rows; line += blocks) {
-      const int64_t place = (int64_t(group) * rows + line) * H;
-      const int64_t sample = (int64_t(group) * arguments.samples + line % arguments.samples) * H;
-      const T* a = static_cast<const T*>(arguments.a) + place;
-      const T* context = static_cast<const T*>(arguments.context) + sample;
-      const auto row = [&](int i) { return load(a + i) + load(context + i); };
-      const auto s = statistics<T>(row, H, T(arguments.eps), affine.weight, sum);
-      for (int i = thread_index(); i < H; i += threads) {
-        T y = affine(i, (row(i) - s.mean) * s.r_std);
-        if (!arguments.concat)
-          y = interpolate(Activation<false>::sigmoid(y),
-                          load_as<T>(arguments.f_bar, arguments.dtype, place + i),
-                          load_as<T>(arguments.g_bar, arguments.dtype, sample + i));
-        store_as(arguments.f_tilde, arguments.dtype, place + i, y);
-      }
-    }
+  MMIXER_DEVICE MixRow(const MixArguments& m, int row, int64_t first)
+      : place(first),
+        sample((int64_t(group_of(m)) * m.samples + row % m.samples) * m.H),
+        gated(!m.concat),
+        a(m.a, place, m.H),
+        context(m.context, sample, m.H),
+        f_bar(m.f_bar, place, gated ? m.H : 0),
+        g_bar(m.g_bar, sample, gated ? m.H : 0) {}
+};
+
+template <Dtype dtype>
+struct Mix : RowKernel<dtype, MixArguments> {
+  MMIXER_DEVICE static void run(void* shared, const MixArguments& arguments) {
+    using T = Wide<dtype>;
+    const int H = arguments.H;
+    const T eps = T(arguments.eps);
+    RowBlock<T> block(shared, H);
+    const Affine<wide<dtype>> affine(arguments.norms, arguments.G, group_of(arguments), norm_s, H);
+    each_row(arguments, [&](int row, int64_t place) {
+      const MixRow<dtype> m(arguments, row, place);
+      const Result<dtype> f_tilde(arguments.f_tilde, place);
+      const Held x(H, [&](Column c) { return m.a(c) + m.context(c); });
+      const auto normal = normalization(x, block, eps, affine.exists);
+      each_column(H, [&](Column c) {
+        T y = affine(c, normal(x(c)));
+        if (m.gated) y = interpolate(Activation<false>::sigmoid(y), m.f_bar(c), m.g_bar(c));
+        f_tilde(c, y);
+      });
+    });
   }
 };
 
-template <class T>
-struct MixBackward {
-  using Arguments = MixArguments;
-  struct Shared {
-    typename BlockSum<T, 1>::Shared one;
-    typename BlockSum<T, 2>::Shared two;
-  };
-  static constexpr int threads = row_threads;
-  static constexpr bool needs_cluster = false;
-
-  MMIXER_DEVICE static void run(void* memory, const Arguments& arguments) {
-    const int G = arguments.G, rows = arguments.rows, H = arguments.H, blocks = arguments.blocks;
-    const int group = block_index() / blocks;
-    Shared& shared = *static_cast<Shared*>(memory);
-    BlockSum<T, 1> sum(shared.one);
-    BlockSum<T, 2> sums(shared.two);
-    const Affine<T> affine(static_cast<const T*>(arguments.norms), G, group, norm_s, H);
-    T* grad_norm = static_cast<T*>(arguments.grad_norm) + int64_t(block_index()) * 2 * H;
-    for (int line = block_index() % blocks; line < rows; line += blocks) {
-      const int64_t place = (int64_t(group) * rows + line) * H;
-      const int64_t sample = (int64_t(group) * arguments.samples + line % arguments.samples) * H;
-      const T* a = static_cast<const T*>(arguments.a) + place;
-      const T* context = static_cast<const T*>(arguments.context) + sample;
-      const T* grad = static_cast<const T*>(arguments.grad_f_tilde) + place;
-      const auto row = [&](int i) { return load(a + i) + load(context + i); };
-      const auto s = statistics<T>(row, H, T(arguments.eps), affine.weight, sum);
-      const auto x_hat = [&](int i) { return (row(i) - s.mean) * s.r_std; };
-      const auto gate = [&](int i) { return Activation<false>::sigmoid(affine(i, x_hat(i))); };
-      const auto dy = [&](int i) {
-        if (arguments.concat) return load(grad + i);
-        const T f_bar = load_as<T>(arguments.f_bar, arguments.dtype, place + i);
-        const T g_bar = load_as<T>(arguments.g_bar, arguments.dtype, sample + i);
-        return sigmoid_backward(load(grad + i) * (f_bar - g_bar), gate(i));
+template <Dtype dtype>
+struct MixBackward : RowKernel<dtype, MixArguments> {
+  MMIXER_DEVICE static void run(void* shared, const MixArguments& arguments) {
+    using T = Wide<dtype>;
+    const int H = arguments.H;
+    const T eps = T(arguments.eps);
+    RowBlock<T> block(shared, H);
+    const Affine<wide<dtype>> affine(arguments.norms, arguments.G, group_of(arguments), norm_s, H);
+    auto sums = affine_sums<T>(arguments);
+    each_row(arguments, [&](int row, int64_t place) {
+      const MixRow<dtype> m(arguments, row, place);
+      const Row<wide<dtype>> grad(arguments.grad_f_tilde, place, H);
+      const Held x(H, [&](Column c) { return m.a(c) + m.context(c); });
+      const auto normal = normalization(x, block, eps, affine.exists);
+      const auto x_hat = [&](Column c) { return normal(x(c)); };
+      const Held s(H, [&](Column c) { return Activation<false>::sigmoid(affine(c, x_hat(c))); });
+      const auto dy = [&](Column c) {
+        return m.gated ? sigmoid_backward(grad(c) * (m.f_bar(c) - m.g_bar(c)), s(c)) : grad(c);
       };
-      norm_gradient(x_hat, dy, s.r_std, affine, H, grad_norm, grad_norm + H, line < blocks, sums,
-                    [&](int i, T x) { store_as(arguments.grad_a, arguments.dtype, place + i, x); });
-      if (arguments.concat) continue;
-      for (int i = thread_index(); i < H; i += threads) {
-        const T d = load(grad + i), to_f = d * gate(i);
-        static_cast<T*>(arguments.grad_f_bar)[place + i] = to_f;
-        static_cast<T*>(arguments.grad_g_bar)[place + i] = d - to_f;
-      }
-    }
+      norm_gradient(x_hat, dy, normal.r_std, affine, block, sums,
+                    Result<dtype>(arguments.grad_a, place));
+      if (!m.gated) return;
+      const Result<wide<dtype>> grad_f_bar(arguments.grad_f_bar, place),
+          grad_g_bar(arguments.grad_g_bar, place);
+      each_column(H, [&](Column c) {
+        const T to_f = grad(c) * s(c);
+        grad_f_bar(c, to_f), grad_g_bar(c, grad(c) - to_f);
+      });
+    });
+    sums.store();
   }
 };
 

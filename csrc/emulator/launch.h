@@ -27,7 +27,7 @@ void launch(const Grid& grid, const typename Kernel::Arguments& arguments) {
   const detail::Entry entry = [](void* shared, const void* arguments) {
     Kernel::run(shared, *static_cast<const typename Kernel::Arguments*>(arguments));
   };
-  detail::run(grid, Kernel::threads, entry, &arguments);
+  detail::run(grid, grid.threads ? grid.threads : Kernel::threads, entry, &arguments);
 }
 
 inline Resident resident(int count, size_t shared_bytes) {

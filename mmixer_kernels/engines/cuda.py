@@ -372,7 +372,7 @@ class _Kernels:
             _native.prepare(_fill(native, first=first, count=len(sets)), call.stream)
 
     def _run(self, name: str, arguments: Any) -> None:
-        getattr(_native, name)(arguments, self.call.is_double, self.call.stream)
+        getattr(_native, name)(arguments, self.call.stream)
 
     def _rows(self, rows: int, blocks: int) -> dict[str, Any]:
         call = self.call

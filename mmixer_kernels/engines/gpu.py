@@ -37,7 +37,6 @@ class Call:
         self.G, self.H = len(inputs), weights[0].hidden_size
         self.dtype = inputs[0].dtype
         self.compute = compute_dtype(self.dtype)
-        self.is_double = self.compute is torch.float64
         self.mix, self.eps = mix, eps
         self.device = device_of(inputs[0])
         self.index, self.stream = -1, 0

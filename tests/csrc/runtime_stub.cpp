@@ -7,6 +7,7 @@ Runtime runtime;
 
 static void read(const cudaLaunchConfig_t& configuration) {
   runtime.cluster = runtime.cooperative_launch = 0;
+  runtime.threads = configuration.blockDim.x;
   for (unsigned i = 0; i < configuration.numAttrs; i++) {
     const cudaLaunchAttribute& attribute = configuration.attrs[i];
     if (attribute.id == cudaLaunchAttributeClusterDimension)

@@ -10,6 +10,7 @@ struct Runtime {
   cudaError_t attributes = cudaSuccess, set_attribute = cudaSuccess, occupancy = cudaSuccess;
   int set_calls = 0, launches = 0, most_shared = 0, cleared = 0;
   unsigned cluster = 0, cooperative_launch = 0;  // of the last launch, or question about one
+  unsigned threads = 0;                          // of a block, likewise
   unsigned long long streams = 0;
 };
 

@@ -146,7 +146,7 @@ Kernel row_wise() {
     a.a = a_f.data(), a.grad_y = grad.data(), a.norms = norms.data();
     a.grad_a = da.x.data(), a.grad_norm = norm.x.data();
     a.grad_a_dtype = Dtype::float32, a.gate = norm_f, a.eps = 1e-5;
-    norm_tanh_backward(a, false, nullptr);
+    norm_tanh_backward(a, nullptr);
     Bits bits;
     da.append_to(bits);
     norm.append_to(bits);

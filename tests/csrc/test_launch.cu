@@ -152,6 +152,9 @@ void check_launches() {
   check(runtime.cooperative_launch == 1 && !runtime.cluster, "a cooperative launch");
   launch<Blocks>({4, 1, false, 1000, nullptr}, {0});
   check(!runtime.cooperative_launch && !runtime.cluster, "a plain launch");
+  check(runtime.threads == Blocks::threads, "as many threads as a block may have");
+  launch<Blocks>({4, 1, false, 1000, nullptr, 16}, {0});
+  check(runtime.threads == 16, "as many threads as are asked for");
   check(number_of(nullptr) != number_of(nullptr), "the runtime numbers streams, not their handles");
 }
 

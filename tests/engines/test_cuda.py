@@ -485,6 +485,19 @@ def test_prepared_in_turn(transposed: bool, emulator: ModuleType) -> None:
         check_terms(p, transposed)
 
 
+@pytest.mark.parametrize("hidden", [127, 128, 129, 1024, 1025, 2100])
+@pytest.mark.parametrize("precision", ["float64", "bfloat16"], indirect=True)
+def test_rows_of_any_length(
+    precision: str, hidden: int, emulator: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A warp has 128 columns of a row, a block up to 1024 in registers, the rest in memory."""
+    monkeypatch.setattr(cuda, "PATHS", ("step",))
+    emulator.configure(seed=hidden, adversarial=True)
+    for layer_norm in (True, False):
+        p = problem(Size(2, 2, 3, 4, hidden), layer_norm=layer_norm, dtype=PRECISIONS[precision][0])
+        check(p, precision)
+
+
 def test_more_weight_sets_than_a_launch_prepares(path: str) -> None:
     problems = [problem(Size(1, 1, 2, 2, 3), dtype=torch.float32) for _ in range(18)]
     operands = ([p.input for p in problems], [p.context for p in problems])
