@@ -1,17 +1,28 @@
 // The floating types of the caller's tensors, told at run time.
 #pragma once
 
+#include <type_traits>
+
 #include "arguments.h"
 #include "device.h"
 
 namespace mmixer::cuda {
 
+// 16 bits stand for themselves.
+template <Dtype dtype>
+using Stored = std::conditional_t<dtype == Dtype::float32, float,
+                                  std::conditional_t<dtype == Dtype::float64, double, uint16_t>>;
+
+template <class T, Dtype dtype>
+MMIXER_DEVICE T value_of(Stored<dtype> x) {
+  if constexpr (dtype == Dtype::bfloat16) return T(from_bfloat16(x));
+  if constexpr (dtype == Dtype::float16) return T(from_float16(x));
+  return T(x);
+}
+
 template <class T, Dtype dtype>
 MMIXER_DEVICE T load_of(const void* p, int64_t i) {
-  if constexpr (dtype == Dtype::float32) return T(load(static_cast<const float*>(p) + i));
-  if constexpr (dtype == Dtype::float64) return T(load(static_cast<const double*>(p) + i));
-  const uint16_t bits = load(static_cast<const uint16_t*>(p) + i);
-  return T(dtype == Dtype::bfloat16 ? from_bfloat16(bits) : from_float16(bits));
+  return value_of<T, dtype>(load(static_cast<const Stored<dtype>*>(p) + i));
 }
 
 template <class T>
