@@ -11,18 +11,23 @@ namespace {
 
 template <class Kernel>
 CellPlan plan(int B, int F, int C, int H) {
+  const int most = (H + Kernel::warps - 1) / Kernel::warps;  // blocks: each warp has a row
+  const auto teams = [&](int samples) { return (B + samples - 1) / samples; };
   std::string refusal;
   for (int samples = std::min(B, cell_samples); samples > 0; samples--) {
-    const int teams = (B + samples - 1) / samples;
     const Resident blocks = resident_blocks<Kernel>(Kernel::shared_bytes(samples, F, C, H));
-    if (blocks.count < teams) {
-      refusal = blocks.count ? std::to_string(teams) + " teams, " + std::to_string(blocks.count) +
-                                   " blocks at once"
+    if (blocks.count < teams(samples)) {
+      refusal = blocks.count ? std::to_string(teams(samples)) + " teams, " +
+                                   std::to_string(blocks.count) + " blocks at once"
                              : blocks.refusal;
       continue;
     }
-    const int rows = (H + Kernel::warps - 1) / Kernel::warps;
-    return {samples, std::min(blocks.count / teams, rows), teams * int64_t(sizeof(uint64_t)), ""};
+    // Fewer samples a team, as long as each block has a processor of its own: another sample costs a
+    // team more than another team costs the L2 cache. Then teams of one size.
+    while (samples > 1 && teams(samples - 1) * most <= processors()) samples--;
+    const int count = teams(samples);
+    return {(B + count - 1) / count, std::min(blocks.count / count, most),
+            count * int64_t(sizeof(uint64_t)), ""};
   }
   return {0, 0, 0, refusal};
 }

@@ -1,12 +1,15 @@
 // One step of one weight set, the whole unit (Eq. 7-14), in one launch. A team of blocks owns up to 8
 // samples, and each of its warps rows of the weights; what a product gives goes to every block of the
-// team as packets through L2 (device.h), four times a step: f and g, then s, then r and z, then h. Each
-// block computes all norms and gates again, which costs less than to send them. Bound by the latency of
-// these exchanges, and by reading the weights once.
+// team as packets through L2 (device.h): f and g, then s, then r, then z and h. Each block computes all
+// norms and gates again, which costs less than to send them; only z and the new state, at the end, are
+// shared out by columns. Bound by the latency of the four exchanges; the weights of a product are
+// requested before the wait in front of it.
 //
 // A packet's tag is the number of the team's call. It is kept beside the packets: nothing is cleared
 // between calls, which a stream runs one after another.
 #pragma once
+
+#include <type_traits>
 
 #include "../formulas.h"
 #include "activations.h"
@@ -29,15 +32,33 @@ struct Cell {
   static constexpr bool needs_cluster = false;
   static constexpr int warps = threads / 32;
   static constexpr int words = sizeof(T) / sizeof(uint32_t);
-  static constexpr int weight_bytes = weight_dtype == Dtype::float64   ? 8
-                                      : weight_dtype == Dtype::float32 ? 4
-                                                                       : 2;
-  static constexpr int at_once = 16 / weight_bytes;  // weights a load
-  static constexpr size_t head_bytes = 16;           // of shared memory, before the samples
+  static constexpr int weight_bytes = sizeof(Stored<weight_dtype>);
+  // Of a product, for a lane at a time. Lanes read the operand in 16 bytes beside their neighbours' 16,
+  // whatever the weights' type: each quarter of a warp meets all 32 banks once.
+  static constexpr int columns = 16 / sizeof(T);
+  using Weights = std::conditional_t<columns * weight_bytes == 8, Word2, Word4>;
+  static constexpr int ahead = 8;  // loads of weights in flight
 
-  // The tag; per sample a product's operand, [f_bar || g_bar] and f_tilde.
+  struct Moments {
+    T mean, r_std;
+  };
+
+  struct alignas(16) Head {
+    Moments moments[2 * cell_samples];
+    uint32_t tag;
+  };
+
+  static MMIXER_CONSTANT int whole(int K) { return (K + columns - 1) / columns * columns; }
+
+  static MMIXER_CONSTANT int width(int F, int C, int H) {
+    return whole(F) + whole(C) > whole(H) ? whole(F) + whole(C) : whole(H);
+  }
+
+  // Per sample a product's operand, [f_bar || g_bar], f_tilde and the state; LayerNorm's parameters.
   static MMIXER_CONSTANT size_t shared_bytes(int samples, int F, int C, int H) {
-    return head_bytes + size_t(samples) * (size_t(F + C > H ? F + C : H) + 3 * size_t(H)) * sizeof(T);
+    const size_t values =
+        samples * (size_t(width(F, C, H)) + 4 * size_t(H)) + 2 * norm_gates * size_t(H);
+    return sizeof(Head) + values * sizeof(T);
   }
 
   static MMIXER_DEVICE void run(void* shared, const Arguments& a) {
@@ -45,6 +66,14 @@ struct Cell {
   }
 
  private:
+  // A weight [H][K], and a product's other operand: a row of shared memory each sample. The gates of
+  // those that are multiplied together follow one another.
+  struct Factor {
+    int gate;
+    const T* x;
+    int stride, K;
+  };
+
   MMIXER_DEVICE Cell(void* shared, const Arguments& arguments)
       : a(arguments),
         team(block_index() / a.blocks),
@@ -53,189 +82,314 @@ struct Cell {
         n(a.B - first < a.team_samples ? a.B - first : a.team_samples),
         lane(thread_index() % 32),
         warp(thread_index() / 32),
+        per_column(T(1) / T(a.H)),
         packets(a.workspace + team * cell_workspace<T>(a.H)),
-        width(a.F + a.C > a.H ? a.F + a.C : a.H),
-        shared_tag(static_cast<uint32_t*>(shared)),
-        operand(reinterpret_cast<T*>(static_cast<char*>(shared) + head_bytes)),
-        pair(operand + int64_t(a.team_samples) * width),
-        mixed(pair + int64_t(a.team_samples) * 2 * a.H) {}
+        stride(width(a.F, a.C, a.H)),
+        head(*static_cast<Head*>(shared)),
+        operand(reinterpret_cast<T*>(&head + 1)),
+        pair(operand + int64_t(a.team_samples) * stride),
+        mixed(pair + int64_t(a.team_samples) * 2 * a.H),
+        state(mixed + int64_t(a.team_samples) * a.H),
+        scale(state + int64_t(a.team_samples) * a.H),
+        shift(scale + norm_gates * int64_t(a.H)) {}
 
   MMIXER_DEVICE void step() {
     const int H = a.H;
+    const Factor of_input[] = {{norm_f, operand, stride, a.F},
+                               {norm_g, operand + whole(a.F), stride, a.C}};
+    const Factor of_pair[] = {{norm_s, pair, 2 * H, 2 * H}};
+    const Factor of_sum[] = {{norm_r, operand, stride, H}, {norm_z, operand, stride, H}};
+    const Factor of_reset[] = {{norm_h, operand, stride, H}};
+
+    load_weights(of_input, rank * warps + warp, 0);
+    for (int i = warp; i < 3 * n; i += warps) {
+      const int s = i / 3, part = i % 3;
+      const void* const source = part == 0 ? a.input : part == 1 ? a.context : a.hx;
+      const int64_t source_stride =
+          part == 0 ? a.input_stride : part == 1 ? a.context_stride : a.hx_stride;
+      T* const target = part == 2 ? state + s * H : operand + s * stride + part * whole(a.F);
+      copy<32>(target, source, a.dtype, (first + s) * source_stride,
+               part == 0 ? a.F : part == 1 ? a.C : H);
+    }
     // One thread reads the tag for its block. The tag is renewed once everybody's packets have come,
     // and a block sends its own behind the barrier, which waits for what that thread stores. A load by
     // each thread for itself would have no such end: a barrier does not wait for it, and a warp that
     // has no rows to send could be given the new tag, and wait for packets with it for ever.
-    if (thread_index() == 0) *shared_tag = uint32_t(load_packet(packets)) + 1;
-    for (int i = thread_index(); i < n * (a.F + a.C); i += threads) {
-      const int s = i / (a.F + a.C), column = i % (a.F + a.C);
-      operand[s * width + column] =
-          column < a.F
-              ? load_as<T>(a.input, a.dtype, (first + s) * a.input_stride + column)
-              : load_as<T>(a.context, a.dtype, (first + s) * a.context_stride + column - a.F);
+    if (thread_index() == threads - 32) head.tag = uint32_t(load_packet(packets)) + 1;
+    block_sync();
+    tag = head.tag;
+
+    multiply(of_input);
+    load_weights(of_pair, rank * warps + warp, 0);
+    if (a.norm_weight) {  // while packets travel
+      const bool is_scale = thread_index() < threads / 2;
+      copy<threads / 2>(is_scale ? scale : shift, is_scale ? a.norm_weight : a.norm_bias, a.norm_dtype,
+                        0, norm_gates * H);
     }
-    block_sync();
-    tag = *shared_tag;
-    multiply(norm_f, operand, width, a.F);
-    multiply(norm_g, operand + a.F, width, a.C);
-    receive<norm_f, 2>(pair, 2 * H);
+    receive<norm_f, 2>(pair);
     if (rank == 0 && thread_index() == 0) store_packet(packets, tag, 0);
-    for_rows(2, [&](int s, int which) {
-      T* const row = pair + (s * 2 + which) * H;
-      const Moments m = moments(row);
-      for (int i = lane; i < H; i += 32)
-        row[i] = Activation<false>::tanh(affine(norm_f + which, i, (row[i] - m.mean) * m.r_std));
-    });
+    find_moments(pair, 2);
+    for (int i = thread_index(); i < H; i += threads)
+      for (int s = 0; s < n; s++) {
+        T* const f = pair + s * 2 * H + i;
+        const T f_bar = Activation<false>::tanh(normalized(norm_f, 2 * s, i, f[0]));
+        const T g_bar = Activation<false>::tanh(normalized(norm_g, 2 * s + 1, i, f[H]));
+        f[0] = f_bar, f[H] = g_bar;
+      }
     block_sync();
-    multiply(norm_s, pair, 2 * H, 2 * H);
-    receive<norm_s, 1>(mixed, H);
+
+    multiply(of_pair);
+    load_weights(of_sum, rank * warps + warp, 0);
+    receive<norm_s, 1>(mixed);
+    find_moments(mixed, 1);
     // With Eq. 10 in the place of what it is computed from.
-    for_rows(1, [&](int s, int) {
-      T* const row = mixed + s * H;
-      const Moments m = moments(row);
-      for (int i = lane; i < H; i += 32) {
-        T x = affine(norm_s, i, (row[i] - m.mean) * m.r_std);
+    for (int i = thread_index(); i < H; i += threads)
+      for (int s = 0; s < n; s++) {
+        T x = normalized(norm_s, s, i, mixed[s * H + i]);
         if (!a.concat)
           x = interpolate(Activation<false>::sigmoid(x), pair[s * 2 * H + i], pair[s * 2 * H + H + i]);
-        row[i] = x;
-        operand[s * width + i] = x + state(s, i);
+        mixed[s * H + i] = x;
+        operand[s * stride + i] = x + state[s * H + i];
       }
-    });
     block_sync();
-    multiply(norm_r, operand, width, H);
-    multiply(norm_z, operand, width, H);
-    receive<norm_r, 2>(pair, 2 * H);
-    for_rows(2, [&](int s, int which) {
-      T* const row = pair + (s * 2 + which) * H;
-      const Moments m = moments(row);
-      for (int i = lane; i < H; i += 32) {
-        const T gate =
-            Activation<false>::sigmoid(affine(norm_r + which, i, (row[i] - m.mean) * m.r_std));
-        if (which == 0)
-          operand[s * width + i] = mixed[s * H + i] + gate * state(s, i);
-        else
-          row[i] = gate;
+
+    multiply<true>(of_sum);
+    load_weights(of_reset, rank * warps + warp, 0);
+    receive<norm_r, 1>(pair);
+    find_moments(pair, 1);
+    for (int i = thread_index(); i < H; i += threads)
+      for (int s = 0; s < n; s++) {
+        const T r = Activation<false>::sigmoid(normalized(norm_r, s, i, pair[s * H + i]));
+        operand[s * stride + i] = mixed[s * H + i] + r * state[s * H + i];
       }
-    });
     block_sync();
-    multiply(norm_h, operand, width, H);
-    receive<norm_h, 1>(mixed, H);
-    for_rows(1, [&](int s, int) {
-      T* const row = mixed + s * H;
-      const Moments m = moments(row);
+
+    multiply(of_reset);
+    if (rank * 32 >= H) return;  // without columns of the new state
+    receive<norm_z, 2>(pair);
+    find_moments(pair, 2);
+    for (int s = warp; s < n; s += warps)
       for (int i = rank * 32 + lane; i < H; i += a.blocks * 32) {
-        const T h_tilde = Activation<false>::tanh(affine(norm_h, i, (row[i] - m.mean) * m.r_std));
-        const T z = pair[(s * 2 + 1) * H + i];
+        const T* const z_row = pair + s * 2 * H + i;
+        const T z = Activation<false>::sigmoid(normalized(norm_z, 2 * s, i, z_row[0]));
+        const T h_tilde = Activation<false>::tanh(normalized(norm_h, 2 * s + 1, i, z_row[H]));
         store_as(a.output, a.dtype, int64_t(first + s) * H + i,
-                 interpolate(z, h_tilde, state(s, i)));
+                 interpolate(z, h_tilde, state[s * H + i]));
       }
-    });
   }
 
-  // This block's rows of a weight times each sample's operand, to everybody.
-  MMIXER_DEVICE void multiply(int gate, const T* x, int stride, int K) {
-    for (int row = rank * warps + warp; row < a.H; row += a.blocks * warps) {
-      T sum[cell_samples] = {};
-      const char* const weight =
-          static_cast<const char*>(a.weight[gate]) + int64_t(row) * K * weight_bytes;
-      const bool whole = (reinterpret_cast<uintptr_t>(weight) | K * weight_bytes) % 16 == 0;
-      for (int k = whole ? lane * at_once : K; k < K; k += 32 * at_once) {
-        const Word4 loaded = load4(weight + k * weight_bytes);
-        MMIXER_UNROLL
-        for (int j = 0; j < at_once; j++) add(sum, element(loaded, j), x + k + j, stride);
-      }
-      for (int k = whole ? K : lane; k < K; k += 32)
-        add(sum, load_of<T, weight_dtype>(weight, k), x + k, stride);
+  // `count` elements side by side to shared memory, by a group of threads; of null zeros.
+  template <int members>
+  MMIXER_DEVICE void copy(T* target, const void* source, Dtype dtype, int64_t start, int count) const {
+    switch (dtype) {
+      case Dtype::float32: copy_of<members, Dtype::float32>(target, source, start, count); break;
+      case Dtype::float64: copy_of<members, Dtype::float64>(target, source, start, count); break;
+      case Dtype::bfloat16: copy_of<members, Dtype::bfloat16>(target, source, start, count); break;
+      default: copy_of<members, Dtype::float16>(target, source, start, count);
+    }
+  }
+
+  template <int members, Dtype dtype>
+  static MMIXER_DEVICE void copy_of(T* target, const void* source, int64_t start, int count) {
+    constexpr int at_once = 24;  // loads in flight: all of LayerNorm's parameters up to H = 512
+    const auto* const elements = static_cast<const Stored<dtype>*>(source) + start;
+    for (int i = thread_index() % members; i < count; i += at_once * members) {
+      Stored<dtype> x[at_once] = {};
       MMIXER_UNROLL
-      for (int s = 0; s < cell_samples; s++) {
-        if (s >= n) break;
-        for (int mask = 16; mask; mask /= 2) sum[s] += shuffle_xor(sum[s], mask);
-        uint32_t word[words];
-        memcpy(word, &sum[s], sizeof word);
-        if (lane < words)
-          store_packet(packet(gate, s, row) + lane, word[lane % words], tag);
-      }
+      for (int j = 0; j < at_once; j++)
+        if (source && i + j * members < count) x[j] = load(elements + i + j * members);
+      MMIXER_UNROLL
+      for (int j = 0; j < at_once; j++)
+        if (i + j * members < count) target[i + j * members] = decode<T, dtype>(x[j]);
     }
   }
 
-  MMIXER_DEVICE void add(T (&sum)[cell_samples], T weight, const T* x, int stride) const {
+  // Those that loads of `Weights` reach; none where the rows are not aligned for them.
+  MMIXER_DEVICE int loaded_columns(const Factor& f) const {
+    const auto address = reinterpret_cast<uintptr_t>(a.weight[f.gate]);
+    return (address | f.K * weight_bytes) % sizeof(Weights) == 0 ? f.K : 0;
+  }
+
+  // Of a row the next columns from k0 on, as many for each factor. Zeros beyond the last.
+  template <int count>
+  MMIXER_DEVICE void load_weights(const Factor (&f)[count], int row, int k0) {
+    if (row >= a.H) return;
     MMIXER_UNROLL
-    for (int s = 0; s < cell_samples; s++)
-      if (s < n) sum[s] += weight * x[s * stride];
-  }
-
-  static MMIXER_DEVICE T element(const Word4& loaded, int j) {
-    if constexpr (weight_dtype == Dtype::float64) {
-      double x;
-      memcpy(&x, &loaded.word[2 * j], sizeof x);
-      return x;
+    for (int i = 0; i < ahead; i++) {
+      const Factor& factor = f[i % count];
+      const int k = k0 + lane * columns, further = i / count * 32 * columns;
+      const char* const source = static_cast<const char*>(a.weight[factor.gate]) +
+                                 (int64_t(row) * factor.K + k) * weight_bytes;
+      weights[i] = {};
+      if (k + further >= loaded_columns(factor)) continue;
+      if constexpr (sizeof(Weights) == 8)
+        weights[i] = load2(source + further * weight_bytes);
+      else
+        weights[i] = load4(source + further * weight_bytes);
     }
-    if constexpr (weight_dtype == Dtype::float32) return as_float(loaded.word[j]);
-    const uint16_t half = uint16_t(loaded.word[j / 2] >> 16 * (j % 2));
-    return T(weight_dtype == Dtype::bfloat16 ? from_bfloat16(half) : from_float16(half));
   }
 
-  MMIXER_DEVICE uint64_t* packet(int gate, int s, int row) const {
-    return packets + 1 + ((int64_t(gate) * cell_samples + s) * a.H + row) * words;
-  }
-
-  // Rows of `count` gates of each sample, side by side.
-  template <int gate, int count>
-  MMIXER_DEVICE void receive(T* target, int stride) {
-    for (int i = thread_index(); i < n * count * a.H; i += threads) {
-      const int row = i % a.H, which = i / a.H % count, s = i / a.H / count;
-      const uint64_t* const source = packet(gate + which, s, row);
-      uint32_t word[words];
-      for (int j = 0; j < words; j++) {
-        uint64_t received = load_packet(source + j);
-        while (!packet_ready(received, tag)) received = load_packet(source + j);
-        word[j] = uint32_t(received);
+  // This block's rows of weights times each sample's operands, to everybody. The first of a warp's rows
+  // has been begun by load_weights.
+  template <bool one_operand = false, int count>
+  MMIXER_DEVICE void multiply(const Factor (&f)[count]) {
+    constexpr int sums = count * cell_samples;
+    int most = 0;
+    for (const Factor& factor : f)
+      if (loaded_columns(factor) > most) most = loaded_columns(factor);
+    for (int row = rank * warps + warp; row < a.H; row += a.blocks * warps) {
+      T sum[sums] = {};
+      for (int k0 = 0; k0 < most; k0 += ahead / count * 32 * columns) {
+        if (k0 > 0 || row >= a.blocks * warps) load_weights(f, row, k0);
+        MMIXER_UNROLL
+        for (int s = 0; s < cell_samples; s++) {
+          if (s >= n) break;
+          T x[columns];
+          MMIXER_UNROLL
+          for (int i = 0; i < ahead; i++) {
+            if (!one_operand || i % count == 0) {
+              const Factor& factor = f[i % count];
+              const int k = k0 + lane * columns, further = i / count * 32 * columns;
+              const T* const source = factor.x + s * factor.stride + k;
+              Word4 loaded = {};
+              if (k + further < (one_operand ? most : loaded_columns(factor)))
+                loaded = load4(source + further);
+              memcpy(x, &loaded, sizeof x);
+            }
+            MMIXER_UNROLL
+            for (int j = 0; j < columns; j++)
+              sum[i % count * cell_samples + s] += element(weights[i], j) * x[j];
+          }
+        }
       }
-      memcpy(&target[s * stride + which * a.H + row], word, sizeof word);
+      MMIXER_UNROLL
+      for (int which = 0; which < count; which++) {
+        const Factor& factor = f[which];
+        for (int k = loaded_columns(factor) + lane; k < factor.K; k += 32) {
+          const T weight =
+              load_of<T, weight_dtype>(a.weight[factor.gate], int64_t(row) * factor.K + k);
+          MMIXER_UNROLL
+          for (int s = 0; s < cell_samples; s++)
+            if (s < n) sum[which * cell_samples + s] += weight * factor.x[s * factor.stride + k];
+        }
+      }
+      const T total = sum_of_each(sum);
+      constexpr int holders = 32 / sums;  // lanes that hold the same one
+      const int number = lane / holders, s = number % cell_samples, word = lane % holders;
+      uint32_t bits[words];
+      memcpy(bits, &total, sizeof bits);
+      if (s < n && word < words)
+        store_packet(packet(f[0].gate + number / cell_samples, s, row) + word,
+                     word == 0 ? bits[0] : bits[words - 1], tag);
+    }
+  }
+
+  // Over the warp. Lane l is given that of x[l / (32 / count)].
+  template <int count, int half = count / 2>
+  MMIXER_DEVICE T sum_of_each(T (&x)[count]) const {
+    constexpr int mask = 32 * half / count;
+    const bool upper = lane & mask;
+    MMIXER_UNROLL
+    for (int i = 0; i < half; i++) {
+      const T low = x[i], high = x[half + i];
+      x[i] = (upper ? high : low) + shuffle_xor(upper ? low : high, mask);
+    }
+    if constexpr (half > 1) {
+      return sum_of_each<count, half / 2>(x);
+    } else {
+      for (int rest = mask / 2; rest; rest /= 2) x[0] += shuffle_xor(x[0], rest);
+      return x[0];
+    }
+  }
+
+  static MMIXER_DEVICE T element(const Weights& loaded, int j) {
+    Stored<weight_dtype> x;
+    memcpy(&x, reinterpret_cast<const char*>(&loaded) + j * sizeof x, sizeof x);
+    return decode<T, weight_dtype>(x);
+  }
+
+  // Those that are received together lie as they land: f and g, and z and h, of a sample side by side.
+  MMIXER_DEVICE uint64_t* packet(int gate, int s, int row) const {
+    const bool paired = gate <= norm_g || gate >= norm_z;
+    const int64_t start = int64_t(paired ? gate / 2 * 2 : gate) * cell_samples * a.H;
+    return packets + 1 + (start + int64_t(paired ? s * 2 + gate % 2 : s) * a.H + row) * words;
+  }
+
+  // [n][count][H] from `gate` on.
+  template <int gate, int count>
+  MMIXER_DEVICE void receive(T* target) {
+    constexpr int at_once = 8;  // loads in flight
+    const int all = n * count * a.H * words;
+    const uint64_t* const source = packet(gate, 0, 0);
+    for (int i = thread_index(); i < all; i += at_once * threads) {
+      uint64_t received[at_once];
+      MMIXER_UNROLL
+      for (int j = 0; j < at_once; j++)
+        received[j] = uint64_t(i + j * threads < all ? ~tag : tag) << 32;  // to come, or beyond the last
+      // All that have not come are asked for at once, however many rounds it takes.
+      for (bool waits = true; waits;) {
+        waits = false;
+        MMIXER_UNROLL
+        for (int j = 0; j < at_once; j++) {
+          if (packet_ready(received[j], tag)) continue;
+          received[j] = load_packet(source + i + j * threads);
+          waits = true;
+        }
+      }
+      MMIXER_UNROLL
+      for (int j = 0; j < at_once; j++) {
+        const uint32_t word = uint32_t(received[j]);
+        if (i + j * threads < all)
+          memcpy(reinterpret_cast<uint32_t*>(target) + i + j * threads, &word, sizeof word);
+      }
     }
     block_sync();
   }
 
-  struct Moments {
-    T mean, r_std;
-  };
-
-  // Of a row, by a warp; 0 and 1 without LayerNorm.
-  MMIXER_DEVICE Moments moments(const T* row) const {
-    if (!a.norm_weight) return {0, 1};
-    T mean = 0, square = 0;
-    for (int i = lane; i < a.H; i += 32) mean += row[i];
-    for (int mask = 16; mask; mask /= 2) mean += shuffle_xor(mean, mask);
-    mean /= a.H;
-    for (int i = lane; i < a.H; i += 32) square += (row[i] - mean) * (row[i] - mean);
-    for (int mask = 16; mask; mask /= 2) square += shuffle_xor(square, mask);
-    return {mean, reciprocal_root(square / a.H + T(a.eps))};
+  // Of `count` rows of each sample, a warp a row.
+  MMIXER_DEVICE void find_moments(const T* rows, int count) {
+    if (!a.norm_weight) return;
+    for (int i = warp; i < n * count; i += warps) {
+      const T* const row = rows + i * a.H;
+      const T mean = sum_columns([&](int column) { return row[column]; }) * per_column;
+      const T variance = sum_columns([&](int column) {
+                           return (row[column] - mean) * (row[column] - mean);
+                         }) * per_column;
+      if (lane == 0) head.moments[i] = {mean, reciprocal_root(variance + T(a.eps))};
+    }
+    block_sync();
   }
 
-  MMIXER_DEVICE T affine(int gate, int i, T x_hat) const {
-    if (!a.norm_weight) return x_hat;
-    const int64_t place = int64_t(gate) * a.H + i;
-    return load_as<T>(a.norm_weight, a.norm_dtype, place) * x_hat +
-           load_as<T>(a.norm_bias, a.norm_dtype, place);
+  template <class Term>
+  MMIXER_DEVICE T sum_columns(Term term) const {
+    constexpr int at_once = 16;
+    T sum = 0;
+    for (int i = lane; i < a.H; i += at_once * 32) {
+      T part[4] = {};
+      MMIXER_UNROLL
+      for (int j = 0; j < at_once; j++)
+        if (i + j * 32 < a.H) part[j % 4] += term(i + j * 32);
+      sum += (part[0] + part[1]) + (part[2] + part[3]);
+    }
+    for (int mask = 16; mask; mask /= 2) sum += shuffle_xor(sum, mask);
+    return sum;
   }
 
-  MMIXER_DEVICE T state(int s, int i) const {
-    return a.hx ? load_as<T>(a.hx, a.dtype, (first + s) * a.hx_stride + i) : T(0);
-  }
-
-  // A warp for each of `count` rows a sample.
-  template <class Row>
-  MMIXER_DEVICE void for_rows(int count, Row row) const {
-    for (int i = warp; i < n * count; i += warps) row(i / count, i % count);
+  MMIXER_DEVICE T normalized(int gate, int row, int i, T x) const {
+    if (!a.norm_weight) return x;
+    const Moments m = head.moments[row];
+    return scale[gate * a.H + i] * ((x - m.mean) * m.r_std) + shift[gate * a.H + i];
   }
 
   const Arguments& a;
   const int team, rank, first, n, lane, warp;
+  const T per_column;
   uint64_t* const packets;
-  const int width;
-  uint32_t* const shared_tag;
-  T *const operand, *const pair, *const mixed;
+  const int stride;
+  Head& head;
+  T *const operand, *const pair, *const mixed, *const state, *const scale, *const shift;
   uint32_t tag = 0;
+  Weights weights[ahead];
 };
 
 }  // namespace mmixer::cuda

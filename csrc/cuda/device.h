@@ -12,6 +12,10 @@
 
 namespace mmixer::cuda {
 
+struct alignas(8) Word2 {
+  uint32_t word[2];
+};
+
 struct alignas(16) Word4 {
   uint32_t word[4];
 };
@@ -55,6 +59,11 @@ MMIXER_DEVICE double shuffle_xor(double x, int mask) { return __shfl_xor_sync(~0
 template <class T>
 MMIXER_DEVICE T load(const T* p) {
   return __ldg(p);
+}
+
+MMIXER_DEVICE Word2 load2(const void* p) {
+  const uint2 v = *static_cast<const uint2*>(p);
+  return {{v.x, v.y}};
 }
 
 MMIXER_DEVICE Word4 load4(const void* p) {

@@ -215,18 +215,25 @@ class GlobalExchange {
     constexpr int count = channel_packets(channel);
     const Packet* const source = packets_ + offset(channel);
     for (int first = thread_index(); first < count; first += at_once * L::threads) {
+      bool missing[at_once];
       Packet packet[at_once];
       MMIXER_UNROLL
-      for (int i = 0; i < at_once; i++)
-        if (first + i * L::threads < count) packet[i] = load_packet(source + first + i * L::threads);
-      MMIXER_UNROLL
-      for (int i = 0; i < at_once; i++) {
-        const int index = first + i * L::threads;
-        if (index < count) {
-          while (!packet_ready(packet[i], step + 1)) packet[i] = load_packet(source + index);
-          land(c, index, packet[i]);
+      for (int i = 0; i < at_once; i++) missing[i] = first + i * L::threads < count;
+      // All that have not come are asked for at once, however many rounds it takes.
+      for (bool waits = true; waits;) {
+        waits = false;
+        MMIXER_UNROLL
+        for (int i = 0; i < at_once; i++)
+          if (missing[i]) packet[i] = load_packet(source + first + i * L::threads);
+        MMIXER_UNROLL
+        for (int i = 0; i < at_once; i++) {
+          missing[i] = missing[i] && !packet_ready(packet[i], step + 1);
+          waits |= missing[i];
         }
       }
+      MMIXER_UNROLL
+      for (int i = 0; i < at_once; i++)
+        if (first + i * L::threads < count) land(c, first + i * L::threads, packet[i]);
     }
     block_sync();
   }

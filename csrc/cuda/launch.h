@@ -203,6 +203,8 @@ Resident resident_clusters(int cluster, size_t shared_bytes) {
   return {count, ""};
 }
 
+inline int processors() { return device_attribute(cudaDevAttrMultiProcessorCount); }
+
 template <class Kernel>
 Resident resident_blocks(size_t shared_bytes) {
   if (!device_attribute(cudaDevAttrCooperativeLaunch))
@@ -215,7 +217,7 @@ Resident resident_blocks(size_t shared_bytes) {
       answer.error)
     return {0, refusal(answer)};
   if (count == 0) return {0, "no block fits on a multiprocessor of this GPU"};
-  return {count * device_attribute(cudaDevAttrMultiProcessorCount), ""};
+  return {count * processors(), ""};
 }
 
 // A stream's own number in this program. Its handle may have been another stream's before.

@@ -81,6 +81,13 @@ inline uint32_t round_off(uint32_t bits, int dropped) {
 
 }  // namespace detail
 
+inline Word2 load2(const void* p) {
+  Word2 x;
+  detail::check_aligned(p, sizeof x);
+  std::memcpy(&x, p, sizeof x);
+  return x;
+}
+
 inline Word4 load4(const void* p) {
   Word4 x;
   detail::check_aligned(p, sizeof x);

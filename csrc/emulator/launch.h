@@ -45,6 +45,8 @@ Resident resident_blocks(size_t shared_bytes) {
   return resident(options().resident_blocks, shared_bytes);
 }
 
+inline int processors() { return options().resident_blocks; }
+
 template <class Kernel>
 std::string refusal() {
   return "";

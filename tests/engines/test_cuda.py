@@ -514,7 +514,10 @@ STEP_DTYPES = {
     "float16": (torch.float16, torch.float16),
     "bfloat16 weights": (torch.float32, torch.bfloat16),
 }
-STEP_SIZES = [Size(1, 1, 1, 1, 1), Size(1, 17, 5, 9, 33), Size(1, 3, 16, 24, 40)]
+STEP_SIZES = [
+    *(Size(1, 1, 1, 1, 1), Size(1, 17, 5, 9, 33), Size(1, 3, 16, 24, 40)),
+    Size(1, 2, 7, 8, 12),  # rows of weight_f alone are not aligned
+]
 
 
 def step_problem(size: Size, dtype: torch.dtype, weight_dtype: torch.dtype, **options: Any) -> Any:
@@ -539,6 +542,7 @@ def test_step_is_one_launch(
     counted.cell = lambda *arguments: (launched.append(1), cell(*arguments))
     monkeypatch.setattr(cuda, "_native", counted)
     monkeypatch.setattr(cuda, "forward", None)
+    emulator.configure(resident_blocks=12)  # so that a team has several samples
     dtype, weight_dtype = STEP_DTYPES[dtypes]
     bound = 16 * torch.finfo(dtype).eps
     for size in STEP_SIZES:
@@ -549,6 +553,30 @@ def test_step_is_one_launch(
             assert launched == [1]
             truth = reference_results(operands, mix)["h_n"]
             assert relative_errors({"h_n": h_n.unsqueeze(0)}, {"h_n": truth})["h_n"] < bound
+
+
+@pytest.mark.parametrize("dtypes", STEP_DTYPES)
+@pytest.mark.parametrize("misaligned", ["none", "weight_r", "weight_z", "all"])
+def test_step_of_rows_that_take_several_rounds(
+    dtypes: str, misaligned: str, emulator: ModuleType
+) -> None:
+    """Of loads, and of a warp: more columns than are in flight, more rows than there are warps."""
+    emulator.configure(resident_blocks=3)
+    dtype, weight_dtype = STEP_DTYPES[dtypes]
+    p = step_problem(Size(1, 3, 1060, 20, 140), dtype, weight_dtype)
+    weights = {
+        name: one_element_further(x) if misaligned in ("all", name) else x
+        for name, x in p.weights._asdict().items()
+    }
+    p = p._replace(weights=Weights(**weights))
+    truth = reference_results(p)["h_n"]
+    error = relative_errors({"h_n": step(p).unsqueeze(0)}, {"h_n": truth})["h_n"]
+    assert error < 16 * torch.finfo(dtype).eps
+
+
+def one_element_further(x: Tensor) -> Tensor:
+    """The same values, contiguous, at an address that loads of several cannot take."""
+    return x.new_empty(x.numel() + 1)[1:].view(x.shape).copy_(x)
 
 
 def test_step_after_step_is_the_sequence_whatever_ran_between() -> None:
