@@ -1,18 +1,20 @@
-"""`python benchmarks/latency_model.py`: what a step of the recurrence costs, predicted.
+"""`python benchmarks/latency_model.py [FILE]`: what a step of the recurrence costs, predicted.
 
-The machine code of a kernel's loop over time, as cuobjdump prints it, is run by a model of one warp.
-An instruction starts when the one before allows it and when the counters that it waits for are at
-zero (`sass.Instruction`); how long a counter waits for what has no fixed latency is in the table
-below. What a warp sends arrives everywhere a hop later, and a wait ends when the last message of its
-channel has arrived, which in a team is that of any block: they all do the same at the same time.
+FILE has nvcc's machine code of the persistent kernels: the extension (the default), or an object.
 
-So a step is a cycle of waits, each of which ends a hop after a send. `work` is what lies between: from
-the return of a wait to the last send that the next one waits for. What a warp does while messages
-travel costs nothing as long as a hop takes longer.
+The code of a kernel's loop over time is run by a model of one warp. An instruction starts when the one
+before it allows that and the counters that it waits for are at zero (`sass.Instruction`); for how long a
+counter waits, where no latency is fixed, is in the table below. What a warp sends arrives everywhere a
+hop later, and a wait ends when the last message of its channel has arrived, which in a team is that of
+any block: they all do the same at the same time.
 
-Not in the model: other warps (two share a scheduler and its tensor core), bank conflicts, the bytes
-that cross the network, and what is late in memory. It orders variants of one kernel; it does not
-replace a measurement.
+So a step is a circle of waits, each of which ends a hop after a send. `work` is what lies between, from
+the end of a wait to the last send that the next one waits for: what a step costs without the network.
+What a warp does while a message travels costs nothing as long as the hop takes longer; `hidden` is how
+much that is.
+
+Not in the model: other warps (two share a scheduler and its tensor core), bank conflicts, the clock, and
+what comes late from memory. It orders variants of one kernel; it does not replace a measurement.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ import sass
 from sass import NONE, Instruction, Kernel
 
 LATENCIES = {
-    # Opcode: cycles from its start to its result, longest opcode first.
+    # Opcode: cycles from its start to its result.
     "LDS": 30,  # [1]
     "LDG": 600,  # [1]: 480 from memory without load, 260 from L2; [3]
     "SHFL": 24,  # [2]
@@ -37,7 +39,7 @@ LATENCIES = {
     "F2F": 22,  # [2]
     "HMMA": 33,  # [1]: m16n8k16 with float32 sums
     "BAR": 30,  # [2]: all warps of a block come at the same time
-    "SYNCS": 30,  # [3]: the return of a wait whose phase has ended
+    "SYNCS": 30,  # [3]: from the end of a phase to the return of a wait for it
     "S2R": 24,  # [2]
     "S2UR": 24,  # [2]
     "LDC": 30,  # [3]
@@ -49,42 +51,40 @@ LATENCIES = {
 [2] Ampere's, as published by others; nothing is known of Hopper's.
 [3] An estimate.
 """
-OPERANDS_READ = 14
-"""Cycles until what has no fixed latency has read its operands: an estimate."""
-OTHERS = 24
-"""Cycles to the result of what the table does not name: an estimate."""
-HOP = 200
-"""Cycles from a store to another block's barrier, an estimate: 180 for a load of its memory [1]."""
-BYTES_PER_CYCLE = 32
-"""Into a multiprocessor from its cluster, an estimate: 11 to 14 were seen by loads [1]."""
+OPERANDS_READ = 14  # [3]: until what has no fixed latency has read its operands
+OTHERS = 24  # [3]: to the result of what the table does not name
+
+HOP = 200  # [3]: from a store to a barrier of another block; a load of its memory takes 180 [1]
+BYTES_PER_CYCLE = (32, 12)
+"""Into a multiprocessor from its cluster. The first is an estimate; 11 to 14 were seen, by loads [1]."""
+L2_STORE, L2_LOAD = 350, 270  # [3]: until a store is seen there; [1]
+CLOCK = 1.98  # GHz
 
 
 class Wait(NamedTuple):
-    """A wait of a step, in cycles from the return of the wait before it."""
+    """A wait for what was sent after the one before it had ended, in cycles."""
 
     channel: str
-    work: int  # until the last send that this one waits for
-    hidden: int  # from there until this wait begins, behind the hop
-    hop: int  # from that send to its arrival
-    exposed: bool  # whether the message was still on its way when this wait began
+    work: int  # from the end of the one before until the last send that this one waits for
+    hidden: int  # from there until it begins
+    hop: int
 
 
 @dataclass(frozen=True)
 class Prediction:
     kernel: Kernel
-    instructions: int
-    cycles: int  # of a step, hops included
+    instructions: int  # of a step
     waits: tuple[Wait, ...]
+    cycles: dict[int, int]  # of a step, by the network's bytes per cycle
 
     @property
     def work(self) -> int:
-        """Cycles of a step that are neither a hop nor the return of a wait."""
-        return self.cycles - sum(
-            wait.hop + LATENCIES["SYNCS"] for wait in self.waits if wait.exposed
-        )
+        return sum(wait.work for wait in self.waits)
 
 
 def latency(instruction: Instruction) -> int:
+    if instruction.is_a("LDG") and "STRONG" in instruction.opcode:  # a packet
+        return L2_LOAD
     return next((n for name, n in LATENCIES.items() if instruction.is_a(name)), OTHERS)
 
 
@@ -104,7 +104,7 @@ class _Products:
         operands = instruction.operands.split(", ")
         if instruction.is_a("HMMA"):
             read = _registers(operands[1], 4) | _registers(operands[2], 2)
-            # Its sums go from one product to the next, as fast as the code says.
+            # Its sums go from one product to the next as fast as the code says.
         else:
             read = set(re.findall(r"R\d+", ", ".join(operands[1:])))
         return max((self.ready.get(register, 0) for register in read), default=0)
@@ -168,28 +168,28 @@ class _Addresses:
         return f"{name}+{offset:#x}"
 
 
-@dataclass(frozen=True)
-class _Event:
+class _Event(NamedTuple):
     """What an instruction of the loop has to do with a channel."""
 
-    kind: str  # "send", "wait" or empty
+    kind: str = ""  # "send", "wait" or empty
     channel: str = ""
 
 
 def _cluster_events(kernel: Kernel, loop: Sequence[Instruction]) -> list[_Event]:
+    """A channel is its barrier."""
     addresses = _Addresses()
     for instruction in kernel.code:
         if instruction.address == loop[0].address:
             break
         addresses.follow(instruction)
-    events: list[_Event] = []
+    events = []
     for instruction in loop:
         if instruction.is_a("STAS"):
             events.append(_Event("send", addresses.barrier(instruction)))
         elif instruction.is_a("SYNCS.PHASECHK"):
             events.append(_Event("wait", addresses.barrier(instruction)))
         else:
-            events.append(_Event(""))
+            events.append(_Event())
         addresses.follow(instruction)
     waits = {event.channel for event in events if event.kind == "wait"}
     sends = {event.channel for event in events if event.kind == "send"}
@@ -198,73 +198,144 @@ def _cluster_events(kernel: Kernel, loop: Sequence[Instruction]) -> list[_Event]
     return events
 
 
-def _hops(
-    kernel: Kernel, loop: Sequence[Instruction], events: Sequence[_Event], bytes_per_cycle: float
-) -> dict[str, int]:
-    """Cycles from a channel's last send to its arrival: an operand is bytes, a statistic is few."""
-    operand = 2 * kernel.parts * kernel.samples * kernel.hidden
+def _global_events(loop: Sequence[Instruction]) -> list[_Event]:
+    """Channels by their order: the last look before a barrier waits for all sends before it."""
+    events = [_Event()] * len(loop)
+    look = None
+    for i, instruction in enumerate(loop):
+        if instruction.is_a("LDG") and "STRONG" in instruction.opcode:
+            look = i
+        elif instruction.is_a("STG") and "STRONG" in instruction.opcode:
+            events[i] = _Event("send", "L2")
+        elif instruction.is_a("BAR") and look is not None:
+            events[look] = _Event("wait", "L2")
+            look = None
+    return events
+
+
+class _Network(NamedTuple):
+    hops: dict[str, int]  # by channel
+    end: int  # cycles from an arrival to the end of a wait
+
+
+def _network(
+    kernel: Kernel, loop: Sequence[Instruction], events: Sequence[_Event], bytes_per_cycle: int
+) -> _Network:
+    if kernel.path != "cluster":
+        return _Network({"L2": L2_STORE}, L2_LOAD)
+    operand = 2 * kernel.parts * kernel.samples * kernel.hidden  # bytes; statistics have few
     carries_operand = {
         event.channel
         for instruction, event in zip(loop, events, strict=True)
         if instruction.is_a("STAS.128")
     }
-    return {
-        event.channel: HOP + round(operand / bytes_per_cycle) * (event.channel in carries_operand)
+    hops = {
+        event.channel: HOP + (event.channel in carries_operand) * operand // bytes_per_cycle
         for event in events
         if event.kind == "wait"
     }
+    return _Network(hops, LATENCIES["SYNCS"])
 
 
 def _run(
-    loop: Sequence[Instruction], events: Sequence[_Event], hops: dict[str, int]
+    loop: Sequence[Instruction], events: Sequence[_Event], network: _Network
 ) -> tuple[int, tuple[Wait, ...]]:
     """Cycles of a step, and its waits, once steps have become alike."""
     sent: dict[str, int] = {}
     counters = [0] * 6
     products = _Products()
-    now, period, returned = 0, -1, 0
+    now, cycles, returned = 0, -1, 0
+    waits: list[Wait] = []
     for _ in range(8):
         begin, waits = now, []
         for instruction, event in zip(loop, events, strict=True):
-            start = max([now, products.needed_at(instruction)] + [counters[i] for i in instruction.waits])
+            start = max(now, products.needed_at(instruction), *(counters[i] for i in instruction.waits))
             products.start(instruction, start)
             result = start + latency(instruction)
-            now = start + max(instruction.stall, 1)
-            if instruction.is_a("BAR"):
-                now = result
             if event.kind == "send":
                 sent[event.channel] = start
             elif event.kind == "wait":
-                last = sent.get(event.channel, start)
-                hop = hops[event.channel]
-                arrival = last + hop
-                result = max(start, arrival) + LATENCIES["SYNCS"]
-                waits.append(
-                    Wait(event.channel, last - returned, start - last, hop, arrival > start)
-                )
-                returned = result
+                last, hop = sent.get(event.channel, start), network.hops[event.channel]
+                result = max(start, last + hop) + network.end
+                if last >= returned:
+                    waits.append(Wait(event.channel, last - returned, start - last, hop))
+                    returned = result
+            now = result if instruction.is_a("BAR") else start + max(instruction.stall, 1)
             if instruction.writes != NONE:
                 counters[instruction.writes] = max(counters[instruction.writes], result)
             if instruction.reads != NONE:
-                counters[instruction.reads] = max(
-                    counters[instruction.reads], start + OPERANDS_READ
-                )
-        if now - begin == period:
+                read = start + OPERANDS_READ
+                counters[instruction.reads] = max(counters[instruction.reads], read)
+        if now - begin == cycles:
             break
-        period = now - begin
-    return period, tuple(waits)
+        cycles = now - begin
+    return cycles, tuple(waits)
 
 
-def predict(kernel: Kernel, bytes_per_cycle: float = BYTES_PER_CYCLE) -> Prediction:
+def predict(kernel: Kernel) -> Prediction:
+    """Raises ValueError for code in which the loop or the barriers are not found."""
     loop = sass.loop_over_time(kernel)
-    events = _cluster_events(kernel, loop)
-    cycles, waits = _run(loop, events, _hops(kernel, loop, events, bytes_per_cycle))
-    return Prediction(kernel, len(loop), cycles, waits)
+    events = (
+        _cluster_events(kernel, loop) if kernel.path == "cluster" else _global_events(loop)
+    )
+    networks = {b: _network(kernel, loop, events, b) for b in BYTES_PER_CYCLE}
+    # Behind hops that are longer than anything that is hidden there.
+    slow = networks[BYTES_PER_CYCLE[0]]
+    _, waits = _run(loop, events, slow._replace(hops=dict.fromkeys(slow.hops, 10_000)))
+    return Prediction(
+        kernel,
+        len(loop),
+        tuple(wait._replace(hop=slow.hops[wait.channel]) for wait in waits),
+        {b: _run(loop, events, network)[0] for b, network in networks.items()},
+    )
+
+
+def text(prediction: Prediction) -> str:
+    p = prediction
+    lines = [
+        f"{p.kernel}: {p.instructions} instructions and {p.work} cycles of work in a step",
+        *(
+            f"    {cycles} cycles, {cycles / CLOCK / 1000:.2f} us"
+            + (f", at {b} bytes per cycle" if p.kernel.path == "cluster" else "")
+            for b, cycles in p.cycles.items()
+            if p.kernel.path == "cluster" or b == BYTES_PER_CYCLE[0]
+        ),
+        "        work  hidden     hop  channel",
+        *(f"    {w.work:8d}{w.hidden:8d}{w.hop:8d}  {w.channel}" for w in p.waits),
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("file", nargs="?", type=Path, help="default: the extension")
+    parser.add_argument("--architecture", default="sm_90")
+    parser.add_argument("--path", default="cluster", help="cluster, cooperative or wide")
+    parser.add_argument("--direction", choices=("forward", "backward"))
+    parser.add_argument("--hidden", type=int, default=512)
+    parser.add_argument("--samples", type=int, choices=(4, 8))
+    parser.add_argument("--parts", type=int, default=1, help="terms of a float in products")
+    options = parser.parse_args()
+    file = options.file
+    if file is None:
+        from mmixer_kernels import _native
+
+        file = _native.__file__
+    wanted = {
+        name: value
+        for name in ("architecture", "path", "direction", "hidden", "samples", "parts")
+        if (value := getattr(options, name)) is not None
+    }
+    found = [
+        kernel
+        for kernel in sass.kernels(sass.dump(file, "-sass", "-arch", options.architecture))
+        if all(getattr(kernel, name) == value for name, value in wanted.items())
+    ]
+    if not found:
+        parser.error(f"{file} has no kernel of {wanted}")
+    for kernel in found:
+        print(text(predict(kernel)))
 
 
 if __name__ == "__main__":
-    import sys
-    for k in sass.kernels(open(sys.argv[1]).read()):
-        p = predict(k)
-        print(k, p.instructions, "cycles", p.cycles, "work", p.work)
-        for w in p.waits: print("   ", w)
+    main()

@@ -48,7 +48,7 @@ class Kernel:
     name: str
     architecture: str
     direction: str  # "forward", "backward"
-    path: str  # "cluster", "cooperative"
+    path: str  # "cluster", "cooperative", "wide"
     hidden: int
     blocks: int
     warps: int
@@ -91,7 +91,7 @@ def dump(file: str | Path, *options: str) -> str:
 
 
 _LAYOUT = re.compile(
-    r"(Forward|Backward)INS\w*?LayoutI((?:L(?:i|NS\d?_5DtypeE)\d+E)+)E\w*?(Cluster|Cooperative)Path"
+    r"(Forward|Backward)INS\w*?LayoutI((?:L(?:i|NS\d?_5DtypeE)\d+E)+)E\w*?(Cluster|Cooperative|Wide)Path"
 )
 _LINE = re.compile(
     r"\s+/\*(?P<address>[0-9a-f]{4,})\*/\s+(?P<predicate>@!?U?P\w+ )?\s*"

@@ -302,14 +302,13 @@ def _settings(kind: str, size: Size, precision: str, passes: str) -> dict[str, A
 
 
 def _no_kernel(path: str, hidden: int, dtype: torch.dtype, passes: str) -> str | None:
-    parts = cuda._parts(dtype)
     if path == "step":
         return None
-    if parts is None:
-        return f"no kernel for {dtype}"
+    device = torch.cuda.current_device()
     for backward in (False, True)[: 1 + (passes != "forward")]:
-        if cuda._native_plan(torch.cuda.current_device(), path, hidden, parts, backward)[0] == 0:
-            return f"no kernel for H = {hidden} on this GPU"
+        plans, refusal = cuda.persistent_plans(device, path, hidden, dtype, backward)
+        if not plans:
+            return refusal
     return None
 
 

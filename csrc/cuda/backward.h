@@ -18,27 +18,21 @@ namespace mmixer::cuda {
 
 template <class L, class Path>
 struct Backward {
-  // In a cluster statistics travel behind the operands, so that no product waits for them. Through L2 a
-  // channel more is a poll more, and they ride along.
+  // In a cluster statistics travel behind the operands, and z's behind h's, so that no product waits for
+  // what it does not need. Through L2 a channel more is a poll more, and they ride together.
   struct Apart {
     static constexpr int channels = 4;
     static constexpr Channel channel[channels] = {
-        {gate_h, 0, 0}, {gate_z, gate_z, 2}, {gate_r, 0, 0}, {-1, gate_r, 1}};
+        {gate_h, 1, 0, 0}, {gate_z, 1, gate_z, 2}, {gate_r, 1, 0, 0}, {0, 0, gate_r, 1}};
+    enum { h, z, r, statistic_r };
   };
   struct Together {
-    static constexpr int channels = 3;
-    static constexpr Channel channel[channels] = {
-        {gate_h, gate_z, 2}, {gate_z, 0, 0}, {gate_r, gate_r, 1}};
+    static constexpr int channels = 2;
+    static constexpr Channel channel[channels] = {{gate_z, 2, gate_z, 2}, {gate_r, 1, gate_r, 1}};
+    enum { h, z = h, r, statistic_r = r };
   };
   static constexpr bool apart = std::is_same_v<Path, ClusterPath>;
   using Schedule = std::conditional_t<apart, Apart, Together>;
-  enum {
-    channel_h,
-    channel_z,
-    channel_r,
-    channel_statistics_z_h = apart ? channel_z : channel_h,
-    channel_statistic_r = apart ? channel_r + 1 : channel_r
-  };
   using Landing = cuda::Landing<L, gates, gates>;
   using Exchange = typename Path::template Exchange<L, Landing, Schedule>;
   using Arguments = BackwardArguments;
@@ -161,18 +155,18 @@ struct Backward {
       const float dy_h = tanh_backward(d * z, h_tilde);
       const float u_z = dy_z * norms.gamma[gate_z], u_h = dy_h * norms.gamma[gate_h];
       if (own.exists) {
-        exchange.template send_operand<channel_h>(u_h, step);
-        exchange.template send_operand<channel_z>(u_z, step);
-        exchange.template send_statistics<channel_statistics_z_h, gate_z>(
+        exchange.template send_operand<Schedule::h, gate_h>(u_h, step);
+        exchange.template send_operand<Schedule::z, gate_z>(u_z, step);
+        exchange.template send_statistics<Schedule::z, gate_z>(
             own, {u_z * x_hat[gate_z], u_h * x_hat[gate_h]}, step);
       }
       // Behind the exchange.
       grad_gamma[gate_z] += dy_z * x_hat[gate_z], grad_beta[gate_z] += dy_z;
       grad_gamma[gate_h] += dy_h * x_hat[gate_h], grad_beta[gate_h] += dy_h;
       if (own.mine && step > 0) cursor.store_rest(da_r, d_f_tilde, a);
-      exchange.template receive<channel_h>(step);
+      exchange.template receive<Schedule::h>(step);
       weights.template multiply<gate_h>(landing.source(gate_h), shared.sums[0]);
-      exchange.template receive<channel_z>(step);
+      if constexpr (apart) exchange.template receive<Schedule::z>(step);
       if (own.mine && t > 0) cursor.read(next, a);  // It comes while u_r travels.
       // The others may overwrite u_z and its statistic once they have all that this block sends of r.
       HeldOperand<L> held_u_z;
@@ -185,10 +179,10 @@ struct Backward {
                 (shared.sums[0].total(own.sample, own.row) - mean_h * now.v[gate_h]);
         dy_r = sigmoid_backward(d_r_h * now.h_previous, r);
         u_r = dy_r * norms.gamma[gate_r];
-        exchange.template send_operand<channel_r>(u_r, step);
+        exchange.template send_operand<Schedule::r, gate_r>(u_r, step);
         if constexpr (L::every_warp_owns) held_u_z.read(landing.source(gate_z));
         mean_z = mean(gate_z);
-        exchange.template send_statistics<channel_statistic_r, gate_r>(own, {u_r * x_hat[gate_r]},
+        exchange.template send_statistics<Schedule::statistic_r, gate_r>(own, {u_r * x_hat[gate_r]},
                                                                        step);
       }
       // Behind the exchange: the product for z, and what is done with it.
@@ -205,9 +199,9 @@ struct Backward {
       }
       const float carry = d - d * z + d_r_h * r + d_sum;
       cursor.move_to(t - 2, a);
-      exchange.template receive<channel_r>(step);
+      exchange.template receive<Schedule::r>(step);
       weights.template multiply<gate_r>(landing.source(gate_r), shared.sums[0]);
-      if constexpr (apart) exchange.template receive<channel_statistic_r>(step);
+      if constexpr (apart) exchange.template receive<Schedule::statistic_r>(step);
       block_sync();
       if (own.exists) {
         const float mean_r = mean(gate_r);

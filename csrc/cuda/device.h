@@ -257,6 +257,9 @@ namespace mmixer::cuda {
 MMIXER_DEVICE uint32_t word_of(uint64_t packet, int) { return uint32_t(packet); }
 MMIXER_DEVICE uint32_t word_of(const Word4& packet, int i) { return packet.word[i]; }
 
+MMIXER_DEVICE void set_tag(uint64_t& packet, uint32_t tag) { packet = uint64_t(tag) << 32; }
+MMIXER_DEVICE void set_tag(Word4& packet, uint32_t tag) { packet.word[3] = tag; }
+
 MMIXER_DEVICE float as_float(uint32_t bits) {
   float x;
   memcpy(&x, &bits, sizeof x);

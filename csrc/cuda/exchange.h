@@ -12,10 +12,9 @@
 
 namespace mmixer::cuda {
 
-// What a channel carries: rows of Landing::operand[operand], if not negative, and the statistics
-// [first, first + statistics) of Landing::statistic.
+// What a channel carries: rows of some operands of the landing, one after another, and some statistics.
 struct Channel {
-  int operand, first, statistics;
+  int first_operand, operands, first_statistic, statistics;
 };
 
 template <class L, int operands, int statistics>
@@ -71,7 +70,7 @@ class ClusterExchange {
   static constexpr int packets = 0;
 
   static MMIXER_CONSTANT int bytes(int channel) {
-    return (Schedule::channel[channel].operand < 0 ? 0 : L::parts * L::samples * L::H * 2) +
+    return Schedule::channel[channel].operands * L::parts * L::samples * L::H * 2 +
            Schedule::channel[channel].statistics * L::samples * L::sums * 4;
   }
 
@@ -100,9 +99,8 @@ class ClusterExchange {
                     &shared_.barrier[channel]);
   }
 
-  template <int channel>
+  template <int channel, int which>
   MMIXER_DEVICE void send_operand(float x, int) {
-    constexpr int which = Schedule::channel[channel].operand;
     constexpr int chunks = 4 * L::parts;  // of a warp, of 8 rows: 16 bytes
     constexpr int all = chunks * L::C, count = (all + 31) / 32;  // of a warp to all, and of a lane
     const int lane = thread_index() % 32, warp = thread_index() / 32;
@@ -146,7 +144,7 @@ class ClusterExchange {
 
 // Through the L2 cache (Ampere, Ada; sizes that no cluster holds): packets of one or three words of data
 // beside the number of the step, so that what is read tells by itself whether it is new. All blocks must be
-// resident.
+// resident. A packet lands where its own number and the thread's say, mostly at compile time.
 template <class L, class Landing, class Schedule, class Packet_>
 class GlobalExchange {
  public:
@@ -154,14 +152,15 @@ class GlobalExchange {
   struct Shared {};
   static constexpr bool is_cluster = false;
   static constexpr int words = sizeof(Packet) / sizeof(uint32_t) - 1;  // of data
-  // A warp's rows of an operand, two in a word.
-  static constexpr int warp_words = 16 * L::parts, warp_packets = (warp_words + words - 1) / words;
+  static constexpr int line_words = L::H / 2;                          // of a sample's operand
+  // With three words a packet has rows of one warp, whose last packet is not full.
+  static constexpr int warp_packets = (16 * L::parts + words - 1) / words;
   static constexpr int warps = L::elements / 32;  // that send
   static constexpr int operand_packets = L::C * warps * warp_packets;
   static constexpr int statistic_packets = L::samples * L::sums;
 
   static MMIXER_CONSTANT int channel_packets(int channel) {
-    return (Schedule::channel[channel].operand < 0 ? 0 : operand_packets) +
+    return Schedule::channel[channel].operands * operand_packets +
            Schedule::channel[channel].statistics * statistic_packets;
   }
   static MMIXER_CONSTANT int offset(int channel) {
@@ -172,6 +171,7 @@ class GlobalExchange {
 
   MMIXER_DEVICE GlobalExchange(Shared&, Landing& landing, void* packets, int rank)
       : landing_(landing), packets_(static_cast<Packet*>(packets)), rank_(rank) {
+    static_assert(words == 1 || (L::rows % 32 == 0 && L::parts == 1), "a packet is of one sample");
     block_sync();
   }
 
@@ -179,61 +179,72 @@ class GlobalExchange {
   MMIXER_DEVICE void send_statistics(const Element<L>& own, float (&&x)[count], int step) {
     sum_lanes<L>(x);
     constexpr Channel c = Schedule::channel[channel];
-    Packet* const target = packets_ + offset(channel) + (c.operand < 0 ? 0 : operand_packets) +
-                           ((first - c.first) * L::samples + own.sample) * L::sums +
+    Packet* const target = packets_ + offset(channel) + c.operands * operand_packets +
+                           ((first - c.first_statistic) * L::samples + own.sample) * L::sums +
                            rank_ * (L::rows / L::lanes) + own.row / L::lanes;
     if (thread_index() % L::lanes == 0)
       MMIXER_UNROLL
-      for (int i = 0; i < count; i++) {
+      for (int i = 0; i < count; i++)
         send(target + i * statistic_packets, {as_bits(x[i])}, step);
-      }
   }
 
-  template <int channel>
+  template <int channel, int which>
   MMIXER_DEVICE void send_operand(float x, int step) {
-    constexpr int which = Schedule::channel[channel].operand;
+    constexpr int start =
+        offset(channel) + (which - Schedule::channel[channel].first_operand) * operand_packets;
     const int lane = thread_index() % 32, warp = thread_index() / 32;
     landing_.put(which, x);
-    Packet* const target = packets_ + offset(channel) + (rank_ * warps + warp) * warp_packets;
     MMIXER_UNROLL
     for (int i = lane; i < warp_packets; i += 32) {
+      const int part = words == 1 ? i / 16 : 0;
+      const int element = warp * 32 + i * words % 16 * 2;  // the first of the packet
+      const int line = part * L::samples + element / L::rows;
+      const int number = words == 1
+                             ? line * line_words + (rank_ * L::rows + element % L::rows) / 2
+                             : (rank_ * warps + warp) * warp_packets + i;
       uint32_t data[words];
       MMIXER_UNROLL
       for (int j = 0; j < words; j++) {
-        const int word = i * words + j < warp_words ? i * words + j : 0;
-        memcpy(&data[j], &landing_.stage[which][word / 16][warp * 32 + word % 16 * 2],
-               sizeof data[j]);
+        const int further = words == 1 || i * words + j < 16 ? 2 * j : 0;
+        memcpy(&data[j], &landing_.stage[which][part][element + further], sizeof data[j]);
       }
-      send(target + i, data, step);
+      send(packets_ + start + number, data, step);
     }
   }
 
   template <int channel>
   MMIXER_DEVICE void receive(int step) {
     constexpr Channel c = Schedule::channel[channel];
-    constexpr int at_once = 8;  // loads in flight
     constexpr int count = channel_packets(channel);
-    const Packet* const source = packets_ + offset(channel);
-    for (int first = thread_index(); first < count; first += at_once * L::threads) {
-      bool missing[at_once];
+    constexpr int most = (count + L::threads - 1) / L::threads;  // loads of a thread
+    constexpr int rounds = (most + 11) / 12, at_once = (most + rounds - 1) / rounds;  // in flight
+    constexpr bool is_even = count % (at_once * L::threads) == 0;
+    const int thread = thread_index();
+    const Packet* const source = packets_ + offset(channel) + thread;
+    MMIXER_UNROLL
+    for (int first = 0; first < count; first += at_once * L::threads) {
+      // What is to come has another tag, and what lies beyond the last has this one.
       Packet packet[at_once];
       MMIXER_UNROLL
-      for (int i = 0; i < at_once; i++) missing[i] = first + i * L::threads < count;
+      for (int i = 0; i < at_once; i++) {
+        const bool exists = is_even || first + i * L::threads + thread < count;
+        set_tag(packet[i], exists ? ~(step + 1) : step + 1);
+      }
       // All that have not come are asked for at once, however many rounds it takes.
       for (bool waits = true; waits;) {
         waits = false;
         MMIXER_UNROLL
-        for (int i = 0; i < at_once; i++)
-          if (missing[i]) packet[i] = load_packet(source + first + i * L::threads);
-        MMIXER_UNROLL
         for (int i = 0; i < at_once; i++) {
-          missing[i] = missing[i] && !packet_ready(packet[i], step + 1);
-          waits |= missing[i];
+          if (packet_ready(packet[i], step + 1)) continue;
+          packet[i] = load_packet(source + first + i * L::threads);
+          waits = true;
         }
       }
       MMIXER_UNROLL
-      for (int i = 0; i < at_once; i++)
-        if (first + i * L::threads < count) land(c, first + i * L::threads, packet[i]);
+      for (int i = 0; i < at_once; i++) {
+        const int number = first + i * L::threads;  // of thread 0's
+        if (is_even || number + thread < count) land(c, number, thread, packet[i]);
+      }
     }
     block_sync();
   }
@@ -246,21 +257,35 @@ class GlobalExchange {
       store_packet(target, data, step + 1);
   }
 
-  MMIXER_DEVICE void land(const Channel& c, int index, const Packet& packet) {
-    if (c.operand >= 0 && index < operand_packets) {
-      const int warp = index / warp_packets, first = index % warp_packets * words;
+  // The packet `number` + thread of a channel.
+  MMIXER_DEVICE void land(const Channel& c, int number, int thread, const Packet& packet) {
+    MMIXER_UNROLL
+    for (int i = 0; i < c.operands; i++, number -= operand_packets)
+      if (number + L::threads <= operand_packets ||
+          (number < operand_packets && number + thread < operand_packets))
+        return land_operand(c.first_operand + i, number, thread, packet);
+    (&landing_.statistic[c.first_statistic][0][0])[number + thread] = as_float(word_of(packet, 0));
+  }
+
+  MMIXER_DEVICE void land_operand(int which, int number, int thread, const Packet& packet) {
+    if constexpr (words == 1) {
+      // Quotient and remainder of the sum are those of the summands, where one divides the other.
+      constexpr bool apart = L::threads % line_words == 0 || line_words % L::threads == 0;
+      const int all = number + thread;
+      const int line = apart ? number / line_words + thread / line_words : all / line_words;
+      const int word = apart ? number % line_words + thread % line_words : all % line_words;
+      const uint32_t data = word_of(packet, 0);
+      memcpy(&(&landing_.operand[which][0][0][0])[line * L::stride + 2 * word], &data, sizeof data);
+    } else {
+      const int warp = (number + thread) / warp_packets, i = (number + thread) % warp_packets;
+      const int element = warp % warps * 32 + i * words * 2;
+      uint16_t* const target = &landing_.operand[which][0][element / L::rows]
+                                                [warp / warps * L::rows + element % L::rows];
       MMIXER_UNROLL
       for (int j = 0; j < words; j++) {
-        const int word = first + j, element = warp % warps * 32 + word % 16 * 2;
-        if (words > 1 && word >= warp_words) break;
         const uint32_t data = word_of(packet, j);
-        memcpy(&landing_.operand[c.operand][word / 16][element / L::rows]
-                                [warp / warps * L::rows + element % L::rows],
-               &data, sizeof data);
+        if (j == 0 || i * words + j < 16) memcpy(target + 2 * j, &data, sizeof data);
       }
-    } else {
-      const int place = c.operand < 0 ? index : index - operand_packets;
-      (&landing_.statistic[c.first][0][0])[place] = as_float(word_of(packet, 0));
     }
   }
 

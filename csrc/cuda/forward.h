@@ -19,12 +19,13 @@ namespace mmixer::cuda {
 
 template <class L, class Path>
 struct Forward {
+  enum { operand_h, operand_r_h };
   struct Schedule {
     static constexpr int channels = 4;
-    static constexpr Channel channel[channels] = {{-1, 0, 1}, {1, 0, 0}, {-1, 1, 2}, {0, 0, 0}};
+    static constexpr Channel channel[channels] = {
+        {0, 0, gate_r, 1}, {operand_r_h, 1, 0, 0}, {0, 0, gate_z, 2}, {operand_h, 1, 0, 0}};
   };
   enum { channel_statistic_r, channel_r_h, channel_statistics_z_h, channel_h };
-  enum { operand_h, operand_r_h };
   using Landing = cuda::Landing<L, 2, gates>;
   using Exchange = typename Path::template Exchange<L, Landing, Schedule>;
   using Arguments = ForwardArguments;
@@ -103,7 +104,7 @@ struct Forward {
       exchange.template receive<channel_statistic_r>(t);
       if (own.exists) {
         const float r = Activation::sigmoid(norm(gate_r, a_r, variance(gate_r)));  // Eq. 11
-        exchange.template send_operand<channel_r_h>(r * h, t);
+        exchange.template send_operand<channel_r_h, operand_r_h>(r * h, t);
       }
       block_sync();  // of z's products
       if (own.exists) {
@@ -124,7 +125,7 @@ struct Forward {
         const float x_z = norm(gate_z, a_z, variance_z), x_h = norm(gate_h, a_h, variance_h);
         const float z = Activation::sigmoid(x_z), h_tilde = Activation::tanh(x_h);  // Eq. 12, 14
         if (t < own.length) h = interpolate(z, h_tilde, h);                         // Eq. 13
-        if (t + 1 < a.T) exchange.template send_operand<channel_h>(h, t);
+        if (t + 1 < a.T) exchange.template send_operand<channel_h, operand_h>(h, t);
       }
       if (own.mine) *next_state = h;
       next_state += int64_t(a.B) * a.H;

@@ -278,19 +278,25 @@ def _native_plan(
     return padded, teams, packets, refusal
 
 
-def _persistent_plan(call: Call, path: str, backward: bool) -> tuple[_Plan | None, str]:
-    """How a path takes a call, or why it does not."""
-    terms = _terms(call.dtype, backward)
+def persistent_plans(
+    device: int, path: str, hidden: int, dtype: torch.dtype, backward: bool
+) -> tuple[list[_Plan], str]:
+    """A path's kernels for a size, by the samples of a team; without any, why."""
+    terms = _terms(dtype, backward)
     if terms is None:
-        return None, f"no kernel for {call.dtype}"
+        return [], f"no kernel for {dtype}"
     plans, refusal = [], ""
     for samples in SAMPLES:
         plan = _Plan(path, int(samples), *terms)
-        padded, at_once, packets, refusal = _native_plan(
-            call.index, plan.variant, call.H, backward
-        )
+        padded, at_once, packets, refusal = _native_plan(device, plan.variant, hidden, backward)
         if padded:
             plans.append(plan._replace(padded=padded, at_once=at_once, packets=packets))
+    return plans, refusal
+
+
+def _persistent_plan(call: Call, path: str, backward: bool) -> tuple[_Plan | None, str]:
+    """How a path takes a call, or why it does not."""
+    plans, refusal = persistent_plans(call.index, path, call.H, call.dtype, backward)
     if not plans:
         return None, refusal
     plan = next((plan for plan in plans if plan.teams(call) <= plan.at_once), plans[-1])

@@ -110,12 +110,10 @@ def take(monkeypatch: pytest.MonkeyPatch) -> Take:
     def choose(path: str, precision: str, *hidden_sizes: int) -> Precision:
         chosen = PRECISIONS[precision]
         torch.set_float32_matmul_precision(chosen.matmul)
-        parts = cuda._parts(chosen.dtype)
         for hidden in hidden_sizes if path != "step" else ():
-            assert parts is not None
             for backward in (False, True):
-                padded, _, _, refusal = cuda._native_plan(0, path, hidden, parts, backward)
-                if padded == 0:
+                plans, refusal = cuda.persistent_plans(0, path, hidden, chosen.dtype, backward)
+                if not plans:
                     which = "backward" if backward else "forward"
                     pytest.skip(f"{path}, {which}, H = {hidden}, {precision}: {refusal}")
         monkeypatch.setattr(cuda, "PATHS", (path,))

@@ -126,28 +126,48 @@ def test_torch_compile_takes_the_answer_as_it_is(monkeypatch: pytest.MonkeyPatch
     cuda._refusal.cache_clear()
 
 
-PATHS_OF = """
+RELOADED = """
 import importlib, os, sys
 from mmixer_kernels.engines import cuda
-for value in sys.argv[1:]:
-    os.environ["MMIXER_CUDA_PATHS"] = value
+for value in sys.argv[2:]:
+    os.environ[sys.argv[1]] = value
     cuda = importlib.reload(cuda)
-    print(cuda.PATHS, cuda.state().reason)
+    print(cuda.PATHS, cuda.SAMPLES, cuda.state().reason)
 """
 
 
-def test_the_environment_leaves_paths_out() -> None:
+def reloaded(variable: str, *values: str) -> list[str]:
+    """What the engine says of itself with each value of an environment variable."""
     if cuda._native is None:
         pytest.skip("this build has no CUDA")
+    command = [sys.executable, "-c", RELOADED, variable, *values]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    return result.stdout.splitlines()
+
+
+def test_the_environment_leaves_paths_out() -> None:
+    every = "cell, cluster, cooperative, wide, step"
     answers = {
         "cooperative,step": "('cooperative', 'step')",
-        "clusters,step": "must name some of cell, cluster, cooperative, step, separated by commas",
+        "wide": "('wide',)",
+        "clusters,step": f"must name some of {every}, separated by commas",
         "cluster,": "but names ''",
         "": "('cell', 'cluster', 'cooperative', 'step')",
     }
-    command = [sys.executable, "-c", PATHS_OF, *answers]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    for answer, line in zip(answers.values(), result.stdout.splitlines(), strict=True):
+    lines = reloaded("MMIXER_CUDA_PATHS", *answers)
+    for answer, line in zip(answers.values(), lines, strict=True):
+        assert answer in line
+
+
+def test_the_environment_chooses_the_samples_of_a_team() -> None:
+    answers = {
+        "8": "('8',)",
+        "8,4": "('8', '4')",
+        "16": "MMIXER_CUDA_SAMPLES must name some of 4, 8, separated by commas, but names '16'",
+        "": "('4', '8')",
+    }
+    lines = reloaded("MMIXER_CUDA_SAMPLES", *answers)
+    for answer, line in zip(answers.values(), lines, strict=True):
         assert answer in line
 
 
