@@ -4,14 +4,16 @@
 //   cmake --build BUILD --target gpu_probe
 //   gpu_probe facts                       the device, clusters and teams at once, launches
 //   gpu_probe network                     latency of an exchange, in a cluster and through L2
-//   gpu_probe kernels PATH DIRECTION [H TERMS]   of each kernel: does it end, are 20 runs equal to the
+//   gpu_probe kernels PATH DIRECTION [WHICH]   of each kernel: does it end, are 20 runs equal to the
 //                                         bit, how far is forward from float64, microseconds per step
 //   gpu_probe cell                        the same of the kernel of one step
-//   gpu_probe once PATH [DIRECTION]       one run of 3 steps of each kernel: for compute-sanitizer
+//   gpu_probe once PATH DIRECTION [WHICH]   one run of 3 steps of each kernel: for compute-sanitizer
+//   gpu_probe once cell                   the same of the kernel of one step
 //
-// PATH is cluster, cooperative or (with `once`) cell; DIRECTION is forward or backward. Each line of the
-// output is a JSON object. Exit status: 0; 1 for a kernel whose runs differ, are not finite or are
-// wrong; 2 for an error; 3 for a kernel that did not end within 3 s (25 s with `once`).
+// PATH is cluster, cooperative or wide; DIRECTION is forward or backward; WHICH is H [PARTS [TERMS
+// [SAMPLES]]], such as 512 1 bfloat16 8. All of them run B = 8 samples, so that their times compare.
+// Each line of the output is a JSON object. Exit status: 0; 1 for a kernel whose runs differ, are not
+// finite or are wrong; 2 for an error; 3 for a kernel that did not end within 3 s (25 s with `once`).
 #include <cuda_runtime.h>
 #include <unistd.h>
 
@@ -24,6 +26,7 @@
 #include <cstring>
 #include <deque>
 #include <functional>
+#include <memory>
 #include <random>
 #include <stdexcept>
 #include <string>
@@ -36,8 +39,24 @@ namespace mmixer::cuda {
 namespace {
 
 enum Status { fine, wrong, failed, hangs };
-constexpr int samples = 8, runs = 20;
-constexpr int sizes[] = {512, 128, 256, 768, 1024};  // what matters most comes first
+constexpr int batch = 8, runs = 20;
+
+// What a float is in a kernel's products, and which relative error of its states is too large: some ten
+// times that under the emulator, as a GPU's tensor cores and tanh round otherwise.
+struct Terms {
+  int parts;
+  Dtype dtype;
+  double bound;
+};
+
+// What matters most comes first.
+constexpr int sizes[] = {512, 128, 256, 768, 1024};
+constexpr Terms every_terms[] = {{1, Dtype::bfloat16, 4e-3},
+                                 {1, Dtype::float16, 5e-4},
+                                 {2, Dtype::bfloat16, 2e-5},
+                                 {3, Dtype::bfloat16, 2e-6}};
+constexpr int team_samples[] = {8, 4};
+constexpr const char* paths[] = {"cluster", "cooperative", "wide"};  // as in Path
 #ifdef __CUDACC__
 constexpr int short_run = 64, long_run = 1024;  // steps
 constexpr int rounds = 200;                     // of an exchange
@@ -150,37 +169,95 @@ std::vector<float> random_floats(size_t size, float low, float high) {
   return x;
 }
 
-uint16_t bfloat16(float x) {  // truncated: the terms' sum is what counts
+// x as bfloat16 or float16. It is truncated: the terms' sum is what counts.
+uint16_t narrow(float x, Dtype dtype) {
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof bits);
-  return uint16_t(bits >> 16);
+  if (dtype == Dtype::bfloat16) return uint16_t(bits >> 16);
+  if (std::fabs(x) < 0x1p-14f) return 0;  // what is not normal in float16
+  return uint16_t((bits >> 16 & 0x8000) | ((bits >> 13 & 0x3ffff) - (112 << 10)));
 }
 
-float value(uint16_t x) {
-  const uint32_t bits = uint32_t(x) << 16;
+float widen(uint16_t x, Dtype dtype) {
+  uint32_t bits = uint32_t(x) << 16;
+  if (dtype == Dtype::float16 && x)
+    bits = (bits & 0x80000000) | ((uint32_t(x & 0x7fff) << 13) + (112u << 23));
   float result;
   std::memcpy(&result, &bits, sizeof result);
   return result;
 }
 
-// W_r, W_z and W_h: their bfloat16 terms [terms][gates][H][H], and the sums of these.
+// W_r, W_z and W_h: their terms [parts][gates][H][H], and the sums of these.
 struct RandomWeights {
   std::vector<uint16_t> terms;
   std::vector<float> sum;
 
-  RandomWeights(int count, int H) : terms(size_t(count) * gates * H * H), sum(size_t(gates) * H * H) {
+  RandomWeights(const Terms& kind, int H)
+      : terms(size_t(kind.parts) * gates * H * H), sum(size_t(gates) * H * H) {
     const float bound = 1 / std::sqrt(float(H));
     const std::vector<float> x = random_floats(sum.size(), -bound, bound);
     for (size_t i = 0; i < sum.size(); i++) {
       float rest = x[i % x.size()];
-      for (int term = 0; term < count; term++) {
-        terms[term * sum.size() + i] = bfloat16(rest);
-        const float kept = value(bfloat16(rest));
-        sum[i] += kept, rest -= kept;
+      for (int part = 0; part < kind.parts; part++) {
+        const uint16_t term = narrow(rest, kind.dtype);
+        terms[part * sum.size() + i] = term;
+        sum[i] += widen(term, kind.dtype), rest -= widen(term, kind.dtype);
       }
     }
   }
 };
+
+// ---- the persistent kernels there are
+
+using Words = std::vector<std::string>;
+
+// On this GPU; plan.H is 0 where it cannot run it.
+struct PersistentKernel {
+  Variant variant;
+  Terms terms;
+  bool backward;
+  int H;
+  Plan plan;
+  std::string fields;  // of a record
+
+  int teams() const { return batch / variant.samples; }
+};
+
+Path path_of(const std::string& name) {
+  const auto found = std::find(std::begin(paths), std::end(paths), name);
+  if (found == std::end(paths))
+    throw std::invalid_argument("PATH must be cluster, cooperative or wide, but is " + name);
+  return Path(found - paths);
+}
+
+bool is_backward(const std::string& direction) {
+  if (direction != "forward" && direction != "backward")
+    throw std::invalid_argument("DIRECTION must be forward or backward, but is " + direction);
+  return direction == "backward";
+}
+
+// Calls each(kernel) for every one of a path that begins with the words of `which`, also for those that
+// this GPU cannot run.
+void for_kernels(const std::string& path, const std::string& direction, const Words& which,
+                 const std::function<void(const PersistentKernel&)>& each) {
+  for (const int H : sizes)
+    for (const Terms& terms : every_terms)
+      for (const int samples : team_samples) {
+        const Variant variant{path_of(path), samples, terms.parts, terms.dtype};
+        const std::string dtype = terms.dtype == Dtype::float16 ? "float16" : "bfloat16";
+        const std::string words[] = {std::to_string(H), std::to_string(terms.parts), dtype,
+                                     std::to_string(samples)};
+        const bool backward = is_backward(direction);
+        if (!std::equal(which.begin(), which.end(), words)) continue;
+        const Plan chosen = plan(variant, H, backward);
+        const bool there_is_none = chosen.refusal.rfind("no kernel for", 0) == 0;
+        if (there_is_none || (chosen.H != H && chosen.H != 0)) continue;
+        each({variant, terms, backward, H, chosen,
+              "\"path\": " + quoted(path) + ", \"direction\": " + quoted(direction) +
+                  ", \"hidden\": " + words[0] + ", \"parts\": " + words[1] +
+                  ", \"terms\": " + quoted(dtype) + ", \"samples\": " + words[3]});
+      }
+}
 
 // ---- facts
 
@@ -206,34 +283,6 @@ void time_launches(const char* name, const Grid& grid) {
   print("{\"kind\": \"launch\", \"what\": \"%s\", \"us\": %.2f}", name, 1e3 * time / count);
 }
 
-Path path_of(const std::string& name) {
-  if (name == "cluster") return Path::cluster;
-  if (name == "cooperative") return Path::cooperative;
-  throw std::invalid_argument("PATH must be cluster or cooperative, but is " + name);
-}
-
-bool is_backward(const std::string& direction) {
-  if (direction != "forward" && direction != "backward")
-    throw std::invalid_argument("DIRECTION must be forward or backward, but is " + direction);
-  return direction == "backward";
-}
-
-std::string fields(const std::string& path, const std::string& direction, int H, int terms) {
-  return "\"path\": " + quoted(path) + ", \"direction\": " + quoted(direction) +
-         ", \"hidden\": " + std::to_string(H) + ", \"parts\": " + std::to_string(terms);
-}
-
-// Calls each(H, terms, plan) for every layout of a path, also for those that this GPU cannot run.
-void for_layouts(const std::string& path, const std::string& direction,
-                 const std::function<void(int, int, const Plan&)>& each) {
-  for (const int H : sizes)
-    for (int terms = 1; terms <= 3; terms++) {
-      const Plan chosen = plan(path_of(path), H, terms, is_backward(direction));
-      const bool there_is_none = chosen.refusal.rfind("no kernel for", 0) == 0;
-      if (!there_is_none && (chosen.H == H || chosen.H == 0)) each(H, terms, chosen);
-    }
-}
-
 int facts() {
   cudaDeviceProp device;
   int clock = 0, runtime = 0, driver = 0;
@@ -251,11 +300,11 @@ int facts() {
     print("{\"kind\": \"clusters\", \"size\": %d, \"at_once\": %d, \"why\": %s}", size, clusters.count,
           quoted(clusters.refusal).c_str());
   }
-  for (const std::string path : {"cluster", "cooperative"})
-    for (const std::string direction : {"forward", "backward"})
-      for_layouts(path, direction, [&](int H, int terms, const Plan& chosen) {
-        print("{\"kind\": \"teams\", %s, \"teams\": %d, \"why\": %s}",
-              fields(path, direction, H, terms).c_str(), chosen.teams, quoted(chosen.refusal).c_str());
+  for (const char* const path : paths)
+    for (const char* const direction : {"forward", "backward"})
+      for_kernels(path, direction, {}, [](const PersistentKernel& kernel) {
+        print("{\"kind\": \"teams\", %s, \"teams\": %d, \"why\": %s}", kernel.fields.c_str(),
+              kernel.plan.teams, quoted(kernel.plan.refusal).c_str());
       });
   time_launches<Nothing<false>>("plain", {128, 1, false, 0, nullptr});
   time_launches<Nothing<false>>("cooperative", {128, 1, true, 0, nullptr});
@@ -288,11 +337,11 @@ MMIXER_DEVICE Time now() {
 #endif
 }
 
-// How a wait makes visible what arrived: today's way, and two that were proposed.
+// How a wait makes visible what arrived. The kernels' own way is acquire_shared, and acquire_cluster
+// where the compiler does not know the fence of shared memory alone, which is PTX 8.6's.
 enum class Wait { acquire_cluster, acquire_shared, acquire_block };
 constexpr const char* wait_names[] = {"acquire.cluster", "relaxed and a fence of shared memory",
                                       "acquire.cta"};
-// The fence of shared memory alone is PTX 8.6's.
 #if defined(__CUDACC__) && __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ < 1208
 constexpr bool has_shared_fence = false;
 #else
@@ -302,13 +351,12 @@ constexpr bool has_shared_fence = true;
 template <Wait wait>
 MMIXER_DEVICE void wait_on(Mbarrier* barrier, uint32_t parity) {
 #ifdef __CUDACC__
-  if constexpr (wait == Wait::acquire_shared && has_shared_fence) {
+  if constexpr (wait == Wait::acquire_cluster) {
     asm volatile(
         "{\n.reg .pred done;\n"
         "again%=:\n"
-        "mbarrier.try_wait.parity.relaxed.cluster.shared::cta.b64 done, [%0], %1;\n"
-        "@!done bra again%=;\n"
-        "fence.acquire.sync_restrict::shared::cluster.cluster;\n}" ::"r"(shared_address(barrier)),
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+        "@!done bra again%=;\n}" ::"r"(shared_address(barrier)),
         "r"(parity)
         : "memory");
     return;
@@ -497,82 +545,72 @@ int network() {
 
 // ---- kernels
 
-// A persistent kernel with operands of its own, of up to `steps` steps.
-struct Operands {
-  const bool backward;
-  const int H, terms;
-  const Path path;
-  const Plan chosen;
-  const RandomWeights weights;
-  const std::vector<float> norms, hx, inputs;  // inputs are repeated
-  Array<uint16_t> weights_there;
-  Array<float> norms_there, hx_there, inputs_there;
-  Array<float> states, projected, r_std, grad_output, grad_h_n;  // backward reads the states
-  Array<float> grad_gates, grad_f_tilde, grad_hx, grad_norm;
-  Array<uint64_t> packets;
+// Of a direction's persistent kernels of one size and terms, for up to `steps` steps.
+class Operands {
+ public:
+  Operands(const PersistentKernel& kernel, int steps)
+      : backward_(kernel.backward),
+        H_(kernel.H),
+        terms_(kernel.terms),
+        weights_(terms_, H_),
+        norms_(random_floats(2 * norm_gates * H_, -1, 1)),
+        hx_(random_floats(batch * H_, -1, 1)),
+        inputs_(random_floats(size_t(steps) * gates * batch * H_, -1, 1)),
+        weights_there_(weights_.terms.size(), weights_.terms),
+        norms_there_(norms_.size(), norms_),
+        hx_there_(hx_.size(), hx_),
+        inputs_there_(size_t(steps) * gates * batch * H_, inputs_),
+        states_(size_t(steps) * batch * H_, random_floats(size_t(steps) * batch * H_, -1, 1)),
+        projected_(backward_ ? size_t(steps) * gates * batch * H_ : 1, inputs_),
+        r_std_(size_t(steps) * gates * batch, random_floats(size_t(steps) * 24, 0.5f, 1.5f)),
+        grad_output_(backward_ ? size_t(steps) * batch * H_ : 1, inputs_),
+        grad_h_n_(hx_.size(), hx_),
+        grad_gates_(backward_ ? size_t(steps) * gates * batch * H_ : 1),
+        grad_f_tilde_(backward_ ? size_t(steps) * batch * H_ : 1),
+        grad_hx_(hx_.size()),
+        grad_norm_(size_t(2) * gates * batch * H_) {}
 
-  Operands(Path path, bool backward, int H, int terms, const Plan& chosen, int steps)
-      : backward(backward),
-        H(H),
-        terms(terms),
-        path(path),
-        chosen(chosen),
-        weights(terms, H),
-        norms(random_floats(2 * norm_gates * H, -1, 1)),
-        hx(random_floats(samples * H, -1, 1)),
-        inputs(random_floats(size_t(steps) * gates * samples * H, -1, 1)),
-        weights_there(weights.terms.size(), weights.terms),
-        norms_there(norms.size(), norms),
-        hx_there(hx.size(), hx),
-        inputs_there(size_t(steps) * gates * samples * H, inputs),
-        states(size_t(steps) * samples * H, random_floats(size_t(steps) * samples * H, -1, 1)),
-        projected(backward ? size_t(steps) * gates * samples * H : 1, inputs),
-        r_std(size_t(steps) * gates * samples, random_floats(size_t(steps) * 24, 0.5f, 1.5f)),
-        grad_output(backward ? size_t(steps) * samples * H : 1, inputs),
-        grad_h_n(hx.size(), hx),
-        grad_gates(backward ? size_t(steps) * gates * samples * H : 1),
-        grad_f_tilde(backward ? size_t(steps) * samples * H : 1),
-        grad_hx(hx.size()),
-        grad_norm(size_t(2) * gates * samples * H),
-        packets(size_t(chosen.packets) / sizeof(uint64_t) + 1) {}
+  bool are_for(const PersistentKernel& kernel) const {
+    return H_ == kernel.H && terms_.parts == kernel.terms.parts && terms_.dtype == kernel.terms.dtype;
+  }
 
-  void run(int steps) const {
-    if (backward) {
+  void run(const PersistentKernel& kernel, uint64_t* packets, int steps) const {
+    if (backward_) {
       BackwardArguments a{};
-      a.weights = weights_there.data(), a.x_hat = inputs_there.data();
-      a.projected = projected.data(), a.r_std = r_std.data(), a.norms = norms_there.data();
-      a.states = states.data(), a.hx = hx_there.data(), a.grad_output = grad_output.data();
-      a.grad_output_stride = {0, int64_t(samples) * H, H};
+      a.weights = weights_there_.data(), a.x_hat = inputs_there_.data();
+      a.projected = projected_.data(), a.r_std = r_std_.data(), a.norms = norms_there_.data();
+      a.states = states_.data(), a.hx = hx_there_.data(), a.grad_output = grad_output_.data();
+      a.grad_output_stride = {0, int64_t(batch) * H_, H_};
       a.grad_output_dtype = a.grad_gates_dtype = Dtype::float32;
-      a.grad_h_n = grad_h_n.data(), a.grad_gates = grad_gates.data();
-      a.grad_f_tilde = grad_f_tilde.data(), a.grad_hx = grad_hx.data();
-      a.grad_norm = grad_norm.data(), a.packets = packets.data();
-      a.G = 1, a.T = steps, a.B = samples, a.H = H;
-      cuda::backward(path, terms, chosen.teams, a, nullptr);
+      a.grad_h_n = grad_h_n_.data(), a.grad_gates = grad_gates_.data();
+      a.grad_f_tilde = grad_f_tilde_.data(), a.grad_hx = grad_hx_.data();
+      a.grad_norm = grad_norm_.data(), a.packets = packets;
+      a.G = 1, a.T = steps, a.B = batch, a.H = H_;
+      backward(kernel.variant, kernel.plan.teams, a, nullptr);
     } else {
       ForwardArguments a{};
-      a.weights = weights_there.data(), a.input_gates = inputs_there.data();
-      a.norms = norms_there.data(), a.hx = hx_there.data(), a.states = states.data();
-      a.packets = packets.data();
-      a.G = 1, a.T = steps, a.B = samples, a.H = H, a.eps = 1e-5f;
-      forward(path, terms, chosen.teams, a, nullptr);
+      a.weights = weights_there_.data(), a.input_gates = inputs_there_.data();
+      a.norms = norms_there_.data(), a.hx = hx_there_.data(), a.states = states_.data();
+      a.packets = packets;
+      a.G = 1, a.T = steps, a.B = batch, a.H = H_, a.eps = 1e-5f;
+      forward(kernel.variant, kernel.plan.teams, a, nullptr);
     }
   }
 
   // All that a run of so many steps writes. What it does not write is NaN.
-  std::vector<float> results(const std::string& what, int steps) {
+  std::vector<float> results(const PersistentKernel& kernel, uint64_t* packets, int steps) {
     std::vector<std::pair<Array<float>*, size_t>> outputs;
-    const size_t step = size_t(samples) * H;
-    if (backward)
-      outputs = {{&grad_gates, steps * gates * step},
-                 {&grad_f_tilde, steps * step},
-                 {&grad_hx, step},
-                 {&grad_norm, 2 * gates * step}};
+    const size_t step = size_t(batch) * H_;
+    if (backward_)
+      outputs = {{&grad_gates_, steps * gates * step},
+                 {&grad_f_tilde_, steps * step},
+                 {&grad_hx_, step},
+                 {&grad_norm_, 2 * gates * step}};
     else
-      outputs = {{&states, steps * step}};
+      outputs = {{&states_, steps * step}};
     for (const auto& [array, size] : outputs) array->poison();
-    run(steps);
-    wait_or_exit(what);
+    run(kernel, packets, steps);
+    wait_or_exit(kernel.fields);
     std::vector<float> all;
     for (const auto& [array, size] : outputs) {
       const std::vector<float> x = array->first(size);
@@ -581,99 +619,124 @@ struct Operands {
     return all;
   }
 
-  // The states of Eq. 11-14 in float64. As in the kernel, pre-activations have no mean to remove.
+  // Of the first steps' states, against Eq. 11-14 in float64.
+  double error(const std::vector<float>& states) {
+    if (truth_.size() != states.size()) truth_ = truth(int(states.size()) / (batch * H_));
+    double difference = 0, norm = 0;
+    for (size_t i = 0; i < states.size(); i++) {
+      difference += (states[i] - truth_[i]) * (states[i] - truth_[i]);
+      norm += truth_[i] * truth_[i];
+    }
+    return std::sqrt(difference / norm);
+  }
+
+ private:
+  // As in the kernel, pre-activations have no mean to remove.
   std::vector<double> truth(int steps) const {
-    std::vector<double> state(hx.begin(), hx.end()), all;
-    for (int t = 0; t < steps; t++)
-      for (int s = 0; s < samples; s++) {
-        double* const h = &state[size_t(s) * H];
+    std::vector<double> state(hx_.begin(), hx_.end()), all;
+    for (int t = 0; t < steps; t++) {
+      for (int s = 0; s < batch; s++) {
+        double* const h = &state[size_t(s) * H_];
         const auto gate = [&](int which, const std::vector<double>& operand, auto activation) {
-          std::vector<double> a(H);
+          std::vector<double> a(H_);
           double square = 0;
-          for (int i = 0; i < H; i++) {
-            const float* const row = &weights.sum[(size_t(which) * H + i) * H];
-            const size_t place = ((size_t(t) * samples + s) * gates + which) * H + i;
-            a[i] = inputs[place % inputs.size()];
-            for (int k = 0; k < H; k++) a[i] += double(row[k]) * operand[k];
+          for (int i = 0; i < H_; i++) {
+            const float* const row = &weights_.sum[(size_t(which) * H_ + i) * H_];
+            const size_t place = ((size_t(t) * batch + s) * gates + which) * H_ + i;
+            a[i] = inputs_[place % inputs_.size()];
+            for (int k = 0; k < H_; k++) a[i] += double(row[k]) * operand[k];
             square += a[i] * a[i];
           }
-          const double scale = 1 / std::sqrt(square / H + 1e-5);
-          for (int i = 0; i < H; i++)
-            a[i] = activation(a[i] * scale * norms[(norm_r + which) * H + i] +
-                              norms[(norm_gates + norm_r + which) * H + i]);
+          const double scale = 1 / std::sqrt(square / H_ + 1e-5);
+          for (int i = 0; i < H_; i++)
+            a[i] = activation(a[i] * scale * norms_[(norm_r + which) * H_ + i] +
+                              norms_[(norm_gates + norm_r + which) * H_ + i]);
           return a;
         };
         const auto sigmoid = [](double x) { return 1 / (1 + std::exp(-x)); };
         const auto tanh = [](double x) { return std::tanh(x); };
-        std::vector<double> operand(h, h + H);
+        std::vector<double> operand(h, h + H_);
         const std::vector<double> r = gate(gate_r, operand, sigmoid);
         const std::vector<double> z = gate(gate_z, operand, sigmoid);
-        for (int i = 0; i < H; i++) operand[i] *= r[i];
+        for (int i = 0; i < H_; i++) operand[i] *= r[i];
         const std::vector<double> h_tilde = gate(gate_h, operand, tanh);
-        for (int i = 0; i < H; i++) h[i] = z[i] * h_tilde[i] + (1 - z[i]) * h[i];
-        if (s == samples - 1) all.insert(all.end(), state.begin(), state.end());
+        for (int i = 0; i < H_; i++) h[i] = z[i] * h_tilde[i] + (1 - z[i]) * h[i];
       }
+      all.insert(all.end(), state.begin(), state.end());
+    }
     return all;
   }
+
+  const bool backward_;
+  const int H_;
+  const Terms terms_;
+  const RandomWeights weights_;
+  const std::vector<float> norms_, hx_, inputs_;  // inputs are repeated
+  std::vector<double> truth_;
+  Array<uint16_t> weights_there_;
+  Array<float> norms_there_, hx_there_, inputs_there_;
+  Array<float> states_, projected_, r_std_, grad_output_, grad_h_n_;  // backward reads the states
+  Array<float> grad_gates_, grad_f_tilde_, grad_hx_, grad_norm_;
 };
+
+// What the teams of a kernel exchange their packets in.
+Array<uint64_t> packets_of(const PersistentKernel& kernel) {
+  return Array<uint64_t>(size_t(kernel.teams() * kernel.plan.packets) / sizeof(uint64_t) + 1);
+}
 
 size_t not_finite(const std::vector<float>& x) {
   return std::count_if(x.begin(), x.end(), [](float value) { return !std::isfinite(value); });
 }
 
-double relative_error(const std::vector<float>& x, const std::vector<double>& truth) {
-  double difference = 0, norm = 0;
-  for (size_t i = 0; i < truth.size(); i++) {
-    difference += (x[i] - truth[i]) * (x[i] - truth[i]);
-    norm += truth[i] * truth[i];
-  }
-  return std::sqrt(difference / norm);
-}
-
-int probe_kernel(const std::string& path, const std::string& direction, int H, int terms,
-                 const Plan& chosen) {
-  const std::string what = fields(path, direction, H, terms);
-  if (chosen.H == 0) {
-    print("{\"kind\": \"kernel\", %s, \"teams\": 0, \"why\": %s}", what.c_str(),
-          quoted(chosen.refusal).c_str());
-    return fine;
-  }
-  // Some ten times the error under the emulator: a GPU's tensor cores and tanh round otherwise.
-  constexpr double bounds[] = {4e-3, 2e-5, 2e-6};
-  Operands operands(path_of(path), is_backward(direction), H, terms, chosen, long_run);
-  constexpr int checked = 3;
-  std::string error;
+int probe_kernel(const PersistentKernel& kernel, Operands& operands) {
+  const char* const fields = kernel.fields.c_str();
+  const Array<uint64_t> packets = packets_of(kernel);
+  const auto results = [&](int steps) { return operands.results(kernel, packets.data(), steps); };
+  const auto microseconds = [&](int steps) {
+    return 1e3 * milliseconds(kernel.fields, [&] { operands.run(kernel, packets.data(), steps); });
+  };
+  const std::vector<float> begin = results(3);
+  std::string more;
   bool right = true;
-  const std::vector<float> begin = operands.results(what, checked);
-  if (!operands.backward) {
-    const double far = relative_error(begin, operands.truth(checked));
-    right = far < bounds[terms - 1];  // false for NaN
-    error = ", \"error\": " + (std::isfinite(far) ? std::to_string(1e6 * far) + "e-6" : "null");
+  if (!kernel.backward) {
+    const double far = operands.error(begin);
+    right = far < kernel.terms.bound;  // false for NaN
+    more = ", \"error\": " + (std::isfinite(far) ? std::to_string(1e6 * far) + "e-6" : "null");
   }
-  const std::vector<float> expected = operands.results(what, short_run);
+  if (kernel.plan.teams < kernel.teams())
+    more += ", \"why\": \"one team at a time: the time is that of both\"";
+  const std::vector<float> expected = results(short_run);
   int differ = 0;
   for (int i = 0; i < runs; i++) {
-    const std::vector<float> again = operands.results(what, short_run);
+    const std::vector<float> again = results(short_run);
     differ += std::memcmp(again.data(), expected.data(), expected.size() * sizeof(float)) != 0;
   }
   const size_t bad = not_finite(begin) + not_finite(expected);
-  const double after_short = 1e3 * milliseconds(what, [&] { operands.run(short_run); });
-  const double after_long = 1e3 * milliseconds(what, [&] { operands.run(long_run); });
+  const double after_short = microseconds(short_run), after_long = microseconds(long_run);
   print("{\"kind\": \"kernel\", %s, \"teams\": %d, \"us_per_step\": %.3f, \"us_%d\": %.1f, "
         "\"us_%d\": %.1f, \"not_finite\": %zu, \"differ\": %d, \"runs\": %d%s}",
-        what.c_str(), chosen.teams, (after_long - after_short) / (long_run - short_run), short_run,
-        after_short, long_run, after_long, bad, differ, runs, error.c_str());
+        fields, kernel.plan.teams, (after_long - after_short) / (long_run - short_run), short_run,
+        after_short, long_run, after_long, bad, differ, runs, more.c_str());
   return right && !bad && !differ ? fine : wrong;
 }
 
-int kernels(const std::string& path, const std::string& direction, int only_H, int only_terms) {
+int kernels(const std::string& path, const std::string& direction, const Words& which) {
   int status = fine, seen = 0;
-  for_layouts(path, direction, [&](int H, int terms, const Plan& chosen) {
-    if (only_H && (H != only_H || terms != only_terms)) return;
+  std::unique_ptr<Operands> operands;
+  for_kernels(path, direction, which, [&](const PersistentKernel& kernel) {
     seen++;
-    status = std::max(status, probe_kernel(path, direction, H, terms, chosen));
+    if (kernel.plan.H == 0) {
+      print("{\"kind\": \"kernel\", %s, \"teams\": 0, \"why\": %s}", kernel.fields.c_str(),
+            quoted(kernel.plan.refusal).c_str());
+      return;
+    }
+    if (!operands || !operands->are_for(kernel)) {
+      operands.reset();
+      operands = std::make_unique<Operands>(kernel, long_run);
+    }
+    status = std::max(status, probe_kernel(kernel, *operands));
   });
-  if (!seen) throw std::invalid_argument("there is no kernel of that H and that many terms");
+  if (!seen) throw std::invalid_argument("there is no such kernel");
   return status;
 }
 
@@ -697,9 +760,10 @@ struct CellOperands {
     for (int gate = 0; gate < norm_gates; gate++) {
       const size_t size = size_t(H) * H * (gate == norm_s ? 2 : 1);
       const std::vector<float> x = random_floats(size, -1 / std::sqrt(float(H)), 1 / std::sqrt(float(H)));
-      std::vector<uint16_t> narrow(x.size());
-      std::transform(x.begin(), x.end(), narrow.begin(), bfloat16);
-      weights.emplace_back(size, narrow);
+      std::vector<uint16_t> rounded(x.size());
+      std::transform(x.begin(), x.end(), rounded.begin(),
+                     [](float value) { return narrow(value, Dtype::bfloat16); });
+      weights.emplace_back(size, rounded);
     }
     CHECK(cudaMemset(workspace.data(), 0, size_t(chosen.workspace)));
   }
@@ -758,7 +822,7 @@ int cell() {
 
 // ---- once
 
-int once(const std::string& path, const std::string& direction) {
+int once(const std::string& path, const std::string& direction, const Words& which) {
   constexpr int steps = 3;
   patience = 25;
   int count = 0;
@@ -766,11 +830,10 @@ int once(const std::string& path, const std::string& direction) {
     CellOperands(45, 8).results("\"path\": \"cell\"");
     count++;
   } else {
-    for_layouts(path, direction, [&](int H, int terms, const Plan& chosen) {
-      if (chosen.H == 0) return;
+    for_kernels(path, direction, which, [&](const PersistentKernel& kernel) {
+      if (kernel.plan.H == 0) return;
       count++;
-      Operands operands(path_of(path), is_backward(direction), H, terms, chosen, steps);
-      operands.results(fields(path, direction, H, terms), steps);
+      Operands(kernel, steps).results(kernel, packets_of(kernel).data(), steps);
     });
   }
   if (count == 0) throw std::runtime_error("no kernel of path " + path + " runs on this GPU");
@@ -778,19 +841,17 @@ int once(const std::string& path, const std::string& direction) {
   return fine;
 }
 
-int run(const std::vector<std::string>& words) {
+int run(const Words& words) {
   const size_t count = words.size();
   if (count == 1 && words[0] == "facts") return facts();
   if (count == 1 && words[0] == "network") return network();
   if (count == 1 && words[0] == "cell") return cell();
-  if (count == 3 && words[0] == "kernels") return kernels(words[1], words[2], 0, 0);
-  if (count == 5 && words[0] == "kernels")
-    return kernels(words[1], words[2], std::stoi(words[3]), std::stoi(words[4]));
-  if (words[0] == "once" && (count == 3 || (count == 2 && words[1] == "cell")))
-    return once(words[1], count == 3 ? words[2] : "");
+  if (count == 2 && words[0] == "once" && words[1] == "cell") return once("cell", "", {});
+  if (count >= 3 && count <= 7 && (words[0] == "kernels" || words[0] == "once"))
+    return (words[0] == "once" ? once : kernels)(words[1], words[2], {words.begin() + 3, words.end()});
   throw std::invalid_argument(
-      "the arguments must be: facts | network | kernels PATH DIRECTION [H TERMS] | cell | "
-      "once PATH DIRECTION | once cell");
+      "the arguments must be: facts | network | cell | once cell | "
+      "kernels or once PATH DIRECTION [H [PARTS [TERMS [SAMPLES]]]]");
 }
 
 }  // namespace
@@ -798,8 +859,8 @@ int run(const std::vector<std::string>& words) {
 
 int main(int count, char** words) {
   try {
-    return mmixer::cuda::run(count > 1 ? std::vector<std::string>(words + 1, words + count)
-                                       : std::vector<std::string>{""});
+    return mmixer::cuda::run(count > 1 ? mmixer::cuda::Words(words + 1, words + count)
+                                       : mmixer::cuda::Words{""});
   } catch (const std::exception& error) {
     mmixer::cuda::print("{\"kind\": \"error\", \"what\": %s}",
                         mmixer::cuda::quoted(error.what()).c_str());

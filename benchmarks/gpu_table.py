@@ -26,22 +26,22 @@ Document = dict[str, Any]
 LIMITS = {
     "cluster": "latency of the exchanges in a cluster (forward 4 a step, backward 2)",
     "cooperative": "latency of the exchanges through L2 (forward 4 a step, backward 2)",
+    "wide": "latency of the exchanges through L2, in packets of 16 bytes",
     "step": "launches of four kernels a step, or at large B their products",
 }
 """The nearest limit of a step by the design; csrc/cuda/forward.h and backward.h."""
 
+KERNEL = ("path", "direction", "hidden", "parts", "terms", "samples")
+"""What names a persistent kernel in a record of the probe."""
 PROBE = {
     "device": (
         "The device, by the probe",
         ("name", "capability", "multiprocessors", "l2_mib", "clock_mhz", "runtime", "driver"),
     ),
-    "hang": ("Kernels that did not end", ("path", "direction", "hidden", "parts")),
+    "hang": ("Kernels that did not end", KERNEL),
     "error": ("Errors of the probe", ("what",)),
     "clusters": ("Clusters that run at once", ("size", "at_once", "why")),
-    "teams": (
-        "Teams that run at once",
-        ("path", "direction", "hidden", "parts", "teams", "why"),
-    ),
+    "teams": ("Teams that run at once", (*KERNEL, "teams", "why")),
     "exchange": (
         "Exchanges in a cluster",
         ("what", "wait", "blocks", "clusters", "bytes", "cycles", "ns"),
@@ -51,7 +51,7 @@ PROBE = {
     "kernel": (
         "The recurrence's kernels by themselves; differ: runs whose bits are not the first one's",
         (
-            *("path", "direction", "hidden", "parts", "teams"),
+            *(*KERNEL, "teams"),
             *("us_per_step", "us_64", "us_1024", "not_finite", "differ", "runs", "error"),
         ),
     ),
@@ -233,6 +233,7 @@ def text(document: Document) -> str:
         _section(_parts, document.get("parts") or {}),
         _list("Left out", left_out),
         *(_section(_probe, probe, kind) for kind in PROBE),
+        _section(_variants, probe),
         _section(_other_records, probe),
         _section(_times, timed),
         _section(_slopes, timed),
@@ -290,6 +291,35 @@ def _probe(records: Sequence[Any], kind: str) -> str:
     head = [*columns, *(name for record in chosen for name in record)]
     head = [name for name in dict.fromkeys(head) if name != "kind"]
     return _table(title, head, [[_cell(record.get(x)) for x in head] for record in chosen])
+
+
+def _variants(records: Sequence[Any]) -> str:
+    """Kernels of the probe beside those of which they are a variant."""
+    steps = {}
+    for record in _of_kind(records, "kernel"):
+        if step := _sound_step(record):
+            steps[tuple(record.get(name) for name in KERNEL)] = step
+    body = []
+    for kernel, step in steps.items():
+        path, *size, samples = kernel
+        baselines = {}
+        if samples == 4:
+            baselines["8 samples"] = (path, *size, 8)
+        if path == "wide":
+            baselines["cooperative"] = ("cooperative", *size, samples)
+        ratios = [
+            f"{name} {steps[baseline] / step:.2f}x"
+            for name, baseline in baselines.items()
+            if baseline in steps
+        ]
+        if ratios:
+            body.append([*map(_cell, kernel), "; ".join(ratios)])
+    return _table(
+        "Variants of the recurrence's kernels by themselves: their baselines' steps over theirs; "
+        "above 1 the variant is faster",
+        [*KERNEL, "times faster than"],
+        body,
+    )
 
 
 def _other_records(records: Sequence[Any]) -> str:
@@ -461,12 +491,24 @@ def _step_by_the_probe(records: Sequence[Any], case: Case) -> str:
         return ""
     steps = {}
     for record in _of_kind(records, "kernel"):
-        sound = not record.get("not_finite") and not record.get("differ")
-        wanted = {"direction": "forward", "hidden": case.hidden, "parts": 1}
-        step = record.get("us_per_step")
-        if sound and isinstance(step, int | float) and wanted.items() <= record.items():
-            steps[step] = f"{record.get('path')}, teams: {record.get('teams')}"
+        wanted = {
+            "direction": "forward",
+            "hidden": case.hidden,
+            "parts": 1,
+            "terms": case.precision,
+        }
+        step = _sound_step(record)
+        if step is not None and wanted.items() <= record.items():
+            samples, teams = record.get("samples"), record.get("teams")
+            steps[step] = f"{record.get('path')}, teams: {teams} of {samples} samples"
     return f"{min(steps):.2f} by the probe ({steps[min(steps)]})" if steps else ""
+
+
+def _sound_step(record: Row) -> float | None:
+    """Of a kernel of the probe that gave equal and finite numbers."""
+    step = record.get("us_per_step")
+    sound = not record.get("not_finite") and not record.get("differ")
+    return step if sound and isinstance(step, int | float) else None
 
 
 def _same_but_length(rows: Sequence[Row]) -> list[list[Row]]:

@@ -1,20 +1,22 @@
 """`python benchmarks/latency_model.py [FILE]`: what a step of the recurrence costs, predicted.
 
-FILE has nvcc's machine code of the persistent kernels: the extension (the default), or an object.
+FILE has nvcc's machine code of the persistent kernels: the extension, which is the default, or an
+object.
 
-The code of a kernel's loop over time is run by a model of one warp. An instruction starts when the one
-before it allows that and the counters that it waits for are at zero (`sass.Instruction`); for how long a
-counter waits, where no latency is fixed, is in the table below. What a warp sends arrives everywhere a
-hop later, and a wait ends when the last message of its channel has arrived, which in a team is that of
-any block: they all do the same at the same time.
+The code of a kernel's loop over time is run by a model of one warp. An instruction starts when the
+one before it allows that and the counters that it waits for are at zero (`sass.Instruction`); for
+how long a counter waits, where no latency is fixed, is in the table below. What a warp sends
+arrives everywhere a hop later, and a wait ends when the last message of its channel has arrived,
+which in a team is that of any block: they all do the same at the same time.
 
-So a step is a circle of waits, each of which ends a hop after a send. `work` is what lies between, from
-the end of a wait to the last send that the next one waits for: what a step costs without the network.
-What a warp does while a message travels costs nothing as long as the hop takes longer; `hidden` is how
-much that is.
+So a step is a circle of waits, each of which ends a hop after a send. `work` is what lies between,
+from the end of a wait to the last send that the next one waits for: what a step costs without the
+network. What a warp does while a message travels costs nothing as long as the hop takes longer;
+`hidden` is how much that is.
 
-Not in the model: other warps (two share a scheduler and its tensor core), bank conflicts, the clock, and
-what comes late from memory. It orders variants of one kernel; it does not replace a measurement.
+Not in the model: other warps (two share a scheduler and its tensor core), bank conflicts, the cost
+of an invalidation of L1, the clock, and what comes late from memory. It orders variants of one
+kernel; it does not replace a measurement.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ OTHERS = 24  # [3]: to the result of what the table does not name
 
 HOP = 200  # [3]: from a store to a barrier of another block; a load of its memory takes 180 [1]
 BYTES_PER_CYCLE = (32, 12)
-"""Into a multiprocessor from its cluster. The first is an estimate; 11 to 14 were seen, by loads [1]."""
+"""Into a multiprocessor from its cluster: an estimate, and what was seen by loads, 11 to 14 [1]."""
 L2_STORE, L2_LOAD = 350, 270  # [3]: until a store is seen there; [1]
 CLOCK = 1.98  # GHz
 
@@ -120,8 +122,8 @@ class _Products:
 
 
 class _Addresses:
-    """Which barrier an instruction of the cluster path names: the registers' values as far as they are
-    a constant beside the start of shared memory."""
+    """Which barrier an instruction of the cluster path names: the registers' values, as far as they
+    are a constant beside the start of shared memory."""
 
     def __init__(self) -> None:
         self.values: dict[str, tuple[str, int]] = {"RZ": ("", 0), "URZ": ("", 0)}
@@ -154,7 +156,7 @@ class _Addresses:
             result = "shared", 0
         else:
             result = f"{target}@{instruction.address:x}", 0
-        self.values[target] = result  # A predicate that guards it also guards its use.
+        self.values[target] = result  # A predicate that guards this guards its use, too.
 
     def barrier(self, instruction: Instruction) -> str:
         found = re.search(r"\[([^\]]+)\]", instruction.operands)
@@ -249,7 +251,8 @@ def _run(
     for _ in range(8):
         begin, waits = now, []
         for instruction, event in zip(loop, events, strict=True):
-            start = max(now, products.needed_at(instruction), *(counters[i] for i in instruction.waits))
+            needed = (counters[i] for i in instruction.waits)
+            start = max(now, products.needed_at(instruction), *needed)
             products.start(instruction, start)
             result = start + latency(instruction)
             if event.kind == "send":
@@ -275,9 +278,7 @@ def _run(
 def predict(kernel: Kernel) -> Prediction:
     """Raises ValueError for code in which the loop or the barriers are not found."""
     loop = sass.loop_over_time(kernel)
-    events = (
-        _cluster_events(kernel, loop) if kernel.path == "cluster" else _global_events(loop)
-    )
+    events = _cluster_events(kernel, loop) if kernel.path == "cluster" else _global_events(loop)
     networks = {b: _network(kernel, loop, events, b) for b in BYTES_PER_CYCLE}
     # Behind hops that are longer than anything that is hidden there.
     slow = networks[BYTES_PER_CYCLE[0]]
@@ -316,6 +317,8 @@ def main() -> None:
     parser.add_argument("--samples", type=int, choices=(4, 8))
     parser.add_argument("--parts", type=int, default=1, help="terms of a float in products")
     options = parser.parse_args()
+    if sass.cuobjdump() is None:
+        parser.error("there is no cuobjdump: install CUDA's or triton")
     file = options.file
     if file is None:
         from mmixer_kernels import _native

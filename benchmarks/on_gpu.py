@@ -10,7 +10,8 @@ follows. Parts, in this order:
   group      the same: N = 3 beside N = 1, and the paths beside each other
   paper      the same: the paper's calls, H = 768, and the names of cuDNN's kernels
   tests      tests/engines/test_cuda_device.py, a process for each path
-  sizes      bench_cuda.py, other sizes
+  variants   bench_cuda.py: teams of 4 samples beside 8, packets of 16 bytes beside 8
+  sizes      the same: other sizes
   triton     tests of the triton engine, and benchmarks/engines/bench_triton.py
   network    benchmarks/bench_network.py
   compiled   torch.compile of the eager reference and of the network; FlashRNN, if it is here
@@ -47,10 +48,11 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = os.environ.get("PYTHON") or sys.executable
-PERSISTENT = ("cluster", "cooperative")
-SEQUENCES = (*PERSISTENT, "step")
-PATHS = ("cell", *SEQUENCES)
+PERSISTENT = ("cluster", "cooperative", "wide")
+PATHS = ("cell", *PERSISTENT, "step")
 """Of the engine (mmixer_kernels/engines/cuda.py), which nothing here imports: it may be broken."""
+TESTED = ("cluster", "cooperative", "step")
+"""Paths that the device tests name; "wide" is measured alone."""
 DIRECTIONS = ("forward", "backward")
 MOST_SECONDS = 520
 """Of all parts. A command on a lent machine ends after 600, and its end must not come first."""
@@ -65,7 +67,7 @@ HANG = 3
 NO_TESTS = 5
 """pytest's exit status where it has selected no test."""
 PARTS = (
-    *("build", "probe", "sequence", "group", "paper", "tests", "sizes"),
+    *("build", "probe", "sequence", "group", "paper", "tests", "variants", "sizes"),
     *("triton", "network", "compiled", "sanitizer"),
 )
 PYTEST = ("-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts=", "-v", "-rs")
@@ -302,7 +304,7 @@ class Job:
                     self.leave_out(path, f"{direction} {why}")
                 if ended.status == HANG:  # is it so for teams of fewer blocks too?
                     for hidden in ("128", "256"):
-                        ask(8, "kernels", path, direction, hidden, "1")
+                        ask(8, "kernels", path, direction, hidden, "1", "bfloat16", "8")
         if (why := _fault(ask(15, "cell"))) is not None:
             self.leave_out("cell", why)
         ask(15, "network")
@@ -321,15 +323,18 @@ class Job:
 
     def tests(self) -> str:
         verdicts = {}
-        for path in (path for path in SEQUENCES if path in self.paths):
+        for path in (path for path in TESTED if path in self.paths):
             ended = self.pytest("tests", 60, 20, DEVICE_TESTS, "--durations", "5", "-k", path)
             verdicts[path] = ended.verdict
             if ended.hung:
                 self.leave_out(path, f"its tests hung, {ended.count('PASSED')} passed")
-        rest = " and ".join(f"not {path}" for path in SEQUENCES)
+        rest = " and ".join(f"not {path}" for path in TESTED)
         # Some of the rest compile by Inductor and Triton.
         ended = self.pytest("tests", 120, 60, DEVICE_TESTS, "--durations", "5", "-k", rest)
         return _failed({**verdicts, "rest": ended.verdict})
+
+    def variants(self) -> str:
+        return self.measure("variants", "engines/bench_cuda.py", 60, 40, "-k", "samples or packets")
 
     def sizes(self) -> str:
         return self.measure("sizes", "engines/bench_cuda.py", 100, 60, "-k", "size")
@@ -367,7 +372,7 @@ class Job:
             words += ("--report-api-errors", "no")
             for probe in probes:
                 if check == "memcheck" or "cluster" not in probe:
-                    ended = self.run("sanitizer", 40, *words, self.folder / "gpu_probe", *probe)
+                    ended = self.run("sanitizer", 60, *words, self.folder / "gpu_probe", *probe)
                     verdicts[f"{check} {' '.join(probe)}"] = ended.verdict
             without = {*self.left_out, *(["cluster"] if check == "racecheck" else [])} - {"cell"}
             selection = "test_small and (bfloat16 or float32-high)"
@@ -484,14 +489,13 @@ def _fault(ended: Ended) -> str | None:
     records = _records(ended.output.splitlines())
     hang = next((record for record in records if record.get("kind") == "hang"), None)
     if hang is not None:
-        return f"hung at H = {hang.get('hidden')}, {hang.get('parts', 1)} terms"
+        return f"hung at {_kernel(hang)}"
     if ended.status == 0:
         return None
     if ended.status is None:
         return None if ended.cut else f"did not end: {ended.verdict}"
     wrong = [
-        f"H = {record.get('hidden')}, {record.get('parts', 1)} terms: "
-        f"{record.get('differ')} of {record.get('runs')} runs differ, "
+        f"{_kernel(record)}: {record.get('differ')} of {record.get('runs')} runs differ, "
         f"{record.get('not_finite')} values not finite, error {record.get('error', 'not known')}"
         for record in records
         if ended.status == 1 and (record.get("differ") or record.get("not_finite"))
@@ -500,6 +504,12 @@ def _fault(ended: Ended) -> str | None:
         return "is wrong: " + ("; ".join(wrong) or "its error is above the probe's bound")
     errors = [str(record.get("what")) for record in records if record.get("kind") == "error"]
     return f"crashed: {'; '.join(errors) or f'exit status {ended.status}'}"
+
+
+def _kernel(record: dict[str, Any]) -> str:
+    """Of which kernel the probe has written a record."""
+    names = ("hidden", "parts", "terms", "samples", "batch")
+    return ", ".join(f"{name} {record[name]}" for name in names if name in record)
 
 
 def _environment() -> dict[str, str]:

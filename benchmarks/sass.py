@@ -1,7 +1,7 @@
 """The machine code that nvcc made of the recurrence's kernels, as cuobjdump prints it.
 
-An instruction of compute capability 7.0 and newer is 128 bits, of which 17 tell the hardware when it
-may start: how long the next one waits, which of six counters it increases until its result is
+An instruction of compute capability 7.0 and newer is 128 bits, of which 17 tell the hardware when
+it may start: how long the next one waits, which of six counters it increases until its result is
 written or its operands are read, and which of them must be at zero before.
 """
 
@@ -12,7 +12,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,7 +56,22 @@ class Kernel:
     resident: int
     samples: int
     terms: int  # `Dtype` in csrc/cuda/arguments.h
-    code: tuple[Instruction, ...]
+    code: tuple[Instruction, ...] = field(repr=False)
+
+    @property
+    def row_tiles(self) -> int:
+        """Of 16 rows, of a warp."""
+        return self.hidden // self.blocks // 16 // self._row_groups
+
+    @property
+    def k_blocks(self) -> int:
+        """Of 32 columns, of a warp."""
+        return self.hidden // 32 // (self.warps // self._row_groups)
+
+    @property
+    def _row_groups(self) -> int:
+        tiles = self.hidden // self.blocks // 16
+        return tiles if self.warps % tiles == 0 else 1
 
     def __str__(self) -> str:
         return (
@@ -95,7 +110,8 @@ _LAYOUT = re.compile(
 )
 _LINE = re.compile(
     r"\s+/\*(?P<address>[0-9a-f]{4,})\*/\s+(?P<predicate>@!?U?P\w+ )?\s*"
-    r"(?P<opcode>[A-Z]\w*(?:\.\w+)*)\s*(?P<operands>[^;]*?)\s*;\s+/\* 0x[0-9a-f]{16} \*/\s*"
+    r"(?P<opcode>[A-Z]\w*(?:\.\w+)*)\s*(?P<operands>[^;]*?)\s*"
+    r"(?:[&?]\w[^;]*)?;\s+/\* 0x[0-9a-f]{16} \*/\s*"  # from 10.0 on with what control says
     r"\n\s+/\* 0x(?P<high>[0-9a-f]{16}) \*/"
 )
 
@@ -139,9 +155,9 @@ def kernels(text: str) -> Iterator[Kernel]:
 def loop_over_time(kernel: Kernel) -> tuple[Instruction, ...]:
     """The instructions of a step in the order in which a warp takes them, where nothing is late.
 
-    A branch forward is not taken: it leads to another look at a barrier, or past what a warp without
-    rows has not to do. Where it leads around a call, to the slow path of a division for instance, it
-    is taken.
+    A branch forward is not taken: it leads to another look at a barrier, or past what a warp
+    without rows has not to do. Where it leads around a call, to the slow path of a division for
+    instance, it is taken.
     """
     code = kernel.code
     places = {instruction.address: i for i, instruction in enumerate(code)}

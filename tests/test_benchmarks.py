@@ -338,7 +338,7 @@ for name in ("FusedMCU", "FusedMCUCell", "MMixer"):
 mmixer_kernels.engines = lambda: {
     name: EngineState(name != "cpu", "rehearsed") for name in ("cpu", "cuda", "triton")
 }
-cuda.PATHS = ("cooperative", "step")
+cuda.PATHS = ("cooperative", "wide", "step")
 cuda._native_plan = lambda *_: (8, 1, 1, "")
 cuda.state = triton.state = lambda *_: EngineState(True, "rehearsed")
 
@@ -398,6 +398,7 @@ def test_every_benchmark_of_a_gpu_runs_to_its_end(rehearsal):
     kinds = Counter(x["settings"].get("kind", "network") for x in document["comparisons"])
     assert kinds["sequence"] == 16 + 8 + 28  # test_sequence, test_wide, test_size
     assert (kinds["paper"], kinds["paths"], kinds["group"]) == (12, 4, 4)
+    assert (kinds["samples"], kinds["packets"]) == (4, 4)
     assert (kinds["kernels"], kinds["network kernels"], kinds["network"]) == (12, 4, 4)
     assert (kinds["triton"], kinds["cell, cuda"], kinds["cell, triton"]) == (10, 2, 2)
 
@@ -407,8 +408,15 @@ def test_what_the_rehearsed_benchmarks_record(rehearsal):
     comparisons = rehearsal[0]["comparisons"]
     paths = [x for x in comparisons if x["settings"].get("kind") == "paths"]
     for row in paths:
-        assert row["missing"] == {"cluster": "left out by MMIXER_CUDA_PATHS"}
+        assert row["missing"] == {"cluster": "MMIXER_CUDA_PATHS does not name it"}
         assert row["by_host"] == ["step"]
+    for kind, names in (
+        ("samples", ["teams of 4", "teams of 8"]),
+        ("packets", ["wide", "cooperative"]),
+    ):
+        for row in (x for x in comparisons if x["settings"].get("kind") == kind):
+            assert list(row["seconds"]["GPU"]) == names
+            assert row["settings"]["ours"] == names[0]
     paper = [x for x in comparisons if x["settings"].get("kind") == "paper"]
     assert {x["settings"]["modalities"] for x in paper} == {1, 2, 3}
     assert all({*x["seconds"]["GPU"]} == {"mcu_group", "nn.GRU", "nn.LSTM"} for x in paper)
@@ -422,7 +430,7 @@ def test_the_table_of_the_rehearsed_benchmarks(rehearsal):
     text = gpu_table.text({"results": {"rehearsal": rehearsal[0]}})
     assert "rehearsed" in text
     assert "the slope between the lengths" in text
-    assert "left out by MMIXER_CUDA_PATHS" in text
+    assert "cluster: MMIXER_CUDA_PATHS does not name it" in text
     assert "step host" in text
     assert "M-Mixer, N = 3, engine cuda" in text
 
@@ -432,12 +440,12 @@ def test_what_matters_most_is_measured_first(rehearsal):
     seen = [
         x.split("::")[1].split("[")[0].split()[0] for x in rehearsal[1].splitlines() if "::" in x
     ]
-    of_cuda = list(dict.fromkeys(seen))[:7]
+    of_cuda = list(dict.fromkeys(seen))[:9]
     assert of_cuda == [
         *("test_sequence", "test_group", "test_path", "test_paper", "test_wide"),
-        *("test_kernels_of_sequence", "test_size"),
+        *("test_kernels_of_sequence", "test_samples", "test_packets", "test_size"),
     ]
-    words = ("sequence", "wide", "paper", "path", "group")
+    words = ("sequence", "wide", "paper", "path", "group", "samples", "packets")
     for name in of_cuda:
         assert sum(word in name for word in words) == (name != "test_size")
     precisions = [x["settings"]["precision"] for x in rehearsal[0]["comparisons"][:16]]

@@ -210,7 +210,8 @@ PROBE = [
 
 def kernel(path, step, **more):
     record = {"kind": "kernel", "path": path, "direction": "forward", "hidden": 512, "parts": 1}
-    return {**record, "teams": 1, "us_per_step": step, "not_finite": 0, "differ": 0, **more}
+    record |= {"terms": "bfloat16", "samples": 8, "teams": 1, "us_per_step": step}
+    return {**record, "not_finite": 0, "differ": 0, **more}
 
 
 def test_the_probes_records_and_the_parts_without_any_result():
@@ -242,7 +243,7 @@ def test_the_probes_records_and_the_parts_without_any_result():
     assert '"a line of its own"' in text
     assert line(text, "1.85", "new")
     target = line(text, "us per step: at most 1.5")
-    assert target.endswith("1.85 by the probe (cluster, teams: 1)  not measured")
+    assert target.endswith("1.85 by the probe (cluster, teams: 1 of 8 samples)  not measured")
     assert line(text, "us per step: at most 4").endswith("not measured")
     assert "by the probe" not in line(text, "us per step: at most 4")
     assert "by the probe" not in line(text, "at most 1.9", "Tx16x768")
@@ -251,11 +252,48 @@ def test_the_probes_records_and_the_parts_without_any_result():
 def test_a_kernel_with_wrong_numbers_counts_for_nothing():
     wrong = [kernel("cluster", 1.0, differ=1), kernel("cluster", 1.1, not_finite=2)]
     wrong += [kernel("cluster", 0.9, parts=2), kernel("cluster", 0.8, direction="backward")]
-    wrong += [kernel("cluster", None)]
+    wrong += [kernel("cluster", 0.7, terms="float16"), kernel("cluster", None)]
     text = gpu_table.text({"probe": wrong})
     assert "by the probe (" not in text
     right = gpu_table.text({"probe": [*wrong, kernel("cooperative", 3.3)]})
     assert "3.30 by the probe (cooperative" in right
+
+
+def test_variants_of_the_probes_kernels_beside_what_they_are_variants_of():
+    text = gpu_table.text(
+        {
+            "probe": [
+                kernel("cluster", 2.0),
+                kernel("cluster", 1.6, samples=4),
+                kernel("cluster", 9.0, hidden=256, samples=4),  # beside nothing
+                kernel("cooperative", 3.0),
+                kernel("cooperative", 3.3, samples=4),
+                kernel("wide", 2.4),
+                kernel("wide", 2.2, samples=4),
+                kernel("wide", 1.0, hidden=128, differ=1),  # of wrong numbers
+                kernel("cooperative", 2.0, hidden=128),
+            ]
+        }
+    )
+    section = text[text.index("Variants of the recurrence's kernels") :].split("\n\n")[0]
+    assert section.count("\n") == 1 + 4
+    assert line(section, "cluster").endswith("8 samples 1.25x")
+    assert line(section, "cooperative  forward").endswith("8 samples 0.91x")
+    assert line(section, "wide", " 8  ").endswith("  cooperative 1.25x")
+    assert line(section, "wide", " 4  ").endswith("8 samples 1.09x; cooperative 1.50x")
+
+
+def test_variants_are_compared_by_their_ratio():
+    text = table(
+        row("samples", 64, {"teams of 4": 1e-4, "teams of 8": 1.5e-4}),
+        row("samples", 1024, {"teams of 4": 1.3e-3, "teams of 8": 2e-3}),
+        row("packets", 64, {"wide": 1e-4, "cooperative": 8e-5}),
+        row("packets", 1024, {"wide": 2e-3, "cooperative": 3e-3}),
+    )
+    assert line(text, "teams of 4", "64x8x512").endswith("teams of 8 1.50x (1.50x)")
+    assert line(text, "8x512", "teams of 4 1.25; teams of 8 1.93")
+    assert line(text, "wide", "1024x8x512").endswith("cooperative 1.50x (1.50x)")
+    assert line(text, "wide: latency of the exchanges through L2")
 
 
 def test_torchs_number_comes_before_the_probes():

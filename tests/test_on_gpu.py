@@ -30,16 +30,21 @@ PROBE = """#!/bin/bash
 case "$*" in
   facts) echo '{"kind": "device", "name": "made up", "capability": "9.0"}' ;;
   "kernels cluster forward")
-    echo '{"kind": "hang", "path": "cluster", "direction": "forward", "hidden": 512, "parts": 1}'
+    echo '{"kind": "hang", "path": "cluster", "direction": "forward", "hidden": 512,' \\
+      '"parts": 1, "terms": "bfloat16", "samples": 8}'
     exit 3 ;;
-  "kernels cluster forward 128 1") echo '{"kind": "kernel", "hidden": 128, "us_per_step": 1.5}' ;;
-  "kernels cluster forward 256 1") exit 3 ;;
+  "kernels cluster forward 128 1 bfloat16 8")
+    echo '{"kind": "kernel", "hidden": 128, "us_per_step": 1.5}' ;;
+  "kernels cluster forward 256 1 bfloat16 8") exit 3 ;;
   "kernels cluster backward") sleep 600 ;;
   "kernels cooperative forward")
     echo '{"kind": "kernel", "path": "cooperative", "direction": "forward", "hidden": 512,' \\
-      '"parts": 1, "us_per_step": 3.25, "not_finite": 0, "differ": 4, "runs": 20}'
+      '"parts": 1, "terms": "float16", "samples": 4, "us_per_step": 3.25, "not_finite": 0,' \\
+      '"differ": 4, "runs": 20}'
     exit 1 ;;
   "kernels cooperative backward") ;;
+  "kernels wide forward") echo '{"kind": "error", "what": "no such kernel"}'; exit 2 ;;
+  "kernels wide backward") ;;
   cell) kill -SEGV $$ ;;
   network) printf '{"kind": "l2", "what": "one-way", "ns": 412.0}\\n{"kind": "exch' ;;
   once*) ;;
@@ -202,13 +207,13 @@ def test_a_machine_where_everything_goes_wrong(machine: Callable[..., Machine]) 
     table = (here.out / "table.txt").read_text()
     assert table.strip() in result.stdout
     left_out = here.document()["left out"]
-    assert set(left_out) == {"cell", "cluster", "cooperative", "step"}
+    assert set(left_out) == {"cell", "cluster", "cooperative", "wide", "step"}
     assert left_out["step"] == "its tests hung, 2 passed"
-    assert (
-        "forward hung at H = 512, 1 terms; backward did not end: stopped after 2 s"
-        in (left_out["cluster"])
-    )
-    assert "forward is wrong: H = 512, 1 terms: 4 of 20 runs differ" in left_out["cooperative"]
+    hung = "forward hung at hidden 512, parts 1, terms bfloat16, samples 8; backward did not end"
+    assert hung in left_out["cluster"]
+    wrong = "forward is wrong: hidden 512, parts 1, terms float16, samples 4: 4 of 20 runs differ"
+    assert wrong in left_out["cooperative"]
+    assert left_out["wide"] == "forward crashed: no such kernel"
     assert "crashed" in left_out["cell"]
     for path, why in left_out.items():
         assert path in table
@@ -406,7 +411,7 @@ def test_a_probe_that_no_time_was_left_for_leaves_no_path_out() -> None:
     assert on_gpu._fault(on_gpu.Ended(None, 0, "", cut=True)) is None
     assert on_gpu._fault(on_gpu.Ended(None, 20, "")) == "did not end: stopped after 20 s"
     hang = '{"kind": "hang", "hidden": 512, "parts": 1}'
-    assert on_gpu._fault(on_gpu.Ended(3, 4, hang)) == "hung at H = 512, 1 terms"
+    assert on_gpu._fault(on_gpu.Ended(3, 4, hang)) == "hung at hidden 512, parts 1"
 
 
 BARE = """

@@ -32,8 +32,7 @@ GPU = torch.device("cuda")
 LENGTHS = (64, 1024)
 HIDDEN, BATCH, MODALITIES = 512, 8, 3
 WIDE_HIDDEN, WIDE_BATCH = 768, 16
-PATHS = [path for path in ("cluster", "cooperative", "step") if path in cuda.PATHS]
-LEFT_OUT = [path for path in ("cluster", "cooperative", "step") if path not in PATHS]
+PATHS = ("cluster", "cooperative", "step")
 BASELINES = {"nn.GRU": nn.GRU, "nn.LSTM": nn.LSTM}
 SINGLE = ("FusedMCU", *BASELINES)
 
@@ -60,10 +59,11 @@ every_length = pytest.mark.parametrize("steps", LENGTHS, ids=lambda x: f"T{x}")
 @pytest.fixture(autouse=True)
 def restored() -> Iterator[None]:
     """The settings that a benchmark changes; gives its memory back."""
-    precision, paths = torch.get_float32_matmul_precision(), cuda.PATHS
+    precision = torch.get_float32_matmul_precision()
+    paths, samples = cuda.PATHS, cuda.SAMPLES
     yield
     torch.set_float32_matmul_precision(precision)
-    cuda.PATHS = paths
+    cuda.PATHS, cuda.SAMPLES = paths, samples
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
 
@@ -104,29 +104,7 @@ def test_group(compare_on_gpu: Compare, passes: str, steps: int) -> None:
 @every_pass
 def test_path(compare_on_gpu: Compare, passes: str, steps: int) -> None:
     """The paths beside each other, each by itself."""
-    size = Size(steps, BATCH, HIDDEN)
-    chosen = _precision("bfloat16")
-    ours = _contenders(size, passes, chosen, SINGLE[:1])[0]
-    contenders, errors = [], []
-    missing = {path: "left out by MMIXER_CUDA_PATHS" for path in LEFT_OUT}
-    for path in PATHS:
-        if reason := _no_kernel(path, size.hidden, chosen.dtype, passes):
-            missing[path] = reason
-            continue
-        cuda.PATHS = (path,)
-        errors.append(_check(size, chosen, path))
-        contenders.append(Contender(path, _along(path, ours.call)))
-    if not contenders:
-        pytest.skip(f"no path to measure: {missing}")
-    compare_on_gpu(
-        f"Paths of the CUDA engine, bfloat16, {passes}",
-        str(size),
-        contenders,
-        error=max(errors),
-        settings=_settings("paths", size, "bfloat16", passes),
-        on_gpu=PATHS,
-        missing=missing,
-    )
+    _paths(compare_on_gpu, PATHS, "paths", "Paths of the CUDA engine", passes, steps)
 
 
 @pytest.mark.parametrize("steps", [9, 13], ids=lambda x: f"T{x}")
@@ -184,6 +162,40 @@ def test_kernels_of_sequence(
         _contenders(size, passes, _precision(precision), tuple(BASELINES)),
         settings=_settings("kernels", size, precision, passes),
     )
+
+
+@every_length
+@every_pass
+def test_samples(compare_on_gpu: Compare, passes: str, steps: int) -> None:
+    """Teams of 4 samples beside those of 8: twice as many, an exchange of half the bytes."""
+    size = Size(steps, BATCH, HIDDEN)
+    chosen = _precision("bfloat16")
+    ours = _contenders(size, passes, chosen, SINGLE[:1])[0]
+    contenders, errors = [], []
+    for samples in ("4", "8"):
+        name = f"teams of {samples}"
+        cuda.SAMPLES = (samples,)
+        errors.append(_check(size, chosen, name))
+        contenders.append(Contender(name, _set("SAMPLES", samples, ours.call)))
+    compare_on_gpu(
+        f"Samples of a team, bfloat16, {passes}",
+        str(size),
+        contenders,
+        error=max(errors),
+        settings={
+            **_settings("samples", size, "bfloat16", passes),
+            "path": _path_of(contenders[0].call),
+        },
+        on_gpu=[x.name for x in contenders],
+        missing={},
+    )
+
+
+@every_length
+@every_pass
+def test_packets(compare_on_gpu: Compare, passes: str, steps: int) -> None:
+    """Packets of 16 bytes through L2 ("wide") beside those of 8."""
+    _paths(compare_on_gpu, ("wide", "cooperative"), "packets", "Packets through L2", passes, steps)
 
 
 @every_length
@@ -256,6 +268,35 @@ def _beside_compiled(
     )
 
 
+def _paths(
+    compare: Compare, paths: Sequence[str], kind: str, title: str, passes: str, steps: int
+) -> None:
+    size = Size(steps, BATCH, HIDDEN)
+    chosen = _precision("bfloat16")
+    ours = _contenders(size, passes, chosen, SINGLE[:1])[0]
+    allowed = cuda.PATHS
+    contenders, errors, missing = [], [], {}
+    for path in paths:
+        reason = None if path in allowed else "MMIXER_CUDA_PATHS does not name it"
+        if reason := reason or _no_kernel(path, size.hidden, chosen.dtype, passes):
+            missing[path] = reason
+            continue
+        cuda.PATHS = (path,)
+        errors.append(_check(size, chosen, path))
+        contenders.append(Contender(path, _set("PATHS", path, ours.call)))
+    if not contenders:
+        pytest.skip(f"no path to measure: {missing}")
+    compare(
+        f"{title}, bfloat16, {passes}",
+        str(size),
+        contenders,
+        error=max(errors),
+        settings=_settings(kind, size, "bfloat16", passes),
+        on_gpu=paths,
+        missing=missing,
+    )
+
+
 def _sequence(
     compare: Compare,
     size: Size,
@@ -284,10 +325,10 @@ def _precision(name: str) -> Precision:
     return chosen
 
 
-def _check(size: Size, precision: Precision, path: str = "") -> float:
+def _check(size: Size, precision: Precision, variant: str = "") -> float:
     """AssertionError where the engine is wrong: then nothing is timed."""
     dtype, matmul, tolerance = precision
-    return problems.check_sequence(size, "cuda", GPU, 1, dtype, tolerance, f"{path} {matmul}")
+    return problems.check_sequence(size, "cuda", GPU, 1, dtype, tolerance, f"{variant} {matmul}")
 
 
 def _contenders(
@@ -312,9 +353,11 @@ def _no_kernel(path: str, hidden: int, dtype: torch.dtype, passes: str) -> str |
     return None
 
 
-def _along(path: str, call: Callable[[], object]) -> Callable[[], None]:
+def _set(name: str, value: str, call: Callable[[], object]) -> Callable[[], None]:
+    """A call with one choice of the engine's."""
+
     def run() -> None:
-        cuda.PATHS = (path,)
+        setattr(cuda, name, (value,))
         call()
 
     return run

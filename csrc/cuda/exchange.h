@@ -185,7 +185,7 @@ class GlobalExchange {
     if (thread_index() % L::lanes == 0)
       MMIXER_UNROLL
       for (int i = 0; i < count; i++)
-        send(target + i * statistic_packets, {as_bits(x[i])}, step);
+        send_alone(target + i * statistic_packets, as_bits(x[i]), step);
   }
 
   template <int channel, int which>
@@ -235,14 +235,15 @@ class GlobalExchange {
         waits = false;
         MMIXER_UNROLL
         for (int i = 0; i < at_once; i++) {
-          if (packet_ready(packet[i], step + 1)) continue;
-          packet[i] = load_packet(source + first + i * L::threads);
+          const int number = first + i * L::threads;  // of thread 0's
+          if (number >= count || packet_ready(packet[i], step + 1)) continue;
+          packet[i] = load_packet(source + number);
           waits = true;
         }
       }
       MMIXER_UNROLL
       for (int i = 0; i < at_once; i++) {
-        const int number = first + i * L::threads;  // of thread 0's
+        const int number = first + i * L::threads;
         if (is_even || number + thread < count) land(c, number, thread, packet[i]);
       }
     }
@@ -257,6 +258,22 @@ class GlobalExchange {
       store_packet(target, data, step + 1);
   }
 
+  // In all words of a packet. Of a packet whose words are not all used, ptxas makes two loads, one of the
+  // tag, and then it says nothing of the data.
+  MMIXER_DEVICE static void send_alone(Packet* target, uint32_t data, int step) {
+    uint32_t copies[words];
+    MMIXER_UNROLL
+    for (int j = 0; j < words; j++) copies[j] = data;
+    send(target, copies, step);
+  }
+
+  MMIXER_DEVICE static uint32_t alone(const Packet& packet) {
+    uint32_t data = word_of(packet, 0);
+    MMIXER_UNROLL
+    for (int j = 1; j < words; j++) data &= word_of(packet, j);
+    return data;
+  }
+
   // The packet `number` + thread of a channel.
   MMIXER_DEVICE void land(const Channel& c, int number, int thread, const Packet& packet) {
     MMIXER_UNROLL
@@ -264,7 +281,7 @@ class GlobalExchange {
       if (number + L::threads <= operand_packets ||
           (number < operand_packets && number + thread < operand_packets))
         return land_operand(c.first_operand + i, number, thread, packet);
-    (&landing_.statistic[c.first_statistic][0][0])[number + thread] = as_float(word_of(packet, 0));
+    (&landing_.statistic[c.first_statistic][0][0])[number + thread] = as_float(alone(packet));
   }
 
   MMIXER_DEVICE void land_operand(int which, int number, int thread, const Packet& packet) {

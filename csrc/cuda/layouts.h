@@ -32,7 +32,7 @@ using OneTermThroughL2 =
 template <int samples>
 using MoreTermsThroughL2 =
     List<Layout<128, 4, 8, 2, 6, samples>, Layout<256, 8, 8, 2, 6, samples>,
-         Layout<512, 32, 8, 2, 6, samples>, Layout<1024, 64, 8, 2, 2, samples>,  // 2^-16
+         Layout<512, 32, 8, 2, 6, samples>, Layout<1024, 64, 8, 2, 3, samples>,  // 2^-16
          Layout<128, 4, 8, 3, 9, samples>, Layout<256, 8, 8, 3, 6, samples>,
          Layout<512, 32, 8, 3, 5, samples>>;  // float32
 

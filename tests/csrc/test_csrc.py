@@ -48,7 +48,7 @@ def test_launches_and_what_a_device_refuses(tmp_path: Path) -> None:
     print(expect_success([program]))
 
 
-PROBE_KERNEL = ("kernels", "cluster", "forward", "128", "1")
+PROBE_KERNEL = ("kernels", "cluster", "forward", "128", "1", "bfloat16", "8")
 
 
 @pytest.fixture(scope="module")
@@ -64,15 +64,54 @@ def probed(probe: Path, *words: str, status: int = 0) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", ["cluster", "cooperative"])
 @pytest.mark.parametrize("direction", ["forward", "backward"])
-def test_probe_of_a_kernel(probe: Path, path: str, direction: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "words", "kernels"),
+    [
+        ("cluster", "2", [(2, "bfloat16", 8, 2e-6), (2, "bfloat16", 4, 2e-6)]),
+        ("cooperative", "3 bfloat16 4", [(3, "bfloat16", 4, 2e-7)]),
+        ("wide", "", [(1, "bfloat16", 8, 5e-4), (1, "bfloat16", 4, 5e-4)]),
+    ],
+)
+def test_probe_of_kernels(
+    probe: Path, path: str, direction: str, words: str, kernels: list[tuple[Any, ...]]
+) -> None:
     """The kernels agree with the probe's own float64, and 20 runs with each other."""
-    (record,) = probed(probe, "kernels", path, direction, "128", "2")
-    assert record["kind"] == "kernel"
-    assert (record["path"], record["direction"], record["hidden"]) == (path, direction, 128)
-    assert record["not_finite"] == record["differ"] == 0
-    assert record.get("error", 1e-6) < 2e-5
+    records = probed(probe, "kernels", path, direction, "128", *words.split())
+    for record, (parts, terms, samples, bound) in zip(records, kernels, strict=True):
+        wanted = {"kind": "kernel", "path": path, "direction": direction, "hidden": 128}
+        wanted |= {"parts": parts, "terms": terms, "samples": samples}
+        wanted |= {"not_finite": 0, "differ": 0}
+        assert wanted.items() <= record.items()
+        assert ("error" in record) == (direction == "forward")
+        assert record.get("error", 0) < bound
+
+
+@pytest.mark.slow
+def test_probe_of_float16_terms(probe: Path) -> None:
+    """Their error, an eighth of bfloat16's, shows that the probe's weights are float16."""
+    eight, four = probed(probe, "kernels", "cluster", "forward", "128", "1", "float16")
+    assert (eight["samples"], four["samples"]) == (8, 4)
+    assert max(eight["error"], four["error"]) < 6e-5
+    (none,) = probed(probe, "kernels", "cluster", "backward", "128", "1", "float16", status=2)
+    assert none["what"] == "there is no such kernel"
+
+
+@pytest.mark.slow
+def test_probe_names_every_kernel_once_and_what_matters_most_first(probe: Path) -> None:
+    names = ("path", "direction", "hidden", "parts", "terms", "samples")
+    teams = [x for x in probed(probe, "facts") if x["kind"] == "teams"]
+    kernels = [tuple(record[name] for name in names) for record in teams]
+    assert len({*kernels}) == len(kernels)
+    for path in ("cluster", "cooperative", "wide"):
+        for direction in ("forward", "backward"):
+            of_path = [kernel[2:] for kernel in kernels if kernel[:2] == (path, direction)]
+            assert of_path[:2] == [(512, 1, "bfloat16", 8), (512, 1, "bfloat16", 4)]
+            float16 = [kernel for kernel in of_path if kernel[2] == "float16"]
+            assert bool(float16) == (direction == "forward" and path != "wide")
+            (last,) = probed(probe, "once", path, direction, "128")
+            count = sum(kernel[0] == 128 for kernel in of_path)
+            assert last == {"kind": "once", "path": path, "count": count}
 
 
 @pytest.mark.slow
@@ -94,6 +133,7 @@ def test_probe_tells_what_it_has_seen_by_its_exit_status(
     assert hang == {
         "kind": "hang",
         **{"path": "cluster", "direction": "forward", "hidden": 128, "parts": 1},
+        **{"terms": "bfloat16", "samples": 8},
     }
     monkeypatch.setenv("STUB", "differ")
     (differ,) = probed(probe, *PROBE_KERNEL, status=1)
@@ -102,7 +142,7 @@ def test_probe_tells_what_it_has_seen_by_its_exit_status(
     (error,) = probed(probe, "facts", status=2)
     assert "an error of the stub" in error["what"]
     (error,) = probed(probe, "kernels", "clusters", "forward", status=2)
-    assert error["what"] == "PATH must be cluster or cooperative, but is clusters"
+    assert error["what"] == "PATH must be cluster, cooperative or wide, but is clusters"
 
 
 CUDA_KERNELS = {

@@ -2,73 +2,46 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-from collections import Counter
+import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
-from building import SEARCH, expect_success, find
+from building import expect_success, find
 
 from mmixer_kernels import _native
 
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+import latency_model
+import sass
+from sass import Kernel
+
 pytestmark = pytest.mark.slow
-
-
-class Kernel(NamedTuple):
-    architecture: str
-    direction: str  # Forward, Backward
-    exchange: str  # Cluster, Global
-    hidden: int
-    blocks: int
-    warps: int
-    parts: int
-    resident: int
-    opcodes: Counter[str]
-    registers: int
-    stack: int
-
-    def count(self, opcode: str) -> int:
-        """How often an opcode stands there, with any suffix."""
-        return sum(n for name, n in self.opcodes.items() if f"{name}.".startswith(f"{opcode}."))
-
-
-def cuobjdump() -> str:
-    """CUDA's, or the one that triton brings."""
-    places = [SEARCH, os.path.join(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin")]
-    try:
-        import triton
-    except ImportError:
-        pass
-    else:
-        places.append(str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin"))
-    program = shutil.which("cuobjdump", path=os.pathsep.join(places))
-    if program is None:
-        pytest.skip("there is no cuobjdump: install CUDA's or triton")
-    return program
 
 
 @pytest.fixture(scope="module")
 def dumps() -> dict[str, str]:
     if not _native.build_info()["cuda"]:
         pytest.skip("this build has no CUDA")
-    program = cuobjdump()
+    if sass.cuobjdump() is None:
+        pytest.skip("there is no cuobjdump: install CUDA's or triton")
     return {
-        option: expect_success([program, f"-{option}", _native.__file__])
+        option: sass.dump(_native.__file__, f"-{option}")
         for option in ("sass", "res-usage", "lptx")
     }
 
 
-LAYOUT = re.compile(
-    r"(Forward|Backward)INS\w*?LayoutILi(\d+)ELi(\d+)ELi(\d+)ELi(\d+)ELi(\d+)E"
-    r"\w*?(Cluster|Global)Exchange"
-)
+@pytest.fixture(scope="module")
+def compiled(dumps: dict[str, str]) -> list[Kernel]:
+    kernels = list(sass.kernels(dumps["sass"]))
+    assert kernels
+    return kernels
 
 
 @pytest.fixture(scope="module")
-def compiled(dumps: dict[str, str]) -> list[Kernel]:
+def usage(dumps: dict[str, str]) -> dict[tuple[str, str], tuple[int, int]]:
+    """Registers and bytes of stack, by architecture and name."""
     usage = {}
     architecture = ""
     for line in dumps["res-usage"].splitlines():
@@ -78,47 +51,26 @@ def compiled(dumps: dict[str, str]) -> list[Kernel]:
             name = found[1]
         elif found := re.search(r"REG:(\d+) STACK:(\d+)", line):
             usage[architecture, name] = int(found[1]), int(found[2])
-    kernels = []
-    for part in re.split(r"^arch = ", dumps["sass"], flags=re.MULTILINE)[1:]:
-        architecture = part.split()[0]
-        for body in re.split(r"^\s*Function : ", part, flags=re.MULTILINE)[1:]:
-            name = body.split()[0]
-            found = LAYOUT.search(name)
-            if found is None:
-                continue
-            opcodes = re.findall(
-                r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z]\w*(?:\.\w+)*)", body, re.MULTILINE
-            )
-            direction, *sizes, exchange = found.groups()
-            numbers = map(int, sizes)
-            kernels.append(
-                Kernel(
-                    architecture,
-                    direction,
-                    exchange,
-                    *numbers,
-                    Counter(opcodes),
-                    *usage[architecture, name],
-                )
-            )
-    assert kernels
-    return kernels
+    return usage
 
 
 @pytest.fixture(scope="module")
 def kernels(compiled: list[Kernel]) -> list[Kernel]:
     """Without those of clusters for what has none."""
-    return [k for k in compiled if k.exchange == "Global" or k.architecture != "sm_80"]
+    return [k for k in compiled if k.path != "cluster" or k.architecture != "sm_80"]
+
+
+FLOAT16 = 3  # `Dtype` in csrc/cuda/arguments.h
 
 
 def test_a_cluster_kernel_traps_where_there_are_no_clusters(compiled: list[Kernel]) -> None:
     """It must not return: a newer GPU that runs it by PTX would leave garbage for its results."""
-    empty = [k for k in compiled if k.exchange == "Cluster" and k.architecture == "sm_80"]
+    empty = [k for k in compiled if k.path == "cluster" and k.architecture == "sm_80"]
     if not empty:
         pytest.skip("this build has no code for 8.0")
     for k in empty:
         assert k.count("BPT.TRAP") == 1, k
-        assert sum(k.opcodes.values()) - k.opcodes["NOP"] < 10, k
+        assert len(k.code) - k.count("NOP") < 10, k
 
 
 def test_the_tag_of_a_step_is_stored_before_the_barrier(dumps: dict[str, str]) -> None:
@@ -137,53 +89,128 @@ def test_the_tag_of_a_step_is_stored_before_the_barrier(dumps: dict[str, str]) -
     assert seen > 0
 
 
-def test_the_recurrence_stays_in_registers(kernels: list[Kernel]) -> None:
+def test_the_recurrence_stays_in_registers(
+    kernels: list[Kernel], usage: dict[tuple[str, str], tuple[int, int]]
+) -> None:
     for k in kernels:
+        registers, stack = usage[k.architecture, k.name]
         if k.architecture not in ("sm_80", "sm_90"):
             continue  # what newer ones make of it is in docs/gpu-notes.md
-        # At H = 768, outside what was asked for, backward spills 56 bytes.
-        assert k.stack == 0 or (k.hidden == 768 and k.stack <= 64), k
-        assert k.registers * k.warps * 32 <= 65536, k
-        weights = k.resident * (k.hidden // 32 // k.warps) * 8
-        assert k.registers > weights, k
+        # At H = 768 and 1024, outside what was asked for, some backward kernels spill.
+        assert stack == 0 or (k.hidden >= 768 and k.direction == "backward" and stack <= 48), k
+        assert registers * k.warps * 32 <= 65536, k
+        assert registers > k.resident * k.k_blocks * 8, k
 
 
 def test_products_are_the_tensor_cores_and_as_many_as_needed(kernels: list[Kernel]) -> None:
     for k in kernels:
-        row_tiles, k_blocks = k.hidden // k.blocks // 16, k.hidden // 32 // k.warps
         pairs = k.parts * (k.parts + 1) // 2
-        assert k.count("HMMA.16816.F32.BF16") == 3 * row_tiles * k_blocks * 2 * pairs, k
+        count = 3 * k.row_tiles * k.k_blocks * 2 * pairs
+        assert k.count("HMMA.16816.F32") == count, k
+        narrow = k.count("HMMA.16816.F32.BF16")
+        assert narrow == (0 if k.terms == FLOAT16 else count), k
 
 
 def test_clusters_exchange_through_shared_memory_alone(kernels: list[Kernel]) -> None:
-    channels = {"Forward": 4, "Backward": 3}
+    channels = 4
     for k in kernels:
-        if k.exchange != "Cluster":
+        if k.path != "cluster":
             continue
         assert k.count("STAS.128") > 0, k
         assert k.count("STAS") > k.count("STAS.128"), k
         # A wait is a first look and a loop of looks.
         waits = k.count("SYNCS.PHASECHK.TRANS64.TRYWAIT")
-        assert channels[k.direction] <= waits <= 2 * channels[k.direction], k
+        assert channels <= waits <= 2 * channels, k
         # The only cluster barrier, with its fences, is the one before the loop.
         assert k.count("UCGABAR_WAIT") == 1, k
         assert k.count("MEMBAR.ALL.GPU") <= 1, k
-        assert not any("STRONG.GPU" in name for name in k.opcodes), k
+        assert not any("STRONG.GPU" in instruction.opcode for instruction in k.code), k
 
 
 def test_packets_are_single_accesses_and_need_no_fence(kernels: list[Kernel]) -> None:
     for k in kernels:
-        if k.exchange != "Global":
+        if k.path == "cluster":
             continue
-        assert k.count("LDG.E.64.STRONG.GPU") > 0, k
-        assert k.count("STG.E.64.STRONG.GPU") > 0, k
+        bits = 128 if k.path == "wide" else 64
+        packets = [i.opcode for i in k.code if "STRONG" in i.opcode]
+        assert set(packets) == {f"LDG.E.{bits}.STRONG.GPU", f"STG.E.{bits}.STRONG.GPU"}, k
         assert k.count("MEMBAR") == 0, k
         assert k.count("UCGABAR_WAIT") == 0, k
 
 
+def test_all_packets_of_a_poll_are_on_their_way_at_once(kernels: list[Kernel]) -> None:
+    """Nothing waits for one of them before the last has been asked for."""
+    for k in kernels:
+        loop = sass.loop_over_time(k)
+        if k.path == "cluster" or k.architecture != "sm_90":
+            continue
+        pending: set[int] = set()
+        polls = 0
+        for instruction in loop:
+            looks = instruction.is_a("LDG") and "STRONG" in instruction.opcode
+            if pending & set(instruction.waits):
+                polls += 1
+                pending = set()
+                assert not looks, (k, hex(instruction.address))
+            if looks:
+                pending.add(instruction.writes)
+        per_thread = 2 * k.hidden * k.samples * k.parts // 2 // (32 * k.warps)
+        assert 0 < polls <= 5 + per_thread, k
+
+
 def test_only_bfloat16_uses_the_approximate_tanh(kernels: list[Kernel]) -> None:
     for k in kernels:
-        assert (k.count("MUFU.TANH") > 0) == (k.parts == 1), k
+        approximate = k.parts == 1 and k.terms != FLOAT16
+        assert (k.count("MUFU.TANH") > 0) == approximate, k
+
+
+def test_a_step_has_neither_divisions_nor_invalidations(kernels: list[Kernel]) -> None:
+    for k in kernels:
+        loop = sass.loop_over_time(k)
+        for instruction in loop:
+            assert not instruction.is_a("CCTL", "FCHK"), (k, hex(instruction.address))
+        # On 8.0 a loop may end by a call of what follows it.
+        for instruction in loop[:-2]:
+            assert not instruction.is_a("CALL"), (k, hex(instruction.address))
+
+
+def of_512(kernels: list[Kernel]) -> list[Kernel]:
+    """In bfloat16, in clusters of Hopper: what the limits below are about."""
+    found = [
+        k
+        for k in kernels
+        if (k.architecture, k.path, k.hidden, k.parts) == ("sm_90", "cluster", 512, 1)
+        and k.terms != FLOAT16
+    ]
+    if not found:
+        pytest.skip("this build has no code for 9.0")
+    assert len(found) == 4
+    return found
+
+
+def test_instructions_of_a_step(kernels: list[Kernel]) -> None:
+    for k in of_512(kernels):
+        most = {"forward": 430, "backward": 620}[k.direction]
+        assert len(sass.loop_over_time(k)) <= most, k
+
+
+def test_predicted_work_of_a_step(kernels: list[Kernel]) -> None:
+    for k in of_512(kernels):
+        most = {"forward": 1600, "backward": 1550}[k.direction]
+        assert 500 < latency_model.predict(k).work <= most, k
+
+
+def test_the_model_reads_every_kernel(kernels: list[Kernel]) -> None:
+    """It finds the loop, and which barrier each store and each wait is about."""
+    for k in kernels:
+        if k.architecture != "sm_90":
+            continue
+        prediction = latency_model.predict(k)
+        # Backward waits for h's operand, behind which z's comes, and for r's.
+        exchanges = 4 if k.direction == "forward" else 2
+        assert len(prediction.waits) == exchanges, (k, prediction.waits)
+        fast, slow = (prediction.cycles[b] for b in latency_model.BYTES_PER_CYCLE)
+        assert prediction.work < fast <= slow, k
 
 
 def test_no_kernel_has_atomics(dumps: dict[str, str]) -> None:

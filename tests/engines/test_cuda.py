@@ -93,6 +93,13 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     return str(request.param)
 
 
+@pytest.fixture
+def samples(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Of a team."""
+    monkeypatch.setattr(cuda, "SAMPLES", (request.param,))
+    return str(request.param)
+
+
 @pytest.fixture(params=PRECISIONS)
 def precision(request: pytest.FixtureRequest) -> str:
     torch.set_float32_matmul_precision(PRECISIONS[request.param][1])
@@ -106,18 +113,25 @@ def check(p: Problem, precision: str, mix: str = "gated") -> None:
 
 
 COMBINATIONS = [
-    (path, precision)
-    for path in PATHS
-    for precision in PRECISIONS
-    if path == "step" or precision != "float64"  # which has no persistent kernel
+    *(("step", "8", precision) for precision in PRECISIONS),
+    *(
+        (path, samples, precision)
+        for path in ("cluster", "cooperative", "wide")
+        for samples in ("4", "8")
+        for precision in PRECISIONS
+        if precision != "float64"  # which has no persistent kernel
+        if path != "wide" or precision == "bfloat16"
+    ),
 ]
 
 
 @pytest.mark.parametrize("lengths", [False, True])
 @pytest.mark.parametrize("layer_norm", [True, False])
 @pytest.mark.parametrize("mix", ["gated", "concat"])
-@pytest.mark.parametrize(("path", "precision"), COMBINATIONS, indirect=True)
-def test_error(path: str, precision: str, mix: str, layer_norm: bool, lengths: bool) -> None:
+@pytest.mark.parametrize(("path", "samples", "precision"), COMBINATIONS, indirect=True)
+def test_error(
+    path: str, samples: str, precision: str, mix: str, layer_norm: bool, lengths: bool
+) -> None:
     dtype = PRECISIONS[precision][0]
     sizes = [Size(3, 2, 3, 4, 20), Size(4, 13, 9, 5, 33)]
     # LayerNorm over few units has an ill-conditioned gradient: smaller sizes in float64 alone.
@@ -142,18 +156,59 @@ KERNELS = [
     ("cooperative", "float32 high", 1024),
     ("cooperative", "float32", 256),
     ("cooperative", "float32", 512),
+    ("wide", "bfloat16", 256),
+    ("wide", "bfloat16", 512),
+    ("cluster", "float16", 256),
+    ("cooperative", "float16", 512),
+    ("cooperative", "float16", 1024),
 ]
 
 
+@pytest.mark.parametrize("samples", ["4", "8"], indirect=True)
 @pytest.mark.parametrize(("path", "precision", "hidden"), KERNELS)
 def test_every_kernel(
-    path: str, precision: str, hidden: int, emulator: Any, monkeypatch: pytest.MonkeyPatch
+    path: str,
+    precision: str,
+    hidden: int,
+    samples: str,
+    emulator: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(cuda, "PATHS", (path,))
     dtype, matmul = PRECISIONS[precision]
     torch.set_float32_matmul_precision(matmul)
     emulator.configure(seed=hidden, adversarial=True)
-    check(problem(Size(2, 3, 4, 5, hidden), dtype=dtype), precision)
+    check(problem(Size(2, 5, 4, 5, hidden), dtype=dtype), precision)
+
+
+@pytest.mark.parametrize("samples", ["4", "8"], indirect=True)
+def test_forward_in_float16_takes_sizes_that_backward_does_not(
+    samples: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda, "PATHS", ("cluster",))
+    p = problem(Size(2, 5, 4, 5, 700), dtype=torch.float16)
+    with torch.no_grad():
+        output, _ = run()(p.input, p.context, p.weights, p.hx, p.lengths)
+    truth = {"output": reference_results(p)["output"]}
+    assert relative_errors({"output": output}, truth)["output"] < BOUND["float16"]
+
+
+def test_a_team_has_4_samples_where_all_teams_run_at_once(
+    emulator: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def samples(batch: int, resident_clusters: int, allowed: tuple[str, ...] = ("4", "8")) -> str:
+        emulator.configure(resident_clusters=resident_clusters)
+        cuda._native_plan.cache_clear()
+        monkeypatch.setattr(cuda, "SAMPLES", allowed)
+        p = problem(Size(2, batch, 3, 3, 20), dtype=torch.bfloat16)
+        with caplog.at_level(logging.DEBUG, "mmixer_kernels.engines.cuda"), torch.no_grad():
+            run()(p.input, p.context, p.weights, p.hx, None)
+        return caplog.messages[-1].rsplit("teams of ", 1)[1]
+
+    assert samples(4, 1) == samples(8, 2) == samples(7, 2) == "4 samples"
+    assert samples(8, 1) == samples(9, 2) == samples(17, 2) == "8 samples"
+    assert samples(4, 1, ("8",)) == "8 samples"
+    assert samples(9, 2, ("4",)) == "4 samples"
 
 
 def test_error_is_no_larger_than_eager_pytorch(path: str) -> None:
