@@ -182,6 +182,7 @@ struct Backward {
         exchange.template send_operand<Schedule::r, gate_r>(u_r, step);
         if constexpr (L::every_warp_owns) held_u_z.read(landing.source(gate_z));
         mean_z = mean(gate_z);
+        warp_sync();  // What the lanes have read comes before what any of them sends.
         exchange.template send_statistics<Schedule::statistic_r, gate_r>(own, {u_r * x_hat[gate_r]},
                                                                        step);
       }

@@ -65,7 +65,7 @@ class ClusterExchange {
   struct Shared {
     Mbarrier barrier[Schedule::channels];
   };
-  static constexpr bool is_cluster = true;
+  static constexpr bool is_cluster = true, receive_is_barrier = false;
   using Packet = uint64_t;  // none
   static constexpr int packets = 0;
 
@@ -150,7 +150,7 @@ class GlobalExchange {
  public:
   using Packet = Packet_;
   struct Shared {};
-  static constexpr bool is_cluster = false;
+  static constexpr bool is_cluster = false, receive_is_barrier = true;
   static constexpr int words = sizeof(Packet) / sizeof(uint32_t) - 1;  // of data
   static constexpr int line_words = L::H / 2;                          // of a sample's operand
   // With three words a packet has rows of one warp, whose last packet is not full.

@@ -106,7 +106,7 @@ struct Forward {
         const float r = Activation::sigmoid(norm(gate_r, a_r, variance(gate_r)));  // Eq. 11
         exchange.template send_operand<channel_r_h, operand_r_h>(r * h, t);
       }
-      block_sync();  // of z's products
+      if (!Exchange::receive_is_barrier) block_sync();  // for z's products
       if (own.exists) {
         a_z = input[gate_z] + shared.sums[1].total(own.sample, own.row);
         exchange.template send_statistics<channel_statistics_z_h, gate_z>(own, {a_z * a_z}, t);

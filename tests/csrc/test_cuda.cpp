@@ -222,6 +222,12 @@ bool shows(const Kernel& kernel, const Bits& truth, int schedules, std::string& 
   return false;
 }
 
+// Where a shuffle brings the lanes together just behind it, so that only the order of memory is lost
+// without: no schedule shows that, but ThreadSanitizer does (test_csrc.py).
+bool orders_memory_alone(const std::string& site) {
+  return site.rfind("backward.h", 0) == 0 && site.find("warp_sync") != std::string::npos;
+}
+
 int test_all() {
   int failures = 0, planted = 0;
   std::map<std::string, bool> shown;  // a site of code that two kernels share, in one of them
@@ -240,6 +246,10 @@ int test_all() {
       const bool is_wait = site.find("mbarrier_wait") != std::string::npos;
       for (const Fault::Kind kind : {Fault::skip, Fault::flip_parity}) {
         if (kind == Fault::flip_parity && !is_wait) continue;
+        if (orders_memory_alone(site)) {
+          std::printf("%s without %s: left to ThreadSanitizer\n", name.c_str(), site.c_str());
+          continue;
+        }
         planted++;
         options().fault = {kind, site};
         const bool found = shows(kernel, truth, 12, how);

@@ -166,21 +166,39 @@ def equal(results: Results, expected: Results) -> None:
     assert not differ, differ
 
 
+def check_teams(
+    p: Problem, truth: Results, chosen: Precision, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With teams of 4 samples and of 8."""
+    for samples in ("4", "8") if path != "step" else ("8",):
+        monkeypatch.setattr(cuda, "SAMPLES", (samples,))
+        check(p, truth, chosen)
+
+
 @every_combination
-def test_small(take: Take, path: str, precision: str) -> None:
+def test_small(take: Take, path: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also what compute-sanitizer watches: few steps, a padded H, a padded tile of samples."""
     for size in (Size(2, 9, 7, 5, 33), Size(3, 3, 16, 16, 128)):
         chosen = take(path, precision, size.hidden)
         p, truth = on_both(size, chosen.dtype, "gated", True, True, True)
-        check(p, truth, chosen)
+        check_teams(p, truth, chosen, path, monkeypatch)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=sizes)
 @every_combination
-def test_error(take: Take, path: str, precision: str, size: Size) -> None:
+def test_error(
+    take: Take, path: str, precision: str, size: Size, monkeypatch: pytest.MonkeyPatch
+) -> None:
     chosen = take(path, precision, size.hidden)
     p, truth = on_both(size, chosen.dtype, "gated", True, False, True)
-    check(p, truth, chosen)
+    check_teams(p, truth, chosen, path, monkeypatch)
+
+
+@pytest.mark.parametrize("hidden", [33, 200, 512])
+def test_packets_of_16_bytes(take: Take, hidden: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = take("wide", "bfloat16", hidden)
+    p, truth = on_both(Size(7, 13, 24, 16, hidden), chosen.dtype, "gated", True, True, True)
+    check_teams(p, truth, chosen, "wide", monkeypatch)
 
 
 @pytest.mark.parametrize(
