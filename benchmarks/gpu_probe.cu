@@ -759,7 +759,8 @@ struct CellOperands {
         workspace(size_t(chosen.workspace) / sizeof(uint64_t) + 1) {
     for (int gate = 0; gate < norm_gates; gate++) {
       const size_t size = size_t(H) * H * (gate == norm_s ? 2 : 1);
-      const std::vector<float> x = random_floats(size, -1 / std::sqrt(float(H)), 1 / std::sqrt(float(H)));
+      const float bound = 1 / std::sqrt(float(H));
+      const std::vector<float> x = random_floats(size, -bound, bound);
       std::vector<uint16_t> rounded(x.size());
       std::transform(x.begin(), x.end(), rounded.begin(),
                      [](float value) { return narrow(value, Dtype::bfloat16); });

@@ -14,7 +14,7 @@ struct Activation {
     if constexpr (approximate)
       return approximate_tanh(x);
     else
-      return ::tanh(x);
+      return std::tanh(x);
   }
 
   template <class T>
@@ -23,9 +23,9 @@ struct Activation {
       return T(0.5) + T(0.5) * approximate_tanh(T(0.5) * x);
     else if constexpr (sizeof(T) == sizeof(float))
       // From 87 on exp has no normal reciprocal; a NaN passes.
-      return reciprocal_of_normal(1 + exp(-x > 87 ? T(87) : -x));
+      return reciprocal_of_normal(1 + std::exp(-x > 87 ? T(87) : -x));
     else
-      return 1 / (1 + exp(-x));
+      return 1 / (1 + std::exp(-x));
   }
 };
 

@@ -26,7 +26,7 @@ struct ForwardArguments {
   const float* hx;            // [G][B][H] or null: zeros
   const int64_t* lengths;     // [B] or null
   float* states;              // [G][T][B][H]
-  void* packets;              // of teams that exchange through L2; in Plan::packets bytes each
+  void* packets;              // of teams that exchange through L2; Plan::packets bytes each
   int G, T, B, H;
   int first_team;             // teams are numbered through G, then tiles of a team's samples
   float eps;

@@ -9,6 +9,8 @@
 // exchanges and the two products of 16 bits that wait for them.
 #pragma once
 
+#include <type_traits>
+
 #include "../formulas.h"
 #include "activations.h"
 #include "dtype.h"

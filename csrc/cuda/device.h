@@ -196,12 +196,15 @@ MMIXER_DEVICE void mbarrier_expect(Mbarrier* barrier, int bytes) {
                : "memory");
 }
 
-// A store_async is weak, and its completion on the barrier has release semantics at cluster scope. A look
-// that reads the completed phase, relaxed at cluster scope and followed by a fence.acquire of that scope,
-// is an acquire pattern, and so synchronises with all completions of the phase. sync_restrict narrows
-// what the fence orders to objects in the cluster's shared memory, which all landing places are. An
-// acquire of all memory would invalidate L1 besides (CCTL.IVALL) at each wait. The fence ends when no load
-// of this thread is in flight: what is loaded ahead is loaded right behind a wait, not before one.
+// A store_async is weak, and its completion on the barrier has release semantics at cluster scope. A
+// look that reads the completed phase, relaxed at cluster scope and followed by a fence.acquire of that
+// scope, is an acquire pattern, and so synchronises with all completions of the phase. sync_restrict
+// narrows what the fence orders to objects in the cluster's shared memory, which all landing places are.
+// An acquire of all memory would invalidate L1 besides (CCTL.IVALL) at each wait. The fence ends when no
+// load of this thread is in flight: what is loaded ahead is loaded right behind a wait, not before one.
+//
+// The other direction, that a sender has read what its message allows others to overwrite, is program
+// order in the thread that sends, and a warp_sync or block_sync between it and the other readers.
 MMIXER_DEVICE void mbarrier_wait(Mbarrier* barrier, uint32_t parity) {
 #if __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ >= 1208  // PTX 8.6
   asm volatile(

@@ -117,7 +117,7 @@ struct Packed {
     return decode<T, dtype>(x);
   }
 
-  // Each element once.
+  // Sets bits that are zero: once per element.
   template <class T>
   MMIXER_DEVICE void set(int i, T value) {
     const Stored<dtype> x = encode<dtype>(value);

@@ -2,10 +2,10 @@
 // channel carries, once per step, rows of an operand or partial sums of statistics, or both, from every
 // block to every block (the sender too), and lands in shared memory.
 //
-// Nothing tells a sender that what it overwrites has been read, but for the messages themselves: who reads
-// a message sends another one afterwards, and its place gets the next only when all of those have come. So
-// a warp reads before it sends; one that has nothing to send reads before a barrier of its block, and
-// another warp sends behind that.
+// Nothing tells a sender that what it overwrites has been read, but for the messages themselves: who
+// reads a message sends another one afterwards, and its place gets the next only when all of those have
+// come. So a warp reads before it sends; one that has nothing to send reads before a barrier of its
+// block, and another warp sends behind that.
 #pragma once
 
 #include "team.h"
@@ -42,8 +42,8 @@ struct Landing {
   }
 };
 
-// The sums over this block's rows of a sample, `lanes` at a time, as far as a warp knows them. Several at
-// once take no longer than one.
+// The sums over this block's rows of a sample, `lanes` at a time, as far as a warp knows them. Several
+// at once take no longer than one.
 template <class L, int count>
 MMIXER_DEVICE void sum_lanes(float (&x)[count]) {
   MMIXER_UNROLL
@@ -57,8 +57,8 @@ MMIXER_DEVICE void sum_lanes(float (&x)[count]) {
 }
 
 // Thread block clusters (Hopper and newer): every block stores into the shared memory of every other;
-// an mbarrier per channel counts the bytes that arrived. A block receives all that is sent to it, so that
-// none is gone when a store arrives: there is nothing to wait for in the end.
+// an mbarrier per channel counts the bytes that arrived. A block receives all that is sent to it, so
+// that none is gone when a store arrives: there is nothing to wait for in the end.
 template <class L, class Landing, class Schedule>
 class ClusterExchange {
  public:
@@ -143,8 +143,8 @@ class ClusterExchange {
 };
 
 // Through the L2 cache (Ampere, Ada; sizes that no cluster holds): packets of one or three words of data
-// beside the number of the step, so that what is read tells by itself whether it is new. All blocks must be
-// resident. A packet lands where its own number and the thread's say, mostly at compile time.
+// beside the number of the step, so that what is read tells by itself whether it is new. All blocks must
+// be resident. A packet lands where its own number and the thread's say, mostly at compile time.
 template <class L, class Landing, class Schedule, class Packet_>
 class GlobalExchange {
  public:
@@ -258,8 +258,8 @@ class GlobalExchange {
       store_packet(target, data, step + 1);
   }
 
-  // In all words of a packet. Of a packet whose words are not all used, ptxas makes two loads, one of the
-  // tag, and then it says nothing of the data.
+  // In all words of a packet. Of a packet whose words are not all used, ptxas makes two loads, one of
+  // the tag, and then it says nothing of the data.
   MMIXER_DEVICE static void send_alone(Packet* target, uint32_t data, int step) {
     uint32_t copies[words];
     MMIXER_UNROLL

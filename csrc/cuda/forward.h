@@ -1,12 +1,12 @@
 // The recurrence of Eq. 11-14 over a whole sequence, in one launch.
 //
 // A team of C blocks owns 4 or 8 samples of one weight set; a block owns H/C rows of W_r, W_z and W_h,
-// kept in registers and shared memory (layout.h), and the same rows of the state, in float32. A step is two
-// dependent products, r and z then h, and four exchanges: the sum of squares of r's pre-activations,
-// the operand r h, the sums of squares of z's and h's, the operand h. There is no mean to exchange:
-// the columns of the weights have mean zero over the rows (prepare.h), so pre-activations have it too.
-// What z needs is done while r h travels. What bounds a step is the latency of the four exchanges, then
-// the LayerNorms between them, not the products.
+// kept in registers and shared memory (layout.h), and the same rows of the state, in float32. A step is
+// two dependent products, r and z then h, and four exchanges: the sum of squares of r's pre-activations,
+// the operand r h, the sums of squares of z's and h's, the operand h. There is no mean to exchange: the
+// columns of the weights have mean zero over the rows (prepare.h), so pre-activations have it too. What
+// z needs is done while r h travels. What bounds a step is the latency of the four exchanges, then the
+// LayerNorms between them, not the products.
 #pragma once
 
 #include <cfloat>

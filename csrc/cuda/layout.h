@@ -16,9 +16,10 @@ constexpr int greatest_common_divisor(int a, int b) {
   return b == 0 ? a : greatest_common_divisor(b, a % b);
 }
 
-// H: the hidden size, padded. A warp takes one tile of 16 rows, where that divides the warps evenly, and a
-// share of the columns, so that few warps' sums are to be added; else all rows. resident: of a warp's
-// tiles, of all gates and parts, how many have their weights in registers; the rest lies in shared memory.
+// H: the hidden size, padded. A warp takes one tile of 16 rows, where that divides the warps evenly,
+// and a share of the columns, so that few warps' sums are to be added; else all rows. resident: of a
+// warp's tiles, of all gates and parts, how many have their weights in registers; the rest lies in
+// shared memory.
 template <int H_, int C_, int warps_, int parts_, int resident_, int samples_ = 8,
           Dtype terms_ = Dtype::bfloat16>
 struct Layout {
@@ -103,7 +104,7 @@ struct Sums {
   }
 
   MMIXER_DEVICE float total(int sample, int row) const {
-    return pairwise_sum<0, L::column_groups>([&](int warp) { return value[warp][sample][row]; });
+    return pairwise_sum<0, L::column_groups>([&](int columns) { return value[columns][sample][row]; });
   }
 };
 

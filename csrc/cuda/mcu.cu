@@ -41,7 +41,9 @@ const Recurrence<Arguments>* find(const Variant& variant, int H) {
 template <class Arguments>
 Plan plan(const Variant& variant, int H) {
   const auto* kernel = find<Arguments>(variant, H);
-  if (!kernel) return {0, 0, 0, "no kernel for H = " + std::to_string(H)};
+  if (!kernel)
+    return {0, 0, 0, "no kernel for H = " + std::to_string(H) + " with " +
+                         std::to_string(variant.parts) + " terms"};
   const Resident teams = kernel->resident_teams();
   if (teams.count == 0) return {0, 0, 0, teams.refusal};
   return {kernel->H, teams.count, kernel->packets, ""};

@@ -11,7 +11,7 @@ namespace mmixer::cuda {
 
 // cluster: thread block clusters exchange through shared memory (compute capability 9.0 and newer).
 // cooperative: blocks exchange through L2, all of them resident at once (8.0 and newer).
-// wide: the same in packets of 16 bytes instead of 8; to be measured, for H up to 512 and one term alone.
+// wide: the same in packets of 16 bytes instead of 8; to be measured, for H up to 512 and one term.
 enum class Path { cluster, cooperative, wide };
 
 // Which of the persistent kernels of a size.

@@ -1,8 +1,8 @@
 // The recurrent weights as the kernels and the products of torch read them, in one launch.
 //
 // A block owns 16 columns of one matrix, or copies a share of LayerNorm's parameters. It takes its
-// columns into shared memory, 16 bytes a load where the address and H allow, all loads in flight at once
-// up to H = 512 (float64: 256). It takes the mean of each (if asked: LayerNorm removes the mean over the
+// columns into shared memory, by loads of 16 bytes where the address and H allow, and then all loads are
+// in flight at once up to H = 512 (float64: 256). It takes the mean of each (if asked: LayerNorm removes the mean over the
 // rows anyway, and without it there is no mean to exchange), and writes the matrix for torch's products
 // and, padded and split into 16-bit terms, for the persistent kernels, there transposed for backward.
 // Rows that shared memory does not hold at once are taken in turn, twice if there are means to take
@@ -66,7 +66,7 @@ class Prepare {
     const bool are_all_held = padded(a) <= held;
     T sum[columns_of_warp] = {};
     if (thread < columns) mean[thread] = 0;
-    // Here and below: at H = 512 a loop has four rounds at most, and code costs time to fetch.
+    // Here and below: at H = 512 a loop has 16 rounds at most, and code costs time to fetch.
     MMIXER_NO_UNROLL
     for (int pass = a.remove_mean && !are_all_held ? 0 : 1; pass < 2; pass++)
       MMIXER_NO_UNROLL

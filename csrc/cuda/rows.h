@@ -126,7 +126,9 @@ class RowBlock {
   MMIXER_DEVICE RowBlock(void* shared, int columns)
       : H(columns), reciprocal_(T(1) / columns), shared_(*static_cast<Shared*>(shared)) {
     const int i = thread_index();  // of all sums, those of warps that the block does not have
-    if (i < 4 * most_row_warps && i % most_row_warps >= row_warps(H)) shared_.sum[0][0][i] = 0;
+    static_assert(4 * most_row_warps <= 32, "a thread per sum, whatever the block");
+    if (i % most_row_warps >= row_warps(H) && i < 4 * most_row_warps)
+      shared_.sum[i / most_row_warps / 2][i / most_row_warps % 2][i % most_row_warps] = 0;
   }
 
   // Of what each thread has summed over its columns; the same bits in every thread.
@@ -146,7 +148,8 @@ class RowBlock {
       MMIXER_UNROLL
       for (int warp = 0; warp < most_row_warps; warp++) x[i] += shared_.sum[flip_][i][warp];
       const T quotient = x[i] * reciprocal_;  // but for its last bit
-      x[i] = quotient + reciprocal_ * std::fma(-quotient, T(H), x[i]);
+      const T rest = reciprocal_ * std::fma(-quotient, T(H), x[i]);
+      x[i] = rest == rest ? quotient + rest : quotient;  // an infinity has none
     }
   }
 

@@ -238,7 +238,8 @@ int test_all() {
     const Bits truth = kernel();
     const std::vector<std::string> all = sites();
     if (all.empty()) failures++;
-    if (shows(kernel, truth, 10, how)) {
+    if (shows(kernel, truth, 40, how)) {  // of a real race one in ten has shown the bits
+
       std::printf("FAILED %s: %s\n", name.c_str(), how.c_str());
       failures++;
     }

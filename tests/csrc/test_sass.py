@@ -94,8 +94,6 @@ def test_the_recurrence_stays_in_registers(
 ) -> None:
     for k in kernels:
         registers, stack = usage[k.architecture, k.name]
-        if k.architecture not in ("sm_80", "sm_90"):
-            continue  # what newer ones make of it is in docs/gpu-notes.md
         # At H = 768 and 1024, outside what was asked for, some backward kernels spill.
         assert stack == 0 or (k.hidden >= 768 and k.direction == "backward" and stack <= 48), k
         assert registers * k.warps * 32 <= 65536, k
@@ -165,10 +163,15 @@ def test_only_bfloat16_uses_the_approximate_tanh(kernels: list[Kernel]) -> None:
 
 
 def test_a_step_has_neither_divisions_nor_invalidations(kernels: list[Kernel]) -> None:
+    version = re.search(r"nvcc (\d+)\.(\d+)", _native.build_info()["cuda"])
+    assert version is not None
+    old = tuple(map(int, version.groups())) < (12, 8)
     for k in kernels:
         loop = sass.loop_over_time(k)
         for instruction in loop:
-            assert not instruction.is_a("CCTL", "FCHK"), (k, hex(instruction.address))
+            assert not instruction.is_a("FCHK"), (k, hex(instruction.address))
+            # nvcc before 12.8 does not know the narrow fence.
+            assert old or not instruction.is_a("CCTL"), (k, hex(instruction.address))
         # On 8.0 a loop may end by a call of what follows it.
         for instruction in loop[:-2]:
             assert not instruction.is_a("CALL"), (k, hex(instruction.address))

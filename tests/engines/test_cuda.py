@@ -308,6 +308,16 @@ def test_nan_of_a_sample_stays_there_and_nothing_hangs(path: str) -> None:
     assert torch.equal(output[:, others], clean["output"][:, others])
 
 
+def test_a_sum_of_squares_that_overflows_makes_no_nan(path: str) -> None:
+    """The norm's operand counts as 0 then, as 1 over an infinite deviation is."""
+    p = problem(Size(3, 4, 6, 7, 24), dtype=torch.float32)
+    with torch.no_grad():
+        p.weights.weight_r.mul_(1e20)
+        p.input[0, 1] *= 1e20
+    for name, value in with_gradients(run(), p).items():
+        assert value.isfinite().all(), name
+
+
 def test_padding_is_not_read(path: str) -> None:
     p = problem(Size(6, 5, 4, 5, 24), lengths=True, dtype=torch.float32)
     clean = with_gradients(run(), p)
@@ -699,3 +709,31 @@ def test_a_step_that_no_launch_takes_goes_the_general_way(
     p = problem(Size(1, 2 if blocks == 0 else 65, 6, 7, 20))
     truth = reference_results(p)["h_n"]
     assert relative_errors({"h_n": step(p).unsqueeze(0)}, {"h_n": truth})["h_n"] < 1e-13
+
+
+def test_step_of_long_rows(emulator: ModuleType) -> None:
+    """Packets and columns beyond those that a thread takes at once."""
+    emulator.configure(resident_blocks=65)  # a team of all samples
+    p = step_problem(Size(1, 8, 20, 12, 520), torch.float32, torch.float32)
+    truth = reference_results(p)["h_n"]
+    error = relative_errors({"h_n": step(p).unsqueeze(0)}, {"h_n": truth})["h_n"]
+    assert error < 16 * torch.finfo(torch.float32).eps
+
+
+def test_a_step_of_few_samples_has_a_block_for_each_processor(emulator: ModuleType) -> None:
+    def plan(batch: int, resident_blocks: int) -> tuple[int, int]:
+        emulator.configure(resident_blocks=resident_blocks)
+        samples, blocks, _, _ = emulator.cell_plan(batch, 512, 512, 512, 0, 2)
+        return samples, blocks
+
+    assert plan(1, 132) == (1, 64)
+    assert plan(8, 132) == (4, 64)
+    assert plan(8, 600) == (1, 64)
+    assert plan(9, 100) == (5, 50)
+
+
+@pytest.mark.parametrize("hidden", [33, 1030])
+def test_blocks_that_have_several_rows(hidden: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda.gpu, "BLOCKS", 2)
+    monkeypatch.setattr(cuda, "PATHS", ("step",))
+    check(problem(Size(2, 3, 7, 8, hidden)), "float64")
