@@ -7,13 +7,14 @@ Sizes and dtypes that neither takes go step by step, each step two products and 
 "step". A step by itself without gradients is one launch: path "cell". The logger
 `mmixer_kernels.engines.cuda` tells, at level DEBUG, which path a call took and why not another. The
 environment variable MMIXER_CUDA_PATHS, read at import, names the paths that may be taken, separated
-by commas. On "cluster" and "cooperative" a team of blocks advances 4 samples where all teams of
-the call run at once, else 8; MMIXER_CUDA_SAMPLES, read at import, names those that may be taken.
+by commas. On "cluster" and "cooperative" a team of blocks advances 4 samples where all teams of the
+call run at once, else 8; MMIXER_CUDA_SAMPLES, read at import, names those that may be taken.
 
 float32 follows `torch.get_float32_matmul_precision()`: "highest" has float32's error in the
-recurrence, "high" and "medium" 2^-16 in a product. bfloat16 products have bfloat16 operands; float16
-ones in the recurrence have float16 operands forward and 16 bits of two bfloat16 terms backward, whose
-range a gradient may need. Statistics, gates and states are float32. float64 takes path "step".
+recurrence, "high" and "medium" 2^-16 in a product. bfloat16 products have bfloat16 operands;
+float16 ones in the recurrence have float16 operands forward and 16 bits of two bfloat16 terms
+backward, whose range a gradient may need. Statistics, gates and states are float32. float64 takes
+path "step".
 """
 
 from __future__ import annotations
@@ -45,13 +46,13 @@ else:
 _EVERY_PATH = ("cell", "cluster", "cooperative", "wide", "step")
 _DEFAULT_PATHS = tuple(path for path in _EVERY_PATH if path != "wide")
 PATHS = tuple((os.environ.get("MMIXER_CUDA_PATHS") or ",".join(_DEFAULT_PATHS)).split(","))
-"""In the order in which they are tried; "cell" is for single steps, the others for sequences. "wide"
-is "cooperative" with packets of 16 bytes, to be measured: only who names it takes it."""
+"""In the order in which they are tried; "cell" is for single steps, the others for sequences.
+"wide" is "cooperative" with packets of 16 bytes, to be measured: only who names it takes it."""
 _UNKNOWN_PATHS = [path for path in PATHS if path not in _EVERY_PATH]
 
 _EVERY_SAMPLES = ("4", "8")
 SAMPLES = tuple((os.environ.get("MMIXER_CUDA_SAMPLES") or ",".join(_EVERY_SAMPLES)).split(","))
-"""Of a team of a persistent kernel. The first is taken whose teams all run at once, else the last."""
+"""Of a persistent kernel's team. The first is taken whose teams all run at once, else the last."""
 _UNKNOWN_SAMPLES = [samples for samples in SAMPLES if samples not in _EVERY_SAMPLES]
 _MOST_ROUNDS = 8  # of persistent kernels one after another; beyond, a step's products fill the GPU
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
