@@ -22,6 +22,7 @@ struct Nothing {
   static constexpr int threads = 32;
   static constexpr bool needs_cluster = cluster;
   struct Exchange {
+    using Packet = uint64_t;
     static constexpr int packets = 0;
   };
   struct Shared {
@@ -116,7 +117,7 @@ void check_blocks() {
   // A team that does not fit: a path without teams, and why.
   runtime = {};
   runtime.multiprocessors = 3;
-  using L = Layout<128, 4, 4, 1, 6>;
+  using L = Layout<128, 4, 8, 1, 3>;
   check_refused((resident_teams<Blocks, L>()), "a team has 4 blocks, and this GPU runs 3 at once");
 }
 
