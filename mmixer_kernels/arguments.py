@@ -283,8 +283,8 @@ def check(
 def check_lengths(lengths: Tensor, steps: int, batch: int, input: Tensor) -> None:
     """lengths: integers `[B]` on input's device, in 1..T.
 
-    The values are looked at only on a CPU outside torch.compile: elsewhere that would stop the
-    device or break the graph.
+    The values are looked at only on a CPU outside torch.compile and transforms: elsewhere that
+    would stop the device, break the graph or be refused.
     """
     check_tensor("lengths", lengths)
     if lengths.dtype not in (torch.int64, torch.int32):
@@ -295,12 +295,27 @@ def check_lengths(lengths: Tensor, steps: int, batch: int, input: Tensor) -> Non
         raise ValueError(
             f"lengths must be on input's device, {input.device}, but is on {lengths.device}"
         )
-    if lengths.device.type != "cpu" or torch.compiler.is_compiling():
+    if (
+        lengths.device.type != "cpu"
+        or torch.compiler.is_compiling()
+        or torch._C._functorch.is_functorch_wrapped_tensor(lengths)
+    ):
         return
     if int(lengths.min()) < 1 or int(lengths.max()) > steps:
         raise ValueError(
             f"lengths must be in 1..{steps} (T), but has values from {int(lengths.min())} "
             f"to {int(lengths.max())}"
+        )
+
+
+def check_memory(operands: dict[str, Tensor | None], group: int | None = None) -> None:
+    """ValueError where the storage of an operand that has elements was freed."""
+    for name, tensor in operands.items():
+        if tensor is None or tensor.data_ptr() or not tensor.numel() or tensor.is_meta:
+            continue
+        raise ValueError(
+            f"{_argument(name, group)} must have its values in memory, but its storage was freed, "
+            "as sharding does with weights between calls: bring them back before the call"
         )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
+from torch.overrides import handle_torch_function, has_torch_function
 
 from . import arguments, ops
 from .engines import choose
@@ -53,6 +54,16 @@ def mcu(
         no tensor. RuntimeError: the engine asked for cannot run here.
     """
     _check_weights("weights", weights)
+    seen = input, context, hx, lengths, *weights
+    if has_torch_function(seen):
+        return handle_torch_function(
+            *(mcu, seen, input, context, weights, hx, lengths),
+            mix=mix,
+            batch_first=batch_first,
+            eps=eps,
+            engine=engine,
+            recompute=recompute,
+        )
     layout = arguments.Layout.of(input, batch_first)
     operands = layout.arrange(input, context, hx, lengths)
     output, h_n = _run([operands], [weights], mix, eps, engine, recompute, grouped=False)
@@ -97,6 +108,18 @@ def mcu_group(
             "inputs, contexts and weights must have one entry a group, but have "
             f"{groups}, {len(contexts)} and {len(weights)}"
         )
+    for i, weight_set in enumerate(weights):
+        _check_weights(f"weights[{i}]", weight_set)
+    seen = *inputs, *contexts, hx, lengths, *(x for weight_set in weights for x in weight_set)
+    if has_torch_function(seen):
+        return handle_torch_function(
+            *(mcu_group, seen, inputs, contexts, weights, hx, lengths),
+            mix=mix,
+            batch_first=batch_first,
+            eps=eps,
+            engine=engine,
+            recompute=recompute,
+        )
     if hx is not None:
         arguments.check_tensor("hx", hx)
         if hx.ndim != 3 or hx.shape[0] != groups:
@@ -106,7 +129,6 @@ def mcu_group(
     for i, (input, context) in enumerate(zip(inputs, contexts, strict=True)):
         arguments.check_tensor(f"inputs[{i}]", input)
         arguments.check_tensor(f"contexts[{i}]", context)
-        _check_weights(f"weights[{i}]", weights[i])
         arguments.check_tensor(f"weights[{i}].weight_r", weights[i].weight_r)
         if input.ndim != 3:
             raise ValueError(
@@ -156,8 +178,13 @@ def mcu_cell(
     Raises:
         As `mcu`.
     """
-    arguments.check_tensor("input", input)
     _check_weights("weights", weights)
+    seen = input, context, hx, *weights
+    if has_torch_function(seen):
+        return handle_torch_function(
+            *(mcu_cell, seen, input, context, weights, hx), mix=mix, eps=eps, engine=engine
+        )
+    arguments.check_tensor("input", input)
     if input.ndim not in (1, 2):
         raise ValueError(
             "input must be [B, input_size], or [input_size] unbatched, "

@@ -1,18 +1,19 @@
 """The recurrence as dispatcher ops: schema, fake, autograd and autocast.
 
 `mmixer_kernels::mcu_forward` and `mcu_backward` take G weight sets in a call. A second derivative
-differentiates the reference.
+differentiates the reference. Tools that have no rule for an op get the reference's equations.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .arguments import autocast_enabled
+from . import arguments, batching, dispatch, flops, reference
 from .engines import get
 from .reference import Weights, compute_dtype
 
@@ -60,11 +61,14 @@ def mcu(
     flat = [tensor for group in weights for tensor in group.tensors()]
     tensors = [*inputs, *contexts, *flat, *([] if hx is None else [hx])]
     save = _needs_gradient(tensors)
-    if not save and _nothing_to_dispatch(tensors):
-        output, h_n, _ = get(engine).forward(
-            inputs, contexts, weights, hx, lengths, mix, eps, save=False
-        )
-        return output, h_n
+    if not save and dispatch.is_plain(tensors):
+        return _forward(inputs, contexts, flat, hx, lengths, mix, eps, engine, False, False)[:2]
+    if dispatch.needs_equations():
+        return _by_equations(inputs, contexts, weights, hx, lengths, mix, eps)
+    if torch.jit.is_tracing():  # What is traced without gradients may be trained.
+        save = any(tensor.requires_grad for tensor in tensors)
+    if dispatch.a_mode_looks_on():
+        flops.tell_counters()
     output, h_n, _ = torch.ops.mmixer_kernels.mcu_forward(
         list(inputs), list(contexts), flat, hx, lengths, mix, eps, engine, save, recompute
     )
@@ -83,11 +87,14 @@ def mcu_cell(
 ) -> Tensor:
     """One step of one weight set: input `[B, input_size]`, context `[B, context_size]`, hx and
     the next state `[B, H]`."""
-    tensors = [input, context, *weights.tensors(), *([] if hx is None else [hx])]
     step = getattr(get(engine), "step", None)
-    if step is not None and not _needs_gradient(tensors) and _nothing_to_dispatch(tensors):
-        next_state: Tensor = step(input, context, weights, hx, mix, eps)
-        return next_state
+    if step is not None and input.shape[0]:
+        tensors = [input, context, *weights.tensors(), *([] if hx is None else [hx])]
+        if not _needs_gradient(tensors) and dispatch.is_plain(tensors):
+            if not all(map(Tensor.data_ptr, tensors)):
+                _check_memory([input], [context], [weights], hx)
+            next_state: Tensor = step(input, context, weights, hx, mix, eps)
+            return next_state
     state = None if hx is None else hx.unsqueeze(0)
     operands = [input.unsqueeze(0)], [context], [weights], state, None
     return mcu(*operands, mix=mix, eps=eps, engine=engine, recompute=False)[1].squeeze(0)
@@ -97,16 +104,24 @@ def _needs_gradient(tensors: Sequence[Tensor]) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
-def _nothing_to_dispatch(tensors: Sequence[Tensor]) -> bool:
-    """No compiler, transform, mode or subclass looks on, so that the dispatcher, which costs a
-    streaming step about as much as its products, can be left out."""
-    return (
-        not torch.compiler.is_compiling()
-        and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and {type(tensor) for tensor in tensors} <= {Tensor, nn.Parameter}
-        and not tensors[0].is_meta
-    )
+def _by_equations(
+    inputs: Sequence[Tensor],
+    contexts: Sequence[Tensor],
+    weights: Sequence[Weights],
+    hx: Tensor | None,
+    lengths: Tensor | None,
+    mix: str,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """`mcu` in ordinary operations, which any tool can follow."""
+    states = [None] * len(inputs) if hx is None else list(hx)
+    with torch.autocast(inputs[0].device.type, enabled=False):
+        results = [
+            reference.mcu(*operands, lengths, mix=mix, eps=eps, layer_norm=reference.layer_norm)
+            for operands in zip(inputs, contexts, weights, states, strict=True)
+        ]
+    output, h_n = (torch.stack(tensors) for tensors in zip(*results, strict=True))
+    return output, h_n
 
 
 def autocast(
@@ -117,7 +132,7 @@ def autocast(
 ) -> tuple[list[Tensor], list[Tensor], list[Weights], list[Tensor | None]]:
     """Inside `torch.autocast`, all but float64 in autocast's dtype, as for a matrix product."""
     device_type = inputs[0].device.type
-    if not autocast_enabled(device_type):
+    if not arguments.autocast_enabled(device_type):
         return list(inputs), list(contexts), list(weights), list(states)
     dtype = torch.get_autocast_dtype(device_type)
 
@@ -141,10 +156,28 @@ def _weight_sets(flat: Sequence[Tensor], groups: int) -> list[Weights]:
     return [Weights(*flat[i : i + size]) for i in range(0, len(flat), size)]
 
 
+def _engine(name: str, inputs: Sequence[Tensor]) -> ModuleType:
+    """The engine; without any sample the reference, as there is nothing to compute."""
+    return get(name if inputs[0].shape[1] else "reference")
+
+
+def _check_memory(
+    inputs: Sequence[Tensor],
+    contexts: Sequence[Tensor],
+    weights: Sequence[Weights],
+    hx: Tensor | None,
+) -> None:
+    """ValueError where a storage was freed, which a kernel would not survive."""
+    check = arguments.check_memory
+    groups = range(len(inputs)) if len(inputs) > 1 else (None,)
+    for group, input, context, weight_set in zip(groups, inputs, contexts, weights, strict=True):
+        check({"input": input, "context": context, "hx": hx, **weight_set._asdict()}, group)
+
+
 def _forward(
-    inputs: list[Tensor],
-    contexts: list[Tensor],
-    weights: list[Tensor],
+    inputs: Sequence[Tensor],
+    contexts: Sequence[Tensor],
+    weights: Sequence[Tensor],
     hx: Tensor | None,
     lengths: Tensor | None,
     mix: str,
@@ -154,7 +187,10 @@ def _forward(
     recompute: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     sets = _weight_sets(weights, len(inputs))
-    return get(engine).forward(inputs, contexts, sets, hx, lengths, mix, eps, save, recompute)
+    _check_memory(inputs, contexts, sets, hx)
+    return _engine(engine, inputs).forward(
+        inputs, contexts, sets, hx, lengths, mix, eps, save, recompute
+    )
 
 
 def _forward_fake(
@@ -212,6 +248,8 @@ def _forward_autograd(
     need_input, need_context, need_weights, need_hx = (
         any(need) if isinstance(need, (list, tuple)) else need for need in ctx.needs_input_grad[:4]
     )
+    if dispatch.a_mode_looks_on():
+        flops.tell_counters()
     grad_inputs, grad_contexts, grad_weights, grad_hx = torch.ops.mmixer_kernels.mcu_backward(
         grad_output,
         grad_h_n,
@@ -253,12 +291,14 @@ def _backward(
     need_input: bool,
     need_weights: bool,
 ) -> _Backward:
-    grad_inputs, grad_contexts, grad_weights, grad_hx = get(engine).backward(
+    sets = _weight_sets(weights, len(inputs))
+    _check_memory(inputs, contexts, sets, hx)
+    grad_inputs, grad_contexts, grad_weights, grad_hx = _engine(engine, inputs).backward(
         grad_output,
         grad_h_n,
         inputs,
         contexts,
-        _weight_sets(weights, len(inputs)),
+        sets,
         hx,
         lengths,
         saved,
@@ -302,7 +342,7 @@ def _backward_fake(
 def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: _Backward) -> None:
     grad_output, grad_h_n, sequences, contexts, weights, hx, lengths, _, mix, eps = inputs[:10]
     ctx.groups, ctx.weights = len(sequences), len(weights)
-    ctx.lengths, ctx.options = lengths, (mix, eps, "reference", *inputs[11:])
+    ctx.lengths, ctx.options = lengths, (mix, eps, *inputs[11:])
     ctx.set_materialize_grads(False)
     state = [] if hx is None else [hx]
     ctx.save_for_backward(grad_output, grad_h_n, *sequences, *contexts, *weights, *state)
@@ -330,18 +370,19 @@ def _backward_autograd(
         hx = (
             operands[2 * groups + ctx.weights] if len(operands) > 2 * groups + ctx.weights else None
         )
-        first = _backward(
+        first = get("reference").backward(
             grad_output,
             grad_h_n,
             inputs,
             contexts,
-            weights,
+            _weight_sets(weights, groups),
             hx,
             ctx.lengths,
             grad_output.new_empty(0),
             *ctx.options,
         )
-        values = [*first[0], *first[1], *first[2], first[3]]
+        of_weights = [tensor for group in first[2] for tensor in group.tensors()]
+        values = [*first[0], *first[1], *of_weights, first[3]]
         cotangents = [*grad_inputs, *grad_contexts, *grad_weights, grad_hx]
         pairs = [(x, v) for x, v in zip(values, cotangents, strict=True) if v is not None]
     second: list[Tensor | None] = list(
@@ -365,11 +406,16 @@ def _backward_autograd(
     )
 
 
-for _name, _implementation, _fake, _setup, _autograd in (
-    ("mcu_forward", _forward, _forward_fake, _forward_setup, _forward_autograd),
-    ("mcu_backward", _backward, _backward_fake, _backward_setup, _backward_autograd),
+for _name, _implementation, _fake, _setup, _autograd, _batched in (
+    ("mcu_forward", _forward, _forward_fake, _forward_setup, _forward_autograd, batching.forward),
+    (
+        "mcu_backward",
+        *(_backward, _backward_fake, _backward_setup, _backward_autograd, batching.backward),
+    ),
 ):
     _library.impl(_name, _implementation, "CompositeExplicitAutograd")
     _qualified_name = f"mmixer_kernels::{_name}"
     torch.library.register_fake(_qualified_name, _fake, lib=_library)
     torch.library.register_autograd(_qualified_name, _autograd, setup_context=_setup, lib=_library)
+    torch.library.register_vmap(_qualified_name, _batched, lib=_library)
+_library.impl("mcu_backward", batching.backward_of_batched_gradients, "Batched")

@@ -56,8 +56,8 @@ def choose(engine: str, input: Tensor) -> str:
     """
     if engine == "auto":
         engine = _from_environment()
-    check_name(engine)
     if engine != "auto":
+        check_name(engine)
         if reason := get(engine).unsupported(input):
             raise ValueError(f'engine="{engine}" does not take this call: {reason}')
         state = _state(engine, input.device)

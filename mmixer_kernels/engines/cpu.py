@@ -169,8 +169,8 @@ def step(
     addresses, copies = _stored(weights, dtype, bfloat16)
     is_double = dtype is torch.float64
     sizes = (batch, input_size, context.shape[1], weights.hidden_size)
-    next_state = torch.empty((batch, sizes[3]), dtype=dtype)
-    workspace = torch.empty(_native.step_workspace_size(is_double, *sizes), dtype=dtype)
+    next_state = input.new_empty((batch, sizes[3]), dtype=dtype)
+    workspace = input.new_empty(_native.step_workspace_size(is_double, *sizes), dtype=dtype)
     _native.step(
         is_double,
         *sizes,
@@ -256,8 +256,6 @@ def _rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """The tensor in the compute dtype with contiguous rows; a copy only where it has not."""
     if tensor.dtype is not dtype:
         tensor = tensor.to(dtype)
-    if tensor.is_neg():
-        return tensor.resolve_neg()
     if tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
         tensor = tensor.contiguous()
     return tensor
@@ -265,10 +263,13 @@ def _rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _in_bfloat16(weights: Sequence[Weights]) -> tuple[bool, bool]:
     """Whether all matrices, and all norms, can be read as they are, widened on the way."""
-    matrices = norms = True
-    for group in weights:
-        matrices = matrices and all(x.dtype is torch.bfloat16 for x in group.matrices())
-        norms = norms and all(x.dtype is torch.bfloat16 for x in group.norms())
+    first, bfloat16 = weights[0], torch.bfloat16
+    matrices = first.weight_f.dtype is bfloat16
+    norms = first.norm_weight is None or first.norm_weight.dtype is bfloat16
+    if matrices:
+        matrices = all(x.dtype is bfloat16 for group in weights for x in group.matrices())
+    if norms:
+        norms = all(x.dtype is bfloat16 for group in weights for x in group.norms())
     return matrices, norms
 
 

@@ -79,8 +79,6 @@ def device_of(tensor: Tensor) -> AbstractContextManager[Any]:
 
 def rows(tensor: Tensor) -> Tensor:
     """`[B, size]` with contiguous rows; a copy only where it has not."""
-    if tensor.is_neg():
-        return tensor.resolve_neg()
     return tensor if tensor.stride(1) == 1 or tensor.shape[1] == 1 else tensor.contiguous()
 
 

@@ -1,0 +1,120 @@
+"""Who looks on at a call: whether it may pass by the dispatcher, and whether the ops can serve it.
+
+Subclasses, modes, tracers, transforms and profilers see what goes through the dispatcher. What is
+used of torch's private functions is looked up here; without one of them a call is dispatched.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+_logger = logging.getLogger(__name__)
+_told: set[str] = set()
+_is_profiled = getattr(torch.autograd, "_profiler_enabled", lambda: True)
+_MOST_GUARDS = 16
+_guards: dict[int, list[Any]] = {}
+"""By number of operands; one for each set of dtypes, devices and numbers of dimensions."""
+
+
+def is_plain(tensors: Sequence[Tensor]) -> bool:
+    """Whether nothing looks on at a call that needs no gradient: no compiler, mode, transform,
+    tracer or profiler, and no operand is of a subclass or lazily negated, zero or batched.
+
+    Then the dispatcher, which costs a streaming step as much as its products, can be left out.
+    Modes of __torch_function__ have seen the call before it comes here.
+    """
+    if torch.compiler.is_compiling() or _dual_level() >= 0 or _is_profiled():
+        return False
+    for guard in _guards.get(len(tensors), ()):
+        if guard.check(*tensors):
+            return True
+    return _learn(tensors)
+
+
+def _learn(tensors: Sequence[Tensor]) -> bool:
+    """Looks at the dispatch keys of the thread and of the operands. Where they are the plain ones,
+    a guard such as torch.compile has knows them again: all of them for the price of one."""
+    different = list({id(tensor): tensor for tensor in tensors}.values())
+    if len(different) < len(tensors):
+        return is_plain(different)  # A guard takes the same tensor once.
+    try:
+        if _has_other_keys(tensors):
+            return False
+        any_size: list[Any] = [[None] * tensor.ndim for tensor in tensors]
+        guard = torch._C._dynamo.guards.TensorGuards(
+            *tensors, dynamic_dims_sizes=any_size, dynamic_dims_strides=any_size
+        )
+    except (AttributeError, TypeError):
+        return False
+    known = _guards.setdefault(len(tensors), [])
+    known.insert(0, guard)
+    del known[_MOST_GUARDS:]
+    return True
+
+
+def _has_other_keys(tensors: Sequence[Tensor]) -> bool:
+    def keys(*names: str) -> Any:
+        result = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
+        for name in names:
+            result |= torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, name))
+        return result
+
+    def exceed(found: Any, plain: Any) -> bool:
+        return found | plain != plain
+
+    if exceed(torch._C._dispatch_tls_local_include_set(), keys("BackendSelect")):
+        return True
+    for tensor in tensors:
+        if type(tensor) not in (Tensor, nn.Parameter):
+            return True
+        backend = tensor.device.type.upper()
+        plain = keys(backend, f"Autograd{backend}", f"Autocast{backend}")
+        if exceed(torch._C._dispatch_keys(tensor), plain):
+            return True
+    return False
+
+
+def needs_equations() -> bool:
+    """Whether a tool looks on that the ops have no rule for, so that a call has to be made of
+    ordinary operations. The logger of this module tells at level DEBUG, once for each tool."""
+    tool = None
+    if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():
+        tool = "torch.onnx.export(dynamo=False)"
+    elif _dual_level() >= 0:
+        tool = "forward-mode differentiation"
+    elif _is_differentiated_by_functorch():
+        tool = "torch.func's differentiation"
+    if tool is not None and tool not in _told:
+        _told.add(tool)
+        _logger.debug("%s has no rule for the fused ops: the reference's equations follow", tool)
+    return tool is not None
+
+
+# torch.compile takes the answer as it is, and guards levels and transforms by itself. This is the
+# mark that torch.compiler.assume_constant_result sets, which would import the compiler.
+needs_equations._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def a_mode_looks_on() -> bool:
+    """Whether a TorchDispatchMode, such as a counter of operations, is on."""
+    return not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() > 0
+
+
+def _dual_level() -> int:
+    """Of forward-mode differentiation, -1 where none is open."""
+    level: int = getattr(forward_ad, "_current_level", 0)
+    return level
+
+
+def _is_differentiated_by_functorch() -> bool:
+    stack = torch._C._functorch.get_interpreter_stack()
+    if stack is None:
+        return False
+    derivatives = (torch._C._functorch.TransformType.Grad, torch._C._functorch.TransformType.Jvp)
+    return any(interpreter.key() in derivatives for interpreter in stack)

@@ -1,0 +1,70 @@
+"""The operations of the ops' matrix products, for `torch.utils.flop_counter.FlopCounterMode`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+
+def tell_counters() -> None:
+    """Gives the formulas to the counters that look on. They are registered no earlier, since to
+    import torch.utils.flop_counter imports Triton; a counter copies the registry when it is made.
+    """
+    module = sys.modules.get("torch.utils.flop_counter")
+    if module is None:
+        return
+    ops = torch.ops.mmixer_kernels
+    if ops.mcu_forward not in module.flop_registry:
+        module.register_flop_formula(ops.mcu_forward)(forward)
+        module.register_flop_formula(ops.mcu_backward)(backward)
+    for mode in torch.utils._python_dispatch._get_current_dispatch_mode_stack():
+        registry = getattr(getattr(mode, "counter", None), "flop_registry", {})
+        for op in (ops.mcu_forward, ops.mcu_backward):
+            registry.setdefault(op, module.flop_registry[op])
+
+
+def forward(
+    inputs: Sequence[Sequence[int]],
+    contexts: Sequence[Sequence[int]],
+    weights: Sequence[Sequence[int]],
+    *arguments: Any,
+    out_shape: Any = None,
+) -> int:
+    """Of Equations 7-9, 11, 12 and 14, from shapes: two for each product of a weight."""
+    H = weights[3][0]
+    total = 0
+    for (T, B, F), (_, C) in zip(inputs, contexts, strict=True):
+        each_step = H * F + H * H + 3 * H * H  # f, the half of s that f_bar has, and r, z, h
+        once = H * C + H * H  # g, and the other half of s
+        total += 2 * B * (T * each_step + once)
+    return total
+
+
+def backward(
+    grad_output: Sequence[int],
+    grad_h_n: Sequence[int],
+    inputs: Sequence[Sequence[int]],
+    contexts: Sequence[Sequence[int]],
+    weights: Sequence[Sequence[int]],
+    hx: Sequence[int] | None,
+    lengths: Sequence[int] | None,
+    saved: Sequence[int],
+    mix: str,
+    eps: float,
+    engine: str,
+    recompute: bool,
+    need_input: bool,
+    need_weights: bool,
+    out_shape: Any = None,
+) -> int:
+    """A product for each gradient of an operand and each of a weight, and the forward again where
+    it was not saved."""
+    products = forward(inputs, contexts, weights)
+    H = weights[3][0]
+    of_inputs = sum(2 * T * B * H * F for T, B, F in inputs)
+    total = products * (2 if need_weights else 1)
+    total -= 0 if need_input else of_inputs
+    return total + (products if recompute or engine == "reference" else 0)
