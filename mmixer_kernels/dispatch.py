@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from .arguments import autocast_enabled
+
 _logger = logging.getLogger(__name__)
 _told: set[str] = set()
 _is_profiled = getattr(torch.autograd, "_profiler_enabled", lambda: True)
@@ -24,7 +26,7 @@ _guards: dict[int, list[Any]] = {}
 
 def is_plain(tensors: Sequence[Tensor]) -> bool:
     """Whether nothing looks on at a call that needs no gradient: no compiler, mode, transform,
-    tracer or profiler, and no operand is of a subclass or lazily negated, zero or batched.
+    tracer, autocast or profiler, and no operand is of a subclass or lazily negated, zero or batched.
 
     Then the dispatcher, which costs a streaming step as much as its products, can be left out.
     Modes of __torch_function__ have seen the call before it comes here.
@@ -68,6 +70,8 @@ def _has_other_keys(tensors: Sequence[Tensor]) -> bool:
     def exceed(found: Any, plain: Any) -> bool:
         return found | plain != plain
 
+    if autocast_enabled(tensors[0].device.type):
+        return True
     if exceed(torch._C._dispatch_tls_local_include_set(), keys("BackendSelect")):
         return True
     for tensor in tensors:

@@ -7,6 +7,7 @@ differentiates the reference. Tools that have no rule for an op get the referenc
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -62,7 +63,11 @@ def mcu(
     tensors = [*inputs, *contexts, *flat, *([] if hx is None else [hx])]
     save = _needs_gradient(tensors)
     if not save and dispatch.is_plain(tensors):
-        return _forward(inputs, contexts, flat, hx, lengths, mix, eps, engine, False, False)[:2]
+        _check_memory(tensors, inputs, contexts, weights, hx)
+        output, h_n, _ = _engine(engine, inputs).forward(
+            inputs, contexts, weights, hx, lengths, mix, eps, save=False
+        )
+        return output, h_n
     if dispatch.needs_equations():
         return _by_equations(inputs, contexts, weights, hx, lengths, mix, eps)
     if torch.jit.is_tracing():  # What is traced without gradients may be trained.
@@ -91,8 +96,7 @@ def mcu_cell(
     if step is not None and input.shape[0]:
         tensors = [input, context, *weights.tensors(), *([] if hx is None else [hx])]
         if not _needs_gradient(tensors) and dispatch.is_plain(tensors):
-            if not all(map(Tensor.data_ptr, tensors)):
-                _check_memory([input], [context], [weights], hx)
+            _check_memory(tensors, [input], [context], [weights], hx)
             next_state: Tensor = step(input, context, weights, hx, mix, eps)
             return next_state
     state = None if hx is None else hx.unsqueeze(0)
@@ -115,7 +119,7 @@ def _by_equations(
 ) -> tuple[Tensor, Tensor]:
     """`mcu` in ordinary operations, which any tool can follow."""
     states = [None] * len(inputs) if hx is None else list(hx)
-    with torch.autocast(inputs[0].device.type, enabled=False):
+    with _without_autocast(inputs[0]):
         results = [
             reference.mcu(*operands, lengths, mix=mix, eps=eps, layer_norm=reference.layer_norm)
             for operands in zip(inputs, contexts, weights, states, strict=True)
@@ -151,6 +155,14 @@ def autocast(
     )
 
 
+def _without_autocast(input: Tensor) -> AbstractContextManager[Any]:
+    """Once `autocast` has cast the operands, products inside are of the dtypes that they have."""
+    device_type = input.device.type
+    if not arguments.autocast_enabled(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
+
+
 def _weight_sets(flat: Sequence[Tensor], groups: int) -> list[Weights]:
     size = len(flat) // groups
     return [Weights(*flat[i : i + size]) for i in range(0, len(flat), size)]
@@ -162,16 +174,19 @@ def _engine(name: str, inputs: Sequence[Tensor]) -> ModuleType:
 
 
 def _check_memory(
+    tensors: Sequence[Tensor],
     inputs: Sequence[Tensor],
     contexts: Sequence[Tensor],
     weights: Sequence[Weights],
     hx: Tensor | None,
 ) -> None:
-    """ValueError where a storage was freed, which a kernel would not survive."""
-    check = arguments.check_memory
-    groups = range(len(inputs)) if len(inputs) > 1 else (None,)
-    for group, input, context, weight_set in zip(groups, inputs, contexts, weights, strict=True):
-        check({"input": input, "context": context, "hx": hx, **weight_set._asdict()}, group)
+    """ValueError where the storage of one of the tensors, which are those of the others, was freed:
+    a kernel would not survive it."""
+    if all(map(Tensor.data_ptr, tensors)):
+        return
+    for i, (input, context, group) in enumerate(zip(inputs, contexts, weights, strict=True)):
+        operands = {"input": input, "context": context, "hx": hx, **group._asdict()}
+        arguments.check_memory(operands, i if len(inputs) > 1 else None)
 
 
 def _forward(
@@ -187,10 +202,12 @@ def _forward(
     recompute: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     sets = _weight_sets(weights, len(inputs))
-    _check_memory(inputs, contexts, sets, hx)
-    return _engine(engine, inputs).forward(
-        inputs, contexts, sets, hx, lengths, mix, eps, save, recompute
-    )
+    tensors = [*inputs, *contexts, *weights, *([] if hx is None else [hx])]
+    _check_memory(tensors, inputs, contexts, sets, hx)
+    with _without_autocast(inputs[0]):
+        return _engine(engine, inputs).forward(
+            inputs, contexts, sets, hx, lengths, mix, eps, save, recompute
+        )
 
 
 def _forward_fake(
@@ -292,22 +309,24 @@ def _backward(
     need_weights: bool,
 ) -> _Backward:
     sets = _weight_sets(weights, len(inputs))
-    _check_memory(inputs, contexts, sets, hx)
-    grad_inputs, grad_contexts, grad_weights, grad_hx = _engine(engine, inputs).backward(
-        grad_output,
-        grad_h_n,
-        inputs,
-        contexts,
-        sets,
-        hx,
-        lengths,
-        saved,
-        mix,
-        eps,
-        recompute,
-        need_input,
-        need_weights,
-    )
+    tensors = [*inputs, *contexts, *weights, *([] if hx is None else [hx])]
+    _check_memory(tensors, inputs, contexts, sets, hx)
+    with _without_autocast(inputs[0]):
+        grad_inputs, grad_contexts, grad_weights, grad_hx = _engine(engine, inputs).backward(
+            grad_output,
+            grad_h_n,
+            inputs,
+            contexts,
+            sets,
+            hx,
+            lengths,
+            saved,
+            mix,
+            eps,
+            recompute,
+            need_input,
+            need_weights,
+        )
     flat = [tensor for group in grad_weights for tensor in group.tensors()]
     return grad_inputs, grad_contexts, flat, grad_hx
 
