@@ -26,7 +26,7 @@ _guards: dict[int, list[Any]] = {}
 
 def is_plain(tensors: Sequence[Tensor]) -> bool:
     """Whether nothing looks on at a call that needs no gradient: no compiler, mode, transform,
-    tracer, autocast or profiler, and no operand is of a subclass or lazily negated, zero or batched.
+    tracer, autocast or profiler; and no operand is of a subclass, or lazily negated or zero.
 
     Then the dispatcher, which costs a streaming step as much as its products, can be left out.
     Modes of __torch_function__ have seen the call before it comes here.
@@ -100,9 +100,19 @@ def needs_equations() -> bool:
     return tool is not None
 
 
-# torch.compile takes the answer as it is, and guards levels and transforms by itself. This is the
-# mark that torch.compiler.assume_constant_result sets, which would import the compiler.
-needs_equations._dynamo_marked_constant = True  # type: ignore[attr-defined]
+def is_transformed() -> bool:
+    """Whether a tracer, forward-mode differentiation or a transform of torch.func looks on."""
+    return (
+        torch.jit.is_tracing()
+        or _dual_level() >= 0
+        or torch._C._functorch.get_interpreter_stack() is not None
+    )
+
+
+# torch.compile takes the answers as they are, and guards levels and transforms by itself. This is
+# the mark that torch.compiler.assume_constant_result sets, which would import the compiler.
+for _constant in (needs_equations, is_transformed):
+    _constant._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def a_mode_looks_on() -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import dispatch
 from .arguments import check_like_weight, check_tensor
 from .modules import FusedMCUCell
 
@@ -22,7 +23,8 @@ class CellStream:
         hx: the first state `[B, H]`, zeros when None.
 
     Raises:
-        ValueError, TypeError: as `FusedMCUCell`.
+        ValueError, TypeError: as `FusedMCUCell`, and ValueError for what requires a gradient.
+        RuntimeError: a tracer or a transform of torch.func looks on, which could not follow.
 
     >>> cell = FusedMCUCell(64, 64, 128)
     >>> stream = CellStream(cell, context=torch.randn(1, 64))
@@ -33,9 +35,11 @@ class CellStream:
     """
 
     def __init__(self, cell: FusedMCUCell, context: Tensor, hx: Tensor | None = None) -> None:
+        _check_untransformed()
         if not isinstance(cell, FusedMCUCell):
             raise TypeError(f"cell must be a FusedMCUCell, but is a {type(cell).__name__}")
         check_tensor("context", context)
+        _check_constant("context", context)
         if context.ndim != 2:
             raise ValueError(
                 f"context must be [B, context_size], but has shape {list(context.shape)}"
@@ -82,6 +86,7 @@ class CellStream:
 
     def __call__(self, input: Tensor) -> Tensor:
         """The next state `[B, H]` after `input [B, input_size]`; the next call overwrites it."""
+        _check_untransformed()
         _check_like("input", input, self._input)
         self._input.copy_(input.detach())
         if self._graph is None:
@@ -109,8 +114,25 @@ class CellStream:
                 self._step()
 
 
+def _check_untransformed() -> None:
+    if dispatch.is_transformed():
+        raise RuntimeError(
+            "A CellStream cannot be traced or transformed, as its state lies in memory of its own: "
+            "call the cell instead"
+        )
+
+
+def _check_constant(name: str, source: Tensor) -> None:
+    if source.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            f"{name} must not require a gradient, since a CellStream computes none, but does: "
+            "stream inside torch.no_grad(), or call the cell instead"
+        )
+
+
 def _check_like(name: str, source: Tensor, target: Tensor) -> None:
     check_tensor(name, source)
+    _check_constant(name, source)
     if source.shape != target.shape or source.dtype != target.dtype:
         raise ValueError(
             f"{name} must be {list(target.shape)} {target.dtype}, but is {list(source.shape)} "

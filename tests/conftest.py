@@ -1,8 +1,11 @@
 """What every test runs with: one thread, a seed, and Triton's interpreter where there is no GPU."""
 
+import importlib.util
 import os
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 # Before anything imports torch or triton. pytest-xdist starts a process per processor, hence one
 # thread each, also of the processes that a test starts; what is about threads sets their number.
@@ -11,6 +14,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for `nan_filled_m
 
 import pytest
 import torch
+from building import build
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
@@ -77,3 +81,35 @@ def threads() -> Iterator[None]:
     count = torch.get_num_threads()
     yield
     torch.set_num_threads(count)
+
+
+@pytest.fixture(scope="session")
+def emulated() -> ModuleType:
+    """The CUDA engine's kernels, run by csrc/emulator on this CPU."""
+    pytest.importorskip("pybind11")
+    library = build("_emulated") / f"_emulated{sysconfig.get_config_var('EXT_SUFFIX')}"
+    spec = importlib.util.spec_from_file_location("_emulated", library)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def emulator(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The CUDA engine takes CPU tensors, and its kernels run here."""
+    from helpers import forget_cuda_calls
+
+    from mmixer_kernels.engines import cuda
+    from mmixer_kernels.engines.state import EngineState
+
+    emulated.configure()
+    forget_cuda_calls()
+    monkeypatch.setattr(cuda, "_native", emulated)
+    monkeypatch.setattr(cuda, "state", lambda device=None: EngineState(True, "emulated"))
+    monkeypatch.setattr(cuda, "unsupported", lambda input: None)
+    precision = torch.get_float32_matmul_precision()
+    yield emulated
+    torch.set_float32_matmul_precision(precision)
+    forget_cuda_calls()

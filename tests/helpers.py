@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mmixer_kernels import reference
+from mmixer_kernels.engines import cuda
 from mmixer_kernels.functional import mcu
 from mmixer_kernels.reference import Weights
 
@@ -150,6 +151,13 @@ def op_operands(  # type: ignore[no-untyped-def]
         torch.stack([p.grad_h_n for p in problems]),
     )
     return arguments, grads
+
+
+def forget_cuda_calls() -> None:
+    """Everything that the CUDA engine keeps between calls."""
+    cuda._native_plan.cache_clear()
+    cuda._cell_plan.cache_clear()
+    cuda._workspaces.clear()
 
 
 def with_gradients(function, p: Problem) -> dict[str, Tensor]:  # type: ignore[no-untyped-def]

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import logging
-import sysconfig
-from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
 from types import ModuleType, SimpleNamespace
@@ -15,7 +12,6 @@ from typing import Any, NamedTuple
 import helpers
 import pytest
 import torch
-from building import build
 from helpers import (
     ODD_SIZES,
     Problem,
@@ -30,9 +26,10 @@ from torch import Tensor
 
 from mmixer_kernels import FusedMCU, FusedMCUCell, reference
 from mmixer_kernels.engines import cuda
-from mmixer_kernels.engines.state import EngineState
 from mmixer_kernels.functional import mcu_cell, mcu_group
 from mmixer_kernels.reference import Weights
+
+pytestmark = pytest.mark.usefixtures("emulator")
 
 run = partial(helpers.run, "cuda")
 PATHS = ("cluster", "cooperative", "step")
@@ -52,39 +49,6 @@ BOUND = {
     "bfloat16": 4 * 2.0**-8,
     "float16": 4 * 2.0**-11,
 }
-
-
-@pytest.fixture(scope="session")
-def emulated() -> ModuleType:
-    pytest.importorskip("pybind11")
-    library = build("_emulated") / f"_emulated{sysconfig.get_config_var('EXT_SUFFIX')}"
-    spec = importlib.util.spec_from_file_location("_emulated", library)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(autouse=True)
-def emulator(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The engine takes CPU tensors, and its kernels run here."""
-    emulated.configure()
-    forget()
-    monkeypatch.setattr(cuda, "_native", emulated)
-    monkeypatch.setattr(cuda, "state", lambda device=None: EngineState(True, "emulated"))
-    monkeypatch.setattr(cuda, "unsupported", lambda input: None)
-    precision = torch.get_float32_matmul_precision()
-    yield emulated
-    torch.set_float32_matmul_precision(precision)
-    forget()
-
-
-def forget() -> None:
-    """Everything that the engine keeps between calls."""
-    cuda._native_plan.cache_clear()
-    cuda._cell_plan.cache_clear()
-    cuda._workspaces.clear()
 
 
 @pytest.fixture(params=PATHS)
@@ -687,7 +651,7 @@ def test_step_gives_the_same_bits_under_any_schedule(emulator: ModuleType) -> No
     first = step(p)
     for seed in range(2, 8):
         emulator.configure(seed=seed, adversarial=seed % 2 == 0, resident_blocks=5 + seed)
-        forget()
+        helpers.forget_cuda_calls()
         assert torch.equal(step(p), first)
 
 
