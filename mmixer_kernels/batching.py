@@ -17,16 +17,17 @@ from torch.utils import _pytree as pytree
 _Dim = int | None  # of the batch of calls in a tensor, if it has any
 
 
-def forward(info: Any, in_dims: Sequence[Any], *arguments: Any) -> tuple[Any, Any]:
-    """The rule of `mcu_forward`. Nothing is saved for `backward`, which computes it again."""
+def forward(
+    run_forward: Callable[..., Any], info: Any, in_dims: Sequence[Any], *arguments: Any
+) -> tuple[Any, Any]:
+    """The rule of `mcu_forward`, which is `run_forward` or has its arguments. Nothing is saved for
+    `backward`, which computes it again."""
     operands, (mix, eps, engine, _, recompute) = arguments[:5], arguments[5:]
 
     def call(*operands: Any) -> tuple[Tensor, Tensor]:
         tensors = [x for x in pytree.tree_leaves(operands) if x is not None]
         save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-        output, h_n, _ = torch.ops.mmixer_kernels.mcu_forward(
-            *operands, mix, eps, engine, save, recompute
-        )
+        output, h_n, _ = run_forward(*operands, mix, eps, engine, save, recompute)
         return output, h_n
 
     calls = _Calls.of(info, in_dims, operands)
@@ -38,15 +39,21 @@ def forward(info: Any, in_dims: Sequence[Any], *arguments: Any) -> tuple[Any, An
     return (output, h_n, output.new_empty(0)), (*dims, None)
 
 
-def backward(info: Any, in_dims: Sequence[Any], *arguments: Any) -> tuple[Any, Any]:
-    """The rule of `mcu_backward`."""
+def backward(
+    run_forward: Callable[..., Any],
+    run_backward: Callable[..., Any],
+    info: Any,
+    in_dims: Sequence[Any],
+    *arguments: Any,
+) -> tuple[Any, Any]:
+    """The rule of `mcu_backward`, which is `run_backward` or has its arguments."""
     grad_output, grad_h_n, *operands = arguments[:7]
     _, mix, eps, engine, recompute, need_input, need_weights = arguments[7:]
 
     def call(grad_output: Tensor, grad_h_n: Tensor, *operands: Any) -> Any:
         options = mix, eps, engine
-        saved = torch.ops.mmixer_kernels.mcu_forward(*operands, *options, True, recompute)[2]
-        return torch.ops.mmixer_kernels.mcu_backward(
+        saved = run_forward(*operands, *options, True, recompute)[2]
+        return run_backward(
             grad_output, grad_h_n, *operands, saved, *options, recompute, need_input, need_weights
         )
 
@@ -68,7 +75,9 @@ def backward(info: Any, in_dims: Sequence[Any], *arguments: Any) -> tuple[Any, A
     return tensors, dims
 
 
-def backward_of_batched_gradients(*arguments: Any) -> Any:
+def backward_of_batched_gradients(
+    run_forward: Callable[..., Any], run_backward: Callable[..., Any], *arguments: Any
+) -> Any:
     """`mcu_backward` inside the vmap of `torch.autograd.grad(is_grads_batched=True)`, which is one
     of its own, older than `torch.vmap`, and has no rules for operators of libraries."""
     level = torch._C._vmapmode_decrement_nesting() + 1
@@ -82,11 +91,11 @@ def backward_of_batched_gradients(*arguments: Any) -> Any:
             Tensor, lambda tensor: tensor[0] if len(tensor) == 1 else tensor, exposed
         )
         if count == 1:
-            return torch.ops.mmixer_kernels.mcu_backward(*one)
+            return run_backward(*one)
         in_dims = pytree.tree_map(
             lambda leaf: 0 if isinstance(leaf, Tensor) and len(leaf) == count else None, exposed
         )
-        results, dims = backward(_Info(count), in_dims, *one)
+        results, dims = backward(run_forward, run_backward, _Info(count), in_dims, *one)
         return pytree.tree_map(
             lambda tensor, dim: torch._add_batch_dim(tensor, dim, level), results, dims
         )

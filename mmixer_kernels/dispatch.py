@@ -84,7 +84,7 @@ def _has_other_keys(tensors: Sequence[Tensor]) -> bool:
     return False
 
 
-def needs_equations() -> bool:
+def needs_equations(is_compiling: bool) -> bool:
     """Whether a tool looks on that the ops have no rule for, so that a call has to be made of
     ordinary operations. The logger of this module tells at level DEBUG, once for each tool."""
     tool = None
@@ -92,8 +92,8 @@ def needs_equations() -> bool:
         tool = "torch.onnx.export(dynamo=False)"
     elif _dual_level() >= 0:
         tool = "forward-mode differentiation"
-    elif _is_differentiated_by_functorch():
-        tool = "torch.func's differentiation"
+    elif is_compiling and is_differentiated_by_functorch():
+        tool = "torch.compile of torch.func's differentiation"
     if tool is not None and tool not in _told:
         _told.add(tool)
         _logger.debug("%s has no rule for the fused ops: the reference's equations follow", tool)
@@ -109,12 +109,6 @@ def is_transformed() -> bool:
     )
 
 
-# torch.compile takes the answers as they are, and guards levels and transforms by itself. This is
-# the mark that torch.compiler.assume_constant_result sets, which would import the compiler.
-for _constant in (needs_equations, is_transformed):
-    _constant._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
 def a_mode_looks_on() -> bool:
     """Whether a TorchDispatchMode, such as a counter of operations, is on."""
     return not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() > 0
@@ -126,9 +120,16 @@ def _dual_level() -> int:
     return level
 
 
-def _is_differentiated_by_functorch() -> bool:
+def is_differentiated_by_functorch() -> bool:
+    """Whether a level of `torch.func.grad`, `vjp` or `jacrev` is open."""
     stack = torch._C._functorch.get_interpreter_stack()
     if stack is None:
         return False
-    derivatives = (torch._C._functorch.TransformType.Grad, torch._C._functorch.TransformType.Jvp)
-    return any(interpreter.key() in derivatives for interpreter in stack)
+    grad = torch._C._functorch.TransformType.Grad
+    return any(interpreter.key() == grad for interpreter in stack)
+
+
+# torch.compile takes the answers as they are, and guards levels and transforms by itself. This is
+# the mark that torch.compiler.assume_constant_result sets, which would import the compiler.
+for _constant in (needs_equations, is_differentiated_by_functorch, is_transformed):
+    _constant._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import arguments, batching, dispatch, flops, reference
+from . import arguments, batching, dispatch, flops, reference, transforms
 from .engines import get
 from .reference import Weights, compute_dtype
 
@@ -68,8 +69,11 @@ def mcu(
             inputs, contexts, weights, hx, lengths, mix, eps, save=False
         )
         return output, h_n
-    if dispatch.needs_equations():
+    if dispatch.needs_equations(torch.compiler.is_compiling()):
         return _by_equations(inputs, contexts, weights, hx, lengths, mix, eps)
+    if dispatch.is_differentiated_by_functorch():
+        operands = inputs, contexts, flat, hx, lengths
+        return transforms.forward(*operands, mix, eps, engine, save, recompute)[:2]
     if torch.jit.is_tracing():  # What is traced without gradients may be trained.
         save = any(tensor.requires_grad for tensor in tensors)
     if dispatch.a_mode_looks_on():
@@ -163,11 +167,6 @@ def _without_autocast(input: Tensor) -> AbstractContextManager[Any]:
     return torch.autocast(device_type, enabled=False)
 
 
-def _weight_sets(flat: Sequence[Tensor], groups: int) -> list[Weights]:
-    size = len(flat) // groups
-    return [Weights(*flat[i : i + size]) for i in range(0, len(flat), size)]
-
-
 def _engine(name: str, inputs: Sequence[Tensor]) -> ModuleType:
     """The engine; without any sample the reference, as there is nothing to compute."""
     return get(name if inputs[0].shape[1] else "reference")
@@ -201,7 +200,7 @@ def _forward(
     save: bool,
     recompute: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    sets = _weight_sets(weights, len(inputs))
+    sets = Weights.sets(weights, len(inputs))
     tensors = [*inputs, *contexts, *weights, *([] if hx is None else [hx])]
     _check_memory(tensors, inputs, contexts, sets, hx)
     with _without_autocast(inputs[0]):
@@ -223,7 +222,7 @@ def _forward_fake(
     recompute: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     steps, batch, _ = inputs[0].shape
-    hidden = _weight_sets(weights, len(inputs))[0].hidden_size
+    hidden = Weights.sets(weights, len(inputs))[0].hidden_size
     size = get(engine).saved_size(inputs, hidden, recompute) if save else 0
     return (
         inputs[0].new_empty(len(inputs), steps, batch, hidden),
@@ -308,7 +307,7 @@ def _backward(
     need_input: bool,
     need_weights: bool,
 ) -> _Backward:
-    sets = _weight_sets(weights, len(inputs))
+    sets = Weights.sets(weights, len(inputs))
     tensors = [*inputs, *contexts, *weights, *([] if hx is None else [hx])]
     _check_memory(tensors, inputs, contexts, sets, hx)
     with _without_autocast(inputs[0]):
@@ -394,7 +393,7 @@ def _backward_autograd(
             grad_h_n,
             inputs,
             contexts,
-            _weight_sets(weights, groups),
+            Weights.sets(weights, groups),
             hx,
             ctx.lengths,
             grad_output.new_empty(0),
@@ -425,16 +424,19 @@ def _backward_autograd(
     )
 
 
-for _name, _implementation, _fake, _setup, _autograd, _batched in (
-    ("mcu_forward", _forward, _forward_fake, _forward_setup, _forward_autograd, batching.forward),
-    (
-        "mcu_backward",
-        *(_backward, _backward_fake, _backward_setup, _backward_autograd, batching.backward),
-    ),
+for _name, _implementation, _fake, _setup, _autograd in (
+    ("mcu_forward", _forward, _forward_fake, _forward_setup, _forward_autograd),
+    ("mcu_backward", _backward, _backward_fake, _backward_setup, _backward_autograd),
 ):
     _library.impl(_name, _implementation, "CompositeExplicitAutograd")
     _qualified_name = f"mmixer_kernels::{_name}"
     torch.library.register_fake(_qualified_name, _fake, lib=_library)
     torch.library.register_autograd(_qualified_name, _autograd, setup_context=_setup, lib=_library)
-    torch.library.register_vmap(_qualified_name, _batched, lib=_library)
-_library.impl("mcu_backward", batching.backward_of_batched_gradients, "Batched")
+
+_both = torch.ops.mmixer_kernels.mcu_forward, torch.ops.mmixer_kernels.mcu_backward
+for _qualified_name, _rule in (
+    ("mmixer_kernels::mcu_forward", partial(batching.forward, _both[0])),
+    ("mmixer_kernels::mcu_backward", partial(batching.backward, *_both)),
+):
+    torch.library.register_vmap(_qualified_name, _rule, lib=_library)
+_library.impl("mcu_backward", partial(batching.backward_of_batched_gradients, *_both), "Batched")

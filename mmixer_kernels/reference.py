@@ -39,6 +39,12 @@ class Weights(NamedTuple):
     norm_weight: Tensor | None = None
     norm_bias: Tensor | None = None
 
+    @classmethod
+    def sets(cls, tensors: Sequence[Tensor], count: int) -> list[Weights]:
+        """So many sets, whose `tensors()` follow one another."""
+        size = len(tensors) // count
+        return [cls(*tensors[i : i + size]) for i in range(0, len(tensors), size)]
+
     @property
     def hidden_size(self) -> int:
         return self.weight_r.shape[0]

@@ -300,6 +300,9 @@ def func(name: str) -> Callable[[Case], Any]:
             return torch.func.linearize(case.module, *operands)[1](*operands)
         if name == "hessian":
             return torch.func.hessian(lambda *x: sum_of_squares(case.module(*x)), every)(*operands)
+        if name == "jacrev of jacrev":
+            first = torch.func.jacrev(lambda *x: sum_of_squares(case.module(*x)), every)
+            return torch.func.jacrev(first, every)(*operands)
         return getattr(torch.func, name)(case.module, every)(*operands)
 
     return run
@@ -399,6 +402,12 @@ def onnx_without_dynamo(case: Case) -> Any:
 def compiled(case: Case) -> Any:
     torch._dynamo.reset()
     return gradients(case, torch.compile(case.module, fullgraph=True, backend="aot_eager"))
+
+
+def compiled_grad(case: Case) -> Any:
+    torch._dynamo.reset()
+    function = torch.func.grad(lambda *x: sum_of_squares(case.module(*x)))
+    return torch.compile(function, fullgraph=True, backend="aot_eager")(*case.operands)
 
 
 def exported(case: Case) -> Any:
@@ -628,8 +637,13 @@ TOOLS = [
     Tool("`dual_level` in `no_grad`", dual_level_without_gradients, EQUATIONS, NOT_FOLLOWED),
     Tool("`dual_level`, dual weights", dual_level_of_weights, EQUATIONS, NOT_FOLLOWED),
     *(
+        Tool(f"`torch.func.{name}`", func(name), but=NOT_FOLLOWED)
+        for name in ("grad", "vjp", "jacrev")
+    ),
+    Tool("`jacrev` of `jacrev`", func("jacrev of jacrev"), but=NOT_FOLLOWED),
+    *(
         Tool(f"`torch.func.{name}`", func(name), EQUATIONS, NOT_FOLLOWED)
-        for name in ("grad", "vjp", "jvp", "jacrev", "jacfwd", "hessian", "linearize")
+        for name in ("jvp", "jacfwd", "hessian", "linearize")
     ),
     Tool("`torch.vmap` over samples", vmap_samples, but=NOT_FOLLOWED),
     Tool("`torch.vmap` over the last dimension", vmap_last_dimension, but=NOT_FOLLOWED),
@@ -637,7 +651,7 @@ TOOLS = [
     Tool("`torch.vmap` over both", vmap_both, but=NOT_FOLLOWED),
     Tool("`torch.vmap` in `torch.vmap`", vmap_nested, but=NOT_FOLLOWED),
     Tool("`torch.vmap`, then backward", vmap_backward, but=NOT_FOLLOWED),
-    Tool("`vmap(grad)`, gradients per sample", gradients_per_sample, EQUATIONS, NOT_FOLLOWED),
+    Tool("`vmap(grad)`, gradients per sample", gradients_per_sample, but=NOT_FOLLOWED),
     Tool("`torch.jit.trace`", traced(nullcontext), but=NOT_FOLLOWED, truth=other_and_gradients),
     Tool(
         "`torch.jit.trace` in `no_grad`",
@@ -668,6 +682,14 @@ TOOLS = [
         slow=True,
         entrances=_NOT_STREAM,
     ),
+    Tool(
+        "`torch.compile` of `torch.func.grad`",
+        compiled_grad,
+        EQUATIONS,
+        truth=lambda case: gradients(case)[1],
+        slow=True,
+        entrances=_NOT_STREAM,
+    ),
     Tool("`torch.export.export`", exported, truth=Case.call, slow=True, entrances=_NOT_STREAM),
     Tool("`torch.fx.symbolic_trace`", symbolic_trace, entrances=("FusedMCU", "FusedMCUCell")),
     Tool("`make_fx`", make_fx, truth=Case.call, entrances=_NOT_STREAM),
@@ -678,7 +700,7 @@ TOOLS = [
     Tool("weights whose storage was freed", freed_storage, _FREED),
     Tool('`torch.device("meta")` as a context', within(lambda: torch.device("meta"))),
     Tool("`torch.profiler`", profiled, truth=Case.call),
-    Tool("`FlopCounterMode`", counted),
+    Tool("`FlopCounterMode`", counted, entrances=_NOT_STREAM),
     Tool("a `TorchDispatchMode`", dispatch_mode, truth=Case.call),
     Tool("a `TorchFunctionMode`", function_mode, truth=Case.call),
     Tool("a subclass of Tensor", subclass, truth=Case.call, entrances=_NOT_STREAM),

@@ -1,0 +1,229 @@
+"""torch.func and the vmaps over calls with hx, lengths and several groups, against loops over calls
+in float64; the tools in general are in tests/tools.py."""
+
+import pytest
+import torch
+from helpers import Size, problem
+from torch.utils import _pytree as pytree
+
+from mmixer_kernels import reference
+from mmixer_kernels.functional import mcu, mcu_group
+from mmixer_kernels.reference import Weights
+
+SIZE, CALLS = Size(3, 2, 3, 2, 4), 3
+GROUPS = 2
+
+
+def operands(hx=True, lengths=True, layer_norm=True):
+    """Of `run`, and of several calls with them."""
+    problems = [problem(SIZE, layer_norm=layer_norm) for _ in range(GROUPS)]
+    one = {
+        "inputs": [p.input for p in problems],
+        "contexts": [p.context for p in problems],
+        "weights": [p.weights.tensors() for p in problems],
+    }
+    if hx:
+        one["hx"] = torch.stack([p.hx for p in problems])
+    many = pytree.tree_map(lambda x: torch.stack([x, 0.5 * x, x.cos()]), one)
+    if lengths:
+        one["lengths"] = torch.tensor([1, 3])
+        many["lengths"] = torch.tensor([[1, 3], [3, 2], [2, 2]])
+    return one, many
+
+
+def run(operands, engine="cpu", **options):
+    weights = [Weights(*tensors) for tensors in operands["weights"]]
+    return mcu_group(
+        operands["inputs"],
+        operands["contexts"],
+        weights,
+        operands.get("hx"),
+        operands.get("lengths"),
+        engine=engine,
+        **options,
+    )
+
+
+def equations(operands, mix="gated", **_):
+    results = [
+        reference.mcu(
+            operands["inputs"][g],
+            operands["contexts"][g],
+            Weights(*operands["weights"][g]),
+            operands["hx"][g] if "hx" in operands else None,
+            operands.get("lengths"),
+            mix=mix,
+            layer_norm=reference.layer_norm,
+        )
+        for g in range(GROUPS)
+    ]
+    return tuple(torch.stack(tensors) for tensors in zip(*results, strict=True))
+
+
+def batched(names, one, many):
+    """Operands of which the named are of several calls, and their dimensions."""
+    chosen = {name: (many if name in names else one)[name] for name in one}
+    return chosen, {
+        name: pytree.tree_map(lambda _, name=name: 0 if name in names else None, chosen[name])
+        for name in one
+    }
+
+
+def each_call(function, names, one, many):
+    results = []
+    for i in range(CALLS):
+        chosen = {
+            name: pytree.tree_map(lambda x: x[i], many[name]) if name in names else one[name]  # noqa: B023
+            for name in one
+        }
+        results.append(function(chosen))
+    return pytree.tree_map(lambda *x: torch.stack(x), *results)
+
+
+def squares(results):
+    return sum(x.square().sum() for x in pytree.tree_leaves(results))
+
+
+def differentiable(operands):
+    return {name: x for name, x in operands.items() if name != "lengths"}
+
+
+def gradient(function):
+    """With respect to everything but lengths."""
+
+    def of(operands):
+        rest = {name: x for name, x in operands.items() if name == "lengths"}
+        loss = lambda named: squares(function({**named, **rest}))  # noqa: E731
+        return torch.func.grad(loss)(differentiable(operands))
+
+    return of
+
+
+NAMES = [
+    ("inputs",),
+    ("contexts",),
+    ("hx",),
+    ("lengths",),
+    ("inputs", "contexts", "hx", "lengths"),
+    ("weights",),
+    ("weights", "inputs", "hx"),
+    ("weights", "lengths"),
+]
+
+
+def assert_close(results, truth):
+    torch.testing.assert_close(results, truth, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("names", NAMES, ids="+".join)
+@pytest.mark.parametrize("layer_norm", [True, False])
+def test_vmap(names, layer_norm):
+    one, many = operands(layer_norm=layer_norm)
+    chosen, dims = batched(names, one, many)
+    results = torch.vmap(run, in_dims=(dims,))(chosen)
+    assert_close(results, each_call(equations, names, one, many))
+
+
+@pytest.mark.parametrize("names", NAMES, ids="+".join)
+@pytest.mark.parametrize("recompute", [False, True])
+def test_gradient_in_vmap(names, recompute):
+    """A gradient for each call."""
+    one, many = operands()
+    chosen, dims = batched(names, one, many)
+    ours = gradient(lambda x: run(x, recompute=recompute))
+    results = torch.vmap(ours, in_dims=(dims,))(chosen)
+    assert_close(results, each_call(gradient(equations), names, one, many))
+
+
+@pytest.mark.parametrize("names", NAMES, ids="+".join)
+def test_gradient_of_vmap(names):
+    """A gradient of all calls."""
+    one, many = operands()
+    chosen, dims = batched(names, one, many)
+    results = gradient(torch.vmap(run, in_dims=(dims,)))(chosen)
+    truth = gradient(lambda x: torch.vmap(equations, in_dims=(dims,))(x))(chosen)
+    assert_close(results, truth)
+
+
+@pytest.mark.parametrize("names", NAMES, ids="+".join)
+def test_backward_through_vmap(names):
+    one, many = operands()
+    chosen, dims = batched(names, one, many)
+    chosen = {**chosen, **pytree.tree_map(torch.Tensor.requires_grad_, differentiable(chosen))}
+    wanted = pytree.tree_leaves(differentiable(chosen))
+    ours = torch.autograd.grad(squares(torch.vmap(run, in_dims=(dims,))(chosen)), wanted)
+    truth = torch.autograd.grad(squares(torch.vmap(equations, in_dims=(dims,))(chosen)), wanted)
+    assert_close(ours, truth)
+
+
+@pytest.mark.parametrize("lengths", [False, True])
+def test_batched_gradients(lengths):
+    """The vmap of torch.autograd, nested as in a second derivative of several directions."""
+    one, _ = operands(lengths=lengths)
+    wanted = pytree.tree_leaves(pytree.tree_map(torch.Tensor.requires_grad_, differentiable(one)))
+
+    def directions(function):
+        results = function(one)
+        several = [torch.stack([torch.ones_like(x), x.detach()]) for x in results]
+        return torch.autograd.grad(
+            results, wanted, several, is_grads_batched=True, create_graph=True
+        )
+
+    first = directions(run), directions(equations)
+    assert_close(*first)
+    second = [
+        torch.autograd.grad(
+            grads,
+            wanted,
+            [torch.stack([torch.ones_like(x), torch.zeros_like(x)]) for x in grads],
+            is_grads_batched=True,
+        )
+        for grads in first
+    ]
+    assert_close(*second)
+
+
+@pytest.mark.parametrize("inner", [0, 1])
+def test_vmap_of_one_call_and_without_samples(inner):
+    size = SIZE._replace(batch=inner)
+    p = problem(size)
+    function = lambda x, w: mcu(x, p.context, Weights(*w))[0]  # noqa: E731
+    results = torch.vmap(function, in_dims=(0, None))(p.input[None], tuple(p.weights))
+    assert results.shape == (1, size.steps, size.batch, size.hidden)
+    weights = tuple(w[None] for w in p.weights)
+    assert_close(torch.vmap(function, in_dims=(None, 0))(p.input, weights), results)
+
+
+def test_derivatives_of_order_three():
+    p = problem(Size(2, 1, 2, 2, 3))
+
+    def third(function):
+        order = function
+        for _ in range(3):
+            order = lambda x, order=order: squares(torch.func.grad(order)(x))  # noqa: E731
+        return order(p.input)
+
+    def by_autograd(function):
+        x = p.input.clone().requires_grad_()
+        value = function(x)
+        for _ in range(3):
+            value = squares(torch.autograd.grad(value, x, create_graph=True)[0])
+        return value.detach()
+
+    ours = lambda x: squares(mcu(x, p.context, p.weights, engine="cpu"))  # noqa: E731
+    assert_close(third(ours), by_autograd(ours))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")  # torch's own use
+def test_forward_mode_of_order_three():
+    """jvp(f, x, x) is the derivative x . grad f."""
+    p = problem(Size(2, 1, 2, 2, 3))
+
+    def function(x):
+        return squares(mcu(x, p.context, p.weights, engine="cpu"))
+
+    forward, reverse = function, function
+    for _ in range(3):
+        forward = lambda x, f=forward: torch.func.jvp(f, (x,), (x,))[1]  # noqa: E731
+        reverse = lambda x, f=reverse: (torch.func.grad(f)(x) * x).sum()  # noqa: E731
+    assert_close(forward(p.input), reverse(p.input))
