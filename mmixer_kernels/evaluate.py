@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .training import command, distributed, missing, result, run
+from .training import command, distributed, missing, options, result, run
 
 PROG = "python -m mmixer_kernels.evaluate"
 
@@ -28,6 +28,11 @@ class EvaluateOptions:
     """Samples a step; when None, the run's. Another one can change a result in its last bits."""
     workers: int | None = None
     """Processes that load samples; when None, the run's."""
+    device: str = "auto"
+    """Where the network runs, as PyTorch names it; auto is the run's, or where that cannot be used
+    here what there is, with a note. Another kind than the run's changes the last bits."""
+    precision: options.Precision | None = None
+    """Autocast of the network's arithmetic; when None, the run's."""
     streams: bool = False
     """Train a classifier on each modality's state of the frozen network (Eq. 15-16) and tell what
     each stream knows, as in Table 4; written beside the checkpoint, for predict."""
@@ -48,26 +53,28 @@ def _main(arguments: Sequence[str]) -> int:
     import tyro
 
     positional = tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(EvaluateOptions)
-    options = tyro.cli(positional, prog=PROG, args=list(arguments))
+    chosen = tyro.cli(positional, prog=PROG, args=list(arguments))
     report = run.evaluate(
-        options.checkpoint,
-        options.split,
-        options.root,
-        options.batch_size,
-        options.workers,
-        options.streams,
-        options.missing,
+        chosen.checkpoint,
+        chosen.split,
+        chosen.root,
+        chosen.batch_size,
+        chosen.workers,
+        chosen.streams,
+        chosen.missing,
+        chosen.device,
+        chosen.precision,
     )
     if not distributed.is_first():
         return 0
-    print(result.describe(report, options.split))
+    print(result.describe(report, chosen.split))
     for modality, stream in report.get("streams", {}).items():
         print(f"{modality} stream alone: accuracy {stream['accuracy']:.2%}")
-    if options.missing:
+    if chosen.missing:
         print(missing.describe(report))
-    if options.output is not None:
+    if chosen.output is not None:
         with command.user_errors():
-            options.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+            chosen.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return 0
 
 

@@ -48,7 +48,7 @@ def _main(arguments: Sequence[str]) -> int:
         )
     if options.steps is not None and options.steps < 1:
         raise command.UserError(f"--steps must be 1 or more, but is {options.steps}")
-    restored = run.restore(options.checkpoint, options.root, device="cpu", samples=False)
+    restored = run.restore(options.checkpoint, options.root, device="cpu", samples="shapes")
     written = export.export(restored, options.output, kind, options.steps)
     shapes = ", ".join(
         f"{name} [{', '.join(map(str, shape))}]" for name, shape in written.inputs.items()

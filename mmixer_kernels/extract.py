@@ -28,8 +28,9 @@ class FromCheckpoint:
     """Samples a step; when None, the run's."""
     workers: int | None = None
     """Processes that load samples; when None, the run's."""
-    device: str | None = None
-    """Where the network runs; when None, the run's."""
+    device: str = "auto"
+    """Where the network runs, as PyTorch names it; auto is the run's, or where that cannot be used
+    here what there is, with a note."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,6 +13,8 @@ import tyro
 from .training import command, pictures, predictions, run, streams
 
 PROG = "python -m mmixer_kernels.predict"
+MOST_DRAWN = 20
+"""Samples in a picture: a PNG file has room for some more, an eye has not."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,10 @@ class PredictOptions:
     """best.pt or last.pt of a run. The streams' own predictions need the classifiers that
     python -m mmixer_kernels.evaluate CHECKPOINT --streams writes."""
     files: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """Video files and folders of one or more samples: NAME_rgb.avi, NAME_ir.avi, and the depth
-    folder NAME; or folders of NW-UCLA."""
+    """Of a network of video, the files and folders of one or more samples: NAME_rgb.avi,
+    NAME_ir.avi, and the depth folder NAME; or folders of NW-UCLA. Of a network of arrays, .npz
+    files as those it was trained on, label may be missing, or folders of such files. Nothing that
+    the network was trained on is needed beside them."""
     index: tuple[int, ...] = ()
     """Instead of files: samples of the data set by their places in --split, from 0."""
     split: Literal["test", "validation", "train"] = "test"
@@ -33,11 +37,12 @@ class PredictOptions:
     top: int = 5
     """Classes to show of each stream."""
     output: Path = Path("predictions.png")
-    """PNG file to draw in."""
+    """PNG file to draw in, the first 20 samples where there are more."""
     root: Path | None = None
     """Folder of the data set's files for --index, where it is not the run's."""
-    device: str | None = None
-    """Where the network runs; when None, the run's."""
+    device: str = "auto"
+    """Where the network runs, as PyTorch names it; auto is the run's, or where that cannot be used
+    here what there is, with a note."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,15 +57,17 @@ def _main(arguments: Sequence[str]) -> int:
     if options.top < 1:
         raise command.UserError(f"--top must be 1 or more, but is {options.top}")
     path = options.checkpoint
-    restored = run.restore(path, options.root, device=options.device, samples=not options.files)
+    samples: run.Samples = "none" if options.files else "all"
+    restored = run.restore(path, options.root, device=options.device, samples=samples)
     if options.files:
         found = predictions.of_files(restored, path, options.files)
     else:
         found = predictions.of_split(restored, path, options.split, options.index)
     print(predictions.describe(found, restored.data.classes, options.top))
     with command.user_errors():
-        pictures.write(options.output, found, restored.data, options.top)
-    print(f"\ndrawn in {options.output}")
+        pictures.write(options.output, found[:MOST_DRAWN], restored.data, options.top)
+    drawn = "" if len(found) <= MOST_DRAWN else f"the first {MOST_DRAWN} of {len(found)} are "
+    print(f"\n{drawn}drawn in {options.output}")
     if not streams.heads_path(path).exists():
         print(
             "shown is the network's own prediction only: for each stream's too, run "

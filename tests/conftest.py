@@ -70,6 +70,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         *("--frames", "4", "--frame-size", "8", "--samples", "32", "--evaluation-samples", "32"),
         *("--model.hidden-size", "8", "--loader.batch-size", "5", "--epochs", "3"),
         *("--optimizer.learning-rate", "0.01", "--output", str(output)),
+        *("--device", "cpu"),
     ]
     assert train.main(arguments) == 0
     return output

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmixer_kernels import evaluate
+from mmixer_kernels import evaluate, export, extract, predict
 from mmixer_kernels.training import checkpoint
 
 NUMBERS = (
@@ -75,6 +75,32 @@ def test_missing_tells_each_modality_and_repeats_in_two_processes(
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert json.loads(theirs.read_text()) == report
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+def test_a_gpus_checkpoint_goes_to_the_cpu_in_every_command(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = checkpoint.load(tiny_run / "best.pt")
+    state["config"]["device"] = "cuda:1"
+    state["config"]["model"] |= {"engine": "triton", "sync_batch_norm": True}
+    path = tmp_path / "best.pt"
+    checkpoint.save(state, path)
+    result = json.loads((tiny_run / "result.json").read_text())
+    for device in (["--device", "cpu"], []):
+        file = tmp_path / "report.json"
+        assert evaluate.main([str(path), "--output", str(file), *device]) == 0
+        report, notes = json.loads(file.read_text()), capsys.readouterr().err
+        assert {name: report[name] for name in NUMBERS} == {n: result[n] for n in NUMBERS}
+        assert (report["device"], report["engine"]) == ("cpu", result["engine"])
+        assert "with --model.engine triton" in notes
+        assert ("with --device cuda:1" in notes) == (not device)
+    assert evaluate.main([str(path), "--device", "cuda"]) == 2
+    assert "error: --device cuda cannot be used here" in capsys.readouterr().err
+    picture = ["--index", "0", "--output", str(tmp_path / "p.png")]
+    assert predict.main([str(path), *picture]) == 0
+    assert extract.main([str(path), "--output", str(tmp_path / "features")]) == 0
+    assert export.main([str(path), "--output", str(tmp_path / "model.pt2")]) == 0
 
 
 def test_mistakes_end_in_one_line(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from data import miniature
@@ -12,7 +13,7 @@ from networks import shrink_resnets
 
 from mmixer_kernels import evaluate, predict, train
 from mmixer_kernels.data import collate
-from mmixer_kernels.training import predictions, run, streams
+from mmixer_kernels.training import checkpoint, predictions, run, streams
 
 VIDEO = [
     *("--data", "ntu60", "--image-size", "32", "--model.weights", "none", "--epochs", "1"),
@@ -95,11 +96,65 @@ def test_files_give_what_the_data_set_gives(
     assert command(path, *files, "--output", tmp_path / "p.png") == 0
     text = capsys.readouterr().out
     assert text.startswith(f"{name}, true class eat meal")
-    without_data = run.restore(path, samples=False)
+    without_data = run.restore(path, samples="none")
     (found,) = predictions.of_files(without_data, path, files)
     assert (found.name, found.label) == (name, expected.label)
     for stream, confidences in expected.confidences.items():
         assert torch.equal(found.confidences[stream], confidences)
+
+
+@pytest.mark.parametrize("standardize", [False, True])
+def test_new_arrays_need_neither_the_training_file_nor_labels(
+    tmp_path: Path,
+    standardize: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(predict, "MOST_DRAWN", 2)
+    random = np.random.default_rng(0)
+    root, output = tmp_path / "root", tmp_path / "run"
+    root.mkdir()
+    for part, samples in (("train", 12), ("test", 25)):
+        arrays = {
+            "a": 3 + random.standard_normal((samples, 4, 3)),
+            "b": random.standard_normal((samples, 4, 2)),
+        }
+        label = np.arange(samples) % 2
+        classes = np.array(["sit", "stand"])
+        np.savez(root / f"{part}.npz", label=label, classes=classes, **arrays)
+    tiny = ["--epochs", "1", "--model.hidden-size", "8", "--device", "cpu"]
+    form = ["--standardize"] if standardize else []
+    arguments = ["--data", "arrays", "--root", str(root), "--output", str(output), *tiny, *form]
+    assert train.main(arguments) == 0
+    path = output / "best.pt"
+    restored = run.restore(path)
+    expected = predictions.of_split(restored, path, "test", range(25))
+    (root / "train.npz").unlink()
+    (root / "test.npz").unlink()
+    np.savez(root / "new.npz", **arrays)
+    capsys.readouterr()
+    picture = tmp_path / "picture.png"
+    for given in (root, root / "new.npz"):
+        assert command(path, given, "--output", picture) == 0
+        text = capsys.readouterr().out
+        assert text.startswith(f"{root / 'new.npz'} 0\n")
+        assert "true class" not in text
+        assert "the first 2 of 25 are drawn in" in text
+    found = predictions.of_files(run.restore(path, samples="none"), path, [root])
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.label is None
+        assert torch.equal(ours.confidences["a+b"], theirs.confidences["a+b"])
+    np.savez(root / "new.npz", a=arrays["a"], label=label)
+    assert command(path, root) == 2
+    assert "modalities must be those of" in capsys.readouterr().err
+    np.savez(root / "new.npz", label=label, **arrays)
+    assert command(path, root, "--output", picture) == 0
+    assert "new.npz 1, true class stand" in capsys.readouterr().out
+    older = checkpoint.load(path)
+    del older["data"]["moments"]
+    checkpoint.save(older, path)
+    assert command(path, root, "--output", picture) == (2 if standardize else 0)
+    assert ("an older version wrote it" in capsys.readouterr().err) == standardize
 
 
 def test_mistakes_end_in_one_line(

@@ -13,13 +13,14 @@ import pytest
 import torch
 
 from mmixer_kernels import train
-from mmixer_kernels.training import checkpoint, loop
+from mmixer_kernels.training import checkpoint, loop, options
 from mmixer_kernels.training.run import evaluate
 
 TINY = [
     *("--frames", "4", "--frame-size", "8", "--samples", "16", "--evaluation-samples", "16"),
     *("--model.hidden-size", "8", "--model.engine", "reference", "--loader.batch-size", "4"),
     *("--epochs", "2", "--optimizer.learning-rate", "0.01", "--optimizer.schedule", "constant"),
+    *("--device", "cpu"),
 ]
 PNGS = ("learning_curves.png", "confusion.png", "class_accuracy.png")
 
@@ -145,6 +146,35 @@ def test_resume_refuses_other_options(
         assert run("--output", copy, "--resume", *changed) == 2
         assert message in capsys.readouterr().err
     assert run("--output", copy, "--resume", "--loader.workers", 1) == 0
+
+
+def test_resume_takes_another_device_of_the_same_kind(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = tmp_path / "short"
+    assert run(*TINY, "--output", short, "--epochs", 1) == 0
+    capsys.readouterr()
+    more = ("--output", short, "--resume", "--epochs", 2)
+    assert run(*more, "--device", "cpu:0") == 0
+    assert "note:" not in capsys.readouterr().err
+    ours, theirs = (checkpoint.load(folder / "last.pt") for folder in (short, finished))
+    assert all(torch.equal(ours["model"][name], theirs["model"][name]) for name in ours["model"])
+    for device, resumes in (("cuda:1", False), ("cpu", True)):
+        theirs["config"]["device"] = device
+        theirs["hardware"] = ["another one"]
+        checkpoint.save(theirs, short / "last.pt")
+        assert run("--output", short, "--resume", "--device", "cpu") == (0 if resumes else 2)
+        error = capsys.readouterr().err
+        assert ("--device was cuda, is cpu" in error) == (not resumes)
+        assert ("last.pt was written on another one, now it is a CPU with" in error) == resumes
+
+
+def test_auto_is_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for there, expected in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        chosen = options.parse([], "train")
+        assert (chosen.run.device, chosen.config()["device"]) == (expected, expected)
+        assert options.parse_extract(["--data", "ntu60"], "extract").run.device == expected
 
 
 def test_a_constant_schedule_may_grow(finished: Path, tmp_path: Path) -> None:

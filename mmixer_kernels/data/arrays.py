@@ -7,25 +7,26 @@
 - `label [samples]`, integers: classes are numbered from 0, and each has a training sample unless
   they are named;
 - optionally `length [samples]`, integers in 1..T: steps past it are padding and are not read;
-- optionally, in `train.npz`, `classes [K]`, strings: the classes' names.
+- optionally `classes [K]`, strings: the classes' names, which `train.npz` gives for all files.
 
-They are read without pickle and kept in memory as float32.
+They are read without pickle and kept in memory as float32. Samples to predict are files like
+these with any name, in which `label` may be missing.
 """
 
 from __future__ import annotations
 
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .base import Data, Sample, Split
+from .base import UNKNOWN, Data, Moments, Sample, Split
 
 RESERVED = ("label", "length", "classes")
 
@@ -57,18 +58,20 @@ class ArraysOptions:
             raise ValueError(
                 f"validation_share must be between 0 and 1, but is {self.validation_share}"
             )
-        train = _read(root / "train.npz")
-        test = _read(root / "test.npz", train)
+        train = _read(_part(root, "train.npz"))
+        known = Known(train.path, _sizes(train), train.classes)
+        test = _read(_part(root, "test.npz"), known)
         if (root / "validation.npz").exists():
-            validation = _read(root / "validation.npz", train)
+            validation = _read(root / "validation.npz", known)
         else:
             train, validation = _hold_out(train, self.validation_share, seed)
+        moments = None
         if self.standardize:
             moments = _moments(train)
             train, validation, test = (
                 _standardized(arrays, moments) for arrays in (train, validation, test)
             )
-        sizes = tuple(features.shape[-1] for features in train.features.values())
+        sizes = tuple(known.sizes.values())
         return Data(
             modalities=tuple(train.features),
             classes=train.classes,
@@ -77,7 +80,36 @@ class ArraysOptions:
             test=ArraysSplit(test),
             extractors=[nn.Identity() for _ in sizes],
             feature_sizes=sizes,
+            moments=moments,
         )
+
+    def samples_of(self, files: Sequence[Path], data: Data, source: Path) -> list[ArraysSplit]:
+        """The samples of each file, for a network that knows `data`; the label of those without
+        one is UNKNOWN.
+
+        Args:
+            files: npz files, and folders in which every npz file is read, in the order of names.
+            data: without samples; with `moments` where the features were standardized.
+            source: what remembers `data`, to be named in messages.
+
+        Raises:
+            ValueError: arrays that are not as this module's documentation has them, other
+                modalities or sizes than those of `data`, or no moments.
+            FileNotFoundError: a file that is not there, or a folder without any.
+            OSError: a file that cannot be read.
+        """
+        if self.standardize and data.moments is None:
+            raise ValueError(
+                f"{source} does not tell by which mean and deviation --standardize brought its "
+                "features, for an older version wrote it: train it anew"
+            )
+        assert data.feature_sizes is not None
+        sizes = dict(zip(data.modalities, data.feature_sizes, strict=True))
+        known = Known(source, sizes, data.classes)
+        read = [_read(path, known, labelled=False) for path in _expanded(files)]
+        if data.moments is not None:
+            read = [_standardized(arrays, data.moments) for arrays in read]
+        return [ArraysSplit(arrays) for arrays in read]
 
 
 @dataclass(frozen=True)
@@ -112,20 +144,58 @@ class ArraysSplit(Split):
         return Sample(inputs, int(self.labels[index]), length)
 
 
-def _read(path: Path, train: Arrays | None = None) -> Arrays:
-    """A file's arrays, checked; in all that files must share, against train.npz's when given."""
+class Known(NamedTuple):
+    """What further files must share: `sizes` has D by modality; `source` is where that is from."""
+
+    source: Path
+    sizes: dict[str, int]
+    classes: tuple[str, ...]
+
+
+def _sizes(arrays: Arrays) -> dict[str, int]:
+    return {name: features.shape[-1] for name, features in arrays.features.items()}
+
+
+def _part(root: Path, name: str) -> Path:
+    path = root / name
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist: root must be the folder of train.npz and test.npz"
+        )
+    return path
+
+
+def _expanded(files: Sequence[Path]) -> list[Path]:
+    """The npz files of folders and single ones."""
+    found: list[Path] = []
+    for file in files:
+        if not file.exists():
+            raise FileNotFoundError(f"{file} does not exist")
+        inside = sorted(file.glob("*.npz")) if file.is_dir() else [file]
+        if not inside:
+            raise FileNotFoundError(f"{file} must hold a file .npz or more, but has none")
+        found += inside
+    return found
+
+
+def _read(path: Path, known: Known | None = None, labelled: bool = True) -> Arrays:
+    """A file's arrays, checked; in all that files must share, against what is known when given.
+
+    Args:
+        labelled: False where 'label' may be missing, and the labels are then UNKNOWN.
+    """
     arrays = _load(path)
     names = [key for key in arrays if key not in RESERVED]
     for name in names:
         _check_features(path, name, arrays[name])
-    if len(names) < 2:
+    if known is not None:
+        _check_modalities(path, arrays, names, known)
+        names = list(known.sizes)
+    elif len(names) < 2:
         raise ValueError(
             f"{path}: must have an array [samples, T, D] for two modalities or more, "
             f"but has {', '.join(names) or 'none'}"
         )
-    if train is not None:
-        _check_modalities(path, arrays, names, train)
-        names = list(train.features)
     samples, steps = arrays[names[0]].shape[:2]
     for name in names:
         if arrays[name].shape[:2] != (samples, steps):
@@ -133,11 +203,20 @@ def _read(path: Path, train: Arrays | None = None) -> Arrays:
                 f"{path}: modalities must agree in samples and T, but {names[0]!r} has shape "
                 f"{list(arrays[names[0]].shape)} and {name!r} {list(arrays[name].shape)}"
             )
-    if "label" not in arrays:
+    if "label" in arrays:
+        labels = _integers(path, "label", arrays["label"], samples)
+        classes = _classes(path, arrays, labels) if known is None else known.classes
+        named = "classes" in arrays and _named(path, arrays["classes"])
+        if known is not None and named and named != known.classes:
+            raise ValueError(
+                f"{path}: 'classes' must be those of {known.source}, for labels are their places, "
+                "but differs: leave it out where the labels are right"
+            )
+        _check_values(path, "label", labels, 0, len(classes) - 1)
+    elif labelled or known is None:
         raise ValueError(f"{path}: 'label' [samples] is missing; it has {', '.join(arrays)}")
-    labels = _integers(path, "label", arrays["label"], samples)
-    classes = _classes(path, arrays, labels) if train is None else train.classes
-    _check_values(path, "label", labels, 0, len(classes) - 1)
+    else:
+        labels, classes = torch.full((samples,), UNKNOWN), known.classes
     lengths = torch.full((samples,), steps)
     if "length" in arrays:
         lengths = _integers(path, "length", arrays["length"], samples)
@@ -152,10 +231,6 @@ def _read(path: Path, train: Arrays | None = None) -> Arrays:
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} does not exist: root must be the folder of train.npz and test.npz"
-        )
     try:
         with path.open("rb") as stream:
             file = np.load(stream, allow_pickle=False)
@@ -180,17 +255,17 @@ def _check_features(path: Path, key: str, array: np.ndarray) -> None:
 
 
 def _check_modalities(
-    path: Path, arrays: dict[str, np.ndarray], names: list[str], train: Arrays
+    path: Path, arrays: dict[str, np.ndarray], names: list[str], known: Known
 ) -> None:
-    if set(names) != train.features.keys():
+    if set(names) != known.sizes.keys():
         raise ValueError(
-            f"{path}: modalities must be those of {train.path}, {', '.join(train.features)}, "
-            f"but are {', '.join(names)}"
+            f"{path}: modalities must be those of {known.source}, {', '.join(known.sizes)}, "
+            f"but are {', '.join(names) or 'none'}"
         )
-    for name, features in train.features.items():
-        if arrays[name].shape[-1] != features.shape[-1]:
+    for name, size in known.sizes.items():
+        if arrays[name].shape[-1] != size:
             raise ValueError(
-                f"{path}: {name!r} must have D = {features.shape[-1]} as in {train.path}, "
+                f"{path}: {name!r} must have D = {size} as in {known.source}, "
                 f"but has shape {list(arrays[name].shape)}"
             )
 
@@ -234,20 +309,23 @@ def _classes(path: Path, arrays: dict[str, np.ndarray], labels: Tensor) -> tuple
         raise ValueError(
             f"{path}: 'label' must be 0 or more, but is {int(labels[sample])} for sample {sample}"
         )
-    names = np.arange(int(labels.max()) + 1).astype(str)
     if "classes" in arrays:
-        names = arrays["classes"]
-        if names.dtype.kind != "U" or names.ndim != 1:
-            raise ValueError(
-                f"{path}: 'classes' must be strings [K], "
-                f"but has dtype {names.dtype} and shape {list(names.shape)}"
-            )
-        return tuple(names.tolist())
+        return _named(path, arrays["classes"])
+    names = np.arange(int(labels.max()) + 1).astype(str)
     missing = sorted(set(range(len(names))) - set(labels.tolist()))
     if missing:
         raise ValueError(
             f"{path}: 'label' must have each class in 0..{len(names) - 1}, but no sample has "
             f"{', '.join(map(str, missing))}: number the classes from 0 without gaps"
+        )
+    return tuple(names.tolist())
+
+
+def _named(path: Path, names: np.ndarray) -> tuple[str, ...]:
+    if names.dtype.kind != "U" or names.ndim != 1:
+        raise ValueError(
+            f"{path}: 'classes' must be strings [K], "
+            f"but has dtype {names.dtype} and shape {list(names.shape)}"
         )
     return tuple(names.tolist())
 
@@ -274,20 +352,20 @@ def _select(arrays: Arrays, mask: Tensor) -> Arrays:
     return Arrays(arrays.path, features, labels, lengths, arrays.classes)
 
 
-def _moments(train: Arrays) -> dict[str, tuple[Tensor, Tensor]]:
+def _moments(train: Arrays) -> Moments:
     """Each modality's mean and standard deviation, `[D]`, 1 where a feature never changes."""
     moments = {}
     for name, features in train.features.items():
         steps = features[train.valid()].double()
         mean, deviation = steps.mean(0), steps.std(0, correction=0)
         changes = deviation > torch.finfo(torch.float32).eps * mean.abs()
-        moments[name] = mean, torch.where(changes, deviation, 1.0)
+        moments[name] = mean.tolist(), torch.where(changes, deviation, 1.0).tolist()
     return moments
 
 
-def _standardized(arrays: Arrays, moments: dict[str, tuple[Tensor, Tensor]]) -> Arrays:
-    features = {
-        name: ((tensor - moments[name][0]) / moments[name][1]).float()
-        for name, tensor in arrays.features.items()
-    }
+def _standardized(arrays: Arrays, moments: Moments) -> Arrays:
+    features = {}
+    for name, tensor in arrays.features.items():
+        mean, deviation = (torch.tensor(x, dtype=torch.float64) for x in moments[name])
+        features[name] = ((tensor - mean) / deviation).float()
     return Arrays(arrays.path, features, arrays.labels, arrays.lengths, arrays.classes)

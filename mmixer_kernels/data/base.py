@@ -11,6 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+UNKNOWN = -1
+"""The label of a sample to predict whose class nothing tells."""
+Moments = dict[str, tuple[list[float], list[float]]]
+"""By modality the mean and the standard deviation of each feature, [D] each."""
+
 
 class Sample(NamedTuple):
     """One clip.
@@ -76,6 +81,8 @@ class Data:
     test: Split
     extractors: list[nn.Module] | None
     feature_sizes: tuple[int, ...] | None
+    moments: Moments | None = None
+    """What inputs were standardized by, which whoever brings samples from elsewhere needs."""
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

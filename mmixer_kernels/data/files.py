@@ -14,13 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import nw_ucla
+from .base import UNKNOWN
 from .clips import Clip, Source
 from .decode import DepthFolderSource, PictureFilesSource, VideoSource, require
 from .ntu import NAME
 from .video import VideoOptions
-
-UNKNOWN = -1
-"""The label of a clip whose name does not tell its class."""
 
 
 def clips_of(files: Sequence[Path], options: VideoOptions) -> list[Clip]:

@@ -35,7 +35,7 @@ class ExperimentOptions:
     """Train every network on each fold of the data set's cross-validation (watch: five, by
     subject)."""
     jobs: int | None = None
-    """Trainings side by side; when None, one a processor, or one a GPU with --device cuda."""
+    """Trainings side by side; when None, one a processor, or one a GPU where --device is cuda."""
     output: Path | None = None
     """Folder for tables and pictures; when None, experiments/DATA."""
     runs: Path | None = None

@@ -23,7 +23,7 @@ from .command import UserError
 from .model import Recognizer
 from .options import LoaderOptions, Options
 from .progress import Progress
-from .result import Evaluation
+from .result import Evaluation, hardware
 from .stop import Interrupted, Stop
 from .tensorboard import Events
 
@@ -258,6 +258,7 @@ class Trainer:
                 torch.cuda.get_rng_state(self.device) if cuda else None
             ),
             "threads": torch.get_num_threads(),
+            "hardware": distributed.gather(hardware(self.device)),
             "epoch": self.epoch,
             "step": self.step,
             "totals": asdict(self.totals),
@@ -324,4 +325,5 @@ def identity(data: Data) -> dict[str, Any]:
         "classes": list(data.classes),
         "feature_sizes": None if data.feature_sizes is None else list(data.feature_sizes),
         "samples": [len(data.train), len(data.validation), len(data.test)],
+        "moments": data.moments,
     }

@@ -15,11 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
+import torch
+
 from ..data import DATA, Data
 from . import toml
 from .command import UserError
 
 DEFAULT_DATA = "synthetic"
+Precision = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
@@ -129,9 +132,10 @@ class RunOptions:
     """Which epoch's weights are tested: those of the best on validation, or the last."""
     seed: int = 0
     """Of initial weights, order, augmentation and dropout."""
-    device: str = "cpu"
-    """Where the network runs, as PyTorch names it; for several processes cuda is a GPU each."""
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str = "auto"
+    """Where the network runs, as PyTorch names it; for several processes cuda is a GPU each. auto
+    is cuda where there is a GPU, and cpu elsewhere."""
+    precision: Precision = "float32"
     """Autocast of the network's arithmetic; weights stay float32, and float16's loss is scaled."""
     compile: bool = False
     """Compile the network by torch.compile."""
@@ -150,9 +154,17 @@ class RunOptions:
     loader: LoaderOptions = field(default_factory=LoaderOptions)
 
     def __post_init__(self) -> None:
+        if self.device == "auto":
+            # Everybody sees, and config.toml holds, the device that the run has.
+            object.__setattr__(self, "device", automatic_device())
         _check(self.epochs >= 1, "--epochs", self.epochs, "1 or more")
         _check(self.seed >= 0, "--seed", self.seed, "0 or more")
         _check(self.checkpoint_steps >= 0, "--checkpoint-steps", self.checkpoint_steps, "0 or more")
+
+
+def automatic_device() -> str:
+    """What the device `auto` is here."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class DataOptions(Protocol):
@@ -244,8 +256,8 @@ class ExtractOptions:
     """Folder of the data set's files."""
     seed: int = 0
     """Of the data set's split and of random weights."""
-    device: str = "cpu"
-    """Where the networks run, as PyTorch names it."""
+    device: str = "auto"
+    """Where the networks run, as PyTorch names it; auto as in train."""
     model: ExtractorOptions = field(default_factory=ExtractorOptions)
     loader: LoaderOptions = field(default_factory=LoaderOptions)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..data import Split, collate
+from ..data import ArraysOptions, Split, collate
 from ..data.clips import ClipSplit
 from ..data.files import clips_of
 from ..data.video import VideoOptions
@@ -45,22 +45,34 @@ class Prediction:
 
 
 def of_files(restored: Restored, path: Path, files: Sequence[Path]) -> list[Prediction]:
-    """Predictions of samples that are given file by file, as `data/files.py` has it.
+    """Predictions of samples that are given file by file: of video as `data/files.py` has it, and
+    of arrays as `data/arrays.py` has it, with labels or without.
 
     Args:
+        restored: needs no samples.
         path: of the checkpoint; classifiers of the streams are used where they are beside it.
 
     Raises:
         UserError: the data set has no such files, or they do not make up samples.
     """
     options = restored.options.data
-    if not isinstance(options, VideoOptions):
-        raise UserError(
-            f"the samples of {restored.options.run.data} are not files: choose some by --index"
-        )
+    splits: list[tuple[str, Split]]
     with user_errors():
-        split = options.split_of(clips_of(files, options), seed=0, training=False)
-    return _predict(restored, path, split, range(len(split)), "")
+        if isinstance(options, VideoOptions):
+            clips = clips_of(files, options)
+            splits = [("", options.split_of(clips, seed=0, training=False))]
+        elif isinstance(options, ArraysOptions):
+            read = options.samples_of(files, restored.data, path)
+            splits = [(str(split.arrays.path), split) for split in read]
+        else:
+            raise UserError(
+                f"the samples of {restored.options.run.data} are not files: choose some by --index"
+            )
+    return [
+        prediction
+        for name, split in splits
+        for prediction in _predict(restored, path, split, range(len(split)), name)
+    ]
 
 
 def of_split(restored: Restored, path: Path, part: str, indices: Sequence[int]) -> list[Prediction]:

@@ -50,6 +50,15 @@ def versions() -> dict[str, str]:
     }
 
 
+def hardware(device: torch.device) -> str:
+    """What computes on a device: equal calls may differ in their last bits between two of them."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        return f"a CPU with {torch.backends.cpu.get_cpu_capability()}"
+    return device.type
+
+
 def engine_used(options: ModelOptions, device: torch.device) -> str | None:
     """The engine that computes the MCUs on a device; None for units that are PyTorch's own."""
     return choose(options.engine, torch.empty(0, device=device)) if options.unit == "mcu" else None

@@ -8,19 +8,39 @@ import sys
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
-from ..data import Data, Split
+from ..data import ArraysOptions, Data, Split
 from ..data import check as preflight
 from ..data.video import VideoOptions
 from ..files import replacing
-from . import checkpoint, distributed, loop, missing, model, plots, result, streams, toml
+from . import (
+    checkpoint,
+    distributed,
+    loop,
+    missing,
+    mixed_precision,
+    model,
+    plots,
+    result,
+    streams,
+    toml,
+)
 from .command import UserError, user_errors
-from .options import Options, differences, parse_config
+from .options import Options, Precision, automatic_device, differences, parse_config
 
+Samples = Literal["all", "shapes", "none"]
+"""What `restore` needs of a data set."""
+NEED_NO_FILES: dict[Samples, tuple[type, ...]] = {
+    "all": (),
+    "shapes": (VideoOptions,),
+    "none": (VideoOptions, ArraysOptions),
+}
+"""The data sets that a checkpoint alone tells enough of."""
 PRODUCTS = ("last.pt", "previous.pt", "best.pt", "result.json")
 
 
@@ -54,6 +74,9 @@ def _train(options: Options, device: torch.device) -> dict[str, Any]:
         _check_shares(options, data)
         if resumed is not None:
             _check_data(resumed.state["data"], loop.identity(data), resumed.path)
+        mixed_precision.check(recognizer, data.train, options.run)
+    if resumed is not None:
+        _note_other_hardware(resumed, device)
     distributed.seed(options.run.seed)
     trainer = loop.Trainer(options, data, recognizer)
     if resumed is not None:
@@ -111,6 +134,8 @@ def evaluate(
     workers: int | None,
     with_streams: bool = False,
     with_missing: bool = False,
+    device: str = "auto",
+    precision: Precision | None = None,
 ) -> dict[str, Any]:
     """The report of a checkpoint's weights on a split.
 
@@ -122,35 +147,46 @@ def evaluate(
             and writes the classifiers beside the checkpoint.
         with_missing: adds "missing", the numbers with a modality absent or noised, as
             `missing.evaluate` has them.
+        device: as in `restore`.
+        precision: the run's when None.
 
     Raises:
-        UserError: the checkpoint or the data cannot be read, or do not belong together.
+        UserError: the checkpoint or the data cannot be read, or do not belong together; or the
+            network cannot be computed in the precision on the device.
     """
     if with_streams and not os.access(path.parent, os.W_OK):
         raise UserError(
             f"{path.parent} cannot be written, and the classifiers of the streams belong there: "
             "copy the checkpoint to a folder of your own"
         )
-    state, options = _remembered(path, root, batch_size, workers)
-    device = device_of(options.run.device)
-    with distributed.job(device):
+    state, options = _remembered(path, root, batch_size, workers, device, precision)
+    place = device_of(options.run.device)
+    with distributed.job(place):
         with distributed.together():
-            restored = _restored(state, options, path, device)
-        return _evaluate(restored, path, split, with_streams, with_missing)
+            restored = _restored(state, options, path, place)
+            samples = restored.data.test if split == "test" else restored.data.validation
+            mixed_precision.check(restored.model, samples, options.run)
+        return _evaluate(restored, path, split, samples, with_streams, with_missing)
 
 
 def _evaluate(
-    restored: Restored, path: Path, split: str, with_streams: bool, with_missing: bool
+    restored: Restored,
+    path: Path,
+    split: str,
+    samples: Split,
+    with_streams: bool,
+    with_missing: bool,
 ) -> dict[str, Any]:
     data, recognizer = restored.data, restored.model
     loader, precision = restored.options.run.loader, restored.options.run.precision
-    samples = data.test if split == "test" else data.validation
     evaluation = loop.evaluate(recognizer, samples, len(data.classes), loader, precision)
     report = {
         "checkpoint": str(path),
         "split": split,
         "epoch": restored.epoch,
         "engine": restored.engine,
+        "device": restored.options.run.device,
+        "precision": precision,
         **evaluation.report(data.classes),
     }
     if with_streams:
@@ -185,16 +221,22 @@ def restore(
     root: Path | None = None,
     batch_size: int | None = None,
     workers: int | None = None,
-    device: str | None = None,
-    samples: bool = True,
+    device: str = "auto",
+    samples: Samples = "all",
 ) -> Restored:
     """The network of a checkpoint with its weights, and the data set that it was trained on.
 
+    Where the run's engine cannot run on the device, a note on stderr says so and auto takes its
+    place.
+
     Args:
         root: folder of the data set's files where it is not the run's.
-        batch_size, workers, device: the run's when None.
-        samples: False when no sample is needed: the files of a data set of frames are then not
-            read, and its splits are empty.
+        batch_size, workers: the run's when None.
+        device: auto is the run's; where that cannot be used here, a note on stderr says so and
+            the device is what auto is for a training.
+        samples: "all" of them; or what else is needed of the data set: a sample's "shapes", or
+            "none". Files of video are then not read, nor, for "none", those of arrays, and their
+            splits are empty.
 
     Raises:
         UserError: the checkpoint or the data cannot be read, or do not belong together.
@@ -208,7 +250,8 @@ def _remembered(
     root: Path | None,
     batch_size: int | None,
     workers: int | None,
-    device: str | None = None,
+    device: str,
+    precision: Precision | None = None,
 ) -> tuple[dict[str, Any], Options]:
     """A checkpoint, and its options with what the user gives instead."""
     state = checkpoint.load(path)
@@ -223,9 +266,47 @@ def _remembered(
         options.run,
         loader=changed,
         root=options.run.root if root is None else root,
-        device=options.run.device if device is None else device,
+        device=_device_here(options.run.device, path) if device == "auto" else device,
+        precision=options.run.precision if precision is None else precision,
     )
     return state, replace(options, run=run)
+
+
+def _device_here(name: str, path: Path) -> str:
+    """The device of a checkpoint's run, or what there is instead."""
+    instead = automatic_device()
+    try:
+        device_of(name)
+    except UserError as error:
+        if name == instead:
+            raise
+        if distributed.is_first():
+            print(
+                f"note: {path} is of a run with --device {name}, and {error}; "
+                f"it is restored on {instead}",
+                file=sys.stderr,
+            )
+        return instead
+    return name
+
+
+def _portable(options: Options, device: torch.device, path: Path) -> Options:
+    """Options of a network for evaluation on any device."""
+    # Outside training it computes what batch norm does, and PyTorch has it on GPUs only.
+    chosen = replace(options.run.model, sync_batch_norm=False)
+    try:
+        result.engine_used(chosen, device)
+    except (RuntimeError, ValueError) as error:
+        if chosen.engine == "auto":
+            raise UserError(str(error)) from error
+        if distributed.is_first():
+            print(
+                f"note: {path} is of a run with --model.engine {chosen.engine}, but {error}; "
+                "it is restored with auto",
+                file=sys.stderr,
+            )
+        chosen = replace(chosen, engine="auto")
+    return replace(options, run=replace(options.run, model=chosen))
 
 
 def _restored(
@@ -233,15 +314,16 @@ def _restored(
     options: Options,
     path: Path,
     device: torch.device,
-    samples: bool = True,
+    samples: Samples = "all",
 ) -> Restored:
     saved = state["data"]
-    if samples or saved["feature_sizes"] is not None:
-        data, recognizer, engine = build(options, device, initial=False)
-        _check_data(saved, loop.identity(data), path, also_samples=False)
-    else:
+    options = _portable(options, device, path)
+    if isinstance(options.data, NEED_NO_FILES[samples]):
         known = _without_samples(saved)
         data, recognizer, engine = build(options, device, initial=False, data=known)
+    else:
+        data, recognizer, engine = build(options, device, initial=False)
+        _check_data(saved, loop.identity(data), path, also_samples=False)
     recognizer.load_state_dict(state["model"])
     return Restored(options, data, recognizer.eval(), engine, state["epoch"])
 
@@ -282,10 +364,17 @@ def build(
 
 
 def _without_samples(saved: dict[str, Any]) -> Data:
-    """A data set of frames as a checkpoint remembers it."""
+    """A data set of frames or of features as a checkpoint remembers it."""
     none = Split(torch.zeros(0, dtype=torch.int64))
     names = tuple(saved["modalities"]), tuple(saved["classes"])
-    return Data(*names, none, none, none, extractors=None, feature_sizes=None)
+    if saved["feature_sizes"] is None:
+        return Data(*names, none, none, none, extractors=None, feature_sizes=None)
+    sizes = tuple(saved["feature_sizes"])
+    identities: list[nn.Module] = [nn.Identity() for _ in sizes]
+    moments = saved.get("moments")
+    return Data(
+        *names, none, none, none, extractors=identities, feature_sizes=sizes, moments=moments
+    )
 
 
 def _refuse_overwriting(output: Path) -> None:
@@ -354,11 +443,24 @@ def _resumed(options: Options) -> checkpoint.Last:
     return found
 
 
+def _note_other_hardware(resumed: checkpoint.Last, device: torch.device) -> None:
+    """Every process has to call it."""
+    now = distributed.gather(result.hardware(device))
+    before = resumed.state.get("hardware", now)  # older versions do not write it
+    if before != now and distributed.is_first():
+        print(
+            f"note: {resumed.path} was written on {', '.join(before)}, now it is "
+            f"{', '.join(now)}: the last bits, and a GPU's draws for dropout, may differ from an "
+            "uninterrupted run's",
+            file=sys.stderr,
+        )
+
+
 def decisive(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration without what changes no result."""
+    """A configuration without what changes no result; of the device its kind is kept."""
     kept = {key: config[key] for key in config if key not in ("root", "checkpoint_steps")}
     loader = {key: value for key, value in config["loader"].items() if key != "workers"}
-    return {**kept, "loader": loader}
+    return {**kept, "device": config["device"].partition(":")[0], "loader": loader}
 
 
 def _check_data(
@@ -366,6 +468,11 @@ def _check_data(
 ) -> None:
     names = [name for name in saved if also_samples or name != "samples"]
     for name in names:
+        if name == "moments" and saved[name] != now[name]:
+            raise UserError(
+                f"the data set is not that of {path}: its training samples have another mean or "
+                "standard deviation, by which --standardize brings all samples"
+            )
         if saved[name] != now[name]:
             raise UserError(
                 f"the data set is not that of {path}: {name} was {saved[name]}, is {now[name]}"
@@ -379,5 +486,7 @@ def device_of(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"--device {name} cannot be used here: {reason}") from error
+        raise UserError(
+            f"--device {name} cannot be used here: {reason}: choose another, or auto"
+        ) from error
     return device

@@ -184,12 +184,62 @@ def test_wrong_training_arrays(tmp_path, arrays, message):
         (content(9, more=np.zeros((9, 5, 2))), "modalities must be those of .*train.npz"),
         (content(9, audio=np.zeros((9, 5, 3))), r"'audio' must have D = 2 as in .*\[9, 5, 3\]"),
         (content(9, label=np.full(9, 3)), r"'label' must be in 0..2, but is 3 for sample 0"),
+        (content(9, label=None), r"'label' \[samples\] is missing"),
+        (content(9, classes=np.array(["c", "b", "a"])), r"'classes' must be those of .*train.npz"),
     ],
 )
 def test_arrays_that_differ_from_training(tmp_path, name, arrays, message):
     save(tmp_path, **{name: arrays})
     with pytest.raises(ValueError, match=rf"{name}\.npz: .*{message}"):
         load(tmp_path)
+
+
+def new_samples(root, *files, **options):
+    data = load(root, **options)
+    return ArraysOptions(**options).samples_of(files, data, root / "best.pt")
+
+
+def test_new_samples_need_no_labels_and_are_treated_as_the_others(tmp_path):
+    save(tmp_path, test=(test := content(9, skeleton=5 + content(9)["skeleton"])))
+    test_split = load(tmp_path, standardize=True).test
+    new = tmp_path / "new"
+    new.mkdir()
+    np.savez(new / "b.npz", **{key: test[key] for key in ("audio", "skeleton", "label")})
+    np.savez(new / "a.npz", audio=test["audio"][:2], skeleton=test["skeleton"][:2])
+    a, b, again = new_samples(tmp_path, new, new / "a.npz", standardize=True)
+    assert a.labels.tolist() == again.labels.tolist() == [-1, -1]
+    assert b.labels.tolist() == test_split.labels.tolist()
+    for modality in (0, 1):
+        assert torch.equal(stacked(b, modality), stacked(test_split, modality))
+        assert torch.equal(stacked(a, modality), stacked(test_split, modality)[:2])
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (
+            content(9, audio=None, label=None),
+            "new.npz: modalities .*best.pt, skeleton, audio, but are",
+        ),
+        ({"label": np.arange(3)}, "modalities must be those of .*best.pt, .* but are none"),
+        (content(9, audio=np.zeros((9, 5, 3))), r"'audio' must have D = 2 as in .*best.pt"),
+        (content(9, label=np.full(9, 3)), r"'label' must be in 0..2, but is 3 for sample 0"),
+        (content(9, length=np.zeros(9, int)), r"'length' must be in 1..5"),
+    ],
+)
+def test_new_samples_that_the_network_does_not_know(tmp_path, arrays, message):
+    save(tmp_path)
+    np.savez(tmp_path / "new.npz", **arrays)
+    with pytest.raises(ValueError, match=message):
+        new_samples(tmp_path, tmp_path / "new.npz")
+
+
+def test_new_samples_that_are_not_there(tmp_path):
+    save(tmp_path)
+    (tmp_path / "empty").mkdir()
+    for name, message in (("empty", "must hold a file .npz"), ("no.npz", "does not exist")):
+        with pytest.raises(FileNotFoundError, match=message):
+            new_samples(tmp_path, tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["train.npz", "test.npz"])

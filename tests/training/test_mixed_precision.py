@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from outcomes import outcome, unequal
-from tiny import interrupt_after, trainer
+from tiny import TINY, interrupt_after, trainer
+from torch import nn
 
-from mmixer_kernels.training import checkpoint, loop
+from mmixer_kernels import evaluate, train
+from mmixer_kernels.training import checkpoint, loop, mixed_precision
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -63,3 +67,92 @@ def test_the_gradient_is_clipped_after_the_scale_is_taken_off() -> None:
         gradients = [p.grad.flatten() for p in trained.model.parameters() if p.grad is not None]
         norms.append(torch.cat(gradients).norm().item())
     assert norms == pytest.approx([0.01, 0.01], rel=1e-3)
+
+
+def lacking(monkeypatch: pytest.MonkeyPatch, unit: type[nn.Module], lack: str) -> None:
+    """As a device on which PyTorch lacks float16 for a unit's forward, for its forward with
+    gradients, or for its backward."""
+    forward = unit.forward
+
+    def call(self: nn.Module, *arguments: Any) -> Any:
+        narrow = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.half
+        if narrow and (lack == "forward" or (lack == "gradient" and torch.is_grad_enabled())):
+            fail()
+        output, state = forward(self, *arguments)
+        if narrow and lack == "backward" and torch.is_grad_enabled():
+            (state[0] if isinstance(state, tuple) else state).register_hook(fail)
+        return output, state
+
+    def fail(*arguments: Any) -> None:
+        raise RuntimeError("could not create a primitive descriptor.\nAnd more")
+
+    monkeypatch.setattr(unit, "forward", call)
+
+
+@pytest.mark.parametrize("lack", ["forward", "gradient", "backward"])
+@pytest.mark.parametrize("unit", ["lstm", "gru"])
+def test_a_precision_that_the_device_lacks_is_found_before_training(
+    tmp_path: Path,
+    unit: str,
+    lack: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    lacking(monkeypatch, nn.LSTM if unit == "lstm" else nn.GRU, lack)
+    output = tmp_path / "run"
+    arguments = [*TINY, "--device", "cpu", "--model.unit", unit, "--output", str(output)]
+    assert train.main([*arguments, "--precision", "float16"]) == 2
+    assert not output.exists()
+    error = capsys.readouterr().err
+    assert error == (
+        f"error: --precision must be float32 or bfloat16 for --model.unit {unit} on this cpu, but "
+        "is float16, in which the network cannot be computed: could not create a primitive "
+        "descriptor\n"
+    )
+
+
+def test_evaluation_may_take_another_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--epochs", "1", "--device", "cpu", "--model.unit", "gru", "--precision", "float16"]
+    assert train.main([*TINY, *more, "--output", str(tmp_path)]) == 0
+    lacking(monkeypatch, nn.GRU, "forward")
+    capsys.readouterr()
+    path = str(tmp_path / "best.pt")
+    assert evaluate.main([path]) == 2
+    assert "--precision must be float32 or bfloat16" in capsys.readouterr().err
+    assert evaluate.main([path, "--precision", "float32"]) == 0
+
+
+@pytest.mark.parametrize("precision", DTYPES)
+@pytest.mark.parametrize("unit", ["mcu", "gru", "lstm"])
+def test_no_precision_here_ends_in_a_traceback(
+    tmp_path: Path, unit: str, precision: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # float32 features reach the unit itself: PyTorch's CPU kernels of these two lack the most.
+    random = np.random.default_rng(0)
+    for name in ("train", "test"):
+        arrays = {key: random.standard_normal((8, 3, 4)) for key in ("a", "b")}
+        np.savez(tmp_path / f"{name}.npz", label=np.arange(8) % 2, **arrays)
+    code = train.main(
+        [
+            *("--data", "arrays", "--root", str(tmp_path), "--output", str(tmp_path / "run")),
+            *("--model.unit", unit, "--precision", precision, "--device", "cpu"),
+            *("--epochs", "1", "--model.hidden-size", "8"),
+        ]
+    )
+    assert code == 0 or "error: --precision must be" in capsys.readouterr().err
+
+
+def test_the_trial_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained = trainer("--precision", "bfloat16")
+    recognizer = trained.model
+    recognizer.extractors[0] = nn.Sequential(recognizer.extractors[0], nn.BatchNorm1d(4))
+    before = {name: value.clone() for name, value in recognizer.state_dict().items()}
+    mixed_precision.check(recognizer, trained.data.train, trained.options)
+    assert unequal(dict(recognizer.state_dict()), before) == []
+    assert all(parameter.grad is None for parameter in recognizer.parameters())
+    assert all(module.training for module in recognizer.modules())
+    monkeypatch.setattr(nn.Linear, "forward", lambda self, x: x @ x)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):  # of no precision's making
+        mixed_precision.check(recognizer, trained.data.train, trained.options)
