@@ -25,7 +25,8 @@ def forward(
     operands, (mix, eps, engine, _, recompute) = arguments[:5], arguments[5:]
 
     def call(*operands: Any) -> tuple[Tensor, Tensor]:
-        tensors = [x for x in pytree.tree_leaves(operands) if x is not None]
+        inputs, contexts, weights, hx, _ = operands
+        tensors = [*inputs, *contexts, *weights, *([] if hx is None else [hx])]
         save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
         output, h_n, _ = run_forward(*operands, mix, eps, engine, save, recompute)
         return output, h_n

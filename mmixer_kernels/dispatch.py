@@ -6,6 +6,7 @@ used of torch's private functions is looked up here; without one of them a call 
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -61,27 +62,29 @@ def _learn(tensors: Sequence[Tensor]) -> bool:
 
 
 def _has_other_keys(tensors: Sequence[Tensor]) -> bool:
-    def keys(*names: str) -> Any:
-        result = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
-        for name in names:
-            result |= torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, name))
-        return result
-
-    def exceed(found: Any, plain: Any) -> bool:
-        return found | plain != plain
-
     if autocast_enabled(tensors[0].device.type):
         return True
-    if exceed(torch._C._dispatch_tls_local_include_set(), keys("BackendSelect")):
+    of_thread = torch._C._dispatch_tls_local_include_set()
+    plain = _keys("BackendSelect")
+    if of_thread | plain != plain:
         return True
     for tensor in tensors:
+        backend = tensor.device.type.upper()
+        plain = _keys(backend, f"Autograd{backend}", f"Autocast{backend}")
         if type(tensor) not in (Tensor, nn.Parameter):
             return True
-        backend = tensor.device.type.upper()
-        plain = keys(backend, f"Autograd{backend}", f"Autocast{backend}")
-        if exceed(torch._C._dispatch_keys(tensor), plain):
+        if torch._C._dispatch_keys(tensor) | plain != plain:
             return True
     return False
+
+
+@functools.cache
+def _keys(*names: str) -> Any:
+    """Those, and that of views and changes in place."""
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
+    for name in names:
+        keys |= torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, name))
+    return keys
 
 
 def needs_equations(is_compiling: bool) -> bool:
@@ -131,5 +134,6 @@ def is_differentiated_by_functorch() -> bool:
 
 # torch.compile takes the answers as they are, and guards levels and transforms by itself. This is
 # the mark that torch.compiler.assume_constant_result sets, which would import the compiler.
-for _constant in (needs_equations, is_differentiated_by_functorch, is_transformed):
-    _constant._dynamo_marked_constant = True  # type: ignore[attr-defined]
+_constants: tuple[Any, ...] = (needs_equations, is_differentiated_by_functorch, is_transformed)
+for _constant in _constants:
+    _constant._dynamo_marked_constant = True
