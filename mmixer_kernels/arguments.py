@@ -16,6 +16,10 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 if TYPE_CHECKING:
     from .reference import Weights
 
+_is_wrapped = getattr(
+    getattr(torch._C, "_functorch", None), "is_functorch_wrapped_tensor", lambda tensor: False
+)
+"""Whether a transform of torch.func has the values; a private function of torch's."""
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 MIXES = ("gated", "concat")
 
@@ -295,11 +299,7 @@ def check_lengths(lengths: Tensor, steps: int, batch: int, input: Tensor) -> Non
         raise ValueError(
             f"lengths must be on input's device, {input.device}, but is on {lengths.device}"
         )
-    if (
-        lengths.device.type != "cpu"
-        or torch.compiler.is_compiling()
-        or torch._C._functorch.is_functorch_wrapped_tensor(lengths)
-    ):
+    if lengths.device.type != "cpu" or torch.compiler.is_compiling() or _is_wrapped(lengths):
         return
     if int(lengths.min()) < 1 or int(lengths.max()) > steps:
         raise ValueError(

@@ -20,6 +20,9 @@ from .arguments import autocast_enabled
 _logger = logging.getLogger(__name__)
 _told: set[str] = set()
 _is_profiled = getattr(torch.autograd, "_profiler_enabled", lambda: True)
+_dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
+_functorch = getattr(torch._C, "_functorch", None)
+_interpreters = getattr(_functorch, "get_interpreter_stack", lambda: None)
 _MOST_GUARDS = 16
 _guards: dict[int, list[Any]] = {}
 """By number of operands; one for each set of dtypes, devices and numbers of dimensions."""
@@ -32,7 +35,7 @@ def is_plain(tensors: Sequence[Tensor]) -> bool:
     Then the dispatcher, which costs a streaming step as much as its products, can be left out.
     Modes of __torch_function__ have seen the call before it comes here.
     """
-    if torch.compiler.is_compiling() or _dual_level() >= 0 or _is_profiled():
+    if torch.compiler.is_compiling() or _dual_level_is_open() or _is_profiled():
         return False
     for guard in _guards.get(len(tensors), ()):
         if guard.check(*tensors):
@@ -93,7 +96,7 @@ def needs_equations(is_compiling: bool) -> bool:
     tool = None
     if torch.jit.is_tracing() and torch.onnx.is_in_onnx_export():
         tool = "torch.onnx.export(dynamo=False)"
-    elif _dual_level() >= 0:
+    elif _dual_level_is_open():
         tool = "forward-mode differentiation"
     elif is_compiling and is_differentiated_by_functorch():
         tool = "torch.compile of torch.func's differentiation"
@@ -105,31 +108,33 @@ def needs_equations(is_compiling: bool) -> bool:
 
 def is_transformed() -> bool:
     """Whether a tracer, forward-mode differentiation or a transform of torch.func looks on."""
-    return (
-        torch.jit.is_tracing()
-        or _dual_level() >= 0
-        or torch._C._functorch.get_interpreter_stack() is not None
-    )
+    return torch.jit.is_tracing() or _dual_level_is_open() or _interpreters() is not None
 
 
 def a_mode_looks_on() -> bool:
     """Whether a TorchDispatchMode, such as a counter of operations, is on."""
-    return not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() > 0
+    return not torch.compiler.is_compiling() and _dispatch_modes() > 0
 
 
-def _dual_level() -> int:
-    """Of forward-mode differentiation, -1 where none is open."""
-    level: int = getattr(forward_ad, "_current_level", 0)
-    return level
+def _dual_level_is_open() -> bool:
+    """Whether forward-mode differentiation looks on."""
+    level = getattr(forward_ad, "_current_level", None)
+    if level is not None:
+        return bool(level >= 0)
+    number = torch.zeros(())
+    try:
+        forward_ad.make_dual(number, number)
+    except RuntimeError:
+        return False
+    return True
 
 
 def is_differentiated_by_functorch() -> bool:
     """Whether a level of `torch.func.grad`, `vjp` or `jacrev` is open."""
-    stack = torch._C._functorch.get_interpreter_stack()
+    stack = _interpreters()
     if stack is None:
         return False
-    grad = torch._C._functorch.TransformType.Grad
-    return any(interpreter.key() == grad for interpreter in stack)
+    return any(interpreter.key().name == "Grad" for interpreter in stack)
 
 
 # torch.compile takes the answers as they are, and guards levels and transforms by itself. This is

@@ -7,7 +7,7 @@ differentiates the reference. Tools that have no rule for an op get the referenc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -439,4 +439,7 @@ for _qualified_name, _rule in (
     ("mmixer_kernels::mcu_backward", partial(batching.backward, *_both)),
 ):
     torch.library.register_vmap(_qualified_name, _rule, lib=_library)
-_library.impl("mcu_backward", partial(batching.backward_of_batched_gradients, *_both), "Batched")
+with suppress(RuntimeError):  # Some day torch will not have this key.
+    _library.impl(
+        "mcu_backward", partial(batching.backward_of_batched_gradients, *_both), "Batched"
+    )
