@@ -16,10 +16,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .. import reference
 from ..data.video import VideoOptions
 from ..files import replacing
-from ..reference import Weights
 from .command import UserError, user_errors
 from .model import Recognizer
 from .run import Restored
@@ -156,12 +154,9 @@ def _random(shapes: Sequence[tuple[int, ...]], batch: int, steps: int) -> list[T
 def _onnx(
     program: torch.export.ExportedProgram, free: dict[int, Any], about: dict[str, Any]
 ) -> tuple[bytes, Run]:
-    plain = program.run_decompositions(
-        {torch.ops.mmixer_kernels.mcu_forward.default: _mcu_in_a_loop}
-    )
     modalities = about["modalities"]
     written = torch.onnx.export(
-        plain,
+        program,
         dynamo=True,
         verbose=False,
         input_names=modalities,
@@ -200,42 +195,6 @@ def _torch(program: torch.export.ExportedProgram, about: dict[str, Any]) -> tupl
     torch.export.save(program, file, extra_files={"about.json": json.dumps(about)})
     module = torch.export.load(io.BytesIO(file.getvalue())).module()
     return file.getvalue(), lambda inputs: module(*inputs)
-
-
-def _mcu_in_a_loop(
-    inputs: list[Tensor],
-    contexts: list[Tensor],
-    weights: list[Tensor],
-    hx: Tensor | None,
-    lengths: Tensor | None,
-    mix: str,
-    eps: float,
-    engine: str,
-    save: bool,
-    recompute: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The op `mcu_forward` for G sequences of any length, without hx and lengths: the reference,
-    a step at a time."""
-    from torch._higher_order_ops.scan import scan
-
-    assert hx is None
-    assert lengths is None
-    count = len(weights) // len(inputs)
-    outputs, states = [], []
-    for group, (input, context) in enumerate(zip(inputs, contexts, strict=True)):
-        one = Weights(*weights[group * count : (group + 1) * count])
-
-        def step(
-            h: Tensor, x: Tensor, context: Tensor = context, one: Weights = one
-        ) -> tuple[Tensor, Tensor]:
-            h = reference.mcu(x.unsqueeze(0), context, one, h, mix=mix, eps=eps)[1]
-            return h, h.clone()
-
-        h_n, output = scan(step, input.new_zeros(input.shape[1], one.hidden_size), input)
-        outputs.append(output)
-        states.append(h_n)
-    output = torch.stack(outputs)
-    return output, torch.stack(states), output.new_empty(0)
 
 
 def _compare(
