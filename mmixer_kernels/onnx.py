@@ -6,17 +6,17 @@ Nothing is to be called: `import mmixer_kernels` registers it with the op.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import reference
-from .reference import Weights, compute_dtype
+from .reference import Weights
 
 
-def in_steps(
+def in_a_scan(
     inputs: Sequence[Tensor],
     contexts: Sequence[Tensor],
     weights: Sequence[Tensor],
@@ -25,55 +25,37 @@ def in_steps(
     mix: str,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """The op's output `[G, T, B, H]` and h_n `[G, B, H]` from its arguments, for any T and B; without
-    gradients."""
-    count = len(weights) // len(inputs)
+    """`mcu_forward`'s output `[G, T, B, H]` and h_n `[G, B, H]` from its arguments, for any T and
+    B."""
+    states = [None] * len(inputs) if hx is None else list(hx)
+    size = len(weights) // len(inputs)
+    sets = [Weights(*weights[i : i + size]) for i in range(0, len(weights), size)]
+    steps = inputs[0].shape[0]
+    loop = None if isinstance(steps, int) and steps == 1 else _scan  # A cell has nothing to scan.
     results = [
-        _sequence(
-            inputs[i],
-            contexts[i],
-            Weights(*weights[i * count : (i + 1) * count]),
-            None if hx is None else hx[i],
-            lengths,
-            mix,
-            eps,
-        )
-        for i in range(len(inputs))
+        reference.mcu(*operands, lengths, mix=mix, eps=eps, loop=loop)
+        for operands in zip(inputs, contexts, sets, states, strict=True)
     ]
     output, h_n = (torch.stack(tensors) for tensors in zip(*results, strict=True))
     return output, h_n
 
 
-def _sequence(
-    input: Tensor,
-    context: Tensor,
+def _scan(
+    step: Callable[..., tuple[Tensor, Tensor]],
+    h: Tensor,
+    f_tilde: Tensor,
+    valid: Tensor | None,
     weights: Weights,
-    hx: Tensor | None,
-    lengths: Tensor | None,
-    mix: str,
-    eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """One weight set: output `[T, B, H]` and h_n `[B, H]`."""
-    steps, batch, _ = input.shape
-    dtype = compute_dtype(input.dtype)
+    sequences = [f_tilde] if valid is None else [f_tilde, valid]
 
-    def prepare(tensor: Tensor) -> Tensor:
-        # The exporter runs the graph once more, where the derivative of a scan of any size fails.
-        return tensor.detach().to(dtype)
+    def body(h: Tensor, *operands: Tensor) -> tuple[Tensor, Tensor]:
+        now, tensors = operands[: len(sequences)], operands[len(sequences) :]
+        h, output = step(h, now[0], None if valid is None else now[1], Weights(*tensors))
+        return h, output.clone()  # A scan's outputs are different tensors.
 
-    h_0 = input.new_zeros(batch, weights.hidden_size) if hx is None else hx
-    sequences = [prepare(input)]
-    if lengths is not None:  # What is left of them at each step.
-        sequences.append(lengths - torch.arange(steps, device=lengths.device)[:, None])
-
-    def step(h: Tensor, x: Tensor, *operands: Tensor) -> tuple[Tensor, Tensor]:
-        left, (g, *w) = operands[: len(sequences) - 1], operands[len(sequences) - 1 :]
-        output, h = reference.mcu(x[None], g, Weights(*w), h, *left, mix=mix, eps=eps)
-        return h, output.squeeze(0)
-
-    operands = [prepare(tensor) for tensor in (context, *weights.tensors())]
-    h_n, output = torch.ops.higher_order.scan(step, [prepare(h_0)], sequences, tuple(operands))
-    return output.to(input.dtype), h_n.to(input.dtype)
+    h_n, output = torch.ops.higher_order.scan(body, [h], sequences, tuple(weights.tensors()))
+    return h_n, output
 
 
 def _trace(
@@ -87,7 +69,7 @@ def _trace(
     if not torch.onnx.is_in_onnx_export():
         return mode.__torch_dispatch__(op, types, arguments, keywords)
     with mode:
-        output, h_n = in_steps(*arguments[:7])
+        output, h_n = in_a_scan(*arguments[:7])
         return output, h_n, output.new_empty(0)
 
 

@@ -105,8 +105,8 @@ def test_a_wrong_export_is_refused(
     def other_order(inputs: list[Tensor], contexts: list[Tensor], *others: Any) -> Any:
         return loop(inputs, contexts[::-1], *others)
 
-    loop = onnx.in_steps
-    monkeypatch.setattr(onnx, "in_steps", other_order)
+    loop = onnx.in_a_scan
+    monkeypatch.setattr(onnx, "in_a_scan", other_order)
     assert command(finished, "--output", tmp_path / "m.onnx") == 2
     assert "the exported network differs by" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

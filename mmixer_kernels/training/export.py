@@ -6,7 +6,6 @@ import copy
 import importlib.util
 import io
 import json
-import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -60,8 +59,8 @@ def export(
 
     The file's inputs are float32 `[batch, time, ...]`, one a modality and as the data set's
     transforms leave them, its output the logits `[batch, K]`. All clips of a batch have all steps.
-    For `onnx` the MCU is the reference, step by step in a loop; in a program of torch.export it is
-    the engine's own op, so that whoever loads it imports mmixer_kernels first.
+    For `onnx` the MCU is the reference in a loop, see `mmixer_kernels.onnx`; in a program of
+    torch.export it is the engine's own op, so that whoever loads it imports mmixer_kernels first.
 
     What was written is loaded again and run on random inputs of other sizes. It may differ from
     the network in float64 by MARGIN times what float32 PyTorch does.
@@ -222,12 +221,6 @@ def _difference(logits: Tensor, truth: Tensor) -> float:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the warnings that torch's exporter causes in torch's own code."""
-    logger = logging.getLogger("torch._dynamo.utils")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
