@@ -149,7 +149,9 @@ def in_order(
     weights: Weights,
 ) -> tuple[Tensor, Tensor]:
     """h_n `[B, H]` and output `[T, B, H]` of `step(h, f_tilde[t], valid[t], weights)`, which gives
-    the next state and the step's output; valid is `[T, B, 1]`, or None where all steps are."""
+    the next state and the step's output; valid is `[T, B, 1]`, or None where all steps are.
+
+    All that a step computes with is handed to it, as torch's scan has it."""
     output = []
     for t, x in enumerate(f_tilde):
         h, y = step(h, x, None if valid is None else valid[t], weights)
