@@ -1,6 +1,7 @@
 """Fused recurrent kernels for PyTorch, and Modality Mixer action recognition built on them."""
 
 from . import functional, reference
+from . import onnx as onnx
 from .engines import EngineState, engines
 from .modules import FusedMCU, FusedMCUCell
 from .network import MMixer, StreamClassifiers

@@ -88,6 +88,7 @@ def mcu(
     mix: str = "gated",
     eps: float = 1e-5,
     layer_norm: Callable[..., Tensor] = F.layer_norm,
+    loop: Callable[..., tuple[Tensor, Tensor]] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Equations 7-14 over a sequence.
 
@@ -99,6 +100,7 @@ def mcu(
         mix: "gated" (Eq. 9-10) or "concat" (Table 3, experiment II).
         layer_norm: PyTorch's, which is fast and can be differentiated twice (its third derivative
             is wrong, seen in 2.11 and 2.14), or this module's, any number of times.
+        loop: takes the steps in place of Python's `for`, see `in_order`.
 
     Returns:
         output `[T, B, H]` and h_n `[B, H]`, in the dtype of `input`.
@@ -107,37 +109,54 @@ def mcu(
     f, g = (x.to(compute_dtype(dtype)) for x in (_without_padding(input, lengths), context))
     w = weights.map(lambda x: x.to(f.dtype))
 
-    def norm(a: Tensor, gate: str) -> Tensor:
+    def norm(a: Tensor, gate: str, w: Weights) -> Tensor:
         if w.norm_weight is None or w.norm_bias is None:
             return a
         row = GATES.index(gate)
         return layer_norm(a, a.shape[-1:], w.norm_weight[row], w.norm_bias[row], eps)
 
-    f_bar = torch.tanh(norm(F.linear(f, w.weight_f), "f"))  # Eq. 7
-    g_bar = torch.tanh(norm(F.linear(g, w.weight_g), "g"))  # Eq. 8
+    f_bar = torch.tanh(norm(F.linear(f, w.weight_f), "f", w))  # Eq. 7
+    g_bar = torch.tanh(norm(F.linear(g, w.weight_g), "g", w))  # Eq. 8
     joint = torch.cat([f_bar, g_bar.expand_as(f_bar)], dim=-1)
-    mixed = norm(F.linear(joint, w.weight_s), "s")
+    mixed = norm(F.linear(joint, w.weight_s), "s", w)
     if mix == "gated":
         s = torch.sigmoid(mixed)  # Eq. 9
         f_tilde = s * f_bar + (1 - s) * g_bar  # Eq. 10
     else:
         f_tilde = mixed
 
-    h = f_tilde.new_zeros(f_tilde.shape[1:]) if hx is None else hx.to(f.dtype)
+    def step(h: Tensor, x: Tensor, valid: Tensor | None, w: Weights) -> tuple[Tensor, Tensor]:
+        r = torch.sigmoid(norm(F.linear(x + h, w.weight_r), "r", w))  # Eq. 11
+        z = torch.sigmoid(norm(F.linear(x + h, w.weight_z), "z", w))  # Eq. 12
+        h_tilde = torch.tanh(norm(F.linear(r * h + x, w.weight_h), "h", w))  # Eq. 14
+        h_next = z * h_tilde + (1 - z) * h  # Eq. 13
+        if valid is None:
+            return h_next, h_next
+        h = torch.where(valid, h_next, h)
+        return h, torch.where(valid, h, 0.0)
+
+    h_0 = f_tilde.new_zeros(f_tilde.shape[1:]) if hx is None else hx.to(f.dtype)
+    valid = None if lengths is None else _valid(input, lengths)
+    h_n, output = (loop or in_order)(step, h_0, f_tilde, valid, w)
+    return output.to(dtype), h_n.to(dtype)
+
+
+def in_order(
+    step: Callable[..., tuple[Tensor, Tensor]],
+    h: Tensor,
+    f_tilde: Tensor,
+    valid: Tensor | None,
+    weights: Weights,
+) -> tuple[Tensor, Tensor]:
+    """h_n `[B, H]` and output `[T, B, H]` of `step(h, f_tilde[t], valid[t], weights)`, which gives
+    the next state and the step's output; valid is `[T, B, 1]`, or None where all steps are.
+
+    All that a step computes with is handed to it, as torch's scan has it."""
     output = []
     for t, x in enumerate(f_tilde):
-        r = torch.sigmoid(norm(F.linear(x + h, w.weight_r), "r"))  # Eq. 11
-        z = torch.sigmoid(norm(F.linear(x + h, w.weight_z), "z"))  # Eq. 12
-        h_tilde = torch.tanh(norm(F.linear(r * h + x, w.weight_h), "h"))  # Eq. 14
-        h_next = z * h_tilde + (1 - z) * h  # Eq. 13
-        if lengths is None:
-            h = h_next
-            output.append(h)
-        else:
-            valid = (t < lengths)[:, None]
-            h = torch.where(valid, h_next, h)
-            output.append(torch.where(valid, h, 0.0))
-    return torch.stack(output).to(dtype), h.to(dtype)
+        h, y = step(h, x, None if valid is None else valid[t], weights)
+        output.append(y)
+    return h, torch.stack(output)
 
 
 def layer_norm(
@@ -206,7 +225,7 @@ def mcu_backward(
     steps, batch = f.shape[:2]
     valid = torch.ones(steps, batch, 1, dtype=torch.bool, device=f.device)
     if lengths is not None:
-        valid = (torch.arange(steps, device=f.device)[:, None] < lengths)[..., None]
+        valid = _valid(f, lengths)
 
     h = f.new_zeros(batch, hidden_size) if hx is None else hx.to(f.dtype)
     tape = []
@@ -395,9 +414,12 @@ class MCU(nn.Module):
         return text
 
 
+def _valid(input: Tensor, lengths: Tensor) -> Tensor:
+    """`[T, B, 1]`: whether a step is within its sample's length."""
+    steps = torch.arange(input.shape[0], device=input.device)
+    return (steps[:, None] < lengths)[..., None]
+
+
 def _without_padding(input: Tensor, lengths: Tensor | None) -> Tensor:
     """Input with zeros past each length, so that no value there can reach a gradient."""
-    if lengths is None:
-        return input
-    steps = torch.arange(input.shape[0], device=input.device)
-    return torch.where((steps[:, None] < lengths)[..., None], input, 0.0)
+    return input if lengths is None else torch.where(_valid(input, lengths), input, 0.0)

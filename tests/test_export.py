@@ -11,9 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmixer_kernels import export, train
+from mmixer_kernels import export, onnx, train
 from mmixer_kernels.data import SyntheticOptions
-from mmixer_kernels.training import export as exporting
 from mmixer_kernels.training import run
 
 SHAPES = {"rgb": (3, 8, 8), "depth": (1, 8, 8)}
@@ -106,8 +105,8 @@ def test_a_wrong_export_is_refused(
     def other_order(inputs: list[Tensor], contexts: list[Tensor], *others: Any) -> Any:
         return loop(inputs, contexts[::-1], *others)
 
-    loop = exporting._mcu_in_a_loop
-    monkeypatch.setattr(exporting, "_mcu_in_a_loop", other_order)
+    loop = onnx.in_a_scan
+    monkeypatch.setattr(onnx, "in_a_scan", other_order)
     assert command(finished, "--output", tmp_path / "m.onnx") == 2
     assert "the exported network differs by" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -6,7 +6,6 @@ import copy
 import importlib.util
 import io
 import json
-import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,10 +15,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .. import reference
 from ..data.video import VideoOptions
 from ..files import replacing
-from ..reference import Weights
 from .command import UserError, user_errors
 from .model import Recognizer
 from .run import Restored
@@ -62,8 +59,8 @@ def export(
 
     The file's inputs are float32 `[batch, time, ...]`, one a modality and as the data set's
     transforms leave them, its output the logits `[batch, K]`. All clips of a batch have all steps.
-    For `onnx` the MCU is the reference, step by step in a loop; in a program of torch.export it is
-    the engine's own op, so that whoever loads it imports mmixer_kernels first.
+    For `onnx` the MCU is the reference in a loop, see `mmixer_kernels.onnx`; in a program of
+    torch.export it is the engine's own op, so that whoever loads it imports mmixer_kernels first.
 
     What was written is loaded again and run on random inputs of other sizes. It may differ from
     the network in float64 by MARGIN times what float32 PyTorch does.
@@ -156,12 +153,9 @@ def _random(shapes: Sequence[tuple[int, ...]], batch: int, steps: int) -> list[T
 def _onnx(
     program: torch.export.ExportedProgram, free: dict[int, Any], about: dict[str, Any]
 ) -> tuple[bytes, Run]:
-    plain = program.run_decompositions(
-        {torch.ops.mmixer_kernels.mcu_forward.default: _mcu_in_a_loop}
-    )
     modalities = about["modalities"]
     written = torch.onnx.export(
-        plain,
+        program,
         dynamo=True,
         verbose=False,
         input_names=modalities,
@@ -202,42 +196,6 @@ def _torch(program: torch.export.ExportedProgram, about: dict[str, Any]) -> tupl
     return file.getvalue(), lambda inputs: module(*inputs)
 
 
-def _mcu_in_a_loop(
-    inputs: list[Tensor],
-    contexts: list[Tensor],
-    weights: list[Tensor],
-    hx: Tensor | None,
-    lengths: Tensor | None,
-    mix: str,
-    eps: float,
-    engine: str,
-    save: bool,
-    recompute: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The op `mcu_forward` for G sequences of any length, without hx and lengths: the reference,
-    a step at a time."""
-    from torch._higher_order_ops.scan import scan
-
-    assert hx is None
-    assert lengths is None
-    count = len(weights) // len(inputs)
-    outputs, states = [], []
-    for group, (input, context) in enumerate(zip(inputs, contexts, strict=True)):
-        one = Weights(*weights[group * count : (group + 1) * count])
-
-        def step(
-            h: Tensor, x: Tensor, context: Tensor = context, one: Weights = one
-        ) -> tuple[Tensor, Tensor]:
-            h = reference.mcu(x.unsqueeze(0), context, one, h, mix=mix, eps=eps)[1]
-            return h, h.clone()
-
-        h_n, output = scan(step, input.new_zeros(input.shape[1], one.hidden_size), input)
-        outputs.append(output)
-        states.append(h_n)
-    output = torch.stack(outputs)
-    return output, torch.stack(states), output.new_empty(0)
-
-
 def _compare(
     run: Run, recognizer: Recognizer, batches: Sequence[Sequence[Tensor]]
 ) -> tuple[float, float]:
@@ -263,12 +221,6 @@ def _difference(logits: Tensor, truth: Tensor) -> float:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the warnings that torch's exporter causes in torch's own code."""
-    logger = logging.getLogger("torch._dynamo.utils")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

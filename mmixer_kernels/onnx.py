@@ -1,0 +1,83 @@
+"""`torch.onnx.export(dynamo=True)` of a module, or of a program of torch.export, with a unit
+inside: the op is written as ONNX's Scan over the reference's steps.
+
+Nothing is to be called: `import mmixer_kernels` registers it with the op.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import reference
+from .reference import Weights
+
+
+def in_a_scan(
+    inputs: Sequence[Tensor],
+    contexts: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    hx: Tensor | None,
+    lengths: Tensor | None,
+    mix: str,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """`mcu_forward`'s output `[G, T, B, H]` and h_n `[G, B, H]` from its arguments, for any T and
+    B."""
+    states = [None] * len(inputs) if hx is None else list(hx)
+    size = len(weights) // len(inputs)
+    sets = [Weights(*weights[i : i + size]) for i in range(0, len(weights), size)]
+    steps = inputs[0].shape[0]
+    loop = None if isinstance(steps, int) and steps == 1 else _scan  # A cell has nothing to scan.
+    results = [
+        reference.mcu(*operands, lengths, mix=mix, eps=eps, loop=loop)
+        for operands in zip(inputs, contexts, sets, states, strict=True)
+    ]
+    output, h_n = (torch.stack(tensors) for tensors in zip(*results, strict=True))
+    return output, h_n
+
+
+def _scan(
+    step: Callable[..., tuple[Tensor, Tensor]],
+    h: Tensor,
+    f_tilde: Tensor,
+    valid: Tensor | None,
+    weights: Weights,
+) -> tuple[Tensor, Tensor]:
+    sequences = [f_tilde] if valid is None else [f_tilde, valid]
+
+    def body(h: Tensor, *operands: Tensor) -> tuple[Tensor, Tensor]:
+        now, tensors = operands[: len(sequences)], operands[len(sequences) :]
+        h, output = step(h, now[0], None if valid is None else now[1], Weights(*tensors))
+        return h, output.clone()  # A scan's outputs are different tensors.
+
+    h_n, output = torch.ops.higher_order.scan(body, [h], sequences, tuple(weights.tensors()))
+    return h_n, output
+
+
+def _trace(
+    mode: Any,
+    op: Any,
+    types: Sequence[type],
+    arguments: Sequence[Any],
+    keywords: Mapping[str, Any],
+) -> Any:
+    """The op in a graph that is traced, for ONNX or for any other purpose."""
+    if not torch.onnx.is_in_onnx_export():
+        return mode.__torch_dispatch__(op, types, arguments, keywords)
+    with mode:
+        output, h_n = in_a_scan(*arguments[:7])
+        return output, h_n, output.new_empty(0)
+
+
+try:
+    from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
+except ImportError:  # The exporter then says that it knows no such op.
+    pass
+else:
+    torch.library.register_torch_dispatch(
+        "mmixer_kernels::mcu_forward", ProxyTorchDispatchMode, _trace
+    )
