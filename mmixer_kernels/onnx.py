@@ -27,17 +27,10 @@ def in_a_scan(
 ) -> tuple[Tensor, Tensor]:
     """`mcu_forward`'s output `[G, T, B, H]` and h_n `[G, B, H]` from its arguments, for any T and
     B."""
-    states = [None] * len(inputs) if hx is None else list(hx)
-    size = len(weights) // len(inputs)
-    sets = [Weights(*weights[i : i + size]) for i in range(0, len(weights), size)]
+    sets = Weights.sets(weights, len(inputs))
     steps = inputs[0].shape[0]
     loop = None if isinstance(steps, int) and steps == 1 else _scan  # A cell has nothing to scan.
-    results = [
-        reference.mcu(*operands, lengths, mix=mix, eps=eps, loop=loop)
-        for operands in zip(inputs, contexts, sets, states, strict=True)
-    ]
-    output, h_n = (torch.stack(tensors) for tensors in zip(*results, strict=True))
-    return output, h_n
+    return reference.mcu_group(inputs, contexts, sets, hx, lengths, mix=mix, eps=eps, loop=loop)
 
 
 def _scan(

@@ -122,14 +122,13 @@ def _by_equations(
     eps: float,
 ) -> tuple[Tensor, Tensor]:
     """`mcu` in ordinary operations, which any tool can follow."""
-    states = [None] * len(inputs) if hx is None else list(hx)
     with _without_autocast(inputs[0]):
-        results = [
-            reference.mcu(*operands, lengths, mix=mix, eps=eps, layer_norm=reference.layer_norm)
-            for operands in zip(inputs, contexts, weights, states, strict=True)
-        ]
-    output, h_n = (torch.stack(tensors) for tensors in zip(*results, strict=True))
-    return output, h_n
+        return reference.mcu_group(
+            *(inputs, contexts, weights, hx, lengths),
+            mix=mix,
+            eps=eps,
+            layer_norm=reference.layer_norm,
+        )
 
 
 def autocast(

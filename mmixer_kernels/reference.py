@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -139,6 +139,24 @@ def mcu(
     valid = None if lengths is None else _valid(input, lengths)
     h_n, output = (loop or in_order)(step, h_0, f_tilde, valid, w)
     return output.to(dtype), h_n.to(dtype)
+
+
+def mcu_group(
+    inputs: Sequence[Tensor],
+    contexts: Sequence[Tensor],
+    weights: Sequence[Weights],
+    hx: Tensor | None,
+    lengths: Tensor | None,
+    **options: Any,
+) -> tuple[Tensor, Tensor]:
+    """`mcu` of G weight sets, hx `[G, B, H]`: output `[G, T, B, H]` and h_n `[G, B, H]`."""
+    states = [None] * len(inputs) if hx is None else list(hx)
+    results = [
+        mcu(*operands, lengths, **options)
+        for operands in zip(inputs, contexts, weights, states, strict=True)
+    ]
+    output, h_n = (torch.stack(tensors) for tensors in zip(*results, strict=True))
+    return output, h_n
 
 
 def in_order(

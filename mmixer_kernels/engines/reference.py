@@ -35,11 +35,7 @@ def forward(
     recompute: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """G weight sets over a sequence: output `[G, T, B, H]`, h_n `[G, B, H]`, saved."""
-    results = [
-        reference.mcu(input, context, w, h_0, lengths, mix=mix, eps=eps)
-        for input, context, w, h_0 in zip(inputs, contexts, weights, _each(hx, inputs), strict=True)
-    ]
-    output, h_n = (torch.stack(tensors) for tensors in zip(*results, strict=True))
+    output, h_n = reference.mcu_group(inputs, contexts, weights, hx, lengths, mix=mix, eps=eps)
     return output, h_n, output.new_empty(0, dtype=reference.compute_dtype(output.dtype))
 
 
