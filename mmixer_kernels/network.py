@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
+import torch.nn.modules.module as module_hooks
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
@@ -16,6 +17,7 @@ from .modules import FusedMCU
 UNITS = ("mcu", "gru", "lstm")
 SUMMARIZERS = ("avg", "max", "gru")
 CONTENTS = ("cross", "self")
+_FORWARD = FusedMCU.forward
 
 
 class Summarizer(nn.Module):
@@ -65,6 +67,12 @@ class MMixer(nn.Module):
     Raises:
         ValueError: fewer than two modalities, a size below 1 or an unknown option.
 
+    `units` may be hooked, parametrised, sharded, compiled, wrapped or replaced like any modules:
+    each is then called, as `unit(features, content, lengths=lengths)` with features
+    `[T, B, d_f]` (`[B, T, d_f]` where `unit.batch_first` is True), and returns (output, h_n) with
+    h_n `[1, B, hidden_size]`. While all are `FusedMCU` as they were made, with the same options,
+    which are read from the units at each call, they are one call of the engine.
+
     >>> network = MMixer([512, 512], num_classes=60)
     >>> network([torch.randn(8, 16, 512), torch.randn(8, 16, 512)]).shape
     torch.Size([8, 60])
@@ -101,7 +109,6 @@ class MMixer(nn.Module):
         check_name(engine)
         self.feature_sizes, self.hidden_size = sizes, hidden_size
         self.unit, self.content, self.batch_first = unit, content, batch_first
-        self.mix, self.engine = mix, engine
         if unit == "mcu":
             self.summarizers = nn.ModuleList(Summarizer(summarizer, size) for size in sizes)
             others = [sum(sizes) - size for size in sizes]
@@ -145,16 +152,46 @@ class MMixer(nn.Module):
             contents = [
                 torch.cat(contents[:i] + contents[i + 1 :], dim=-1) for i in range(len(contents))
             ]  # Eq. 3
+        units = list(self.units)  # Eq. 4
+        if not _are_one_call(units):
+            calls = zip(units, features, contents, strict=True)
+            return [
+                self._state(i, unit, f, content, lengths)
+                for i, (unit, f, content) in enumerate(calls)
+            ]
+        mcus = cast(list[FusedMCU], units)
         _, h_n = functional.mcu_group(
             features,
             contents,
-            [cast(FusedMCU, unit).weights() for unit in self.units],
+            [mcu.weights() for mcu in mcus],
             lengths=lengths,
-            mix=self.mix,
+            mix=mcus[0].mix,
             batch_first=True,
-            engine=self.engine,
-        )  # Eq. 4
+            eps=mcus[0].eps,
+            engine=mcus[0].engine,
+            recompute=mcus[0].recompute,
+        )
         return list(h_n.unbind(0))
+
+    def _state(
+        self, i: int, unit: nn.Module, features: Tensor, content: Tensor, lengths: Tensor | None
+    ) -> Tensor:
+        """`[B, H]`, the last state of units[i] on `[B, T, d_f]`."""
+        batch_first = getattr(unit, "batch_first", False)
+        result = unit(
+            features if batch_first else features.transpose(0, 1), content, lengths=lengths
+        )
+        h_n = result[1] if isinstance(result, tuple) and len(result) == 2 else None
+        expected = [1, len(features), self.hidden_size]
+        if not isinstance(h_n, Tensor) or list(h_n.shape) != expected:
+            given = f"a {type(result).__name__}"
+            if isinstance(h_n, Tensor):
+                given = f"h_n of shape {list(h_n.shape)}"
+            raise ValueError(
+                f"units[{i}] must return (output, h_n) with h_n [1, B, hidden_size] = {expected}, "
+                f"but returned {given}"
+            )
+        return h_n.squeeze(0)
 
     def _check(self, features: Sequence[Tensor], lengths: Tensor | None) -> None:
         _check_count("features", features, len(self.feature_sizes))
@@ -228,13 +265,39 @@ class StreamClassifiers(nn.Module):
         ]
 
 
+def _are_one_call(units: Sequence[nn.Module]) -> bool:
+    """Whether one call of the engine does all that calling each unit would: nothing looks on, and
+    all have the same options."""
+    try:
+        if module_hooks._has_any_global_hook() or FusedMCU.forward is not _FORWARD:
+            return False
+        for unit in units:
+            # Parametrisations and FSDP change the type; wrappers have another.
+            if type(unit) is not FusedMCU or "forward" in unit.__dict__:
+                return False
+            if unit._compiled_call_impl is not None:
+                return False
+            if unit._forward_hooks or unit._forward_pre_hooks:
+                return False
+            if unit._backward_hooks or unit._backward_pre_hooks:
+                return False
+    except AttributeError:
+        return False  # a PyTorch that keeps its hooks elsewhere
+    return len({_options(cast(FusedMCU, unit)) for unit in units}) == 1
+
+
+def _options(unit: FusedMCU) -> tuple[object, ...]:
+    layer_norm = unit.norm_weight is not None
+    return unit.hidden_size, layer_norm, unit.mix, unit.eps, unit.engine, unit.recompute
+
+
 def _last_state(unit: nn.Module, features: Tensor, lengths: Tensor | None) -> Tensor:
     """`[B, H]`, the last valid state of an `nn.GRU` or `nn.LSTM` over `[B, T, D]`."""
     sequence: Tensor | PackedSequence = features
     if lengths is not None:
         sequence = pack_padded_sequence(features, lengths.cpu(), True, enforce_sorted=False)
     state = unit(sequence)[1]
-    return (state[0] if isinstance(unit, nn.LSTM) else state).squeeze(0)
+    return (state[0] if isinstance(state, tuple) else state).squeeze(0)  # nn.LSTM has two
 
 
 def _check_count(name: str, tensors: Sequence[Tensor], count: int) -> None:
