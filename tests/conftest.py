@@ -77,3 +77,11 @@ def threads() -> Iterator[None]:
     count = torch.get_num_threads()
     yield
     torch.set_num_threads(count)
+
+
+@pytest.fixture
+def default_device() -> Iterator[None]:
+    """PyTorch's default device is not the operands' own."""
+    torch.set_default_device("meta")
+    yield
+    torch.set_default_device(None)

@@ -2,6 +2,7 @@
 
 import itertools
 import types
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -150,7 +151,7 @@ def test_wrong_features(unit):
         mixer([x[0], x[0]])
     with pytest.raises(ValueError, match="features must agree in B and T"):
         mixer([x[0], x[1][:, :6]])
-    with pytest.raises(ValueError, match="at least one sample and one step"):
+    with pytest.raises(ValueError, match=r"features\[0\] must have at least one step"):
         mixer([f[:, :0] for f in x])
     with pytest.raises(ValueError, match=r"lengths must be in 1\.\.7"):
         mixer(x, torch.tensor([0, 1, 2]))
@@ -269,6 +270,7 @@ def of_each_unit(network: MMixer, x: list[Tensor], lengths: Tensor | None) -> li
 
 
 @pytest.mark.usefixtures("group")
+@pytest.mark.filterwarnings("ignore:FSDP is switching to use `NO_SHARD`")
 @pytest.mark.parametrize("tool", TOOLS)
 def test_what_is_done_to_a_unit_shows(tool: str) -> None:
     network, x = MMixer((6, 5, 4), 10, hidden_size=8), features((6, 5, 4))
@@ -284,8 +286,10 @@ def test_what_is_done_to_a_unit_shows(tool: str) -> None:
         assert parameter.grad is not None, name
 
 
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")
 def test_hooks_of_every_kind_fire(monkeypatch: pytest.MonkeyPatch) -> None:
-    network, x = MMixer((6, 5), 10, hidden_size=8), features()
+    network = MMixer((6, 5), 10, hidden_size=8)
+    x = [f.requires_grad_() for f in features()]
     seen: list[str] = []
 
     def watch(kind: str) -> Callable[..., None]:
@@ -402,3 +406,79 @@ def sharded(rank: int, kind: str, store: Path) -> None:
     logits.sum().backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
     distributed.destroy_process_group()
+
+
+UNITS = [("mcu", "avg"), ("mcu", "max"), ("mcu", "gru"), ("gru", "avg"), ("lstm", "avg")]
+
+
+@pytest.mark.parametrize(("unit", "summarizer"), UNITS)
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("lengths", [None, torch.ones(0, dtype=torch.int64)])
+def test_no_samples(unit: str, summarizer: str, batch_first: bool, lengths: Tensor | None) -> None:
+    """As for nn.GRU: empty results, and gradients of zero."""
+    options: dict[str, Any] = {"engine": "reference", "summarizer": summarizer}
+    network = MMixer(
+        (6, 5),
+        10,
+        hidden_size=8,
+        unit=unit,
+        batch_first=batch_first,
+        **options if unit == "mcu" else {},
+    )
+    x = features(batch=0) if batch_first else [f.transpose(0, 1) for f in features(batch=0)]
+    logits = network(x, lengths)
+    assert logits.shape == (0, 10)
+    logits.sum().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert not parameter.grad.any(), name
+    assert StreamClassifiers(network)(network.streams(x, lengths))[1].shape == (0, 10)
+
+
+@pytest.mark.parametrize(("unit", "summarizer"), UNITS)
+def test_device_and_dtype(unit: str, summarizer: str) -> None:
+    options: dict[str, Any] = {"unit": unit, "summarizer": summarizer, "hidden_size": 8}
+    network = MMixer((6, 5), 10, **options, device="meta", dtype=torch.float64)
+    assert {(p.device.type, p.dtype) for p in network.parameters()} == {("meta", torch.float64)}
+    empty = nn.utils.skip_init(MMixer, (6, 5), 10, **options)
+    full = MMixer((6, 5), 10, **options)
+    empty.load_state_dict(full.state_dict())
+    assert torch.equal(empty(x := features()), full(x))
+
+
+def test_options_that_a_unit_has_no_use_for() -> None:
+    for options in (
+        *({"summarizer": "max"}, {"content": "self"}, {"mix": "concat"}, {"layer_norm": False}),
+        {"engine": "reference"},
+    ):
+        (name, value), *_ = options.items()
+        for unit in ("gru", "lstm"):
+            with pytest.warns(UserWarning, match=f'unit="{unit}" does not use {name}={value!r}'):
+                MMixer((6, 5), 10, unit=unit, **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            MMixer((6, 5), 10, **options)
+            MMixer((6, 5), 10, unit="gru")
+
+
+@pytest.mark.parametrize("make", [nn.GRU, nn.LSTM])
+def test_replaced_units_of_table_2(make: Callable[..., nn.Module]) -> None:
+    network, x = MMixer((6, 5), 10, hidden_size=8, unit=make.__name__.lower()), features()
+    expected = network.streams(x)
+    time_first = make(6, 8)
+    time_first.load_state_dict(network.units[0].state_dict())
+    network.units[0] = time_first
+    torch.testing.assert_close(network.streams(x), expected)
+    network.units[1] = nn.Sequential(network.units[1])
+    torch.testing.assert_close(network.streams(x), expected)
+
+
+@pytest.mark.parametrize(("unit", "summarizer"), UNITS)
+def test_another_default_device(unit: str, summarizer: str, default_device: None) -> None:
+    options: dict[str, Any] = {"unit": unit, "summarizer": summarizer, "device": "cpu"}
+    network = MMixer((6, 5), 10, hidden_size=8, **options)
+    lengths = torch.tensor([7, 2, 4], device="cpu")
+    x = [torch.randn(3, 7, size, device="cpu") for size in (6, 5)]
+    logits = network(x, lengths)
+    assert logits.device.type == "cpu"
+    logits.sum().backward()
