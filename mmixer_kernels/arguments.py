@@ -6,8 +6,8 @@ Every message names the argument, what it is and what it must be.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -42,6 +42,7 @@ class Layout(NamedTuple):
 
     @classmethod
     def of(cls, input: Tensor | PackedSequence, batch_first: bool) -> Layout:
+        check_bool("batch_first", batch_first)
         if isinstance(input, PackedSequence):
             _check_packed(input)
             return cls(batch_first=False, batched=True, packed=input)
@@ -93,7 +94,7 @@ class Layout(NamedTuple):
                 if hx is not None:
                     hx = hx.index_select(0, input.sorted_indices)
             in_order = PackedSequence(input.data, input.batch_sizes)
-            padded, lengths = pad_packed_sequence(in_order)
+            padded, lengths = _eagerly(pad_packed_sequence, in_order)
             return Operands(padded, context, hx, lengths.to(padded.device))
         if not self.batched:
             if lengths is not None:
@@ -105,8 +106,10 @@ class Layout(NamedTuple):
     def restore(self, output: Tensor, h_n: Tensor) -> tuple[Tensor | PackedSequence, Tensor]:
         """Output `[T, B, H]` and h_n `[B, H]` in the caller's layout."""
         if self.packed is not None:
-            lengths = (self.packed.batch_sizes[:, None] > torch.arange(h_n.shape[0])).sum(0)
-            data = pack_padded_sequence(output, lengths).data
+            sizes = self.packed.batch_sizes  # on the CPU, wherever the data lie
+            samples = torch.arange(h_n.shape[0], device=sizes.device)
+            lengths = (sizes[:, None] > samples).sum(0)
+            data = _eagerly(pack_padded_sequence, output, lengths).data
             result = PackedSequence(data, *self.packed[1:])
             if self.packed.unsorted_indices is not None:
                 h_n = h_n.index_select(0, self.packed.unsorted_indices)
@@ -114,6 +117,13 @@ class Layout(NamedTuple):
         if not self.batched:
             return output.squeeze(1), h_n
         return (output.transpose(0, 1) if self.batch_first else output), h_n.unsqueeze(0)
+
+
+def _eagerly(function: Callable[..., Any], *operands: object) -> Any:
+    """Outside of what torch.compile traces: it knows no packing, whose sizes are values."""
+    if torch.compiler.is_compiling():
+        function = torch.compiler.disable(function)
+    return function(*operands)
 
 
 def _check_packed(input: PackedSequence) -> None:
@@ -207,6 +217,11 @@ def check_sizes(sizes: dict[str, int]) -> None:
             raise ValueError(f"{name} must be a positive int, but is {size!r}")
 
 
+def check_bool(name: str, value: object) -> None:
+    if value is not True and value is not False:
+        raise TypeError(f"{name} must be True or False, but is {value!r}")
+
+
 def check_options(mix: str, eps: float) -> None:
     check_choice("mix", mix, MIXES)
     is_number = isinstance(eps, int | float) and type(eps) is not bool
@@ -215,7 +230,7 @@ def check_options(mix: str, eps: float) -> None:
 
 
 def check_dtype(name: str, dtype: object) -> None:
-    if dtype not in DTYPES:
+    if not isinstance(dtype, torch.dtype) or dtype not in DTYPES:
         raise TypeError(
             f"{name} must be float64, float32, bfloat16 or float16, but is {_name(dtype)}"
         )
@@ -238,11 +253,8 @@ def check(
     if input.dtype not in DTYPES:
         check_dtype(_argument("input", group), input.dtype)
     steps, batch, input_size = input.shape if input.ndim == 3 else (1, *input.shape)
-    if steps == 0 or batch == 0:
-        raise ValueError(
-            f"{_argument('input', group)} must have at least one step and one sample, but has "
-            f"{steps} steps (T) and {batch} samples (B)"
-        )
+    if steps == 0:
+        raise ValueError(f"{_argument('input', group)} must have at least one step, but has none")
     f, g, r = weights.weight_f, weights.weight_g, weights.weight_r
     if not (isinstance(f, Tensor) and isinstance(g, Tensor) and isinstance(r, Tensor)) or not (
         f.ndim == g.ndim == r.ndim == 2 and f.numel() and g.numel() and r.numel()
@@ -299,7 +311,12 @@ def check_lengths(lengths: Tensor, steps: int, batch: int, input: Tensor) -> Non
         raise ValueError(
             f"lengths must be on input's device, {input.device}, but is on {lengths.device}"
         )
-    if lengths.device.type != "cpu" or torch.compiler.is_compiling() or _is_wrapped(lengths):
+    if (
+        lengths.device.type != "cpu"
+        or batch == 0
+        or torch.compiler.is_compiling()
+        or _is_wrapped(lengths)
+    ):
         return
     if int(lengths.min()) < 1 or int(lengths.max()) > steps:
         raise ValueError(

@@ -50,9 +50,10 @@ def mcu(
         output, like input with H features, and h_n `[1, B, H]` (`[1, H]` unbatched).
 
     Raises:
-        ValueError: a wrong shape, device, length or option. TypeError: a wrong dtype, or what is
-        no tensor. RuntimeError: the engine asked for cannot run here.
+        ValueError: a wrong shape, device, length or option. TypeError: a wrong dtype, what is no
+        tensor, or no bool. RuntimeError: the engine asked for cannot run here.
     """
+    arguments.check_bool("recompute", recompute)
     _check_weights("weights", weights)
     seen = input, context, hx, lengths, *weights
     if has_torch_function(seen):
@@ -99,6 +100,7 @@ def mcu_group(
     Raises:
         As `mcu`, and ValueError where the groups do not agree.
     """
+    arguments.check_bool("recompute", recompute)
     named = {"inputs": inputs, "contexts": contexts, "weights": weights}
     for name, value in named.items():
         arguments.check_sequence(name, value)
@@ -133,6 +135,10 @@ def mcu_group(
         if input.ndim != 3:
             raise ValueError(
                 f"inputs[{i}] must have three dimensions, but has shape {list(input.shape)}"
+            )
+        if context.ndim != 2:
+            raise ValueError(
+                f"contexts[{i}] must be [B, context_size], but has shape {list(context.shape)}"
             )
         if input.shape[:2] != inputs[0].shape[:2]:
             raise ValueError(

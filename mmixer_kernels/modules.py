@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from . import functional
+from . import arguments, functional
 from .engines import check_name
 from .reference import MCU
 
@@ -28,6 +28,8 @@ class FusedMCU(MCU):
 
     Raises:
         ValueError: a size below 1, an unknown mix or engine, or an eps that is not positive.
+        TypeError: a dtype that is not float64, float32, bfloat16 or float16, or a layer_norm,
+            batch_first or recompute that is no bool.
 
     Parameters are `reference.MCU`'s: state_dicts move both ways.
 
@@ -64,6 +66,7 @@ class FusedMCU(MCU):
             dtype=dtype,
         )
         check_name(engine)
+        arguments.check_bool("recompute", recompute)
         self.engine, self.recompute = engine, recompute
 
     def forward(
@@ -86,6 +89,10 @@ class FusedMCU(MCU):
             engine=self.engine,
             recompute=self.recompute,
         )
+
+    def flatten_parameters(self) -> None:
+        """Does nothing: the engines take the parameters where they lie. `nn.GRU`, which lays its
+        own out for cuDNN, has this method, so that programs call it on any recurrent layer."""
 
     def extra_repr(self) -> str:
         text = super().extra_repr()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import cast
 
 import torch
+import torch.nn.modules.module as module_hooks
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
@@ -16,6 +18,15 @@ from .modules import FusedMCU
 UNITS = ("mcu", "gru", "lstm")
 SUMMARIZERS = ("avg", "max", "gru")
 CONTENTS = ("cross", "self")
+_OF_MCU = {
+    "summarizer": "avg",
+    "content": "cross",
+    "mix": "gated",
+    "layer_norm": True,
+    "engine": "auto",
+}
+"""The options that only unit "mcu" uses, with their defaults."""
+_FORWARD = FusedMCU.forward
 
 
 class Summarizer(nn.Module):
@@ -26,11 +37,20 @@ class Summarizer(nn.Module):
         size: D; d_c = d_f for every kind.
     """
 
-    def __init__(self, kind: str, size: int) -> None:
+    def __init__(
+        self,
+        kind: str,
+        size: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
         arguments.check_choice("summarizer", kind, SUMMARIZERS)
         self.kind = kind
-        self.gru = nn.GRU(size, size, batch_first=True) if kind == "gru" else None
+        self.gru = None
+        if kind == "gru":
+            self.gru = nn.GRU(size, size, batch_first=True, device=device, dtype=dtype)
 
     def forward(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
         if self.gru is not None:
@@ -61,9 +81,21 @@ class MMixer(nn.Module):
         mix, layer_norm: the MCU's, see `FusedMCU` (Table 3).
         batch_first: features are `[B, T, d_f]` instead of `[T, B, d_f]`.
         engine: the MCU's engine.
+        device, dtype: of the parameters.
+
+    Units "gru" and "lstm" have no use for summarizer, content, mix, layer_norm and engine: they
+    must be valid all the same, and a UserWarning names those that are not at their defaults.
 
     Raises:
         ValueError: fewer than two modalities, a size below 1 or an unknown option.
+        TypeError: feature_sizes that are no sequence, a layer_norm or batch_first that is no bool,
+            or a dtype that is not float64, float32, bfloat16 or float16.
+
+    `units` may be hooked, parametrised, sharded, compiled, wrapped or replaced like any modules:
+    each is then called, as `unit(features, content, lengths=lengths)` with features
+    `[T, B, d_f]` (`[B, T, d_f]` where `unit.batch_first` is True), and returns (output, h_n) with
+    h_n `[1, B, hidden_size]`. While all are `FusedMCU` as they were made, with the same options,
+    which are read from the units at each call, they are one call of the engine.
 
     >>> network = MMixer([512, 512], num_classes=60)
     >>> network([torch.randn(8, 16, 512), torch.randn(8, 16, 512)]).shape
@@ -83,6 +115,8 @@ class MMixer(nn.Module):
         layer_norm: bool = True,
         batch_first: bool = True,
         engine: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         arguments.check_sequence("feature_sizes", feature_sizes, "a sequence of sizes")
@@ -99,23 +133,47 @@ class MMixer(nn.Module):
         arguments.check_choice("summarizer", summarizer, SUMMARIZERS)
         arguments.check_choice("mix", mix, arguments.MIXES)
         check_name(engine)
+        arguments.check_bool("layer_norm", layer_norm)
+        arguments.check_bool("batch_first", batch_first)
+        if dtype is not None:
+            arguments.check_dtype("dtype", dtype)
         self.feature_sizes, self.hidden_size = sizes, hidden_size
         self.unit, self.content, self.batch_first = unit, content, batch_first
-        self.mix, self.engine = mix, engine
         if unit == "mcu":
-            self.summarizers = nn.ModuleList(Summarizer(summarizer, size) for size in sizes)
+            self.summarizers = nn.ModuleList(
+                Summarizer(summarizer, size, device=device, dtype=dtype) for size in sizes
+            )
             others = [sum(sizes) - size for size in sizes]
             contexts = others if content == "cross" else sizes
             self.units = nn.ModuleList(
-                FusedMCU(size, context, hidden_size, layer_norm=layer_norm, mix=mix, engine=engine)
+                FusedMCU(
+                    size,
+                    context,
+                    hidden_size,
+                    layer_norm=layer_norm,
+                    mix=mix,
+                    engine=engine,
+                    device=device,
+                    dtype=dtype,
+                )
                 for size, context in zip(sizes, contexts, strict=True)
             )
         else:
+            given = (summarizer, content, mix, layer_norm, engine)
+            for (name, default), value in zip(_OF_MCU.items(), given, strict=True):
+                if value != default:
+                    warnings.warn(
+                        f'unit="{unit}" does not use {name}={value!r}: leave it out, or take '
+                        'unit="mcu"',
+                        stacklevel=2,
+                    )
             recurrent = nn.GRU if unit == "gru" else nn.LSTM
             self.units = nn.ModuleList(
-                recurrent(size, hidden_size, batch_first=True) for size in sizes
+                recurrent(size, hidden_size, batch_first=True, device=device, dtype=dtype)
+                for size in sizes
             )
-        self.classifier = nn.Linear(len(sizes) * hidden_size, num_classes)
+        joint_size = len(sizes) * hidden_size
+        self.classifier = nn.Linear(joint_size, num_classes, device=device, dtype=dtype)
 
     def forward(self, features: Sequence[Tensor], lengths: Tensor | None = None) -> Tensor:
         """Logits `[B, K]`, the argument of Eq. 5's softmax.
@@ -145,16 +203,46 @@ class MMixer(nn.Module):
             contents = [
                 torch.cat(contents[:i] + contents[i + 1 :], dim=-1) for i in range(len(contents))
             ]  # Eq. 3
+        units = list(self.units)  # Eq. 4
+        if not _are_one_call(units):
+            calls = zip(units, features, contents, strict=True)
+            return [
+                self._state(i, unit, f, content, lengths)
+                for i, (unit, f, content) in enumerate(calls)
+            ]
+        mcus = cast(list[FusedMCU], units)
         _, h_n = functional.mcu_group(
             features,
             contents,
-            [cast(FusedMCU, unit).weights() for unit in self.units],
+            [mcu.weights() for mcu in mcus],
             lengths=lengths,
-            mix=self.mix,
+            mix=mcus[0].mix,
             batch_first=True,
-            engine=self.engine,
-        )  # Eq. 4
+            eps=mcus[0].eps,
+            engine=mcus[0].engine,
+            recompute=mcus[0].recompute,
+        )
         return list(h_n.unbind(0))
+
+    def _state(
+        self, i: int, unit: nn.Module, features: Tensor, content: Tensor, lengths: Tensor | None
+    ) -> Tensor:
+        """`[B, H]`, the last state of units[i] on `[B, T, d_f]`."""
+        batch_first = getattr(unit, "batch_first", False)
+        result = unit(
+            features if batch_first else features.transpose(0, 1), content, lengths=lengths
+        )
+        h_n = result[1] if isinstance(result, tuple) and len(result) == 2 else None
+        expected = [1, len(features), self.hidden_size]
+        if not isinstance(h_n, Tensor) or list(h_n.shape) != expected:
+            given = f"a {type(result).__name__}"
+            if isinstance(h_n, Tensor):
+                given = f"h_n of shape {list(h_n.shape)}"
+            raise ValueError(
+                f"units[{i}] must return (output, h_n) with h_n [1, B, hidden_size] = {expected}, "
+                f"but returned {given}"
+            )
+        return h_n.squeeze(0)
 
     def _check(self, features: Sequence[Tensor], lengths: Tensor | None) -> None:
         _check_count("features", features, len(self.feature_sizes))
@@ -171,14 +259,16 @@ class MMixer(nn.Module):
                     "features must agree in B and T, but features[0] has shape "
                     f"{list(features[0].shape)} and features[{i}] {list(feature.shape)}"
                 )
-            if 0 in feature.shape:
+            if feature.shape[1 if self.batch_first else 0] == 0:
                 raise ValueError(
-                    f"features[{i}] must have at least one sample and one step, "
-                    f"but has shape {list(feature.shape)}"
+                    f"features[{i}] must have at least one step, but has shape "
+                    f"{list(feature.shape)}"
                 )
             arguments.check_alike("features", i, feature, features[0])
         arguments.check_dtype("features[0]", features[0].dtype)
-        arguments.check_like_weight("features[0]", features[0], next(self.units.parameters()))
+        if type(self.units[0]) in (FusedMCU, nn.GRU, nn.LSTM):  # any other checks for itself
+            weight = next(self.units[0].parameters())
+            arguments.check_like_weight("features[0]", features[0], weight)
         if lengths is not None:
             batch, steps = features[0].shape[:2]
             if not self.batch_first:
@@ -228,13 +318,41 @@ class StreamClassifiers(nn.Module):
         ]
 
 
+def _are_one_call(units: Sequence[nn.Module]) -> bool:
+    """Whether one call of the engine does all that calling each unit would: nothing looks on, and
+    all have the same options."""
+    try:
+        if module_hooks._has_any_global_hook() or FusedMCU.forward is not _FORWARD:
+            return False
+        for unit in units:
+            # Parametrisations and FSDP change the type; wrappers have another.
+            if type(unit) is not FusedMCU or "forward" in unit.__dict__:
+                return False
+            if unit._compiled_call_impl is not None:
+                return False
+            if unit._forward_hooks or unit._forward_pre_hooks:
+                return False
+            if unit._backward_hooks or unit._backward_pre_hooks:
+                return False
+    except AttributeError:
+        return False  # a PyTorch that keeps its hooks elsewhere
+    return len({_options(cast(FusedMCU, unit)) for unit in units}) == 1
+
+
+def _options(unit: FusedMCU) -> tuple[object, ...]:
+    layer_norm = unit.norm_weight is not None
+    return unit.hidden_size, layer_norm, unit.mix, unit.eps, unit.engine, unit.recompute
+
+
 def _last_state(unit: nn.Module, features: Tensor, lengths: Tensor | None) -> Tensor:
     """`[B, H]`, the last valid state of an `nn.GRU` or `nn.LSTM` over `[B, T, D]`."""
     sequence: Tensor | PackedSequence = features
-    if lengths is not None:
+    if not getattr(unit, "batch_first", True):
+        sequence = features.transpose(0, 1)
+    if lengths is not None and len(lengths):  # without samples there is nothing to pack
         sequence = pack_padded_sequence(features, lengths.cpu(), True, enforce_sorted=False)
     state = unit(sequence)[1]
-    return (state[0] if isinstance(unit, nn.LSTM) else state).squeeze(0)
+    return (state[0] if isinstance(state, tuple) else state).squeeze(0)  # nn.LSTM has two
 
 
 def _check_count(name: str, tensors: Sequence[Tensor], count: int) -> None:

@@ -317,7 +317,8 @@ class MCU(nn.Module):
 
     Raises:
         ValueError: a size below 1, an unknown mix, or an eps that is not positive.
-        TypeError: a dtype that is not float64, float32, bfloat16 or float16.
+        TypeError: a dtype that is not float64, float32, bfloat16 or float16, or a layer_norm or
+            batch_first that is no bool.
 
     The parameters are those of `Weights`; initial values as in `nn.GRU`: weights uniform in
     (-1/sqrt(H), 1/sqrt(H)), norms 1 and 0. As in the paper, projections have no bias.
@@ -344,6 +345,8 @@ class MCU(nn.Module):
         }
         arguments.check_sizes(sizes)
         arguments.check_options(mix, eps)
+        arguments.check_bool("layer_norm", layer_norm)
+        arguments.check_bool("batch_first", batch_first)
         if dtype is not None:
             arguments.check_dtype("dtype", dtype)
         self.input_size, self.context_size, self.hidden_size = sizes.values()

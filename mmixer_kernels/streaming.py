@@ -44,10 +44,10 @@ class CellStream:
             raise ValueError(
                 f"context must be [B, context_size], but has shape {list(context.shape)}"
             )
-        if context.shape[0] == 0 or context.shape[1] != cell.context_size:
+        if context.shape[1] != cell.context_size:
             raise ValueError(
-                f"context must have at least one sample and {cell.context_size} features "
-                f"(context_size), but has shape {list(context.shape)}"
+                f"context must have {cell.context_size} features (context_size), but has shape "
+                f"{list(context.shape)}"
             )
         check_like_weight("context", context, cell.weight_r)
         self.cell = cell
@@ -55,7 +55,7 @@ class CellStream:
         self._input = context.new_zeros(context.shape[0], cell.input_size)
         self._state = context.new_zeros(context.shape[0], cell.hidden_size)
         self._graph: torch.cuda.CUDAGraph | None = None
-        if context.is_cuda:
+        if context.is_cuda and len(context):  # a graph of nothing cannot be captured
             self._capture()
         else:
             self._step()  # so that a wrong argument shows here on either device

@@ -114,3 +114,11 @@ def emulator(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     yield emulated
     torch.set_float32_matmul_precision(precision)
     forget_cuda_calls()
+
+
+@pytest.fixture
+def default_device() -> Iterator[None]:
+    """PyTorch's default device is not the operands' own."""
+    torch.set_default_device("meta")
+    yield
+    torch.set_default_device(None)

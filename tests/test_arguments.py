@@ -1,5 +1,11 @@
 """Every entrance says what is wrong: the argument, what it is, what it must be."""
 
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from helpers import Size, problem
@@ -18,8 +24,7 @@ WRONG_CALLS = [
     ({"input": X[0, 0]}, ValueError, r"input must be \[T, B, input_size\], or .* has shape \[5\]"),
     ({"input": [1.0]}, TypeError, "input must be a Tensor or a PackedSequence, but is a list"),
     ({"input": X[..., :4]}, ValueError, r"input must have 5 features \(input_size\), but has 4"),
-    ({"input": X[:0]}, ValueError, r"at least one step .* has 0 steps \(T\)"),
-    ({"input": X[:, :0], "context": C[:0]}, ValueError, r"0 samples \(B\)"),
+    ({"input": X[:0]}, ValueError, "input must have at least one step, but has none"),
     ({"input": None}, TypeError, "input must be a Tensor or a PackedSequence, but is a NoneType"),
     ({"input": X.long()}, TypeError, "input must be float64, .* but is int64"),
     ({"context": C[0]}, ValueError, r"context must be \[B, context_size\], but has shape \[6\]"),
@@ -286,16 +291,17 @@ def test_stream_mistakes():
     with pytest.raises(ValueError, match=r"hx must be \[3, 7\] torch.float32, but is \[3, 6\]"):
         stream.reset(context=2 * C, hx=C)
     assert torch.equal(stream(X[0]), CellStream(cell, C)(X[0]))  # nothing was taken over
-    with pytest.raises(ValueError, match=r"context must have at least one sample and 6 features"):
-        CellStream(cell, C[:0])
+    with pytest.raises(ValueError, match=r"context must have 6 features \(context_size\), but has"):
+        CellStream(cell, C[:, :5])
     with pytest.raises(TypeError, match="context must have the weights' dtype, float32, but is f"):
         CellStream(cell, C.double())
     with pytest.raises(ValueError, match="context must be on the weights' device, cpu, but is on"):
         CellStream(cell, C.to("meta"))
 
 
-@pytest.mark.parametrize("unit", ["mcu", "gru"])
-@pytest.mark.parametrize("summarizer", ["avg", "gru"])
+@pytest.mark.parametrize(
+    ("unit", "summarizer"), [("mcu", "avg"), ("mcu", "gru"), ("gru", "avg"), ("lstm", "avg")]
+)
 def test_network_mistakes(unit, summarizer):
     network = MMixer([5, 5], 3, hidden_size=4, unit=unit, summarizer=summarizer)
     for features, error, message in (
@@ -434,3 +440,87 @@ def test_dtypes_of_modules(module):
     for dtype in (torch.int64, torch.complex64, torch.bool):
         with pytest.raises(TypeError, match="dtype must be float64, float32, bfloat16 or float16"):
             module(5, 6, 7, dtype=dtype)
+
+
+ARRAY = np.ones((4, 3, 5), np.float32)
+WRONG: dict[str, list[Any]] = {
+    "tensor": [
+        *(1, 0.5, "x", [1.0], (X, X), {"a": X}, ARRAY, object(), W),
+        *(X.long(), X.bool(), X.to(torch.complex64), X.to_sparse(), torch.ones(()), X[None, None]),
+        pack_padded_sequence(X[..., None], torch.tensor([4, 3, 2])),
+    ],
+    "tensors": [None, 3, "x", {"a": X}, ARRAY, [X, None], [X, ARRAY], [X, [1.0]], [X, X.long()]],
+    "sets": [None, 3, W, [W, None], [W, tuple(W)], [W, dict(W._asdict())]],
+    "set": [None, 3, tuple(W), W._asdict(), [W]],
+    "bool": [None, 0, 1, "False", "", 1.0, [], ARRAY, X, np.True_],
+    "choice": [None, 1, True, "x", "", ["gated"], ARRAY, X],
+    "eps": [None, "1e-5", True, 0, -1e-5, float("inf"), float("nan"), [1e-5], ARRAY, X, 1e-5j],
+    "size": [None, "4", 2.5, 0, -1, True, [4], ARRAY, X],
+    "sizes": [None, 4, {4: 4}, [4], [4, None], [4, 0], "44", ARRAY],
+    "dtype": ["float32", float, torch.int64, torch.complex64, torch.bool, ARRAY],
+    "module": [None, "x", torch.nn.Linear(1, 1), FusedMCU],
+}
+"""What an argument of a kind must not be."""
+KINDS = {
+    **{name: "tensor" for name in ("input", "context", "hx", "lengths")},
+    **{name: "tensors" for name in ("inputs", "contexts", "features", "streams")},
+    **{name: "bool" for name in ("layer_norm", "batch_first", "recompute")},
+    **{name: "choice" for name in ("mix", "engine", "unit", "summarizer", "content")},
+    **{name: "size" for name in ("input_size", "context_size", "hidden_size", "num_classes")},
+    **{"eps": "eps", "feature_sizes": "sizes", "dtype": "dtype", "weights": "set"},
+    **{"cell": "module", "network": "module"},
+}
+
+
+def entrances() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
+    """Each with a call that is right."""
+    cell, network = FusedMCUCell(5, 6, 7), MMixer([5, 5], 3, hidden_size=4)
+    sequence = {"input": X, "context": C, "hx": H, "lengths": torch.tensor([4, 1, 2])}
+    step = {"input": X[0], "context": C, "hx": P.hx}
+    group = {"inputs": [X, X], "contexts": [C, C], "weights": [W, W]}
+    sizes = {"input_size": 5, "context_size": 6, "hidden_size": 7}
+    features = {"features": [X, X], "lengths": torch.tensor([3, 1, 2, 3])}
+    return {
+        "MCU": (MCU, sizes),
+        "MCU()": (MCU(5, 6, 7), sequence),
+        "FusedMCU": (FusedMCU, sizes),
+        "FusedMCU()": (FusedMCU(5, 6, 7), sequence),
+        "FusedMCUCell": (FusedMCUCell, sizes),
+        "FusedMCUCell()": (cell, step),
+        "mcu": (mcu, {**sequence, "weights": W}),
+        "mcu_cell": (mcu_cell, {**step, "weights": W}),
+        "mcu_group": (mcu_group, {**group, "hx": torch.cat([H, H])}),
+        "CellStream": (CellStream, {"cell": cell, "context": C, "hx": P.hx}),
+        "CellStream()": (CellStream(cell, C), {"input": X[0]}),
+        "CellStream.reset": (CellStream(cell, C).reset, {"context": C, "hx": P.hx}),
+        "MMixer": (MMixer, {"feature_sizes": [5, 5], "num_classes": 3}),
+        "MMixer gru": (functools.partial(MMixer, [5, 5], 3, unit="gru"), {}),
+        "MMixer()": (network, features),
+        "MMixer.streams": (network.streams, features),
+        "StreamClassifiers": (StreamClassifiers, {"network": network}),
+        "StreamClassifiers()": (StreamClassifiers(network), {"streams": [X[0, :, :4]] * 2}),
+    }
+
+
+@pytest.mark.parametrize("entrance", entrances())
+def test_every_argument_of_a_wrong_kind_is_named(entrance: str) -> None:
+    call, right = entrances()[entrance]
+    call(**right)
+    names = [*right, *(name for name in inspect.signature(call).parameters if name in KINDS)]
+    for name in dict.fromkeys(names):
+        kind = "sets" if (entrance, name) == ("mcu_group", "weights") else KINDS[name]
+        optional = name in ("hx", "lengths") or entrance == "CellStream.reset"
+        wrong = WRONG[kind] if kind != "tensor" or optional else [None, *WRONG[kind]]
+        for value in wrong:
+            with pytest.raises((TypeError, ValueError), match=rf"\b{name}\b"):
+                call(**{**right, name: value})
+
+
+def test_hx_and_context_of_another_batch_beside_a_packed_sequence() -> None:
+    for lengths, message in (([4, 3, 2], "must have shape"), ([2, 4, 3], "must have one row per")):
+        packed = pack_padded_sequence(X, torch.tensor(lengths), enforce_sorted=lengths[1] < 4)
+        for more in (2, 4):
+            with pytest.raises(ValueError, match=f"hx {message}"):
+                mcu(packed, C, W, torch.zeros(1, more, 7))
+            with pytest.raises(ValueError, match=f"context {message}"):
+                mcu(packed, torch.zeros(more, 6), W)

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 import torch
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from mmixer_kernels import FusedMCU, FusedMCUCell, modules, network
 from mmixer_kernels.reference import MCU
@@ -157,3 +157,76 @@ def test_moves_like_a_module():
     )
     assert output.shape == (6, 2, 5)
     assert h_n.shape == (1, 2, 5)
+
+
+@pytest.mark.parametrize("module", [FusedMCU, FusedMCUCell, MCU])
+def test_skip_init(module):
+    empty, full = torch.nn.utils.skip_init(module, 3, 4, 5), module(3, 4, 5)
+    empty.load_state_dict(full.state_dict())
+    x, c = torch.randn(6, 2, 3), torch.randn(2, 4)
+    x = x[0] if module is FusedMCUCell else x
+    torch.testing.assert_close(empty(x, c), full(x, c), rtol=0, atol=0)
+
+
+def test_flatten_parameters_does_nothing():
+    unit = FusedMCU(3, 4, 5)
+    before = {name: p.data_ptr() for name, p in unit.named_parameters()}
+    assert unit.flatten_parameters() is None
+    assert {name: p.data_ptr() for name, p in unit.named_parameters()} == before
+
+
+@pytest.mark.parametrize("module", [lambda *sizes: FusedMCU(*sizes, engine="reference"), MCU])
+@pytest.mark.parametrize("lengths", [None, torch.ones(0, dtype=torch.int64)])
+def test_no_samples(module, lengths):
+    """As for nn.GRU: empty results, and gradients of zero."""
+    unit = module(3, 4, 5)
+    x, c, h = (torch.randn(s, requires_grad=True) for s in ((6, 0, 3), (0, 4), (1, 0, 5)))
+    output, h_n = unit(x, c, h, lengths)
+    assert output.shape == (6, 0, 5)
+    assert h_n.shape == (1, 0, 5)
+    (output.sum() + h_n.sum()).backward()
+    assert all(operand.grad.shape == operand.shape for operand in (x, c, h))
+    assert not any(parameter.grad.any() for parameter in unit.parameters())
+
+
+@pytest.mark.parametrize("module", [FusedMCU, MCU])
+@pytest.mark.parametrize("lengths", [[6, 5, 2, 2], [2, 6, 2, 5]])
+def test_a_packed_sequence_inside_compile(module, lengths):
+    unit = module(3, 4, 5)
+    x, c = torch.randn(6, 4, 3, requires_grad=True), torch.randn(4, 4)
+    in_order = lengths[0] == 6
+
+    def packs_itself(x):
+        output, h_n = unit(pack_padded_sequence(x, lengths, enforce_sorted=in_order), c)
+        return output.data, h_n
+
+    def is_given_it(x, call=unit):
+        output, h_n = call(pack_padded_sequence(x, lengths, enforce_sorted=in_order), c)
+        assert type(output) is PackedSequence
+        return output.data, h_n
+
+    compiled = torch.compile(unit, backend="aot_eager")
+    results = []
+    for function in (
+        is_given_it,
+        lambda x: is_given_it(x, compiled),
+        torch.compile(packs_itself, backend="aot_eager"),
+    ):
+        output, h_n = function(x)
+        loss = output.square().sum() + h_n.sum()
+        results.append((output, h_n, *torch.autograd.grad(loss, [x, *unit.parameters()])))
+    torch.testing.assert_close(results[1], results[0])
+    torch.testing.assert_close(results[2], results[0])
+
+
+@pytest.mark.parametrize("module", [FusedMCU, MCU])
+def test_another_default_device(module, default_device):
+    unit = module(3, 4, 5, device="cpu")
+    x, c, h = (torch.randn(s, device="cpu") for s in ((6, 3, 3), (3, 4), (1, 3, 5)))
+    lengths = torch.tensor([2, 6, 4], device="cpu")
+    packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+    for arguments in ((x, c, h, lengths), (packed, c, h), (x[:, 0], c[0])):
+        output, h_n = unit(*arguments)
+        output = output.data if arguments[0] is packed else output
+        assert output.device == h_n.device == x.device
+        (output.sum() + h_n.sum()).backward()

@@ -1,15 +1,21 @@
 """M-Mixer and its ablations, against the paper's equations."""
 
 import itertools
-from collections.abc import Callable
+import types
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+import torch.nn.modules.module as module_hooks
+from torch import Tensor, distributed, nn
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.nn.utils import parametrizations, prune
 
-from mmixer_kernels import MMixer, StreamClassifiers, engines
+from mmixer_kernels import FusedMCU, MMixer, StreamClassifiers, engines, functional
 from mmixer_kernels.engines import cpu
 from mmixer_kernels.reference import MCU
 
@@ -145,7 +151,7 @@ def test_wrong_features(unit):
         mixer([x[0], x[0]])
     with pytest.raises(ValueError, match="features must agree in B and T"):
         mixer([x[0], x[1][:, :6]])
-    with pytest.raises(ValueError, match="at least one sample and one step"):
+    with pytest.raises(ValueError, match=r"features\[0\] must have at least one step"):
         mixer([f[:, :0] for f in x])
     with pytest.raises(ValueError, match=r"lengths must be in 1\.\.7"):
         mixer(x, torch.tensor([0, 1, 2]))
@@ -171,3 +177,308 @@ def test_three_modalities_are_one_native_call(monkeypatch: pytest.MonkeyPatch) -
     network = MMixer([5, 6, 7], num_classes=3, hidden_size=8, engine="cpu")
     network(features).sum().backward()
     assert calls == ["forward", "backward"]
+
+
+class Wrapper(nn.Module):
+    """As adapters are made: they call what they hold, and pass no attribute on."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner, self.scale = inner, nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, *operands: Any, **options: Any) -> Any:
+        output, h_n = self.inner(*operands, **options)
+        return output, self.scale * h_n
+
+
+def doubled(unit: nn.Module, operands: Any, result: Any) -> Any:
+    return result[0], 2 * result[1]
+
+
+def replace(units: nn.ModuleList, make: Callable[[nn.Module], nn.Module]) -> None:
+    units[0] = make(units[0])
+
+
+def reference(unit: nn.Module, **options: Any) -> MCU:
+    plain = MCU(6, 9, 8, **options)
+    plain.load_state_dict(unit.state_dict())
+    return plain
+
+
+def shifted(unit: FusedMCU, input: Tensor, *operands: Any, **options: Any) -> Any:
+    return FusedMCU.forward(unit, input + 1, *operands, **options)
+
+
+# What people do to a unit; the whole of it must show in the network.
+TOOLS: dict[str, Callable[[nn.ModuleList], object]] = {
+    "nothing": lambda units: None,
+    "forward hook": lambda units: units[0].register_forward_hook(doubled),
+    "forward pre-hook": lambda units: units[0].register_forward_pre_hook(
+        lambda unit, operands: (operands[0] + 1, *operands[1:])
+    ),
+    "weight norm": lambda units: parametrizations.weight_norm(units[0], "weight_r"),
+    # In training each call iterates once more.
+    "spectral norm": lambda units: parametrizations.spectral_norm(units[0].eval(), "weight_h"),
+    "pruning": lambda units: prune.l1_unstructured(units[0], "weight_r", 0.5),
+    "forward of its own": lambda units: setattr(
+        units[0], "forward", types.MethodType(shifted, units[0])
+    ),
+    "unit.compile()": lambda units: units[0].compile(backend="aot_eager"),
+    "torch.compile": lambda units: replace(units, lambda u: torch.compile(u, backend="aot_eager")),
+    "wrapper": lambda units: replace(units, Wrapper),
+    "reference": lambda units: replace(units, reference),
+    "batch first": lambda units: replace(units, lambda u: reference(u, batch_first=True)),
+    "no norm": lambda units: replace(units, lambda u: FusedMCU(6, 9, 8, layer_norm=False)),
+    "mix": lambda units: setattr(units[0], "mix", "concat"),
+    "eps": lambda units: setattr(units[0], "eps", 0.1),
+    "all eps": lambda units: [setattr(unit, "eps", 0.1) for unit in units],
+    "engine": lambda units: setattr(units[0], "engine", "reference"),
+    "recompute": lambda units: setattr(units[0], "recompute", True),
+    "fully_shard": lambda units: [fully_shard(unit, mesh=one_process()) for unit in units],
+    "FSDP": lambda units: replace(
+        units, lambda u: FullyShardedDataParallel(u, device_id=torch.device("cpu"))
+    ),
+}
+KEEP_VALUES = (
+    *("nothing", "weight norm", "spectral norm", "unit.compile()", "torch.compile", "reference"),
+    *("batch first", "engine", "recompute", "fully_shard", "FSDP"),
+)  # spectral norm, since LayerNorm takes the scale away
+
+
+def one_process() -> Any:
+    return distributed.init_device_mesh("cpu", (1,))
+
+
+@pytest.fixture
+def group() -> Iterator[None]:
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+def of_each_unit(network: MMixer, x: list[Tensor], lengths: Tensor | None) -> list[Tensor]:
+    """What `streams` must be: the units, called by hand."""
+    contents = [
+        summarizer(f, lengths) for summarizer, f in zip(network.summarizers, x, strict=True)
+    ]
+    states = []
+    for i, (unit, f) in enumerate(zip(network.units, x, strict=True)):
+        others = torch.cat([c for j, c in enumerate(contents) if j != i], -1)
+        first = getattr(unit, "batch_first", False)
+        states.append(unit(f if first else f.transpose(0, 1), others, lengths=lengths)[1][0])
+    return states
+
+
+@pytest.mark.usefixtures("group")
+@pytest.mark.filterwarnings("ignore:FSDP is switching to use `NO_SHARD`")
+@pytest.mark.parametrize("tool", TOOLS)
+def test_what_is_done_to_a_unit_shows(tool: str) -> None:
+    network, x = MMixer((6, 5, 4), 10, hidden_size=8), features((6, 5, 4))
+    before = network.streams(x)
+    TOOLS[tool](network.units)
+    for lengths in (None, torch.tensor([7, 2, 4])):
+        expected = of_each_unit(network, x, lengths)
+        torch.testing.assert_close(network.streams(x, lengths), expected)
+    changed = not torch.allclose(network.streams(x)[0], before[0], atol=1e-5)
+    assert changed == (tool not in KEEP_VALUES)
+    network(x).sum().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")
+def test_hooks_of_every_kind_fire(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = MMixer((6, 5), 10, hidden_size=8)
+    x = [f.requires_grad_() for f in features()]
+    seen: list[str] = []
+
+    def watch(kind: str) -> Callable[..., None]:
+        return lambda module, *_: seen.append(kind) if isinstance(module, FusedMCU) else None
+
+    unit = network.units[0]
+    for register, kinds in (
+        (unit.register_forward_hook, "forward"),
+        (unit.register_forward_pre_hook, "forward"),
+        (unit.register_full_backward_hook, "backward"),
+        (unit.register_full_backward_pre_hook, "backward"),
+        (module_hooks.register_module_forward_hook, "forward of all"),
+        (module_hooks.register_module_forward_pre_hook, "forward of all"),
+        (module_hooks.register_module_full_backward_hook, "backward of all"),
+        (module_hooks.register_module_full_backward_pre_hook, "backward of all"),
+    ):
+        seen.clear()
+        with register(watch(kinds)):
+            network(x).sum().backward()
+        assert seen == [kinds] * (2 if "all" in kinds else 1)
+    with torch.no_grad():
+        network(x)
+    assert len(seen) == 2  # none is left
+    expected = network(x)
+    monkeypatch.setattr(FusedMCU, "forward", lambda self, *operands, **options: expected.nothing)
+    with pytest.raises(AttributeError, match="nothing"):
+        network(x)
+
+
+def test_units_are_called_where_pytorch_keeps_its_hooks_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network, x = MMixer((6, 5), 10, hidden_size=8), features()
+    expected = network(x)
+    monkeypatch.delattr(module_hooks, "_has_any_global_hook")
+    monkeypatch.delattr(functional, "mcu_group")
+    torch.testing.assert_close(network(x), expected)
+
+
+def test_a_unit_that_returns_something_else() -> None:
+    network, x = MMixer((6, 5), 10, hidden_size=8), features()
+    for unit, given in (
+        (FusedMCU(5, 6, 7), r"h_n of shape \[1, 3, 7\]"),
+        (nn.Bilinear(5, 6, 8), "a Tensor"),
+    ):
+        network.units[1] = unit
+        if isinstance(unit, nn.Bilinear):
+            unit.forward = lambda f, g, lengths: f
+        message = rf"units\[1\] must return .* = \[1, 3, 8\], but returned {given}"
+        with pytest.raises(ValueError, match=message):
+            network(x)
+
+
+@pytest.mark.parametrize("hooked", [False, True])
+def test_compile_is_one_op(hooked: bool) -> None:
+    network, x = MMixer((6, 5), 10, hidden_size=8), features()
+    if hooked:
+        network.units[1].register_forward_hook(doubled)
+    ops: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, example: object) -> object:
+        ops.extend(str(node.target) for node in graph.graph.nodes if "mcu" in str(node.target))
+        return graph
+
+    compiled = torch.compile(network, fullgraph=True, backend=backend)
+    torch.testing.assert_close(compiled(x), network(x))
+    assert ops == ["mmixer_kernels.mcu_forward"] * (2 if hooked else 1)
+
+
+def test_options_are_the_units_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, x = MMixer((6, 5), 10, hidden_size=8), features()
+    calls: list[tuple[object, ...]] = []
+    for name in ("mcu", "mcu_group"):
+        inner = getattr(functional, name)
+
+        def spied(*operands: Any, name: str = name, inner: Any = inner, **options: Any) -> object:
+            calls.append((name, options["engine"], options["recompute"]))
+            return inner(*operands, **options)
+
+        monkeypatch.setattr(functional, name, spied)
+    first, second = network.units
+    first.engine = "reference"
+    network(x)
+    second.engine, second.recompute = "reference", True
+    network(x)
+    first.recompute = True
+    network(x)
+    assert calls == [
+        *(("mcu", "reference", False), ("mcu", "auto", False)),
+        *(("mcu", "reference", False), ("mcu", "reference", True)),
+        ("mcu_group", "reference", True),
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["fully_shard", "FSDP"])
+def test_units_sharded_over_two_processes(kind: str, tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(sharded, (kind, tmp_path / "store"), nprocs=2)
+
+
+def sharded(rank: int, kind: str, store: Path) -> None:
+    distributed.init_process_group("gloo", f"file://{store}", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    network, x = MMixer((6, 5), 10, hidden_size=9), features()
+    expected = network(x)
+    if kind == "fully_shard":
+        for unit in network.units:
+            fully_shard(unit, mesh=distributed.init_device_mesh("cpu", (2,)))
+    else:
+        for i, unit in enumerate(network.units):
+            network.units[i] = FullyShardedDataParallel(unit, device_id=torch.device("cpu"))
+    logits = network(x)
+    torch.testing.assert_close(logits, expected)
+    logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+    distributed.destroy_process_group()
+
+
+UNITS = [("mcu", "avg"), ("mcu", "max"), ("mcu", "gru"), ("gru", "avg"), ("lstm", "avg")]
+
+
+@pytest.mark.parametrize(("unit", "summarizer"), UNITS)
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("lengths", [None, torch.ones(0, dtype=torch.int64)])
+def test_no_samples(unit: str, summarizer: str, batch_first: bool, lengths: Tensor | None) -> None:
+    """As for nn.GRU: empty results, and gradients of zero."""
+    options: dict[str, Any] = {"engine": "reference", "summarizer": summarizer}
+    network = MMixer(
+        (6, 5),
+        10,
+        hidden_size=8,
+        unit=unit,
+        batch_first=batch_first,
+        **options if unit == "mcu" else {},
+    )
+    x = features(batch=0) if batch_first else [f.transpose(0, 1) for f in features(batch=0)]
+    logits = network(x, lengths)
+    assert logits.shape == (0, 10)
+    logits.sum().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert not parameter.grad.any(), name
+    assert StreamClassifiers(network)(network.streams(x, lengths))[1].shape == (0, 10)
+
+
+@pytest.mark.parametrize(("unit", "summarizer"), UNITS)
+def test_device_and_dtype(unit: str, summarizer: str) -> None:
+    options: dict[str, Any] = {"unit": unit, "summarizer": summarizer, "hidden_size": 8}
+    network = MMixer((6, 5), 10, **options, device="meta", dtype=torch.float64)
+    assert {(p.device.type, p.dtype) for p in network.parameters()} == {("meta", torch.float64)}
+    empty = nn.utils.skip_init(MMixer, (6, 5), 10, **options)
+    full = MMixer((6, 5), 10, **options)
+    empty.load_state_dict(full.state_dict())
+    assert torch.equal(empty(x := features()), full(x))
+
+
+def test_options_that_a_unit_has_no_use_for() -> None:
+    for options in (
+        *({"summarizer": "max"}, {"content": "self"}, {"mix": "concat"}, {"layer_norm": False}),
+        {"engine": "reference"},
+    ):
+        (name, value), *_ = options.items()
+        for unit in ("gru", "lstm"):
+            with pytest.warns(UserWarning, match=f'unit="{unit}" does not use {name}={value!r}'):
+                MMixer((6, 5), 10, unit=unit, **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            MMixer((6, 5), 10, **options)
+            MMixer((6, 5), 10, unit="gru")
+
+
+@pytest.mark.parametrize("make", [nn.GRU, nn.LSTM])
+def test_replaced_units_of_table_2(make: Callable[..., nn.Module]) -> None:
+    network, x = MMixer((6, 5), 10, hidden_size=8, unit=make.__name__.lower()), features()
+    expected = network.streams(x)
+    time_first = make(6, 8)
+    time_first.load_state_dict(network.units[0].state_dict())
+    network.units[0] = time_first
+    torch.testing.assert_close(network.streams(x), expected)
+    network.units[1] = nn.Sequential(network.units[1])
+    torch.testing.assert_close(network.streams(x), expected)
+
+
+@pytest.mark.parametrize(("unit", "summarizer"), UNITS)
+def test_another_default_device(unit: str, summarizer: str, default_device: None) -> None:
+    options: dict[str, Any] = {"unit": unit, "summarizer": summarizer, "device": "cpu"}
+    network = MMixer((6, 5), 10, hidden_size=8, **options)
+    lengths = torch.tensor([7, 2, 4], device="cpu")
+    x = [torch.randn(3, 7, size, device="cpu") for size in (6, 5)]
+    logits = network(x, lengths)
+    assert logits.device.type == "cpu"
+    logits.sum().backward()

@@ -60,3 +60,8 @@ def test_wrong_arguments() -> None:
         stream(FRAMES[0].double())
     with pytest.raises(ValueError, match="input must be on cpu, but is on meta"):
         stream(FRAMES[0].to("meta"))
+
+
+def test_no_samples() -> None:
+    cell = FusedMCUCell(5, 7, 9, engine="reference")
+    assert CellStream(cell, CONTEXT[:0])(FRAMES[0, :0]).shape == (0, 9)

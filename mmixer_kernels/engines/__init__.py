@@ -54,7 +54,7 @@ def choose(engine: str, input: Tensor) -> str:
     MMIXER_ENGINE) takes the fastest engine of the input's device that runs here, and warns once
     where a faster one does not.
     """
-    if engine == "auto":
+    if isinstance(engine, str) and engine == "auto":
         engine = _from_environment()
     if engine != "auto":
         check_name(engine)
