@@ -44,6 +44,11 @@ class Layout(NamedTuple):
     def of(cls, input: Tensor | PackedSequence, batch_first: bool) -> Layout:
         check_bool("batch_first", batch_first)
         if isinstance(input, PackedSequence):
+            if torch.compiler.is_exporting():
+                raise ValueError(
+                    "input must be a Tensor where torch.export traces, which cannot follow the "
+                    "steps of a PackedSequence: give the padded tensor and lengths"
+                )
             _check_packed(input)
             return cls(batch_first=False, batched=True, packed=input)
         if not isinstance(input, Tensor):
