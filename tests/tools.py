@@ -612,7 +612,11 @@ TOOLS = [
     Tool("`torch.autograd.graph.save_on_cpu`", saved_on_cpu, but=NO_GRADIENT),
     Tool("`torch.autograd.detect_anomaly`", anomalies_detected, but=NO_GRADIENT),
     Tool("`torch.autograd.grad(is_grads_batched=True)`", batched_gradients, but=NO_GRADIENT),
-    Tool("`gradcheck`, batched and forward-mode", gradcheck, EQUATIONS, entrances=_NOT_STREAM),
+    Tool(
+        "`gradcheck`, batched and forward-mode",
+        *(gradcheck, EQUATIONS, {}, None, _NOT_STREAM),
+        slow=True,
+    ),
     Tool("`gradgradcheck`, batched", gradgradcheck, entrances=_NOT_STREAM, slow=True),
     Tool("`torch.autograd.functional.jacobian`", autograd_functional("jacobian"), but=NO_GRADIENT),
     Tool(
@@ -642,7 +646,7 @@ TOOLS = [
     ),
     Tool("`jacrev` of `jacrev`", func("jacrev of jacrev"), but=NOT_FOLLOWED),
     *(
-        Tool(f"`torch.func.{name}`", func(name), EQUATIONS, NOT_FOLLOWED)
+        Tool(f"`torch.func.{name}`", func(name), EQUATIONS, NOT_FOLLOWED, slow=name == "linearize")
         for name in ("jvp", "jacfwd", "hessian", "linearize")
     ),
     Tool("`torch.vmap` over samples", vmap_samples, but=NOT_FOLLOWED),
