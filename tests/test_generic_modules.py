@@ -403,19 +403,6 @@ def test_gradgradcheck(case: Case) -> None:
     assert torch.autograd.gradgradcheck(*function_of_all(case), fast_mode=True)
 
 
-# What torch imports for it.
-forward_mode = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
-
-
-@forward_mode
-@every_module((r"\w+-cpu", "no rule for forward mode"))
-def test_forward_mode(case: Case) -> None:
-    function, tensors = function_of_all(case)
-    assert torch.autograd.gradcheck(
-        function, tensors, check_forward_ad=True, check_backward_ad=False, fast_mode=True
-    )
-
-
 def directional(case: Case) -> tuple[Callable[..., tuple[Tensor, ...]], list[Tensor], list[Tensor]]:
     """The module in float64, frozen, as a function of its inputs; these, and a direction."""
     module, primals = case.build(torch.float64).requires_grad_(False), case.inputs(torch.float64)
@@ -432,6 +419,39 @@ def derivative(
         for step in (1e-6, -1e-6)
     )
     return tuple((a - b) / 2e-6 for a, b in zip(above, below, strict=True))
+
+
+@every_module()
+def test_third_derivative(case: Case) -> None:
+    function, primals, tangents = directional(case)
+
+    def second(*inputs: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Along the direction twice, differentiable."""
+        values = [x.detach().requires_grad_() for x in inputs]
+        total = torch.stack([x.sin().sum() for x in function(*values)]).sum()
+        for _ in range(2):
+            grads = torch.autograd.grad(total, values, create_graph=True)
+            total = torch.stack([(g * t).sum() for g, t in zip(grads, tangents, strict=True)]).sum()
+        return values, total
+
+    values, total = second(*primals)
+    grads = torch.autograd.grad(total, values)
+    actual = sum((g * t).sum() for g, t in zip(grads, tangents, strict=True))
+    (expected,) = derivative(lambda *inputs: (second(*inputs)[1],), primals, tangents)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-7)
+
+
+# What torch imports for it.
+forward_mode = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+
+
+@forward_mode
+@every_module((r"\w+-cpu", "no rule for forward mode"))
+def test_forward_mode(case: Case) -> None:
+    function, tensors = function_of_all(case)
+    assert torch.autograd.gradcheck(
+        function, tensors, check_forward_ad=True, check_backward_ad=False, fast_mode=True
+    )
 
 
 @forward_mode
