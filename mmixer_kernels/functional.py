@@ -245,7 +245,8 @@ def _run(
     for i, (input, context, state, weight_set) in enumerate(
         zip(inputs, contexts, states, weights, strict=True)
     ):
-        arguments.check_alike("inputs", i, input, inputs[0])
+        if i > 0:
+            arguments.check_alike("inputs", i, input, inputs[0])
         group = arguments.Operands(input, context, state, lengths)
         arguments.check(group, weight_set, mix, eps, i if grouped else None)
     name = choose(engine, inputs[0])

@@ -6,7 +6,7 @@ differentiates the reference. Tools that have no rule for an op get the referenc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from types import ModuleType
@@ -69,6 +69,8 @@ def mcu(
             inputs, contexts, weights, hx, lengths, mix, eps, save=False
         )
         return output, h_n
+    if any(tensor.layout is not torch.strided for tensor in tensors):
+        _check_each(arguments.check_tensor, inputs, contexts, weights, hx)
     if dispatch.needs_equations(torch.compiler.is_compiling()):
         return _by_equations(inputs, contexts, weights, hx, lengths, mix, eps)
     if dispatch.is_differentiated_by_functorch():
@@ -136,11 +138,11 @@ def autocast(
     contexts: Sequence[Tensor],
     weights: Sequence[Weights],
     states: Sequence[Tensor | None],
-) -> tuple[list[Tensor], list[Tensor], list[Weights], list[Tensor | None]]:
+) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Weights], Sequence[Tensor | None]]:
     """Inside `torch.autocast`, all but float64 in autocast's dtype, as for a matrix product."""
     device_type = inputs[0].device.type
     if not arguments.autocast_enabled(device_type):
-        return list(inputs), list(contexts), list(weights), list(states)
+        return inputs, contexts, weights, states
     dtype = torch.get_autocast_dtype(device_type)
 
     def cast(tensor: Any) -> Any:
@@ -180,11 +182,23 @@ def _check_memory(
 ) -> None:
     """ValueError where the storage of one of the tensors, which are those of the others, was freed:
     a kernel would not survive it."""
-    if all(map(Tensor.data_ptr, tensors)):
-        return
+    if not all(map(Tensor.data_ptr, tensors)):
+        _check_each(arguments.check_memory, inputs, contexts, weights, hx)
+
+
+def _check_each(
+    check: Callable[[str, Tensor], object],
+    inputs: Sequence[Tensor],
+    contexts: Sequence[Tensor],
+    weights: Sequence[Weights],
+    hx: Tensor | None,
+) -> None:
+    """Each operand under the name that the caller knows it by."""
     for i, (input, context, group) in enumerate(zip(inputs, contexts, weights, strict=True)):
         operands = {"input": input, "context": context, "hx": hx, **group._asdict()}
-        arguments.check_memory(operands, i if len(inputs) > 1 else None)
+        for name, tensor in operands.items():
+            if tensor is not None:
+                check(arguments.name_of(name, i if len(inputs) > 1 else None), tensor)
 
 
 def _forward(
@@ -247,7 +261,8 @@ def _forward_autograd(
     mix, eps, engine, save, recompute = ctx.options
     if not save:
         raise RuntimeError(
-            "mcu_forward was called with save=False, so it has no gradient: call it with save=True"
+            "mcu_forward was called with save=False, so it has no gradient: call it with "
+            "save=True, or export and trace it where gradients are enabled"
         )
     groups = ctx.groups
     inputs, contexts, rest = rest[:groups], rest[groups : 2 * groups], rest[2 * groups :]
