@@ -234,7 +234,7 @@ def _run(
     grouped: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Output `[G, T, B, H]` and h_n `[G, B, H]` of operands with time first."""
-    states = [group.hx for group in operands]
+    states: Sequence[Tensor | None] = [group.hx for group in operands]
     inputs, contexts, weights, states = ops.autocast(
         [group.input for group in operands],
         [group.context for group in operands],
