@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -430,6 +430,13 @@ class MCU(nn.Module):
             eps=self.eps,
         )
         return layout.restore(output, h_n)
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """What `torch.jit.script` asks for."""
+        raise TypeError(
+            f"{type(self).__name__} cannot be scripted: use torch.jit.trace, whose programs take any "
+            "T and B, torch.export or torch.compile"
+        )
 
     def extra_repr(self) -> str:
         text = f"{self.input_size}, {self.context_size}, {self.hidden_size}"

@@ -602,7 +602,7 @@ NOT_FOLLOWED = {
     "CellStream": Error(RuntimeError, "A CellStream cannot be traced or transformed", "error")
 }
 _FREED = Error(ValueError, "weight_r must have its values in memory, but its storage", "error")
-_NOT_SCRIPTED = Error(Exception, "support|compile|keyword|kw", "PyTorch's error")
+_NOT_SCRIPTED = Error(TypeError, "cannot be scripted: use torch.jit.trace", "error")
 _NOT_STREAM = tuple(entrance.name for entrance in ENTRANCES if entrance.name != "CellStream")
 
 
