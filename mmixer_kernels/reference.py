@@ -434,8 +434,8 @@ class MCU(nn.Module):
     def __prepare_scriptable__(self) -> NoReturn:
         """What `torch.jit.script` asks for."""
         raise TypeError(
-            f"{type(self).__name__} cannot be scripted: use torch.jit.trace, whose programs take any "
-            "T and B, torch.export or torch.compile"
+            f"{type(self).__name__} cannot be scripted: use torch.jit.trace, torch.export or "
+            "torch.compile"
         )
 
     def extra_repr(self) -> str:
