@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import arguments, batching, dispatch, flops, reference, transforms
+from . import arguments, batching, derivatives, dispatch, flops, reference
 from .engines import get
 from .reference import Weights, compute_dtype
 
@@ -69,13 +69,11 @@ def mcu(
             inputs, contexts, weights, hx, lengths, mix, eps, save=False
         )
         return output, h_n
-    if any(tensor.layout is not torch.strided for tensor in tensors):
-        _check_each(arguments.check_tensor, inputs, contexts, weights, hx)
     if dispatch.needs_equations(torch.compiler.is_compiling()):
         return _by_equations(inputs, contexts, weights, hx, lengths, mix, eps)
     if dispatch.is_differentiated_by_functorch():
         operands = inputs, contexts, flat, hx, lengths
-        return transforms.forward(*operands, mix, eps, engine, save, recompute)[:2]
+        return derivatives.forward(*operands, mix, eps, engine, save, recompute)[:2]
     if torch.jit.is_tracing():  # What is traced without gradients may be trained.
         save = any(tensor.requires_grad for tensor in tensors)
     if dispatch.a_mode_looks_on():
@@ -181,9 +179,12 @@ def _check_memory(
     hx: Tensor | None,
 ) -> None:
     """ValueError where the storage of one of the tensors, which are those of the others, was freed:
-    a kernel would not survive it."""
-    if not all(map(Tensor.data_ptr, tensors)):
-        _check_each(arguments.check_memory, inputs, contexts, weights, hx)
+    a kernel would not survive it. TypeError where one is sparse, and has none."""
+    with suppress(RuntimeError):  # of a tensor without storage
+        if all(map(Tensor.data_ptr, tensors)):
+            return
+    _check_each(arguments.check_tensor, inputs, contexts, weights, hx)
+    _check_each(arguments.check_memory, inputs, contexts, weights, hx)
 
 
 def _check_each(
