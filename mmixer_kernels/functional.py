@@ -58,7 +58,13 @@ def mcu(
     seen = input, context, hx, lengths, *weights
     if has_torch_function(seen):
         return handle_torch_function(
-            *(mcu, seen, input, context, weights, hx, lengths),
+            mcu,
+            seen,
+            input,
+            context,
+            weights,
+            hx,
+            lengths,
             mix=mix,
             batch_first=batch_first,
             eps=eps,
@@ -115,7 +121,13 @@ def mcu_group(
     seen = *inputs, *contexts, hx, lengths, *(x for weight_set in weights for x in weight_set)
     if has_torch_function(seen):
         return handle_torch_function(
-            *(mcu_group, seen, inputs, contexts, weights, hx, lengths),
+            mcu_group,
+            seen,
+            inputs,
+            contexts,
+            weights,
+            hx,
+            lengths,
             mix=mix,
             batch_first=batch_first,
             eps=eps,
@@ -188,7 +200,7 @@ def mcu_cell(
     seen = input, context, hx, *weights
     if has_torch_function(seen):
         return handle_torch_function(
-            *(mcu_cell, seen, input, context, weights, hx), mix=mix, eps=eps, engine=engine
+            mcu_cell, seen, input, context, weights, hx, mix=mix, eps=eps, engine=engine
         )
     arguments.check_tensor("input", input)
     if input.ndim not in (1, 2):
