@@ -333,7 +333,9 @@ def check_lengths(lengths: Tensor, steps: int, batch: int, input: Tensor) -> Non
 def check_memory(operands: dict[str, Tensor | None], group: int | None = None) -> None:
     """ValueError where the storage of an operand that has elements was freed."""
     for name, tensor in operands.items():
-        if tensor is None or tensor.data_ptr() or not tensor.numel() or tensor.is_meta:
+        if tensor is None or not tensor.numel() or tensor.is_meta:
+            continue
+        if tensor.untyped_storage().data_ptr():
             continue
         raise ValueError(
             f"{_argument(name, group)} must have its values in memory, but its storage was freed, "
@@ -387,7 +389,7 @@ def _check_tensors(
 
 def _argument(name: str, group: int | None) -> str:
     """What `mcu_group` calls an operand of one of its groups."""
-    if group is None or name == "hx":
+    if group is None or name in ("hx", "lengths"):
         return name
     return f"{name}s[{group}]" if name in ("input", "context") else f"weights[{group}].{name}"
 

@@ -32,6 +32,7 @@ _library.define(
 )
 
 _Backward = tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]
+_LARGEST_OFFSET = 2**40  # bytes of a view into its storage; addresses below are looked at closely
 
 
 def mcu(
@@ -61,10 +62,10 @@ def mcu(
         output `[G, T, B, H]` and h_n `[G, B, H]`.
     """
     flat = [tensor for group in weights for tensor in group.tensors()]
-    tensors = [*inputs, *contexts, *flat, *([] if hx is None else [hx])]
+    tensors = [*inputs, *contexts, *flat, *_given(hx, lengths)]
     save = _needs_gradient(tensors)
     if not save and dispatch.is_plain(tensors):
-        _check_memory(tensors, inputs, contexts, weights, hx)
+        _check_memory(tensors, inputs, contexts, weights, hx, lengths)
         output, h_n, _ = _engine(engine, inputs).forward(
             inputs, contexts, weights, hx, lengths, mix, eps, save=False
         )
@@ -98,14 +99,18 @@ def mcu_cell(
     the next state `[B, H]`."""
     step = getattr(get(engine), "step", None)
     if step is not None and input.shape[0]:
-        tensors = [input, context, *weights.tensors(), *([] if hx is None else [hx])]
+        tensors = [input, context, *weights.tensors(), *_given(hx)]
         if not _needs_gradient(tensors) and dispatch.is_plain(tensors):
-            _check_memory(tensors, [input], [context], [weights], hx)
+            _check_memory(tensors, [input], [context], [weights], hx, None)
             next_state: Tensor = step(input, context, weights, hx, mix, eps)
             return next_state
     state = None if hx is None else hx.unsqueeze(0)
     operands = [input.unsqueeze(0)], [context], [weights], state, None
     return mcu(*operands, mix=mix, eps=eps, engine=engine, recompute=False)[1].squeeze(0)
+
+
+def _given(*tensors: Tensor | None) -> list[Tensor]:
+    return [tensor for tensor in tensors if tensor is not None]
 
 
 def _needs_gradient(tensors: Sequence[Tensor]) -> bool:
@@ -177,13 +182,16 @@ def _check_memory(
     contexts: Sequence[Tensor],
     weights: Sequence[Weights],
     hx: Tensor | None,
+    lengths: Tensor | None,
 ) -> None:
     """ValueError where the storage of one of the tensors, which are those of the others, was freed:
     a kernel would not survive it."""
-    if all(map(Tensor.data_ptr, tensors)):
+    # The address of a view of a freed storage is the view's offset in bytes.
+    if min(map(Tensor.data_ptr, tensors)) > _LARGEST_OFFSET:
         return
     for i, (input, context, group) in enumerate(zip(inputs, contexts, weights, strict=True)):
-        operands = {"input": input, "context": context, "hx": hx, **group._asdict()}
+        operands = {"input": input, "context": context, "hx": hx, "lengths": lengths}
+        operands |= group._asdict()
         arguments.check_memory(operands, i if len(inputs) > 1 else None)
 
 
@@ -200,8 +208,8 @@ def _forward(
     recompute: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     sets = Weights.sets(weights, len(inputs))
-    tensors = [*inputs, *contexts, *weights, *([] if hx is None else [hx])]
-    _check_memory(tensors, inputs, contexts, sets, hx)
+    tensors = [*inputs, *contexts, *weights, *_given(hx, lengths)]
+    _check_memory(tensors, inputs, contexts, sets, hx, lengths)
     with _without_autocast(inputs[0]):
         return _engine(engine, inputs).forward(
             inputs, contexts, sets, hx, lengths, mix, eps, save, recompute
@@ -307,8 +315,8 @@ def _backward(
     need_weights: bool,
 ) -> _Backward:
     sets = Weights.sets(weights, len(inputs))
-    tensors = [*inputs, *contexts, *weights, *([] if hx is None else [hx])]
-    _check_memory(tensors, inputs, contexts, sets, hx)
+    tensors = [*inputs, *contexts, *weights, *_given(hx, lengths)]
+    _check_memory(tensors, inputs, contexts, sets, hx, lengths)
     with _without_autocast(inputs[0]):
         grad_inputs, grad_contexts, grad_weights, grad_hx = _engine(engine, inputs).backward(
             grad_output,
