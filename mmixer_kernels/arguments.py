@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import torch
@@ -189,6 +190,15 @@ def check_alike(names: str, i: int, tensor: Tensor, first: Tensor) -> None:
 def autocast_enabled(device_type: str) -> bool:
     # The meta device knows no autocast; asking what does would break torch 2.11's full graph.
     return device_type != "meta" and torch.is_autocast_enabled(device_type)
+
+
+def without_autocast(input: Tensor) -> AbstractContextManager[Any]:
+    """Once `ops.autocast` has cast the operands, products inside are of the dtypes that they have,
+    those of a derivative too, which may be taken inside autocast."""
+    device_type = input.device.type
+    if not autocast_enabled(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
 
 
 def check_like_weight(name: str, tensor: Tensor, weight: Tensor) -> None:

@@ -7,7 +7,7 @@ differentiates the reference. Tools that have no rule for an op get the referenc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -127,7 +127,7 @@ def _by_equations(
     eps: float,
 ) -> tuple[Tensor, Tensor]:
     """`mcu` in ordinary operations, which any tool can follow."""
-    with _without_autocast(inputs[0]):
+    with arguments.without_autocast(inputs[0]):
         return reference.mcu_group(
             *(inputs, contexts, weights, hx, lengths),
             mix=mix,
@@ -161,14 +161,6 @@ def autocast(
         [group.map(cast) for group in weights],
         [cast(tensor) for tensor in states],
     )
-
-
-def _without_autocast(input: Tensor) -> AbstractContextManager[Any]:
-    """Once `autocast` has cast the operands, products inside are of the dtypes that they have."""
-    device_type = input.device.type
-    if not arguments.autocast_enabled(device_type):
-        return nullcontext()
-    return torch.autocast(device_type, enabled=False)
 
 
 def _engine(name: str, inputs: Sequence[Tensor]) -> ModuleType:
@@ -210,7 +202,7 @@ def _forward(
     sets = Weights.sets(weights, len(inputs))
     tensors = [*inputs, *contexts, *weights, *_given(hx, lengths)]
     _check_memory(tensors, inputs, contexts, sets, hx, lengths)
-    with _without_autocast(inputs[0]):
+    with arguments.without_autocast(inputs[0]):
         return _engine(engine, inputs).forward(
             inputs, contexts, sets, hx, lengths, mix, eps, save, recompute
         )
@@ -317,7 +309,7 @@ def _backward(
     sets = Weights.sets(weights, len(inputs))
     tensors = [*inputs, *contexts, *weights, *_given(hx, lengths)]
     _check_memory(tensors, inputs, contexts, sets, hx, lengths)
-    with _without_autocast(inputs[0]):
+    with arguments.without_autocast(inputs[0]):
         grad_inputs, grad_contexts, grad_weights, grad_hx = _engine(engine, inputs).backward(
             grad_output,
             grad_h_n,
@@ -381,13 +373,11 @@ def _backward_autograd(
     grad_hx: Tensor | None,
 ) -> tuple[Any, ...]:
     """The derivative of the reference's hand-derived backward, by autograd."""
-    with torch.enable_grad():
+    saved = ctx.saved_tensors
+    with torch.enable_grad(), arguments.without_autocast(saved[0]):
         # Aliases, since one operand may have been computed from another: what is wanted here are
         # the partial derivatives, still connected to the operands for a third derivative.
-        aliases = [
-            x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
-            for x in ctx.saved_tensors
-        ]
+        aliases = [x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in saved]
         groups = ctx.groups
         grad_output, grad_h_n, *operands = aliases
         inputs, contexts = operands[:groups], operands[groups : 2 * groups]
@@ -410,15 +400,16 @@ def _backward_autograd(
         values = [*first[0], *first[1], *of_weights, first[3]]
         cotangents = [*grad_inputs, *grad_contexts, *grad_weights, grad_hx]
         pairs = [(x, v) for x, v in zip(values, cotangents, strict=True) if v is not None]
-    second: list[Tensor | None] = list(
-        torch.autograd.grad(
-            [x for x, _ in pairs],
-            aliases,
-            [v for _, v in pairs],
-            create_graph=torch.is_grad_enabled(),
-            allow_unused=True,
+    with arguments.without_autocast(grad_output):
+        second: list[Tensor | None] = list(
+            torch.autograd.grad(
+                [x for x, _ in pairs],
+                aliases,
+                [v for _, v in pairs],
+                create_graph=torch.is_grad_enabled(),
+                allow_unused=True,
+            )
         )
-    )
     operand_grads = second[2:]
     return (
         second[0],

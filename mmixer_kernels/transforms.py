@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from . import batching
+from . import arguments, batching
 from .engines import reference
 from .reference import Weights
 
@@ -195,8 +195,9 @@ class _Backward(Function):
             tensors_of_weights = [tensor for group in of_weights for tensor in group.tensors()]
             return _flat((of_inputs, of_contexts, tensors_of_weights, of_hx))
 
-        vjp = torch.func.vjp(first, *tensors)[1]
-        grad_output, grad_h_n, *grads = vjp(cotangents)
+        with arguments.without_autocast(tensors[0]):
+            vjp = torch.func.vjp(first, *tensors)[1]
+            grad_output, grad_h_n, *grads = vjp(cotangents)
         of_lengths = [None] if form.has_lengths else []
         return None, None, grad_output, grad_h_n, None, *grads, *of_lengths
 

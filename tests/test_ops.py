@@ -209,6 +209,20 @@ def test_autocast():
         assert double(x.double(), c.double())[0].dtype == torch.float64
 
 
+def test_second_derivative_inside_autocast():
+    """It is no coarser there: what is differentiated has been cast before."""
+    unit, c = FusedMCU(6, 5, 24), torch.randn(3, 5)
+    x = torch.randn(9, 3, 6, requires_grad=True)
+    loss = lambda x: unit(x, c)[0].float().square().sum()  # noqa: E731
+    with torch.autocast("cpu", torch.bfloat16):
+        (first,) = torch.autograd.grad(loss(x), x, create_graph=True)
+        first_of_func, vjp = torch.func.vjp(torch.func.grad(loss), x.detach())
+        inside = torch.autograd.grad(first, x, first.detach(), retain_graph=True)
+        inside_of_func = vjp(first_of_func)
+    assert torch.equal(torch.autograd.grad(first, x, first.detach())[0], inside[0])
+    assert torch.equal(vjp(first_of_func)[0], inside_of_func[0])
+
+
 def test_float32_error_of_the_reference_engine():
     p = problem(Size(5, 3, 4, 5, 6), lengths=True, dtype=torch.float32)
 
