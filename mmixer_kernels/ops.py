@@ -245,10 +245,6 @@ def _forward_autograd(
 ) -> tuple[Any, ...]:
     saved, *rest = ctx.saved_tensors
     mix, eps, engine, save, recompute = ctx.options
-    if not save:
-        raise RuntimeError(
-            "mcu_forward was called with save=False, so it has no gradient: call it with save=True"
-        )
     groups = ctx.groups
     inputs, contexts, rest = rest[:groups], rest[groups : 2 * groups], rest[2 * groups :]
     weights, rest = rest[: ctx.weights], rest[ctx.weights :]
@@ -265,6 +261,12 @@ def _forward_autograd(
     )
     if dispatch.a_mode_looks_on():
         flops.tell_counters()
+    if not save:  # Traced with frozen weights, say, and then trained, or something before it.
+        operands = inputs, contexts, weights, hx, lengths
+        with torch.no_grad():
+            saved = torch.ops.mmixer_kernels.mcu_forward(
+                *operands, mix, eps, engine, True, recompute
+            )[2]
     grad_inputs, grad_contexts, grad_weights, grad_hx = torch.ops.mmixer_kernels.mcu_backward(
         grad_output,
         grad_h_n,
