@@ -104,22 +104,23 @@ class _Forward(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.form, *tensors = inputs
-        ctx.save_for_backward(*output[1:], *tensors)
+        ctx.save_for_backward(output[2], *tensors)
         ctx.set_materialize_grads(False)  # They would be as large as what is saved.
 
     @staticmethod
     def backward(
         ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None, _: None
     ) -> tuple[Any, ...]:
-        form, (h_n, saved, *tensors) = ctx.form, ctx.saved_tensors
+        form, (saved, *tensors) = ctx.form, ctx.saved_tensors
         inputs, contexts, weights, hx, lengths = form.operands(tensors)
         needed = form.operands(ctx.needs_input_grad[1:])
         need_input, need_weights = any(needed[0]), any(needed[2])
-        if grad_h_n is None:
-            grad_h_n = h_n.new_zeros(()).expand_as(h_n)
+        steps, batch, _ = inputs[0].shape
+        hidden = len(weights[3])
         if grad_output is None:
-            groups, batch, hidden = h_n.shape
-            grad_output = h_n.new_zeros(()).expand(groups, len(inputs[0]), batch, hidden)
+            grad_output = inputs[0].new_zeros(()).expand(form.groups, steps, batch, hidden)
+        if grad_h_n is None:
+            grad_h_n = inputs[0].new_zeros(()).expand(form.groups, batch, hidden)
         of_inputs, of_contexts, of_weights, of_hx = backward(
             grad_output,
             grad_h_n,

@@ -194,6 +194,18 @@ def test_vmap_of_one_call_and_without_samples(inner):
     assert_close(torch.vmap(function, in_dims=(None, 0))(p.input, weights), results)
 
 
+def test_results_may_be_changed_in_place():
+    """As those of a call outside torch.func: backward does not read them."""
+    p = problem(SIZE)
+
+    def loss(x):
+        output, h_n = mcu(x, p.context, p.weights, engine="cpu")
+        return squares((output.mul_(2), h_n.add_(1)))
+
+    x = p.input.clone().requires_grad_()
+    assert_close(torch.func.grad(loss)(p.input), torch.autograd.grad(loss(x), x)[0])
+
+
 def test_derivatives_of_order_three():
     p = problem(Size(2, 1, 2, 2, 3))
 
