@@ -22,6 +22,7 @@ SIZES = [
     Size(37, 5, 384),
     Size(100, 16, 320),
     Size(64, 7, 500),
+    Size(1, 1, 16),  # the host's work alone
 ]
 
 
@@ -33,11 +34,11 @@ def test_fused_mcu(compare: Compare, size: Size, passes: str, threads: int) -> N
     compare(f"FusedMCU, {passes}", str(size), contenders, threads=threads, error=error)
 
 
+@pytest.mark.parametrize("size", [Size(1, 1, 512), Size(1, 1, 16)], ids=str)
 @pytest.mark.parametrize("weights", ["float32", "bfloat16"])
-def test_streaming_cell(compare: Compare, weights: str, threads: int) -> None:
+def test_streaming_cell(compare: Compare, size: Size, weights: str, threads: int) -> None:
     """One step with float32 features and states, the weights in float32 or bfloat16."""
     torch.manual_seed(0)
-    size = Size(1, 1, 512)
     cell = FusedMCUCell(*[size.hidden] * 3, engine="cpu").to(getattr(torch, weights))
     gru, lstm = nn.GRUCell(size.hidden, size.hidden), nn.LSTMCell(size.hidden, size.hidden)
     input, context, hx, cx = (

@@ -88,7 +88,8 @@ class Layers(nn.ModuleList):
 
 
 def relative_errors(subject: Subject) -> dict[str, float]:
-    """Of each output, with and without gradients needed, and of each gradient, against float64."""
+    """Of each output, with and without gradients needed, and of each gradient, against float64;
+    absolute where the truth is zero."""
     torch.manual_seed(1)
     operands = subject.operands
     doubles = {name: x.detach().double().requires_grad_() for name, x in operands.items()}
@@ -104,7 +105,9 @@ def relative_errors(subject: Subject) -> dict[str, float]:
         )
 
     def error(x: Tensor, truth: Tensor) -> float:
-        return float((x.detach().double() - truth.detach()).norm() / truth.detach().norm())
+        norm = truth.detach().norm()
+        difference = (x.detach().double() - truth.detach()).norm()
+        return float(difference / norm if norm > 0 else difference)
 
     errors = {}
     for i, truth in enumerate(expected):

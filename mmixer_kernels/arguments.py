@@ -159,6 +159,8 @@ def check_tensor(name: str, value: object) -> Tensor:
     if value.layout is not torch.strided:
         kind = str(value.layout).removeprefix("torch.")
         raise TypeError(f"{name} must be a dense Tensor, but is {kind}: use .to_dense() or pad it")
+    if value.is_nested:
+        raise TypeError(f"{name} must be a dense Tensor, but is nested: pad it")
     return value
 
 
@@ -266,10 +268,10 @@ def check(
     input, context, hx, lengths = operands
     check_options(mix, eps)
     if input.dtype not in DTYPES:
-        check_dtype(_argument("input", group), input.dtype)
+        check_dtype(name_of("input", group), input.dtype)
     steps, batch, input_size = input.shape if input.ndim == 3 else (1, *input.shape)
     if steps == 0:
-        raise ValueError(f"{_argument('input', group)} must have at least one step, but has none")
+        raise ValueError(f"{name_of('input', group)} must have at least one step, but has none")
     f, g, r = weights.weight_f, weights.weight_g, weights.weight_r
     if not (isinstance(f, Tensor) and isinstance(g, Tensor) and isinstance(r, Tensor)) or not (
         f.ndim == g.ndim == r.ndim == 2 and f.numel() and g.numel() and r.numel()
@@ -298,7 +300,7 @@ def check(
     )
     if input_size != inputs:
         raise ValueError(
-            f"{_argument('input', group)} must have {inputs} features (input_size), "
+            f"{name_of('input', group)} must have {inputs} features (input_size), "
             f"but has {input_size}"
         )
     _check_tensors(
@@ -340,27 +342,23 @@ def check_lengths(lengths: Tensor, steps: int, batch: int, input: Tensor) -> Non
         )
 
 
-def check_memory(operands: dict[str, Tensor | None], group: int | None = None) -> None:
-    """ValueError where the storage of an operand that has elements was freed."""
-    for name, tensor in operands.items():
-        if tensor is None or not tensor.numel() or tensor.is_meta:
-            continue
-        if tensor.untyped_storage().data_ptr():
-            continue
+def check_memory(name: str, tensor: Tensor) -> None:
+    """ValueError where a tensor has elements, and its storage was freed."""
+    if tensor.numel() and not tensor.is_meta and not tensor.untyped_storage().data_ptr():
         raise ValueError(
-            f"{_argument(name, group)} must have its values in memory, but its storage was freed, "
-            "as sharding does with weights between calls: bring them back before the call"
+            f"{name} must have its values in memory, but its storage was freed, as sharding does "
+            "with weights between calls: bring them back before the call"
         )
 
 
 def _refuse_matrices(matrices: dict[str, object], group: int | None) -> NoReturn:
     """Of the matrices whose shapes say what the others must have."""
     for name, matrix in matrices.items():
-        weight = check_tensor(_argument(name, group), matrix)
+        weight = check_tensor(name_of(name, group), matrix)
         if weight.ndim != 2 or 0 in weight.shape:
             break
     raise ValueError(
-        f"{_argument(name, group)} must be {_MEANINGS[name]}, but has shape {list(weight.shape)}"
+        f"{name_of(name, group)} must be {_MEANINGS[name]}, but has shape {list(weight.shape)}"
     )
 
 
@@ -375,29 +373,29 @@ def _check_tensors(
         if tensor is None:
             if name in _OPTIONAL:
                 continue
-            tensor = check_tensor(_argument(name, group), tensor)
+            tensor = check_tensor(name_of(name, group), tensor)
         if getattr(tensor, "shape", None) != shape:
-            tensor = check_tensor(_argument(name, group), tensor)
+            tensor = check_tensor(name_of(name, group), tensor)
             meaning = _MEANINGS[name] if name in ("context", "hx") else "H is weight_r's"
             raise ValueError(
-                f"{_argument(name, group)} must have shape {list(shape)} ({meaning}), "
+                f"{name_of(name, group)} must have shape {list(shape)} ({meaning}), "
                 f"but has {list(tensor.shape)}"
             )
         if tensor.dtype not in dtypes:  # NumPy's are not
-            check_tensor(_argument(name, group), tensor)
+            check_tensor(name_of(name, group), tensor)
             raise TypeError(
-                f"{_argument(name, group)} must have input's dtype, "
+                f"{name_of(name, group)} must have input's dtype, "
                 f"{', or '.join(map(_name, dtypes))}, but is {_name(tensor.dtype)}: "
                 f"convert one of them with .to()"
             )
         if tensor.device != device:
             raise ValueError(
-                f"{_argument(name, group)} must be on input's device, {device}, "
+                f"{name_of(name, group)} must be on input's device, {device}, "
                 f"but is on {tensor.device}: move one of them with .to()"
             )
 
 
-def _argument(name: str, group: int | None) -> str:
+def name_of(name: str, group: int | None) -> str:
     """What `mcu_group` calls an operand of one of its groups."""
     if group is None or name in ("hx", "lengths"):
         return name

@@ -234,7 +234,7 @@ def _run(
     grouped: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Output `[G, T, B, H]` and h_n `[G, B, H]` of operands with time first."""
-    states = [group.hx for group in operands]
+    states: Sequence[Tensor | None] = [group.hx for group in operands]
     inputs, contexts, weights, states = ops.autocast(
         [group.input for group in operands],
         [group.context for group in operands],
@@ -245,7 +245,8 @@ def _run(
     for i, (input, context, state, weight_set) in enumerate(
         zip(inputs, contexts, states, weights, strict=True)
     ):
-        arguments.check_alike("inputs", i, input, inputs[0])
+        if i > 0:
+            arguments.check_alike("inputs", i, input, inputs[0])
         group = arguments.Operands(input, context, state, lengths)
         arguments.check(group, weight_set, mix, eps, i if grouped else None)
     name = choose(engine, inputs[0])

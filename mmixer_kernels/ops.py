@@ -6,7 +6,7 @@ differentiates the reference. Tools that have no rule for an op get the referenc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from types import ModuleType
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import arguments, batching, dispatch, flops, reference, transforms
+from . import arguments, batching, derivatives, dispatch, flops, reference
 from .engines import get
 from .reference import Weights, compute_dtype
 
@@ -74,7 +74,7 @@ def mcu(
         return _by_equations(inputs, contexts, weights, hx, lengths, mix, eps)
     if dispatch.is_differentiated_by_functorch():
         operands = inputs, contexts, flat, hx, lengths
-        return transforms.forward(*operands, mix, eps, engine, save, recompute)[:2]
+        return derivatives.forward(*operands, mix, eps, engine, save, recompute)[:2]
     if torch.jit.is_tracing():  # What is traced without gradients may be trained.
         save = any(tensor.requires_grad for tensor in tensors)
     if dispatch.a_mode_looks_on():
@@ -141,11 +141,11 @@ def autocast(
     contexts: Sequence[Tensor],
     weights: Sequence[Weights],
     states: Sequence[Tensor | None],
-) -> tuple[list[Tensor], list[Tensor], list[Weights], list[Tensor | None]]:
+) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[Weights], Sequence[Tensor | None]]:
     """Inside `torch.autocast`, all but float64 in autocast's dtype, as for a matrix product."""
     device_type = inputs[0].device.type
     if not arguments.autocast_enabled(device_type):
-        return list(inputs), list(contexts), list(weights), list(states)
+        return inputs, contexts, weights, states
     dtype = torch.get_autocast_dtype(device_type)
 
     def cast(tensor: Any) -> Any:
@@ -177,14 +177,30 @@ def _check_memory(
     lengths: Tensor | None,
 ) -> None:
     """ValueError where the storage of one of the tensors, which are those of the others, was freed:
-    a kernel would not survive it."""
-    # The address of a view of a freed storage is the view's offset in bytes.
-    if min(map(Tensor.data_ptr, tensors)) > _LARGEST_OFFSET:
-        return
+    a kernel would not survive it. TypeError where one is sparse, and has none."""
+    with suppress(RuntimeError):  # of a tensor without storage
+        # The address of a view of a freed storage is the view's offset in bytes.
+        if min(map(Tensor.data_ptr, tensors)) > _LARGEST_OFFSET:
+            return
+    _check_each(arguments.check_tensor, inputs, contexts, weights, hx, lengths)
+    _check_each(arguments.check_memory, inputs, contexts, weights, hx, lengths)
+
+
+def _check_each(
+    check: Callable[[str, Tensor], object],
+    inputs: Sequence[Tensor],
+    contexts: Sequence[Tensor],
+    weights: Sequence[Weights],
+    hx: Tensor | None,
+    lengths: Tensor | None,
+) -> None:
+    """Each operand under the name that the caller knows it by."""
     for i, (input, context, group) in enumerate(zip(inputs, contexts, weights, strict=True)):
         operands = {"input": input, "context": context, "hx": hx, "lengths": lengths}
         operands |= group._asdict()
-        arguments.check_memory(operands, i if len(inputs) > 1 else None)
+        for name, tensor in operands.items():
+            if tensor is not None:
+                check(arguments.name_of(name, i if len(inputs) > 1 else None), tensor)
 
 
 def _forward(

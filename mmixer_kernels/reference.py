@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -98,8 +98,9 @@ def mcu(
         hx: h_0 `[B, H]`, zeros when None.
         lengths: `[B]`; past a sample's length the output is 0 and the state stands still.
         mix: "gated" (Eq. 9-10) or "concat" (Table 3, experiment II).
-        layer_norm: PyTorch's, which is fast and can be differentiated twice (its third derivative
-            is wrong, seen in 2.11 and 2.14), or this module's, any number of times.
+        layer_norm: PyTorch's, which is fast and can be differentiated twice by autograd (its third
+            derivative is wrong, and so is forward mode over forward mode, seen in 2.11 and 2.14),
+            or this module's, any number of times in either way.
         loop: takes the steps in place of Python's `for`, see `in_order`.
 
     Returns:
@@ -155,7 +156,11 @@ def mcu_group(
         mcu(*operands, lengths, **options)
         for operands in zip(inputs, contexts, weights, states, strict=True)
     ]
-    output, h_n = (torch.stack(tensors) for tensors in zip(*results, strict=True))
+    # The result of torch.stack is a view, which autograd's functions do not let change in place.
+    output, h_n = (
+        torch.cat([tensor.unsqueeze(0) for tensor in tensors])
+        for tensors in zip(*results, strict=True)
+    )
     return output, h_n
 
 
@@ -425,6 +430,13 @@ class MCU(nn.Module):
             eps=self.eps,
         )
         return layout.restore(output, h_n)
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """What `torch.jit.script` asks for."""
+        raise TypeError(
+            f"{type(self).__name__} cannot be scripted: use torch.jit.trace, torch.export or "
+            "torch.compile"
+        )
 
     def extra_repr(self) -> str:
         text = f"{self.input_size}, {self.context_size}, {self.hidden_size}"

@@ -5,7 +5,7 @@ import torch
 import torch._dynamo.testing
 from helpers import Size, op_operands, problem, relative_errors, with_gradients
 
-from mmixer_kernels import FusedMCU, dispatch, ops, reference
+from mmixer_kernels import FusedMCU, FusedMCUCell, dispatch, ops, reference
 from mmixer_kernels.engines import cpu
 from mmixer_kernels.functional import mcu
 from mmixer_kernels.reference import Weights
@@ -248,3 +248,44 @@ def test_float32_error_of_the_reference_engine():
     truth = with_gradients(reference.mcu, p.to(torch.float64))
     for name, error in relative_errors(with_gradients(run, p), truth).items():
         assert error < 1e-4, name
+
+
+@pytest.mark.parametrize("layout", ["to_sparse", "to_mkldnn"])
+@pytest.mark.parametrize("name", ["weight_f", "norm_bias"])
+@pytest.mark.parametrize("grad_mode", [torch.no_grad, torch.enable_grad])
+def test_weights_that_are_not_dense_are_named(layout, name, grad_mode):
+    for unit, input in (
+        (FusedMCU(3, 4, 5), torch.randn(6, 2, 3)),
+        (FusedMCUCell(3, 4, 5), torch.randn(2, 3)),
+    ):
+        values = getattr(getattr(unit, name).detach(), layout)()
+        unit._parameters[name] = torch.nn.Parameter(values, requires_grad=False)
+        with grad_mode(), pytest.raises(TypeError, match=f"{name} must be a dense Tensor, but is"):
+            unit(input, torch.randn(2, 4))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_graph_exported_without_gradients_can_be_trained(frozen):
+    unit = FusedMCU(3, 4, 5).requires_grad_(not frozen)
+    operands = torch.randn(6, 2, 3), torch.randn(2, 4)
+    with torch.no_grad():
+        program = torch.export.export(unit, operands).module().requires_grad_()
+    unit.requires_grad_()
+    for module in (program, unit):
+        module(*operands)[0].sum().backward()
+    for name, parameter in program.named_parameters():
+        assert torch.equal(parameter.grad, unit.get_parameter(name).grad), name
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("enabled", [False, True])
+def test_autocast_has_the_error_of_its_dtype(engine, enabled):
+    """Operands are cast once, not every product inside."""
+    unit = FusedMCU(24, 24, 24, engine=engine)
+    exact = reference.MCU(24, 24, 24).double()
+    exact.load_state_dict({name: x.bfloat16() for name, x in unit.state_dict().items()})
+    x, c = torch.randn(30, 3, 24).bfloat16(), torch.randn(3, 24).bfloat16()
+    truth = exact(x.double(), c.double())[0]
+    with torch.set_grad_enabled(enabled), torch.autocast("cpu", torch.bfloat16):
+        output, _ = unit(x.float(), c.float())
+    assert (output.double() - truth).norm() < 2.0**-8 * truth.norm()

@@ -431,6 +431,12 @@ def symbolic_trace(case: Case) -> Any:
     return (module or torch.fx.symbolic_trace(model))(*case.operands)
 
 
+def scripted(case: Case) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.jit.script(case.module)(*case.operands)
+
+
 def make_fx(case: Case) -> Any:
     from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -612,6 +618,7 @@ NOT_FOLLOWED = {
     "CellStream": Error(RuntimeError, "A CellStream cannot be traced or transformed", "error")
 }
 _FREED = Error(ValueError, "weight_r must have its values in memory, but its storage", "error")
+_NOT_SCRIPTED = Error(TypeError, "cannot be scripted: use torch.jit.trace", "error")
 _NOT_STREAM = tuple(entrance.name for entrance in ENTRANCES if entrance.name != "CellStream")
 
 
@@ -711,6 +718,7 @@ TOOLS = [
         entrances=_NOT_STREAM,
     ),
     Tool("`torch.export.export`", exported, truth=Case.call, slow=True, entrances=_NOT_STREAM),
+    Tool("`torch.jit.script`", scripted, _NOT_SCRIPTED, entrances=MODULES),
     Tool("`torch.fx.symbolic_trace`", symbolic_trace, entrances=("FusedMCU", "FusedMCUCell")),
     Tool("`make_fx`", make_fx, truth=Case.call, entrances=_NOT_STREAM),
     Tool("`torch.func.functionalize`", functionalized, but=NOT_FOLLOWED),

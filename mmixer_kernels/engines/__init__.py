@@ -56,7 +56,7 @@ def choose(engine: str, input: Tensor) -> str:
     """
     if isinstance(engine, str) and engine == "auto":
         engine = _from_environment()
-    if engine != "auto":
+    if not isinstance(engine, str) or engine != "auto":
         check_name(engine)
         if reason := get(engine).unsupported(input):
             raise ValueError(f'engine="{engine}" does not take this call: {reason}')

@@ -70,14 +70,11 @@ def batched(names, one, many):
 
 
 def each_call(function, names, one, many):
-    results = []
-    for i in range(CALLS):
-        chosen = {
-            name: pytree.tree_map(lambda x: x[i], many[name]) if name in names else one[name]  # noqa: B023
-            for name in one
-        }
-        results.append(function(chosen))
-    return pytree.tree_map(lambda *x: torch.stack(x), *results)
+    def call(i):
+        own = pytree.tree_map(lambda x: x[i], many)
+        return function({name: (own if name in names else one)[name] for name in one})
+
+    return pytree.tree_map(lambda *x: torch.stack(x), *map(call, range(CALLS)))
 
 
 def squares(results):
@@ -92,8 +89,9 @@ def gradient(function):
     """With respect to everything but lengths."""
 
     def of(operands):
-        rest = {name: x for name, x in operands.items() if name == "lengths"}
-        loss = lambda named: squares(function({**named, **rest}))  # noqa: E731
+        def loss(named):
+            return squares(function({**operands, **named}))
+
         return torch.func.grad(loss)(differentiable(operands))
 
     return of
@@ -187,7 +185,10 @@ def test_batched_gradients(lengths):
 def test_vmap_of_one_call_and_without_samples(inner):
     size = SIZE._replace(batch=inner)
     p = problem(size)
-    function = lambda x, w: mcu(x, p.context, Weights(*w))[0]  # noqa: E731
+
+    def function(x, w):
+        return mcu(x, p.context, Weights(*w))[0]
+
     results = torch.vmap(function, in_dims=(0, None))(p.input[None], tuple(p.weights))
     assert results.shape == (1, size.steps, size.batch, size.hidden)
     weights = tuple(w[None] for w in p.weights)
@@ -206,24 +207,23 @@ def test_results_may_be_changed_in_place():
     assert_close(torch.func.grad(loss)(p.input), torch.autograd.grad(loss(x), x)[0])
 
 
+def scalar(p):
+    """A function of the input, by the CPU engine."""
+    return lambda x: squares(mcu(x, p.context, p.weights, engine="cpu"))
+
+
 def test_derivatives_of_order_three():
     p = problem(Size(2, 1, 2, 2, 3))
 
-    def third(function):
-        order = function
-        for _ in range(3):
-            order = lambda x, order=order: squares(torch.func.grad(order)(x))  # noqa: E731
-        return order(p.input)
+    def squared_gradient(function):
+        return lambda x: squares(torch.func.grad(function)(x))
 
-    def by_autograd(function):
-        x = p.input.clone().requires_grad_()
-        value = function(x)
-        for _ in range(3):
-            value = squares(torch.autograd.grad(value, x, create_graph=True)[0])
-        return value.detach()
-
-    ours = lambda x: squares(mcu(x, p.context, p.weights, engine="cpu"))  # noqa: E731
-    assert_close(third(ours), by_autograd(ours))
+    by_func = squared_gradient(squared_gradient(squared_gradient(scalar(p))))(p.input)
+    x = p.input.clone().requires_grad_()
+    value = scalar(p)(x)
+    for _ in range(3):
+        value = squares(torch.autograd.grad(value, x, create_graph=True)[0])
+    assert_close(by_func, value.detach())
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script`")  # torch's own use
@@ -231,11 +231,11 @@ def test_forward_mode_of_order_three():
     """jvp(f, x, x) is the derivative x . grad f."""
     p = problem(Size(2, 1, 2, 2, 3))
 
-    def function(x):
-        return squares(mcu(x, p.context, p.weights, engine="cpu"))
+    def forward(function):
+        return lambda x: torch.func.jvp(function, (x,), (x,))[1]
 
-    forward, reverse = function, function
-    for _ in range(3):
-        forward = lambda x, f=forward: torch.func.jvp(f, (x,), (x,))[1]  # noqa: E731
-        reverse = lambda x, f=reverse: (torch.func.grad(f)(x) * x).sum()  # noqa: E731
-    assert_close(forward(p.input), reverse(p.input))
+    def reverse(function):
+        return lambda x: (torch.func.grad(function)(x) * x).sum()
+
+    by_forward, by_reverse = (way(way(way(scalar(p))))(p.input) for way in (forward, reverse))
+    assert_close(by_forward, by_reverse)
