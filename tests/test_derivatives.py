@@ -5,6 +5,7 @@ import pytest
 import torch
 from helpers import Size, problem
 from torch.utils import _pytree as pytree
+from torch.utils.flop_counter import FlopCounterMode
 
 from mmixer_kernels import reference
 from mmixer_kernels.functional import mcu, mcu_group
@@ -152,6 +153,18 @@ def test_backward_through_vmap(names):
     ours = torch.autograd.grad(squares(torch.vmap(run, in_dims=(dims,))(chosen)), wanted)
     truth = torch.autograd.grad(squares(torch.vmap(equations, in_dims=(dims,))(chosen)), wanted)
     assert_close(ours, truth)
+
+
+def test_backward_through_vmap_computes_no_forward_again():
+    p = problem(SIZE)
+    loss = squares(
+        torch.vmap(lambda x: mcu(x, p.context, p.weights, engine="cpu"))(
+            torch.stack([p.input, p.input]).requires_grad_()
+        )
+    )
+    with FlopCounterMode(display=False) as counter:
+        loss.backward()
+    assert torch.ops.mmixer_kernels.mcu_forward not in counter.get_flop_counts()["Global"]
 
 
 @pytest.mark.parametrize("lengths", [False, True])
