@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import torch
@@ -193,6 +194,15 @@ def autocast_enabled(device_type: str) -> bool:
     return device_type != "meta" and torch.is_autocast_enabled(device_type)
 
 
+def without_autocast(input: Tensor) -> AbstractContextManager[Any]:
+    """Once `ops.autocast` has cast the operands, products inside are of the dtypes that they have,
+    those of a derivative too, which may be taken inside autocast."""
+    device_type = input.device.type
+    if not autocast_enabled(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
+
+
 def check_like_weight(name: str, tensor: Tensor, weight: Tensor) -> None:
     """A module's input has the device and the dtype of its weights, which may be bfloat16 beside
     float32. Inside autocast float32 and autocast's dtype go with either, float64 with itself."""
@@ -334,7 +344,7 @@ def check_lengths(lengths: Tensor, steps: int, batch: int, input: Tensor) -> Non
 
 def check_memory(name: str, tensor: Tensor) -> None:
     """ValueError where a tensor has elements, and its storage was freed."""
-    if tensor.numel() and not tensor.is_meta and not tensor.data_ptr():
+    if tensor.numel() and not tensor.is_meta and not tensor.untyped_storage().data_ptr():
         raise ValueError(
             f"{name} must have its values in memory, but its storage was freed, as sharding does "
             "with weights between calls: bring them back before the call"
@@ -387,7 +397,7 @@ def _check_tensors(
 
 def name_of(name: str, group: int | None) -> str:
     """What `mcu_group` calls an operand of one of its groups."""
-    if group is None or name == "hx":
+    if group is None or name in ("hx", "lengths"):
         return name
     return f"{name}s[{group}]" if name in ("input", "context") else f"weights[{group}].{name}"
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from . import batching
+from . import arguments, batching
 from .engines import reference
 from .reference import Weights
 
@@ -104,22 +104,23 @@ class _Forward(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.form, *tensors = inputs
-        ctx.save_for_backward(*output[1:], *tensors)
+        ctx.save_for_backward(output[2], *tensors)
         ctx.set_materialize_grads(False)  # They would be as large as what is saved.
 
     @staticmethod
     def backward(
         ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None, _: None
     ) -> tuple[Any, ...]:
-        form, (h_n, saved, *tensors) = ctx.form, ctx.saved_tensors
+        form, (saved, *tensors) = ctx.form, ctx.saved_tensors
         inputs, contexts, weights, hx, lengths = form.operands(tensors)
         needed = form.operands(ctx.needs_input_grad[1:])
         need_input, need_weights = any(needed[0]), any(needed[2])
-        if grad_h_n is None:
-            grad_h_n = h_n.new_zeros(()).expand_as(h_n)
+        steps, batch, _ = inputs[0].shape
+        hidden = len(weights[3])
         if grad_output is None:
-            groups, batch, hidden = h_n.shape
-            grad_output = h_n.new_zeros(()).expand(groups, len(inputs[0]), batch, hidden)
+            grad_output = inputs[0].new_zeros(()).expand(form.groups, steps, batch, hidden)
+        if grad_h_n is None:
+            grad_h_n = inputs[0].new_zeros(()).expand(form.groups, batch, hidden)
         of_inputs, of_contexts, of_weights, of_hx = backward(
             grad_output,
             grad_h_n,
@@ -195,8 +196,9 @@ class _Backward(Function):
             tensors_of_weights = [tensor for group in of_weights for tensor in group.tensors()]
             return _flat((of_inputs, of_contexts, tensors_of_weights, of_hx))
 
-        vjp = torch.func.vjp(first, *tensors)[1]
-        grad_output, grad_h_n, *grads = vjp(cotangents)
+        with arguments.without_autocast(tensors[0]):
+            vjp = torch.func.vjp(first, *tensors)[1]
+            grad_output, grad_h_n, *grads = vjp(cotangents)
         of_lengths = [None] if form.has_lengths else []
         return None, None, grad_output, grad_h_n, None, *grads, *of_lengths
 

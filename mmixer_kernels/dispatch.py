@@ -98,8 +98,11 @@ def needs_equations(is_compiling: bool) -> bool:
         tool = "torch.onnx.export(dynamo=False)"
     elif _dual_level_is_open():
         tool = "forward-mode differentiation"
-    elif is_compiling and is_differentiated_by_functorch():
-        tool = "torch.compile of torch.func's differentiation"
+    elif is_differentiated_by_functorch():
+        if is_compiling:
+            tool = "torch.compile of torch.func's differentiation"
+        elif "Functionalize" in _transforms():
+            tool = "torch.func.functionalize of torch.func's differentiation"
     if tool is not None and tool not in _told:
         _told.add(tool)
         _logger.debug("%s has no rule for the fused ops: the reference's equations follow", tool)
@@ -131,10 +134,12 @@ def _dual_level_is_open() -> bool:
 
 def is_differentiated_by_functorch() -> bool:
     """Whether a level of `torch.func.grad`, `vjp` or `jacrev` is open."""
-    stack = _interpreters()
-    if stack is None:
-        return False
-    return any(interpreter.key().name == "Grad" for interpreter in stack)
+    return "Grad" in _transforms()
+
+
+def _transforms() -> set[str]:
+    """The kinds of the open levels of torch.func."""
+    return {interpreter.key().name for interpreter in _interpreters() or ()}
 
 
 # torch.compile takes the answers as they are, and guards levels and transforms by itself. This is

@@ -7,7 +7,7 @@ differentiates the reference. Tools that have no rule for an op get the referenc
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -32,6 +32,7 @@ _library.define(
 )
 
 _Backward = tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]
+_LARGEST_OFFSET = 2**40  # bytes of a view into its storage; addresses below are looked at closely
 
 
 def mcu(
@@ -61,10 +62,10 @@ def mcu(
         output `[G, T, B, H]` and h_n `[G, B, H]`.
     """
     flat = [tensor for group in weights for tensor in group.tensors()]
-    tensors = [*inputs, *contexts, *flat, *([] if hx is None else [hx])]
+    tensors = [*inputs, *contexts, *flat, *_given(hx, lengths)]
     save = _needs_gradient(tensors)
     if not save and dispatch.is_plain(tensors):
-        _check_memory(tensors, inputs, contexts, weights, hx)
+        _check_memory(tensors, inputs, contexts, weights, hx, lengths)
         output, h_n, _ = _engine(engine, inputs).forward(
             inputs, contexts, weights, hx, lengths, mix, eps, save=False
         )
@@ -98,14 +99,18 @@ def mcu_cell(
     the next state `[B, H]`."""
     step = getattr(get(engine), "step", None)
     if step is not None and input.shape[0]:
-        tensors = [input, context, *weights.tensors(), *([] if hx is None else [hx])]
+        tensors = [input, context, *weights.tensors(), *_given(hx)]
         if not _needs_gradient(tensors) and dispatch.is_plain(tensors):
-            _check_memory(tensors, [input], [context], [weights], hx)
+            _check_memory(tensors, [input], [context], [weights], hx, None)
             next_state: Tensor = step(input, context, weights, hx, mix, eps)
             return next_state
     state = None if hx is None else hx.unsqueeze(0)
     operands = [input.unsqueeze(0)], [context], [weights], state, None
     return mcu(*operands, mix=mix, eps=eps, engine=engine, recompute=False)[1].squeeze(0)
+
+
+def _given(*tensors: Tensor | None) -> list[Tensor]:
+    return [tensor for tensor in tensors if tensor is not None]
 
 
 def _needs_gradient(tensors: Sequence[Tensor]) -> bool:
@@ -122,7 +127,7 @@ def _by_equations(
     eps: float,
 ) -> tuple[Tensor, Tensor]:
     """`mcu` in ordinary operations, which any tool can follow."""
-    with _without_autocast(inputs[0]):
+    with arguments.without_autocast(inputs[0]):
         return reference.mcu_group(
             *(inputs, contexts, weights, hx, lengths),
             mix=mix,
@@ -158,14 +163,6 @@ def autocast(
     )
 
 
-def _without_autocast(input: Tensor) -> AbstractContextManager[Any]:
-    """Once `autocast` has cast the operands, products inside are of the dtypes that they have."""
-    device_type = input.device.type
-    if not arguments.autocast_enabled(device_type):
-        return nullcontext()
-    return torch.autocast(device_type, enabled=False)
-
-
 def _engine(name: str, inputs: Sequence[Tensor]) -> ModuleType:
     """The engine; without any sample the reference, as there is nothing to compute."""
     return get(name if inputs[0].shape[1] else "reference")
@@ -177,14 +174,16 @@ def _check_memory(
     contexts: Sequence[Tensor],
     weights: Sequence[Weights],
     hx: Tensor | None,
+    lengths: Tensor | None,
 ) -> None:
     """ValueError where the storage of one of the tensors, which are those of the others, was freed:
     a kernel would not survive it. TypeError where one is sparse, and has none."""
     with suppress(RuntimeError):  # of a tensor without storage
-        if all(map(Tensor.data_ptr, tensors)):
+        # The address of a view of a freed storage is the view's offset in bytes.
+        if min(map(Tensor.data_ptr, tensors)) > _LARGEST_OFFSET:
             return
-    _check_each(arguments.check_tensor, inputs, contexts, weights, hx)
-    _check_each(arguments.check_memory, inputs, contexts, weights, hx)
+    _check_each(arguments.check_tensor, inputs, contexts, weights, hx, lengths)
+    _check_each(arguments.check_memory, inputs, contexts, weights, hx, lengths)
 
 
 def _check_each(
@@ -193,10 +192,12 @@ def _check_each(
     contexts: Sequence[Tensor],
     weights: Sequence[Weights],
     hx: Tensor | None,
+    lengths: Tensor | None,
 ) -> None:
     """Each operand under the name that the caller knows it by."""
     for i, (input, context, group) in enumerate(zip(inputs, contexts, weights, strict=True)):
-        operands = {"input": input, "context": context, "hx": hx, **group._asdict()}
+        operands = {"input": input, "context": context, "hx": hx, "lengths": lengths}
+        operands |= group._asdict()
         for name, tensor in operands.items():
             if tensor is not None:
                 check(arguments.name_of(name, i if len(inputs) > 1 else None), tensor)
@@ -215,9 +216,9 @@ def _forward(
     recompute: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     sets = Weights.sets(weights, len(inputs))
-    tensors = [*inputs, *contexts, *weights, *([] if hx is None else [hx])]
-    _check_memory(tensors, inputs, contexts, sets, hx)
-    with _without_autocast(inputs[0]):
+    tensors = [*inputs, *contexts, *weights, *_given(hx, lengths)]
+    _check_memory(tensors, inputs, contexts, sets, hx, lengths)
+    with arguments.without_autocast(inputs[0]):
         return _engine(engine, inputs).forward(
             inputs, contexts, sets, hx, lengths, mix, eps, save, recompute
         )
@@ -260,11 +261,6 @@ def _forward_autograd(
 ) -> tuple[Any, ...]:
     saved, *rest = ctx.saved_tensors
     mix, eps, engine, save, recompute = ctx.options
-    if not save:
-        raise RuntimeError(
-            "mcu_forward was called with save=False, so it has no gradient: call it with "
-            "save=True, or export and trace it where gradients are enabled"
-        )
     groups = ctx.groups
     inputs, contexts, rest = rest[:groups], rest[groups : 2 * groups], rest[2 * groups :]
     weights, rest = rest[: ctx.weights], rest[ctx.weights :]
@@ -281,6 +277,12 @@ def _forward_autograd(
     )
     if dispatch.a_mode_looks_on():
         flops.tell_counters()
+    if not save:  # Traced with frozen weights, say, and then trained, or something before it.
+        operands = inputs, contexts, weights, hx, lengths
+        with torch.no_grad():
+            saved = torch.ops.mmixer_kernels.mcu_forward(
+                *operands, mix, eps, engine, True, recompute
+            )[2]
     grad_inputs, grad_contexts, grad_weights, grad_hx = torch.ops.mmixer_kernels.mcu_backward(
         grad_output,
         grad_h_n,
@@ -323,9 +325,9 @@ def _backward(
     need_weights: bool,
 ) -> _Backward:
     sets = Weights.sets(weights, len(inputs))
-    tensors = [*inputs, *contexts, *weights, *([] if hx is None else [hx])]
-    _check_memory(tensors, inputs, contexts, sets, hx)
-    with _without_autocast(inputs[0]):
+    tensors = [*inputs, *contexts, *weights, *_given(hx, lengths)]
+    _check_memory(tensors, inputs, contexts, sets, hx, lengths)
+    with arguments.without_autocast(inputs[0]):
         grad_inputs, grad_contexts, grad_weights, grad_hx = _engine(engine, inputs).backward(
             grad_output,
             grad_h_n,
@@ -389,13 +391,11 @@ def _backward_autograd(
     grad_hx: Tensor | None,
 ) -> tuple[Any, ...]:
     """The derivative of the reference's hand-derived backward, by autograd."""
-    with torch.enable_grad():
+    saved = ctx.saved_tensors
+    with torch.enable_grad(), arguments.without_autocast(saved[0]):
         # Aliases, since one operand may have been computed from another: what is wanted here are
         # the partial derivatives, still connected to the operands for a third derivative.
-        aliases = [
-            x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
-            for x in ctx.saved_tensors
-        ]
+        aliases = [x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in saved]
         groups = ctx.groups
         grad_output, grad_h_n, *operands = aliases
         inputs, contexts = operands[:groups], operands[groups : 2 * groups]
@@ -418,15 +418,16 @@ def _backward_autograd(
         values = [*first[0], *first[1], *of_weights, first[3]]
         cotangents = [*grad_inputs, *grad_contexts, *grad_weights, grad_hx]
         pairs = [(x, v) for x, v in zip(values, cotangents, strict=True) if v is not None]
-    second: list[Tensor | None] = list(
-        torch.autograd.grad(
-            [x for x, _ in pairs],
-            aliases,
-            [v for _, v in pairs],
-            create_graph=torch.is_grad_enabled(),
-            allow_unused=True,
+    with arguments.without_autocast(grad_output):
+        second: list[Tensor | None] = list(
+            torch.autograd.grad(
+                [x for x, _ in pairs],
+                aliases,
+                [v for _, v in pairs],
+                create_graph=torch.is_grad_enabled(),
+                allow_unused=True,
+            )
         )
-    )
     operand_grads = second[2:]
     return (
         second[0],

@@ -5,6 +5,7 @@ import pytest
 import torch
 from helpers import Size, problem
 from torch.utils import _pytree as pytree
+from torch.utils.flop_counter import FlopCounterMode
 
 from mmixer_kernels import reference
 from mmixer_kernels.functional import mcu, mcu_group
@@ -154,6 +155,18 @@ def test_backward_through_vmap(names):
     assert_close(ours, truth)
 
 
+def test_backward_through_vmap_computes_no_forward_again():
+    p = problem(SIZE)
+    loss = squares(
+        torch.vmap(lambda x: mcu(x, p.context, p.weights, engine="cpu"))(
+            torch.stack([p.input, p.input]).requires_grad_()
+        )
+    )
+    with FlopCounterMode(display=False) as counter:
+        loss.backward()
+    assert torch.ops.mmixer_kernels.mcu_forward not in counter.get_flop_counts()["Global"]
+
+
 @pytest.mark.parametrize("lengths", [False, True])
 def test_batched_gradients(lengths):
     """The vmap of torch.autograd, nested as in a second derivative of several directions."""
@@ -193,6 +206,18 @@ def test_vmap_of_one_call_and_without_samples(inner):
     assert results.shape == (1, size.steps, size.batch, size.hidden)
     weights = tuple(w[None] for w in p.weights)
     assert_close(torch.vmap(function, in_dims=(None, 0))(p.input, weights), results)
+
+
+def test_results_may_be_changed_in_place():
+    """As those of a call outside torch.func: backward does not read them."""
+    p = problem(SIZE)
+
+    def loss(x):
+        output, h_n = mcu(x, p.context, p.weights, engine="cpu")
+        return squares((output.mul_(2), h_n.add_(1)))
+
+    x = p.input.clone().requires_grad_()
+    assert_close(torch.func.grad(loss)(p.input), torch.autograd.grad(loss(x), x)[0])
 
 
 def scalar(p):

@@ -28,6 +28,15 @@ def test_a_call_that_nothing_looks_at(mode):
         assert is_plain(made)
 
 
+def test_lengths_that_only_the_dispatcher_knows():
+    """Read as they lie, they would be less than none."""
+    unit, x, c = FusedMCU(3, 2, 4, engine="cpu"), torch.randn(5, 2, 3), torch.randn(2, 2)
+    lengths = torch.tensor([5, 2])
+    with torch.no_grad():
+        truth = unit(x, c, None, lengths)
+        torch.testing.assert_close(unit(x, c, None, torch._neg_view(-lengths)), truth)
+
+
 class Subclass(torch.Tensor):
     pass
 

@@ -146,11 +146,17 @@ def test_nothing_is_saved_without_gradients(dispatched, monkeypatch):
     assert saved[3] > 0
 
 
-def test_a_call_that_saved_nothing_says_so():
-    arguments, _ = op_operands()
-    output, _, _ = FORWARD(*arguments, "gated", 1e-5, "cpu", False, False)
-    with pytest.raises(RuntimeError, match="save=False"):
-        output.sum().backward()
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_call_that_saved_nothing_is_computed_again_for_backward(engine):
+    """As a trace of a frozen unit is, which another layer's gradient may have to pass."""
+    operands, _ = op_operands()
+    results = [
+        FORWARD(*operands, "gated", 1e-5, engine, save, False)[0].square().sum()
+        for save in (False, True)
+    ]
+    wanted = [*operands[0], *operands[1], *operands[2], operands[3]]
+    again, saved = (torch.autograd.grad(result, wanted) for result in results)
+    assert all(map(torch.equal, again, saved))
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
@@ -209,6 +215,20 @@ def test_autocast():
         assert double(x.double(), c.double())[0].dtype == torch.float64
 
 
+def test_second_derivative_inside_autocast():
+    """It is no coarser there: what is differentiated has been cast before."""
+    unit, c = FusedMCU(6, 5, 24), torch.randn(3, 5)
+    x = torch.randn(9, 3, 6, requires_grad=True)
+    loss = lambda x: unit(x, c)[0].float().square().sum()  # noqa: E731
+    with torch.autocast("cpu", torch.bfloat16):
+        (first,) = torch.autograd.grad(loss(x), x, create_graph=True)
+        first_of_func, vjp = torch.func.vjp(torch.func.grad(loss), x.detach())
+        inside = torch.autograd.grad(first, x, first.detach(), retain_graph=True)
+        inside_of_func = vjp(first_of_func)
+    assert torch.equal(torch.autograd.grad(first, x, first.detach())[0], inside[0])
+    assert torch.equal(vjp(first_of_func)[0], inside_of_func[0])
+
+
 def test_float32_error_of_the_reference_engine():
     p = problem(Size(5, 3, 4, 5, 6), lengths=True, dtype=torch.float32)
 
@@ -244,14 +264,17 @@ def test_weights_that_are_not_dense_are_named(layout, name, grad_mode):
             unit(input, torch.randn(2, 4))
 
 
-def test_a_graph_exported_without_gradients_says_so():
-    unit = FusedMCU(3, 4, 5)
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_graph_exported_without_gradients_can_be_trained(frozen):
+    unit = FusedMCU(3, 4, 5).requires_grad_(not frozen)
     operands = torch.randn(6, 2, 3), torch.randn(2, 4)
     with torch.no_grad():
-        program = torch.export.export(unit, operands).module()
-    output, _ = program(*operands)
-    with pytest.raises(RuntimeError, match="export and trace it where gradients are enabled"):
-        output.sum().backward()
+        program = torch.export.export(unit, operands).module().requires_grad_()
+    unit.requires_grad_()
+    for module in (program, unit):
+        module(*operands)[0].sum().backward()
+    for name, parameter in program.named_parameters():
+        assert torch.equal(parameter.grad, unit.get_parameter(name).grad), name
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -447,6 +447,12 @@ def functionalized(case: Case) -> Any:
     return torch.func.functionalize(case.module)(*case.operands)
 
 
+def functionalized_grad(case: Case) -> Any:
+    every = tuple(range(len(case.operands)))
+    gradient = torch.func.grad(lambda *x: sum_of_squares(case.module(*x)), every)
+    return torch.func.functionalize(gradient)(*case.operands)
+
+
 def negated(x: Tensor) -> Tensor:
     """x itself, as the negation of a tensor that is carried out when it is read."""
     return torch._neg_view(-x)
@@ -471,6 +477,16 @@ def zero_tensors(case: Case) -> Any:
 
 def freed_storage(case: Case) -> Any:
     case.unit().weight_r.untyped_storage().resize_(0)
+    with torch.no_grad():
+        return case.call()
+
+
+def freed_storage_of_views(case: Case) -> Any:
+    """As FSDP's first version leaves them: views of one long parameter."""
+    weight = case.unit().weight_r
+    whole = torch.cat([torch.zeros(1), weight.detach().flatten()]).double()
+    weight.data = whole[1:].view_as(weight)
+    whole.untyped_storage().resize_(0)
     with torch.no_grad():
         return case.call()
 
@@ -706,10 +722,12 @@ TOOLS = [
     Tool("`torch.fx.symbolic_trace`", symbolic_trace, entrances=("FusedMCU", "FusedMCUCell")),
     Tool("`make_fx`", make_fx, truth=Case.call, entrances=_NOT_STREAM),
     Tool("`torch.func.functionalize`", functionalized, but=NOT_FOLLOWED),
+    Tool("`functionalize` of `grad`", functionalized_grad, EQUATIONS, NOT_FOLLOWED),
     Tool("lazily negated operands", negated_operands),
     Tool("lazily negated weights", negated_weights),
     Tool("lazy zeros", zero_tensors),
     Tool("weights whose storage was freed", freed_storage, _FREED),
+    Tool("views of a storage that was freed", freed_storage_of_views, _FREED),
     Tool('`torch.device("meta")` as a context', within(lambda: torch.device("meta"))),
     Tool("`torch.profiler`", profiled, truth=Case.call),
     Tool("`FlopCounterMode`", counted, entrances=_NOT_STREAM),
