@@ -241,7 +241,7 @@ def check_bool(name: str, value: object) -> None:
 
 def check_options(mix: str, eps: float) -> None:
     check_choice("mix", mix, MIXES)
-    is_number = isinstance(eps, int | float) and type(eps) is not bool
+    is_number = type(eps) is float or (isinstance(eps, int | float) and type(eps) is not bool)
     if not is_number or not 0 < eps <= sys.float_info.max:
         raise ValueError(f"eps must be a positive finite float, but is {eps!r}")
 

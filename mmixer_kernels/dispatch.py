@@ -35,7 +35,9 @@ def is_plain(tensors: Sequence[Tensor]) -> bool:
     Then the dispatcher, which costs a streaming step as much as its products, can be left out.
     Modes of __torch_function__ have seen the call before it comes here.
     """
-    if torch.compiler.is_compiling() or _dual_level_is_open() or _is_profiled():
+    if torch.compiler.is_compiling() or getattr(forward_ad, "_current_level", 0) >= 0:
+        return False
+    if _is_profiled():
         return False
     for guard in _guards.get(len(tensors), ()):
         if guard.check(*tensors):

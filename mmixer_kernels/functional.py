@@ -203,21 +203,21 @@ def mcu_cell(
             mcu_cell, seen, input, context, weights, hx, mix=mix, eps=eps, engine=engine
         )
     arguments.check_tensor("input", input)
-    if input.ndim not in (1, 2):
+    dims = input.ndim
+    if dims not in (1, 2):
         raise ValueError(
             "input must be [B, input_size], or [input_size] unbatched, "
             f"but has shape {list(input.shape)}"
         )
-    for name, value in (("context", context), ("hx", hx)):
-        if value is None and name == "hx":
-            continue
+    others = {"context": context} if hx is None else {"context": context, "hx": hx}
+    for name, value in others.items():
         tensor = arguments.check_tensor(name, value)
-        if tensor.ndim != input.ndim:
+        if tensor.ndim != dims:
             raise ValueError(
-                f"{name} must have as many dimensions as input, {input.ndim}, "
+                f"{name} must have as many dimensions as input, {dims}, "
                 f"but has shape {list(tensor.shape)}"
             )
-    if input.ndim == 1:
+    if dims == 1:
         state = None if hx is None else hx.unsqueeze(0)
         batch = (input.unsqueeze(0), context.unsqueeze(0), weights, state)
         return mcu_cell(*batch, mix=mix, eps=eps, engine=engine).squeeze(0)

@@ -99,7 +99,7 @@ def mcu_cell(
     the next state `[B, H]`."""
     step = getattr(get(engine), "step", None)
     if step is not None and input.shape[0]:
-        tensors = [input, context, *weights.tensors(), *_given(hx)]
+        tensors = [input, context, *weights.tensors(), *([] if hx is None else [hx])]
         if not _needs_gradient(tensors) and dispatch.is_plain(tensors):
             _check_memory(tensors, [input], [context], [weights], hx, None)
             next_state: Tensor = step(input, context, weights, hx, mix, eps)

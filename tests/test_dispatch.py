@@ -131,7 +131,7 @@ class Lacking:
         ("torch", "_C._dispatch_tls_local_include_set", True),
         ("torch", "_C._dispatch_keys", True),
         ("torch", "_C.DispatchKeySet", True),
-        ("forward_ad", "_current_level", False),
+        ("forward_ad", "_current_level", True),
     ],
 )
 def test_without_a_private_function_of_torch(module, path, is_needed, monkeypatch):

@@ -279,7 +279,8 @@ def _stored(
     """Addresses of the tensors, contiguous, in bfloat16 or else in the compute dtype; and the
     copies that had to be made."""
     addresses, copies = [], []
-    matrices, norms = (torch.bfloat16 if is_bfloat16 else dtype for is_bfloat16 in bfloat16)
+    matrices = torch.bfloat16 if bfloat16[0] else dtype
+    norms = torch.bfloat16 if bfloat16[1] else dtype
     for i, tensor in enumerate(weights):
         stored = matrices if i < 6 else norms
         if tensor is None:
