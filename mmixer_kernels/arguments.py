@@ -155,7 +155,9 @@ def _check_packed(input: PackedSequence) -> None:
 def check_tensor(name: str, value: object) -> Tensor:
     """The value itself; TypeError where it is no tensor, or a sparse or jagged one."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a Tensor, but is a {type(value).__name__}")
+        leaf = ": let torch.fx's tracer take the module as a leaf"
+        hint = leaf if isinstance(value, torch.fx.Proxy) else ""
+        raise TypeError(f"{name} must be a Tensor, but is a {type(value).__name__}{hint}")
     if value.layout is not torch.strided:
         kind = str(value.layout).removeprefix("torch.")
         raise TypeError(f"{name} must be a dense Tensor, but is {kind}: use .to_dense() or pad it")

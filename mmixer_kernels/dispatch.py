@@ -37,7 +37,8 @@ def is_plain(tensors: Sequence[Tensor]) -> bool:
     """
     if torch.compiler.is_compiling() or getattr(forward_ad, "_current_level", 0) >= 0:
         return False
-    if _is_profiled():
+    # Guards do not look at the modes of torch's own tracers.
+    if _dispatch_modes() or _is_profiled():
         return False
     for guard in _guards.get(len(tensors), ()):
         if guard.check(*tensors):

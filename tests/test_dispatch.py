@@ -5,7 +5,9 @@ from contextlib import ExitStack
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmixer_kernels import FusedMCU, dispatch, reference
@@ -60,6 +62,7 @@ def test_an_operand_that_only_the_dispatcher_knows(name, position):
 
 ONLOOKERS = {
     "mode": TorchDispatchMode,
+    "mode of torch's own": FakeTensorMode,
     "dual level": forward_ad.dual_level,
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
     "profiler": torch.profiler.profile,
@@ -78,16 +81,18 @@ def test_what_looks_on(name):
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_transform_or_tracer_looks_on():
-    seen = []
+    known, seen = [torch.zeros(2)], []
+    assert is_plain(known)
 
     def function(x):
-        seen.append(is_plain([torch.zeros(2)]))  # not even of the transform
+        seen.append(is_plain(known))  # not even of the transform
         return x * 2
 
     torch.vmap(function)(torch.zeros(2))
     torch.func.grad(function)(torch.tensor(1.0))
     torch.jit.trace(function, torch.zeros(2), check_trace=False)
-    assert seen == [False] * 3
+    make_fx(function)(torch.zeros(2))
+    assert seen == [False] * 4
 
 
 def test_what_is_remembered_is_limited(monkeypatch):

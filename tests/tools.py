@@ -404,6 +404,12 @@ def compiled(case: Case) -> Any:
     return gradients(case, torch.compile(case.module, fullgraph=True, backend="aot_eager"))
 
 
+def compiled_forward(case: Case) -> Any:
+    torch._dynamo.reset()
+    with torch.no_grad():
+        return torch.compile(case.module, backend="aot_eager")(*case.operands)
+
+
 def compiled_grad(case: Case) -> Any:
     torch._dynamo.reset()
     function = torch.func.grad(lambda *x: sum_of_squares(case.module(*x)))
@@ -422,13 +428,17 @@ class Model(nn.Module):
         self.unit = unit
 
     def forward(self, x: Tensor, y: Tensor) -> Any:
-        return self.unit(x * 2, y)
+        return self.unit(x, y)
+
+
+class ModelOfFour(Model):
+    def forward(self, x: Tensor, y: Tensor, z: Tensor, w: Tensor) -> Any:  # type: ignore[override]
+        return self.unit(x, y, z, w)
 
 
 def symbolic_trace(case: Case) -> Any:
-    model = Model(case.module)
-    module = model if isinstance(case.unit(), Cell) or type(case.unit()) is MCU else None
-    return (module or torch.fx.symbolic_trace(model))(*case.operands)
+    model = (Model if len(case.operands) == 2 else ModelOfFour)(case.module)
+    return torch.fx.symbolic_trace(model)(*case.operands)
 
 
 def scripted(case: Case) -> Any:
@@ -506,6 +516,11 @@ def counted(case: Case) -> Tensor:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         case.module(*case.entrance.operands(steps=1))
     return torch.tensor(counter.get_total_flops())
+
+
+def counted_of_equations(case: Case) -> Tensor:
+    """A stream takes a step when it is made, too."""
+    return counted(case) * (2 if case.entrance.name == "CellStream" else 1)
 
 
 class _Dispatched(TorchDispatchMode):
@@ -619,7 +634,14 @@ NOT_FOLLOWED = {
 }
 _FREED = Error(ValueError, "weight_r must have its values in memory, but its storage", "error")
 _NOT_SCRIPTED = Error(TypeError, "cannot be scripted: use torch.jit.trace", "error")
-_NOT_STREAM = tuple(entrance.name for entrance in ENTRANCES if entrance.name != "CellStream")
+_NO_LEAF = Error(
+    TypeError, "but is a Proxy: let torch.fx's tracer take the module as a leaf", "error"
+)
+_COMPILED_STREAM = {
+    "CellStream": Error(
+        Exception, "must not require a gradient|cannot be traced or transformed", "error"
+    )
+}
 
 
 TOOLS = [
@@ -628,7 +650,7 @@ TOOLS = [
     Tool("`create_graph=True`, second derivatives", second_derivative, but=NO_GRADIENT),
     Tool("`torch.no_grad()`", within(torch.no_grad)),
     Tool("`torch.inference_mode()`", within(torch.inference_mode)),
-    Tool("a batch of none", empty_batch, entrances=_NOT_STREAM),
+    Tool("a batch of none", empty_batch, but=NO_GRADIENT),
     Tool("`copy.deepcopy`, `pickle`", copied, but=NO_GRADIENT),
     Tool("`checkpoint(use_reentrant=False)`", checkpointed(False), but=NO_GRADIENT),
     Tool("`checkpoint(use_reentrant=True)`", checkpointed(True), but=NO_GRADIENT),
@@ -637,10 +659,10 @@ TOOLS = [
     Tool("`torch.autograd.grad(is_grads_batched=True)`", batched_gradients, but=NO_GRADIENT),
     Tool(
         "`gradcheck`, batched and forward-mode",
-        *(gradcheck, EQUATIONS, {}, None, _NOT_STREAM),
+        *(gradcheck, EQUATIONS, NO_GRADIENT),
         slow=True,
     ),
-    Tool("`gradgradcheck`, batched", gradgradcheck, entrances=_NOT_STREAM, slow=True),
+    Tool("`gradgradcheck`, batched", gradgradcheck, but=NO_GRADIENT, slow=True),
     Tool("`torch.autograd.functional.jacobian`", autograd_functional("jacobian"), but=NO_GRADIENT),
     Tool(
         "`jacobian(vectorize=True)`",
@@ -705,22 +727,28 @@ TOOLS = [
     Tool(
         "`torch.compile(fullgraph=True)`",
         compiled,
+        but=_COMPILED_STREAM,
         truth=gradients,
         slow=True,
-        entrances=_NOT_STREAM,
     ),
+    Tool("`torch.compile` in `no_grad`", compiled_forward, truth=Case.call, slow=True),
     Tool(
         "`torch.compile` of `torch.func.grad`",
         compiled_grad,
         EQUATIONS,
+        _COMPILED_STREAM,
         truth=lambda case: gradients(case)[1],
         slow=True,
-        entrances=_NOT_STREAM,
     ),
-    Tool("`torch.export.export`", exported, truth=Case.call, slow=True, entrances=_NOT_STREAM),
-    Tool("`torch.jit.script`", scripted, _NOT_SCRIPTED, entrances=MODULES),
-    Tool("`torch.fx.symbolic_trace`", symbolic_trace, entrances=("FusedMCU", "FusedMCUCell")),
-    Tool("`make_fx`", make_fx, truth=Case.call, entrances=_NOT_STREAM),
+    Tool("`torch.export.export`", exported, truth=Case.call, slow=True),
+    Tool("`torch.jit.script`", scripted, _NOT_SCRIPTED),
+    Tool(
+        "`torch.fx.symbolic_trace`",
+        symbolic_trace,
+        but={"CellStream": _NO_LEAF, "MMixer": _NO_LEAF},
+        truth=Case.call,
+    ),
+    Tool("`make_fx`", make_fx, truth=Case.call),
     Tool("`torch.func.functionalize`", functionalized, but=NOT_FOLLOWED),
     Tool("`functionalize` of `grad`", functionalized_grad, EQUATIONS, NOT_FOLLOWED),
     Tool("lazily negated operands", negated_operands),
@@ -730,11 +758,11 @@ TOOLS = [
     Tool("views of a storage that was freed", freed_storage_of_views, _FREED),
     Tool('`torch.device("meta")` as a context', within(lambda: torch.device("meta"))),
     Tool("`torch.profiler`", profiled, truth=Case.call),
-    Tool("`FlopCounterMode`", counted, entrances=_NOT_STREAM),
+    Tool("`FlopCounterMode`", counted, truth=counted_of_equations),
     Tool("a `TorchDispatchMode`", dispatch_mode, truth=Case.call),
     Tool("a `TorchFunctionMode`", function_mode, truth=Case.call),
-    Tool("a subclass of Tensor", subclass, truth=Case.call, entrances=_NOT_STREAM),
-    Tool("`FakeTensorMode`", fake, entrances=_NOT_STREAM),
+    Tool("a subclass of Tensor", subclass, truth=Case.call),
+    Tool("`FakeTensorMode`", fake),
     Tool("hooks", hooked, entrances=MODULES),
     Tool("`torch.nn.utils.prune`", pruned, entrances=MODULES),
     Tool("`weight_norm`", parametrized(parametrizations.weight_norm), entrances=MODULES),
