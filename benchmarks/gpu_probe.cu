@@ -33,7 +33,7 @@
 #include <vector>
 
 #include "../csrc/cuda/launch.h"
-#include "../csrc/cuda/mcu.h"
+#include "../csrc/cuda/engine.h"
 
 namespace mmixer::cuda {
 namespace {

@@ -8,7 +8,7 @@
 #include <tuple>
 #include <type_traits>
 
-#include "../csrc/cuda/mcu.h"
+#include "../csrc/cuda/engine.h"
 
 namespace py = pybind11;
 using namespace mmixer::cuda;

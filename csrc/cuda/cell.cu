@@ -4,7 +4,7 @@
 #include <stdexcept>
 
 #include "launch.h"
-#include "mcu.h"
+#include "engine.h"
 
 namespace mmixer::cuda {
 namespace {

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "launch.h"
-#include "mcu.h"
+#include "engine.h"
 
 namespace mmixer::cuda {
 

@@ -16,7 +16,7 @@
 #include <string>
 #include <vector>
 
-#include "../../csrc/cuda/mcu.h"
+#include "../../csrc/cuda/engine.h"
 #include "../../csrc/emulator/emulator.h"
 
 using namespace mmixer::cuda;

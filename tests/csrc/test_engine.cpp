@@ -1,4 +1,4 @@
-// The CPU engine through csrc/cpu/mcu.h, for sanitizers: all memory is of exactly the size that the
+// The CPU engine through csrc/cpu/engine.h, for sanitizers: all memory is of exactly the size that the
 // interface states, and holds NaN where the engine has to write before it reads.
 #include <algorithm>
 #include <array>
@@ -12,8 +12,10 @@
 #include <thread>
 #include <vector>
 
-#include "../../csrc/cpu/mcu.h"
+#include "../../csrc/cpu/engine.h"
+#include "../../csrc/cpu/team.h"
 
+using namespace mmixer;
 using namespace mmixer::cpu;
 
 namespace {
@@ -160,18 +162,20 @@ Results<T> run(const Case& c, const Options& options) {
     std::transform(values.begin(), values.end(), halves.begin(), upper_half);
     return halves.data();
   };
-  Problem<T> p{};
+  constexpr Dtype dtype = sizeof(T) == sizeof(float) ? Dtype::float32 : Dtype::float64;
+  Problem p{};
   p.groups = G, p.steps = c.steps, p.batch = B, p.hidden = H;
   p.mix = c.concat ? Mix::concat : Mix::gated;
-  p.bfloat16_weights = options.bfloat16;
-  p.bfloat16_norms = options.bfloat16 && c.strided;
-  p.recompute = options.recompute;
-  p.eps = T(eps);
+  p.dtype = dtype;
+  p.weight_dtype = options.bfloat16 ? Dtype::bfloat16 : dtype;
+  p.norm_dtype = options.bfloat16 && c.strided ? Dtype::bfloat16 : dtype;
+  p.keep = !options.backward ? Keep::nothing : options.recompute ? Keep::states : Keep::gates;
+  p.eps = eps;
   p.threads = options.threads;
   p.lengths = c.has_lengths ? c.lengths.data() : nullptr;
-  std::vector<Group<T>> groups(G);
+  std::vector<Group> groups(G);
   for (int64_t g = 0; g < G; g++) {
-    Group<T>& group = groups[g];
+    Group& group = groups[g];
     const Placed<T>& in = place(c.of(g, input), 1, c.steps);
     group.input = in.memory.data();
     group.input_stride_step = in.stride[1], group.input_stride_sample = in.stride[2];
@@ -180,12 +184,11 @@ Results<T> run(const Case& c, const Options& options) {
     group.context = context_rows.memory.data();
     group.context_stride_sample = context_rows.stride[2];
     group.context_size = c.context_size(g);
-    const void** target[] = {&group.weight_f,    &group.weight_g, &group.weight_s,
-                             &group.weight_r,    &group.weight_z, &group.weight_h,
-                             &group.norm_weight, &group.norm_bias};
-    for (int i = weight_f; i < tensors; i++)
-      *target[i - weight_f] =
-          store(c.of(g, i), i < norm_weight ? p.bfloat16_weights : p.bfloat16_norms);
+    const bool bfloat16_norms = p.norm_dtype == Dtype::bfloat16;
+    for (int gate = 0; gate < gates; gate++)
+      group.weight[gate] = store(c.of(g, weight_f + gate), options.bfloat16);
+    group.norm_weight = store(c.of(g, norm_weight), bfloat16_norms);
+    group.norm_bias = store(c.of(g, norm_bias), bfloat16_norms);
   }
   p.group = groups.data();
   const Placed<T> hx(c.operands.back(), G, 1, B, c.strided);
@@ -194,17 +197,17 @@ Results<T> run(const Case& c, const Options& options) {
 
   const auto fresh = [](int64_t size) { return std::vector<T>(size, T(nan)); };
   Results<T> results{fresh(G * c.steps * B * H), fresh(G * B * H)};
-  std::vector<T> saved = fresh(options.backward ? saved_size(p) : 0);
-  std::vector<T> workspace = fresh(forward_workspace_size(p, options.backward));
+  std::vector<T> saved = fresh(saved_size(p));
+  std::vector<T> workspace = fresh(forward_workspace_size(p));
   forward(p, results[0].data(), results[1].data(), options.backward ? saved.data() : nullptr,
           workspace.data());
   if (!options.backward) return results;
 
-  std::vector<GroupGradient<T>> gradients(G);
+  std::vector<GroupGradient> gradients(G);
   for (int64_t g = 0; g < G; g++) {
-    GroupGradient<T>& to = gradients[g];
-    T** target[] = {&to.input,    &to.context,  &to.weight_f, &to.weight_g,    &to.weight_s,
-                    &to.weight_r, &to.weight_z, &to.weight_h, &to.norm_weight, &to.norm_bias};
+    GroupGradient& to = gradients[g];
+    void** target[] = {&to.input,    &to.context,  &to.weight[gate_f], &to.weight[gate_g],    &to.weight[gate_s],
+                    &to.weight[gate_r], &to.weight[gate_z], &to.weight[gate_h], &to.norm_weight, &to.norm_bias};
     for (int i = 0; i < tensors; i++) {
       const bool wanted = i == context || (i == input ? options.need_input : options.need_weights);
       results.push_back(fresh(wanted ? int64_t(c.of(g, i).size()) : 0));
@@ -214,13 +217,17 @@ Results<T> run(const Case& c, const Options& options) {
   results.push_back(fresh(G * B * H));
   const Placed<T> grad_output(c.grad_output, G, c.steps, B, c.strided);
   const Placed<T> grad_h_n(c.grad_h_n, G, 1, B, c.strided);
-  const auto rows = [](const Placed<T>& x) {
-    return Rows<T>{x.memory.data(), x.stride[0], x.stride[1], x.stride[2]};
-  };
+  OutputGradient of_output{};
+  of_output.grad_output = grad_output.memory.data();
+  of_output.grad_output_stride_group = grad_output.stride[0];
+  of_output.grad_output_stride_step = grad_output.stride[1];
+  of_output.grad_output_stride_sample = grad_output.stride[2];
+  of_output.grad_h_n = grad_h_n.memory.data();
+  of_output.grad_h_n_stride_group = grad_h_n.stride[0];
+  of_output.grad_h_n_stride_sample = grad_h_n.stride[2];
   workspace = fresh(backward_workspace_size(p, options.need_weights));
   const std::vector<T> before = saved;
-  backward(p, rows(grad_output), rows(grad_h_n), saved.data(), gradients.data(),
-           results.back().data(), workspace.data());
+  backward(p, of_output, saved.data(), gradients.data(), results.back().data(), workspace.data());
   check(same_bits(saved, before), c.text() + ": backward wrote to the saved memory");
   results.push_back(options.recompute ? std::vector<T>() : std::move(saved));
   return results;
@@ -371,6 +378,7 @@ void check_calls_at_once(const Case& c, const std::string& what) {
 }  // namespace
 
 int main() {
+  set_available_processors(4);  // teams of four members on any machine
   check(instruction_set() == instruction_sets().front(), "the best set is not the default");
   check(!use_instruction_set("none"), "a set that there is not can be used");
   std::mt19937 random(0);

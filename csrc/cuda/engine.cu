@@ -1,4 +1,4 @@
-#include "mcu.h"
+#include "engine.h"
 
 #include <algorithm>
 #include <stdexcept>
