@@ -9,7 +9,9 @@
 
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <cstdint>
+#include <iterator>
 #include <stdexcept>
 #include <string>
 #include <type_traits>
@@ -167,18 +169,35 @@ class Table {
   template <class Member, class Owner>
   Table& field(const char* name, Member Owner::* member, bool is_optional = false) {
     Struct example{};
-    return add<Member>(name,
-                       reinterpret_cast<char*>(&(example.*member)) -
-                           reinterpret_cast<char*>(&example),
-                       is_optional);
+    return add<Member>(name, offset_of(example, example.*member), is_optional);
   }
+  // An element of an array.
   template <class Element, size_t count, class Owner>
   Table& element(const char* name, Element (Owner::*member)[count], size_t index) {
     Struct example{};
-    return add<Element>(name,
-                        reinterpret_cast<char*>(&(example.*member)[index]) -
-                            reinterpret_cast<char*>(&example),
-                        false);
+    return add<Element>(name, offset_of(example, (example.*member)[index]));
+  }
+  // A member of a member.
+  template <class Member, class Inner, class Owner>
+  Table& field(const char* name, Inner Owner::* inner, Member Inner::* member) {
+    Struct example{};
+    return add<Member>(name, offset_of(example, example.*inner.*member));
+  }
+
+  // The elements of an array from the first on, given as a list, and how many they are.
+  template <auto elements, auto count>
+  Table& list(const char* name) {
+    return add(name, 0, false, [](void* target, const char* name, PyObject* value) {
+      Struct& to = *static_cast<Struct*>(target);
+      using Element = std::remove_reference_t<decltype((to.*elements)[0])>;
+      std::vector<Element> all;
+      fields::assign(all, name, value);
+      if (all.size() > std::size(to.*elements))
+        throw py::value_error(std::string(name) + " has more than " +
+                              std::to_string(std::size(to.*elements)) + " elements");
+      std::copy(all.begin(), all.end(), to.*elements);
+      to.*count = int(all.size());
+    });
   }
 
   const char* name() const { return name_; }
@@ -204,21 +223,30 @@ class Table {
   }
 
  private:
+  using Assign = void (*)(void* field, const char* name, PyObject* value);
+
   struct Field {
     const char* name;
     PyObject* interned_name;
     ptrdiff_t offset;
-    void (*assign)(void* field, const char* name, PyObject* value);
+    Assign assign;
   };
 
   template <class Member>
-  Table& add(const char* name, ptrdiff_t offset, bool is_optional) {
+  static ptrdiff_t offset_of(const Struct& example, const Member& member) {
+    return reinterpret_cast<const char*>(&member) - reinterpret_cast<const char*>(&example);
+  }
+
+  template <class Member>
+  Table& add(const char* name, ptrdiff_t offset, bool is_optional = false) {
+    return add(name, offset, is_optional, [](void* field, const char* name, PyObject* value) {
+      fields::assign(*static_cast<Member*>(field), name, value);
+    });
+  }
+  Table& add(const char* name, ptrdiff_t offset, bool is_optional, Assign assign) {
+    if (fields_.size() == 64) throw std::logic_error("a table has more fields than bits");
     if (!is_optional) required_ |= uint64_t(1) << fields_.size();
-    fields_.push_back(
-        {name, interned(name), offset, [](void* field, const char* name, PyObject* value) {
-           fields::assign(*static_cast<Member*>(field), name, value);
-         }});
-    if (fields_.size() > 64) throw std::logic_error("a table has more fields than bits");
+    fields_.push_back({name, interned(name), offset, assign});
     return *this;
   }
 
@@ -291,7 +319,7 @@ struct Argument<Result_ (*)(const Struct_&)> {
   using Struct = Struct_;
 };
 
-// m.NAME(**fields), the table's name: function(fields), which returns nothing or an integer.
+// m.NAME(**fields), the table's name: function(fields), whose result, if any, pybind11 converts.
 template <auto function>
 void add_call(py::module_& m) {
   using Struct = typename Argument<decltype(function)>::Struct;
@@ -305,7 +333,7 @@ void add_call(py::module_& m) {
                    function(complete(call));
                    Py_RETURN_NONE;
                  } else {
-                   return PyLong_FromLongLong(function(complete(call)));
+                   return py::cast(function(complete(call))).release().ptr();
                  }
                });
              });

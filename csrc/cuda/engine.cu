@@ -32,8 +32,8 @@ Recurrences<BackwardArguments> recurrences(Path path, const BackwardArguments*) 
 template <class Arguments>
 const Recurrence<Arguments>* find(const Variant& variant, int H) {
   for (const auto& kernel : recurrences(variant.path, static_cast<Arguments*>(nullptr)))
-    if (kernel.samples == variant.samples && kernel.parts == variant.parts &&
-        kernel.terms == variant.terms && kernel.H >= H)
+    if (kernel.samples == variant.samples && kernel.terms == variant.terms &&
+        kernel.term_dtype == variant.term_dtype && kernel.H >= H)
       return &kernel;
   return nullptr;
 }
@@ -42,8 +42,9 @@ template <class Arguments>
 Plan plan(const Variant& variant, int H) {
   const auto* kernel = find<Arguments>(variant, H);
   if (!kernel)
-    return {0, 0, 0, "no kernel for H = " + std::to_string(H) + " with " +
-                         std::to_string(variant.parts) + " terms"};
+    return {0, 0, 0,
+            "no kernel for H = " + std::to_string(H) + " with " + std::to_string(variant.terms) +
+                " terms"};
   const Resident teams = kernel->resident_teams();
   if (teams.count == 0) return {0, 0, 0, teams.refusal};
   return {kernel->H, teams.count, kernel->packets, ""};
@@ -124,9 +125,7 @@ void norm_tanh_backward(const NormTanhBackwardArguments& a, void* stream) {
   run_rows<NormTanhBackward>(a.G * a.blocks, a, a.grad_a_dtype, stream);
 }
 
-void mix(const MixArguments& a, void* stream) {
-  run_rows<Mix>(a.G * a.blocks, a, a.dtype, stream);
-}
+void mix(const MixArguments& a, void* stream) { run_rows<Mix>(a.G * a.blocks, a, a.dtype, stream); }
 
 void mix_backward(const MixArguments& a, void* stream) {
   run_rows<MixBackward>(a.G * a.blocks, a, a.dtype, stream);

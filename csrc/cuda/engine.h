@@ -17,9 +17,9 @@ enum class Path { cluster, cooperative, wide };
 // Which of the persistent kernels of a size.
 struct Variant {
   Path path;
-  int samples;  // of a team: 4 or 8
-  int parts;    // terms of a float in the recurrence's products, 1 to 3
-  Dtype terms;  // bfloat16; forward, with one part, also float16
+  int samples;       // of a team: 4 or 8
+  int terms;         // of a float in the recurrence's products, 1 to 3
+  Dtype term_dtype;  // bfloat16; forward, with one term, also float16
 };
 
 // How a persistent kernel takes a size.
@@ -47,13 +47,16 @@ struct CellPlan {
   std::string refusal;  // why team_samples is 0; else empty
 };
 
-CellPlan cell_plan(int B, int F, int C, int H, Dtype dtype, Dtype weight_dtype);
+// Of a problem of one step and one weight set. batch, hidden, dtype and weight_dtype are read, and
+// the group's sizes.
+CellPlan cell_plan(const Problem& problem, const Group& group);
 
-// The workspace is between calls the kernel's own: those that share it must not run at once, and must
-// agree in H and in whether dtype is float64. stream_number tells streams apart, as no handle does that
-// a later stream may have.
+// The workspace is between calls the kernel's own: those that share it must not run at once, and
+// must agree in H and in whether dtype is float64. stream_number tells streams apart, as no handle
+// does that a later stream may have.
 uint64_t stream_number(void* stream);
-void cell(const CellArguments& arguments, void* stream);
+void cell(const Problem& problem, const Group& group, const CellPlan& plan, void* next_state,
+          void* workspace, void* stream);
 
 void prepare(const PrepareArguments& arguments, void* stream);
 void norm_tanh(const NormTanhArguments& arguments, void* stream);

@@ -85,9 +85,7 @@ def forward(
     h_n = output.new_empty(groups, batch, hidden)
     saved = output.new_empty(saved_size(inputs, hidden, recompute) if save else 0)
     workspace = output.new_empty(_native.forward_workspace_size(problem=call.native))
-    _native.forward(
-        problem=call.native, output=output, h_n=h_n, saved=saved, workspace=workspace
-    )
+    _native.forward(problem=call.native, output=output, h_n=h_n, saved=saved, workspace=workspace)
     if call.dtype is not inputs[0].dtype:
         output, h_n = output.to(inputs[0].dtype), h_n.to(inputs[0].dtype)
     return output, h_n, saved

@@ -19,6 +19,7 @@
 #include "../../csrc/cuda/engine.h"
 #include "../../csrc/emulator/emulator.h"
 
+using namespace mmixer;
 using namespace mmixer::cuda;
 
 namespace {
@@ -82,32 +83,32 @@ Kernel recurrence_backward(Path path, int samples) {
           projected = random_floats(3 * rows), r_std = random_floats(3 * T * B),
           norms = random_floats(2 * 6 * H), states = random_floats(rows),
           grad_output = random_floats(rows), grad_h_n = random_floats(B * H)] {
-    Output gates(3 * rows), f_tilde(rows), hx(B * H), norm(6 * B * H);
+    Output da(3 * rows), f_tilde(rows), hx(B * H), norm(6 * B * H);
     std::vector<uint64_t> packets(B / variant.samples * plan(variant, H, true).packets / 8,
                                   ~uint64_t(0));
     BackwardArguments a{};
     a.weights = weights.data(), a.x_hat = x_hat.data(), a.projected = projected.data();
     a.r_std = r_std.data(), a.norms = norms.data(), a.states = states.data();
     a.grad_output = grad_output.data(), a.grad_output_stride = {0, B * H, H};
-    a.grad_h_n = grad_h_n.data(), a.grad_gates = gates.x.data();
+    a.grad_h_n = grad_h_n.data(), a.grad_gates = da.x.data();
     a.grad_f_tilde = f_tilde.x.data(), a.grad_hx = hx.x.data(), a.grad_norm = norm.x.data();
     a.packets = packets.data();
-    a.grad_output_dtype = a.grad_gates_dtype = Dtype::float32;
+    a.grad_output_dtype = a.grad_dadtype = Dtype::float32;
     a.G = 1, a.T = T, a.B = B, a.H = H;
     backward(variant, B / variant.samples, a, nullptr);
     Bits bits;
-    for (const Output* x : {&gates, &f_tilde, &hx, &norm}) x->append_to(bits);
+    for (const Output* x : {&da, &f_tilde, &hx, &norm}) x->append_to(bits);
     return bits;
   };
 }
 
 PrepareArguments prepare_arguments(const void* weights, size_t matrix_bytes, Dtype dtype, int hidden) {
   PrepareArguments a{};
-  for (int gate = 0; gate < gates; gate++)
-    a.set[0].weight[gate] = static_cast<const char*>(weights) + gate * matrix_bytes;
+  for (int gate = 0; gate < step_gates; gate++)
+    a.set[0].weight[gate_r + gate] = static_cast<const char*>(weights) + gate * matrix_bytes;
   a.weight_dtype = a.norm_dtype = a.matrices_dtype = dtype;
   a.remove_mean = a.transposed = true;
-  a.terms_dtype = Dtype::bfloat16;
+  a.term_dtype = Dtype::bfloat16;
   a.G = a.count = 1, a.H = hidden;
   return a;
 }
@@ -123,8 +124,8 @@ Kernel prepare_weights() {
     PrepareArguments a = prepare_arguments(weights.data(), hidden * hidden * sizeof(float),
                                            Dtype::float32, hidden);
     a.set[0].norm_weight = norms.data(), a.set[0].norm_bias = norms.data() + 6 * hidden;
-    a.matrices = matrices.x.data(), a.terms = terms.data(), a.norms = out_norms.x.data();
-    a.Hp = padded, a.parts = 2;
+    a.matrices = matrices.x.data(), a.split_weights = terms.data(), a.norms = out_norms.x.data();
+    a.Hp = padded, a.terms = 2;
     prepare(a, nullptr);
     a = prepare_arguments(doubles.data(), many * many * sizeof(double), Dtype::float64, many);
     a.matrices = large.x.data(), a.matrices_dtype = Dtype::float32;
@@ -145,7 +146,7 @@ Kernel row_wise() {
     a.G = 1, a.rows = count, a.H = hidden, a.blocks = 2;
     a.a = a_f.data(), a.grad_y = grad.data(), a.norms = norms.data();
     a.grad_a = da.x.data(), a.grad_norm = norm.x.data();
-    a.grad_a_dtype = Dtype::float32, a.gate = norm_f, a.eps = 1e-5;
+    a.grad_a_dtype = Dtype::float32, a.gate = gate_f, a.eps = 1e-5;
     norm_tanh_backward(a, nullptr);
     Bits bits;
     da.append_to(bits);
@@ -163,20 +164,22 @@ Kernel cell_steps() {
     weights.push_back(random_floats(hidden * columns, 0.3f));
   return [weights, input = random_floats(2 * batch * F), context = random_floats(batch * C),
           norms = random_floats(2 * 6 * hidden), hx = random_floats(batch * hidden)] {
-    const CellPlan chosen = cell_plan(batch, F, C, hidden, Dtype::float32, Dtype::float32);
+    Problem problem{};
+    problem.batch = batch, problem.hidden = hidden, problem.eps = 1e-5;
+    problem.hx = hx.data(), problem.hx_stride_sample = hidden;
+    Group group{};
+    group.input_stride_sample = group.input_size = F;
+    group.context = context.data(), group.context_stride_sample = group.context_size = C;
+    for (int gate = 0; gate < gates; gate++) group.weight[gate] = weights[gate].data();
+    group.norm_weight = norms.data(), group.norm_bias = norms.data() + 6 * hidden;
+    const CellPlan chosen = cell_plan(problem, group);
+    const CellPlan fewer_teams{cell_samples, 5, 0, ""};
     std::vector<uint64_t> workspace(chosen.workspace / 8);
     Bits bits;
     for (int call = 0; call < 2; call++) {
       Output output(batch * hidden);
-      CellArguments a{};
-      a.input = input.data() + call * batch * F, a.context = context.data(), a.hx = hx.data();
-      a.input_stride = F, a.context_stride = C, a.hx_stride = hidden;
-      for (int gate = 0; gate < norm_gates; gate++) a.weight[gate] = weights[gate].data();
-      a.norm_weight = norms.data(), a.norm_bias = norms.data() + 6 * hidden;
-      a.output = output.x.data(), a.workspace = workspace.data();
-      a.B = batch, a.F = F, a.C = C, a.H = hidden;
-      a.team_samples = cell_samples, a.blocks = 5, a.eps = 1e-5;  // fewer teams than were planned
-      cell(a, nullptr);
+      group.input = input.data() + call * batch * F;
+      cell(problem, group, fewer_teams, output.x.data(), workspace.data(), nullptr);
       output.append_to(bits);
     }
     return bits;

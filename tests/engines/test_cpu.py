@@ -1,6 +1,5 @@
 """The C++ engine against the float64 reference."""
 
-import time
 from functools import partial
 
 import helpers
