@@ -53,7 +53,7 @@ struct Problem {
 };
 
 // The gradients of the results, which backward starts from.
-struct OutputGradient {
+struct Cotangents {
   const void* grad_output;  // [G, T, B, H]
   int64_t grad_output_stride_group, grad_output_stride_step, grad_output_stride_sample;
   const void* grad_h_n;  // [G, B, H]

@@ -1,4 +1,5 @@
-"""The ops under the derivatives of `torch.func`, which follow functions of tensors, not of lists.
+"""The derivatives of the ops: once for PyTorch's autograd, which `ops` registers them with, and
+for those of `torch.func`, which follow functions of tensors, not of lists.
 
 `torch.func.grad`, `vjp` and `jacrev`, and `vmap` around and inside them, run the fused forward and
 backward. The second derivative is the reference's, of ordinary operations.
@@ -6,223 +7,212 @@ backward. The second derivative is the reference's, of ordinary operations.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from . import arguments, batching
+from . import autocast, batching
 from .engines import reference
-from .reference import Weights
+from .problem import Cotangents, Need, Problem
+
+_FLAT = len(Problem._fields)
 
 
-def forward(
-    inputs: Sequence[Tensor],
-    contexts: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    hx: Tensor | None,
-    lengths: Tensor | None,
-    mix: str,
-    eps: float,
-    engine: str,
-    save: bool,
-    recompute: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`mcu_forward`, saving for a backward."""
-    form = _Form(len(inputs), hx is not None, lengths is not None, mix, eps, engine, recompute)
-    result: tuple[Tensor, Tensor, Tensor] = _Forward.apply(
-        form, *form.tensors(inputs, contexts, weights, hx, lengths)
-    )
-    return result
-
-
-def backward(
-    grad_output: Tensor,
-    grad_h_n: Tensor,
-    inputs: Sequence[Tensor],
-    contexts: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    hx: Tensor | None,
-    lengths: Tensor | None,
-    saved: Tensor,
-    mix: str,
-    eps: float,
-    engine: str,
-    recompute: bool,
-    need_input: bool,
-    need_weights: bool,
-) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
-    """`mcu_backward`."""
-    form = _Form(len(inputs), hx is not None, lengths is not None, mix, eps, engine, recompute)
-    needs = need_input, need_weights
-    tensors = form.tensors(inputs, contexts, weights, hx, lengths)
-    *grads, grad_hx = _Backward.apply(form, needs, grad_output, grad_h_n, saved, *tensors)
-    first = len(inputs) if need_input else 0
-    second = first + len(contexts)
-    return grads[:first], grads[first:second], grads[second:], grad_hx
-
-
-class _Form(NamedTuple):
-    """What a call is beside its tensors."""
+class Form(NamedTuple):
+    """What a flat call is beside its tensors, which are kept elsewhere."""
 
     groups: int
+    weights: int  # tensors of all sets
     has_hx: bool
     has_lengths: bool
     mix: str
     eps: float
-    engine: str
-    recompute: bool
 
-    def tensors(self, *operands: Any) -> list[Any]:
-        """Inputs, contexts, weights, hx and lengths, without those that there are not."""
-        inputs, contexts, weights, hx, lengths = operands
-        optional = [x for x, given in ((hx, self.has_hx), (lengths, self.has_lengths)) if given]
-        return [*inputs, *contexts, *weights, *optional]
+    @classmethod
+    def of(cls, flat: Sequence[Any]) -> Form:
+        """The form of a call in the fields of `Problem.flat`."""
+        inputs, _, weights, hx, lengths, mix, eps = flat
+        return cls(len(inputs), len(weights), hx is not None, lengths is not None, mix, eps)
 
-    def operands(self, tensors: Sequence[Any]) -> tuple[Any, ...]:
-        """`tensors` backward."""
-        *tensors, lengths = tensors if self.has_lengths else (*tensors, None)
-        *tensors, hx = tensors if self.has_hx else (*tensors, None)
+    def fill(self, values: Sequence[Any]) -> tuple[Any, ...]:
+        """The fields of `Problem.flat`, with the values in the tensors' place."""
         first, second = self.groups, 2 * self.groups
-        return tensors[:first], tensors[first:second], tensors[second:], hx, lengths
+        third = second + self.weights
+        hx = values[third] if self.has_hx else None
+        lengths = values[-1] if self.has_lengths else None
+        lists = values[:first], values[first:second], values[second:third]
+        return *lists, hx, lengths, self.mix, self.eps
 
-    @property
-    def options(self) -> tuple[str, float, str]:
-        return self.mix, self.eps, self.engine
+
+def tensors_of(flat: Sequence[Any]) -> list[Tensor]:
+    """All tensors that there are of a call in the fields of `Problem.flat`."""
+    inputs, contexts, weights, hx, lengths = flat[:5]
+    return [*inputs, *contexts, *weights, *(x for x in (hx, lengths) if x is not None)]
+
+
+def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """`mcu_forward`."""
+    flat, options = arguments[:_FLAT], arguments[_FLAT:]
+    result: tuple[Tensor, Tensor, Tensor] = _Forward.apply(
+        Form.of(flat), options, *tensors_of(flat)
+    )
+    return result
+
+
+def backward(*arguments: Any) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
+    """`mcu_backward`."""
+    first, flat, options = arguments[:3], arguments[3 : 3 + _FLAT], arguments[3 + _FLAT :]
+    form, need = Form.of(flat), Need(*options[2:])
+    *grads, grad_hx = _Backward.apply(form, options, *first, *tensors_of(flat))
+    of_inputs = form.groups if need.input else 0
+    of_contexts = of_inputs + form.groups
+    return grads[:of_inputs], grads[of_inputs:of_contexts], grads[of_contexts:], grad_hx
+
+
+def remember(ctx: Any, form: Form, options: Sequence[Any], *tensors: Tensor) -> None:
+    """Keeps a call for its derivative.
+
+    Args:
+        options: the op's arguments after the problem's.
+        tensors: what else is kept, then the problem's.
+    """
+    ctx.form, ctx.options = form, options
+    ctx.save_for_backward(*tensors)
+    ctx.set_materialize_grads(False)  # They would be as large as what is saved.
+
+
+def of_forward(
+    ctx: Any,
+    run_forward: Callable[..., Any],
+    run_backward: Callable[..., Any],
+    needs: Sequence[Any],
+    cotangents: Sequence[Tensor | None],
+) -> list[Any]:
+    """`mcu_forward`'s gradients of inputs, contexts, weights and hx, with None for each that is
+    not needed.
+
+    Args:
+        run_forward, run_backward: the ops, or what has their arguments.
+        needs: for each tensor whether its gradient is needed, nested as the ops' arguments.
+        cotangents: those of output and h_n, None for zeros.
+    """
+    saved, *tensors = ctx.saved_tensors
+    flat = ctx.form.fill(tensors)
+    grad_output, grad_h_n = cotangents
+    if grad_output is None or grad_h_n is None:
+        groups, steps, batch, hidden = Problem.of_flat(*flat).sizes
+        zero = tensors[0].new_zeros(())
+        if grad_output is None:
+            grad_output = zero.expand(groups, steps, batch, hidden)
+        if grad_h_n is None:
+            grad_h_n = zero.expand(groups, batch, hidden)
+    engine, keep = ctx.options
+    if keep == "nothing":  # The call was traced without gradients, say, and is then trained.
+        keep = "gates"
+        with torch.no_grad():
+            saved = run_forward(*flat, engine, keep)[2]
+    *of_lists, of_hx = needs
+    need_input, need_context, need_weights = map(any, of_lists)
+    *grads, grad_hx = run_backward(
+        grad_output, grad_h_n, saved, *flat, engine, keep, need_input, need_weights
+    )
+    lists = zip(grads, of_lists, (need_input, need_context, need_weights), strict=True)
+    return [
+        *(each if is_needed else [None] * len(of) for each, of, is_needed in lists),
+        grad_hx if of_hx else None,
+    ]
+
+
+def of_backward(ctx: Any, cotangents: Sequence[Tensor | None]) -> tuple[Any, ...]:
+    """`mcu_backward`'s gradients of grad_output, grad_h_n and the problem's tensors: the derivative
+    of the reference's backward, which was derived by hand.
+
+    Args:
+        cotangents: those of the gradients that `flat` gives, None for zeros.
+    """
+    form, tensors = ctx.form, list(ctx.saved_tensors)
+    of_lengths = [None] if form.has_lengths else []
+    lengths = [tensors.pop() for _ in of_lengths]
+    given = [i for i, cotangent in enumerate(cotangents) if cotangent is not None]
+    if not given:
+        return (*(None for _ in tensors), *of_lengths)
+
+    def first(grad_output: Tensor, grad_h_n: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        problem = Problem.of_flat(*form.fill([*tensors, *lengths]))
+        first_cotangents, need = Cotangents(grad_output, grad_h_n), Need(*ctx.options[2:])
+        saved = grad_output.new_empty(0)
+        gradients = reference.backward(problem, saved, "nothing", first_cotangents, need)
+        values = flat(gradients.flat())
+        return tuple(values[i] for i in given)
+
+    with autocast.off(tensors[0]):
+        second = torch.func.vjp(first, *tensors)[1](tuple(cotangents[i] for i in given))
+    return (*second, *of_lengths)
+
+
+def flat(gradients: Sequence[Any]) -> tuple[Any, ...]:
+    """The gradients of inputs, contexts and weights, which are lists, and of hx, as one tuple."""
+    of_inputs, of_contexts, of_weights, of_hx = gradients
+    return *of_inputs, *of_contexts, *of_weights, of_hx
 
 
 class _Forward(Function):
+    """`mcu_forward` of tensors; form and options are those of `remember`."""
+
     @staticmethod
-    def forward(form: _Form, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(form: Form, options: Any, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         result: tuple[Tensor, Tensor, Tensor] = torch.ops.mmixer_kernels.mcu_forward(
-            *form.operands(tensors), *form.options, True, form.recompute
+            *form.fill(tensors), *options
         )
         return result
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.form, *tensors = inputs
-        ctx.save_for_backward(output[2], *tensors)
-        ctx.set_materialize_grads(False)  # They would be as large as what is saved.
+        form, options, *tensors = inputs
+        remember(ctx, form, options, output[2], *tensors)
 
     @staticmethod
-    def backward(
-        ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None, _: None
-    ) -> tuple[Any, ...]:
-        form, (saved, *tensors) = ctx.form, ctx.saved_tensors
-        inputs, contexts, weights, hx, lengths = form.operands(tensors)
-        needed = form.operands(ctx.needs_input_grad[1:])
-        need_input, need_weights = any(needed[0]), any(needed[2])
-        steps, batch, _ = inputs[0].shape
-        hidden = len(weights[3])
-        if grad_output is None:
-            grad_output = inputs[0].new_zeros(()).expand(form.groups, steps, batch, hidden)
-        if grad_h_n is None:
-            grad_h_n = inputs[0].new_zeros(()).expand(form.groups, batch, hidden)
-        of_inputs, of_contexts, of_weights, of_hx = backward(
-            grad_output,
-            grad_h_n,
-            inputs,
-            contexts,
-            weights,
-            hx,
-            lengths,
-            saved,
-            form.mix,
-            form.eps,
-            form.engine,
-            form.recompute,
-            need_input,
-            need_weights,
-        )
-        grads = (
-            of_inputs if need_input else [None] * len(inputs),
-            of_contexts,
-            of_weights if need_weights else [None] * len(weights),
-            of_hx,
-        )
-        return None, *form.tensors(*grads, None)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Sequence[Any], form: _Form, *tensors: Tensor) -> tuple[Any, Any]:
-        arguments = *form.operands(tensors), *form.options, True, form.recompute
-        return batching.forward(forward, info, form.operands(in_dims[1:]), *arguments)
-
-
-class _Backward(Function):
-    """The gradients as one tuple, of inputs and weights as they are needed."""
-
-    @staticmethod
-    def forward(
-        form: _Form,
-        needs: tuple[bool, bool],
-        grad_output: Tensor,
-        grad_h_n: Tensor,
-        saved: Tensor,
-        *tensors: Tensor,
-    ) -> tuple[Tensor, ...]:
-        return _flat(
-            torch.ops.mmixer_kernels.mcu_backward(
-                *(grad_output, grad_h_n, *form.operands(tensors), saved),
-                *(*form.options, form.recompute, *needs),
-            )
-        )
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.form, ctx.needs, grad_output, grad_h_n, _, *tensors = inputs
-        ctx.save_for_backward(grad_output, grad_h_n, *tensors)
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
-        form, needs, tensors = ctx.form, ctx.needs, ctx.saved_tensors
-        *tensors, lengths = tensors if form.has_lengths else (*tensors, None)
-
-        def first(grad_output: Tensor, grad_h_n: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-            operands = form.operands([*tensors, lengths] if form.has_lengths else tensors)
-            inputs, contexts, weights, hx, _ = operands
-            of_inputs, of_contexts, of_weights, of_hx = reference.backward(
-                grad_output,
-                grad_h_n,
-                inputs,
-                contexts,
-                Weights.sets(weights, form.groups),
-                hx,
-                lengths,
-                *(grad_output.new_empty(0), form.mix, form.eps, form.recompute, *needs),
-            )
-            tensors_of_weights = [tensor for group in of_weights for tensor in group.tensors()]
-            return _flat((of_inputs, of_contexts, tensors_of_weights, of_hx))
-
-        with arguments.without_autocast(tensors[0]):
-            vjp = torch.func.vjp(first, *tensors)[1]
-            grad_output, grad_h_n, *grads = vjp(cotangents)
-        of_lengths = [None] if form.has_lengths else []
-        return None, None, grad_output, grad_h_n, None, *grads, *of_lengths
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
+        needs = ctx.form.fill(ctx.needs_input_grad[2:])[:4]
+        grads = flat(of_forward(ctx, forward, backward, needs, cotangents[:2]))
+        of_hx = grads[-1:] if ctx.form.has_hx else ()
+        of_lengths = [None] if ctx.form.has_lengths else []
+        return None, None, *grads[:-1], *of_hx, *of_lengths
 
     @staticmethod
     def vmap(
-        info: Any,
-        in_dims: Sequence[Any],
-        form: _Form,
-        needs: tuple[bool, bool],
-        grad_output: Tensor,
-        grad_h_n: Tensor,
-        saved: Tensor,
-        *tensors: Tensor,
+        info: Any, in_dims: Sequence[Any], form: Form, options: Any, *tensors: Tensor
     ) -> tuple[Any, Any]:
-        arguments = grad_output, grad_h_n, *form.operands(tensors), saved
-        options = *form.options, form.recompute, *needs
-        operand_dims = *in_dims[2:4], *form.operands(in_dims[5:])
-        results, dims = batching.backward(
-            forward, backward, info, operand_dims, *arguments, *options
-        )
-        return _flat(results), _flat(dims)
+        arguments = *form.fill(tensors), *options
+        return batching.forward(forward, info, form.fill(in_dims[2:]), *arguments)
 
 
-def _flat(gradients: Sequence[Any]) -> tuple[Any, ...]:
-    """Of inputs, contexts and weights, which are lists, and of hx."""
-    of_inputs, of_contexts, of_weights, of_hx = gradients
-    return *of_inputs, *of_contexts, *of_weights, of_hx
+class _Backward(Function):
+    """`mcu_backward` of tensors, its gradients as one tuple, of inputs and weights as needed."""
+
+    @staticmethod
+    def forward(form: Form, options: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
+        arguments = *tensors[:3], *form.fill(tensors[3:]), *options
+        return flat(torch.ops.mmixer_kernels.mcu_backward(*arguments))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        form, options, grad_output, grad_h_n, _, *tensors = inputs
+        remember(ctx, form, options, grad_output, grad_h_n, *tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
+        grad_output, grad_h_n, *grads = of_backward(ctx, cotangents)
+        return None, None, grad_output, grad_h_n, None, *grads
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: Sequence[Any], form: Form, options: Any, *tensors: Tensor
+    ) -> tuple[Any, Any]:
+        dims = *in_dims[2:5], *form.fill(in_dims[5:])
+        arguments = *tensors[:3], *form.fill(tensors[3:]), *options
+        results, result_dims = batching.backward(forward, backward, info, dims, *arguments)
+        return flat(results), flat(result_dims)

@@ -40,7 +40,7 @@ struct Forward {
   void *output, *h_n, *saved, *workspace;
 };
 
-struct Backward : OutputGradient {
+struct Backward : Cotangents {
   fields::Held<Call> problem;
   const void* saved;
   std::vector<GroupGradient> gradients;

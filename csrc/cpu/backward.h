@@ -41,7 +41,7 @@ struct Backward {
   const Saved<T>& saved;
   const BackwardBuffers<T>& b;
   const ForwardBuffers<T>* again;  // null unless the gates are computed again
-  const OutputGradient& output_gradient;
+  const Cotangents& cotangents;
   const GroupGradient* gradient;  // [G]
   T* grad_hx;
 
@@ -61,12 +61,12 @@ struct Backward {
   T r_std(Gate gate, int64_t g, int64_t row) const { return saved.r_std[gate](g, 0)[row]; }
 
   const T* grad_output(int64_t g, int64_t t, int64_t sample) const {
-    const OutputGradient& o = output_gradient;
+    const Cotangents& o = cotangents;
     return static_cast<const T*>(o.grad_output) + g * o.grad_output_stride_group +
            t * o.grad_output_stride_step + sample * o.grad_output_stride_sample;
   }
   const T* grad_h_n(int64_t g, int64_t sample) const {
-    const OutputGradient& o = output_gradient;
+    const Cotangents& o = cotangents;
     return static_cast<const T*>(o.grad_h_n) + g * o.grad_h_n_stride_group +
            sample * o.grad_h_n_stride_sample;
   }

@@ -87,9 +87,9 @@ void forward(const Problem& p, void* output, void* h_n, void* saved, void* works
                                 workspace);
 }
 
-void backward(const Problem& p, const OutputGradient& output_gradient, const void* saved,
+void backward(const Problem& p, const Cotangents& cotangents, const void* saved,
               const GroupGradient* gradient, void* grad_hx, void* workspace) {
-  engine_with_groups(p).backward(p, Schedule(p.steps, p.batch, p.lengths), output_gradient, saved,
+  engine_with_groups(p).backward(p, Schedule(p.steps, p.batch, p.lengths), cotangents, saved,
                                  gradient, grad_hx, workspace);
 }
 

@@ -24,7 +24,7 @@ int64_t backward_workspace_size(const Problem& problem, bool need_weights);
 void forward(const Problem& problem, void* output, void* h_n, void* saved, void* workspace);
 
 // gradient [G]; grad_hx [G, B, H], contiguous.
-void backward(const Problem& problem, const OutputGradient& output_gradient, const void* saved,
+void backward(const Problem& problem, const Cotangents& cotangents, const void* saved,
               const GroupGradient* gradient, void* grad_hx, void* workspace);
 
 // One step of one weight set without gradients: forward with T = 1, of whose Problem batch, hidden,

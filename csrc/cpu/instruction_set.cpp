@@ -44,7 +44,7 @@ void forward(const Problem& p, const Schedule& schedule, void* output, void* h_n
 }
 
 template <class T>
-void backward(const Problem& p, const Schedule& schedule, const OutputGradient& output_gradient,
+void backward(const Problem& p, const Schedule& schedule, const Cotangents& cotangents,
               const void* saved_memory, const GroupGradient* gradient, void* grad_hx,
               void* workspace) {
   const BackwardMemory<T> memory(const_cast<T*>(static_cast<const T*>(saved_memory)),
@@ -54,7 +54,7 @@ void backward(const Problem& p, const Schedule& schedule, const OutputGradient& 
                          memory.saved,
                          *memory.buffers,
                          memory.again ? &*memory.again : nullptr,
-                         output_gradient,
+                         cotangents,
                          gradient,
                          static_cast<T*>(grad_hx)};
   auto body = [&](Member& member) { call.run(member); };

@@ -13,7 +13,7 @@ struct Engine {
   int64_t (*backward_workspace_size)(const Problem&, bool need_weights);
   void (*forward)(const Problem&, const Schedule&, void* output, void* h_n, void* saved,
                   void* workspace);
-  void (*backward)(const Problem&, const Schedule&, const OutputGradient&, const void* saved,
+  void (*backward)(const Problem&, const Schedule&, const Cotangents&, const void* saved,
                    const GroupGradient*, void* grad_hx, void* workspace);
 };
 

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mmixer_kernels import _native, reference
 from mmixer_kernels.engines import cpu
 from mmixer_kernels.functional import mcu, mcu_group
-from mmixer_kernels.reference import Weights
+from mmixer_kernels.problem import Cotangents, Need, Problem, Step, Weights
 
 BOUND = {torch.float64: 1e-10, torch.float32: 1e-4}
 run = partial(helpers.run, "cpu")
@@ -147,7 +147,7 @@ class Copies(TorchDispatchMode):
 
 def copied(x, context, weights):
     with Copies() as copies:
-        cpu.forward([x], [context], [weights], None, None, "gated", 1e-5, False)
+        cpu.forward(Problem([x], [context], [weights]), "nothing")
     return copies.shapes
 
 
@@ -229,37 +229,32 @@ def test_group_is_its_members():
 
 def test_only_what_is_needed_is_computed():
     p = problem(Size(3, 2, 4, 5, 6), dtype=torch.float32)
-    _, _, saved = cpu.forward(
-        [p.input], [p.context], [p.weights], p.hx[None], None, "gated", 1e-5, True
-    )
-    call = ([p.input], [p.context], [p.weights], p.hx[None], None, saved, "gated", 1e-5, False)
-    grads = (p.grad_output[None], p.grad_h_n[None])
-    everything = cpu.backward(*grads, *call, True, True)
-    for need_input, need_weights in ((False, True), (True, False), (False, False)):
-        inputs, contexts, weights, hx = cpu.backward(*grads, *call, need_input, need_weights)
-        assert len(inputs) == need_input
-        assert len(weights) == need_weights
-        assert torch.equal(contexts[0], everything[1][0])
-        assert torch.equal(hx, everything[3])
-        if need_input:
-            assert torch.equal(inputs[0], everything[0][0])
-    _, _, nothing = cpu.forward(
-        [p.input], [p.context], [p.weights], None, None, "gated", 1e-5, False
-    )
-    assert nothing.numel() == 0
+    _, _, saved = cpu.forward(p.call(), "gates")
+    call = p.call(), saved, "gates", Cotangents(p.grad_output[None], p.grad_h_n[None])
+    everything = cpu.backward(*call, Need(True, True))
+    for need in (Need(False, True), Need(True, False), Need(False, False)):
+        grads = cpu.backward(*call, need)
+        assert len(grads.inputs) == need.input
+        assert len(grads.weights) == need.weights
+        assert torch.equal(grads.contexts[0], everything.contexts[0])
+        assert torch.equal(grads.hx, everything.hx)
+        if need.input:
+            assert torch.equal(grads.inputs[0], everything.inputs[0])
+    assert cpu.forward(p.call(), "nothing")[2].numel() == 0
 
 
 @pytest.mark.parametrize("size", [(1, 1, 1, 1), (2, 3, 5, 17), (3, 8, 4, 64)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("recompute", [False, True])
-def test_forward_writes_all_that_is_saved_and_no_more(size, dtype, recompute, monkeypatch):
+@pytest.mark.parametrize("keep", ["states", "gates"])
+def test_forward_writes_all_that_is_saved_and_no_more(size, dtype, keep, monkeypatch):
     groups, steps, batch, hidden = size
     inputs = [torch.randn(steps, batch, 3, dtype=dtype)] * groups
     contexts = [torch.randn(batch, 2, dtype=dtype)] * groups
     weights = [Weights(*(x.to(dtype) for x in _weights(3, 2, hidden)))] * groups
-    size = cpu.saved_size(inputs, hidden, recompute)
+    call = Problem(inputs, contexts, weights)
+    size = cpu.saved_size(call, keep)
     monkeypatch.setattr(cpu, "saved_size", lambda *_: size + 64)
-    _, _, saved = cpu.forward(inputs, contexts, weights, None, None, "gated", 1e-5, True, recompute)
+    _, _, saved = cpu.forward(call, keep)
     assert saved[:size].isfinite().all()
     assert saved[size:].isnan().all()  # what torch fills new memory with in tests
 
@@ -308,12 +303,11 @@ def test_step_is_a_sequence_of_one(instruction_set, threads, dtype, mix, layer_n
         p = problem(size, layer_norm=layer_norm, dtype=dtype)
         input = torch.stack([p.input[0]] * 2, dim=-1)[..., 0]  # strided
         for hx in (None, p.hx):
-            state = None if hx is None else hx[None]
             for count in (1, 2):
                 torch.set_num_threads(count)
-                step = cpu.step(input, p.context, p.weights, hx, mix, 1e-5)
-                call = ([p.input[:1]], [p.context], [p.weights], state, None, mix, 1e-5, False)
-                output, h_n, _ = cpu.forward(*call)
+                step = cpu.step(Step(input, p.context, p.weights, hx, mix))
+                call = p._replace(input=p.input[:1], hx=hx).call(mix)
+                output, h_n, _ = cpu.forward(call, "nothing")
                 assert step.dtype == dtype
                 assert torch.equal(step, h_n[0])
                 assert torch.equal(step, output[0, 0])
@@ -373,9 +367,7 @@ def test_calls_from_several_python_threads(threads):
 def test_lengths_are_checked_where_the_values_are():
     p = problem(Size(3, 2, 4, 5, 6), dtype=torch.float32)
     with pytest.raises(ValueError, match=r"lengths must be in 1\.\.3"):
-        cpu.forward(
-            [p.input], [p.context], [p.weights], None, torch.tensor([0, 3]), "gated", 1e-5, False
-        )
+        cpu.forward(p._replace(lengths=torch.tensor([0, 3])).call(), "nothing")
 
 
 def _weights(input_size, context_size, hidden):
