@@ -1,5 +1,5 @@
-// The functions of device.h and launch.h, and what a launch checks: each call goes, with the site
-// that it comes from, to the machine that runs.
+// The functions of device.h and launch.h, and the checks of a launch. Each call goes to the machine
+// that runs, with the site that it comes from.
 #include <cstring>
 #include <iterator>
 #include <memory>

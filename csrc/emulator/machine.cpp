@@ -38,7 +38,7 @@ void Machine::run() {
   const int together = grid_.cooperative ? grid_.blocks : grid_.cluster;
   for (int first = 0; first < grid_.blocks && !failed(); first += together)
     run_blocks(first, together);
-  // An acquire earlier would order the blocks.
+  // An acquire between the blocks would order them.
   tsan::acquire(&all_exited_);
 }
 
@@ -187,7 +187,7 @@ void Machine::switch_to_launch() {
   current_->context.switch_to(launch_);
 }
 
-// Lets another thread run: one of the same warp, if `stay` and there is one, most of the time.
+// Lets another thread run: with `stay` most of the time one of the same warp, if one is ready.
 void Machine::reschedule(const Place* place, bool stay) {
   Thread& thread = self();
   thread.waits = place;

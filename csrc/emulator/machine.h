@@ -21,8 +21,8 @@ namespace mmixer::cuda::emulator {
 constexpr int warp_size = 32;
 constexpr uint32_t all_lanes = ~0u;
 
-// What ThreadSanitizer releases and acquires. There are two, as slow threads may still have to
-// acquire in one round when fast ones release in the next.
+// A token that ThreadSanitizer releases and acquires, one for each of two rounds: slow threads may
+// still have to acquire in one round when fast ones release in the next.
 struct Token {
   char rounds[2];
   void* of(uint32_t round) { return &rounds[round & 1]; }
@@ -166,7 +166,7 @@ class Packets {
   std::unordered_map<const uint64_t*, int> tails_;
 };
 
-// Of one launch, whose blocks run in groups (all of a cooperative grid, else a cluster at a time).
+// One launch. A cooperative grid's blocks run all together, those of others cluster by cluster.
 class Machine {
  public:
   Machine(const Grid& grid, int threads, detail::Entry entry, const void* arguments, Arena& arena,

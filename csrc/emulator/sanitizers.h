@@ -1,7 +1,7 @@
-// What the sanitizers learn of fibers: ThreadSanitizer which one runs, as a thread of its own, and
-// what orders memory between them; AddressSanitizer whose stack is in use. Without a sanitizer,
-// nothing. csrc/emulator is compiled without -fsanitize=thread: its own accesses are not to be
-// seen.
+// The emulator's messages to the sanitizers. ThreadSanitizer takes each fiber for a thread, and
+// learns which one runs and what orders memory between them; AddressSanitizer learns whose stack is
+// in use. Without a sanitizer the functions do nothing. csrc/emulator is compiled without
+// -fsanitize=thread, so that its own accesses are not seen.
 #pragma once
 
 #include <cstddef>

@@ -17,7 +17,7 @@ enum class Operation {
   cluster_sync,
   mbarrier_wait,
   packet_ready,
-  // Those below are no synchronisations that a fault could change.
+  // The operations below are no synchronisations that a fault could change.
   load_packet,
   shuffle,
   multiply_add,

@@ -76,9 +76,7 @@ void launch_body(const Grid& grid, const std::function<void(void*)>& body) {
 
 void test_indices() {
   std::vector<int> seen(3 * 64);
-  launch_body(grid_of(3, 1, 0), [&](void*) {
-    ++seen[block_index() * 64 + thread_index()];
-  });
+  launch_body(grid_of(3, 1, 0), [&](void*) { ++seen[block_index() * 64 + thread_index()]; });
   check(std::count(seen.begin(), seen.end(), 1) == 3 * 64, "every thread of every block runs once");
 }
 
@@ -327,8 +325,7 @@ bool ring_fails(bool last_is_missing, std::string* error) {
   std::vector<uint32_t> results(blocks * Ring::threads);
   clear(packets.data(), packets.size() * sizeof(uint64_t), nullptr);
   *error = error_of([&] {
-    launch<Ring>({blocks, 1, true, 0, nullptr},
-                 {packets.data(), results.data(), last_is_missing});
+    launch<Ring>({blocks, 1, true, 0, nullptr}, {packets.data(), results.data(), last_is_missing});
   });
   bool right = error->empty();
   for (int i = 0; i < int(results.size()); ++i) {
