@@ -35,7 +35,7 @@ _DEFAULT = {
     4: Configuration(128, 32, 8, 3),
     8: Configuration(64, 16, 8, 2),
 }
-"""The defaults by the size of an operand, in bytes; no spill for 8.0, 9.0 and gfx942: tests/engines."""
+"""The defaults by an operand's bytes; no spill for 8.0, 9.0 and gfx942 (tests/engines)."""
 _CANDIDATES = {
     2: [(128, 64, 4, 3), (128, 64, 4, 4), (64, 128, 4, 3), (128, 32, 4, 4), (64, 64, 4, 4)],
     4: [(128, 32, 4, 3), (64, 32, 4, 3), (64, 64, 4, 2), (128, 16, 8, 3)],
