@@ -48,7 +48,6 @@ namespace mmixer::cuda {
 
 MMIXER_DEVICE int thread_index() { return threadIdx.x; }
 MMIXER_DEVICE int block_index() { return blockIdx.x; }
-MMIXER_DEVICE int block_count() { return gridDim.x; }
 
 MMIXER_DEVICE void block_sync() { __syncthreads(); }
 MMIXER_DEVICE void warp_sync() { __syncwarp(); }
