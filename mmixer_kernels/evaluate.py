@@ -9,7 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .training import command, distributed, missing, options, result, run
+from . import command
+from .errors import user_errors
+from .trained import evaluation, missing
+from .training import distributed, result
+from .training.options import Precision
 
 PROG = "python -m mmixer_kernels.evaluate"
 
@@ -31,7 +35,7 @@ class EvaluateOptions:
     device: str = "auto"
     """Where the network runs, as PyTorch names it; auto is the run's, or where that cannot be used
     here what there is, with a note. Another kind than the run's changes the last bits."""
-    precision: options.Precision | None = None
+    precision: Precision | None = None
     """Autocast of the network's arithmetic; when None, the run's."""
     streams: bool = False
     """Train a classifier on each modality's state of the frozen network (Eq. 15-16) and tell what
@@ -54,7 +58,7 @@ def _main(arguments: Sequence[str]) -> int:
 
     positional = tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(EvaluateOptions)
     chosen = tyro.cli(positional, prog=PROG, args=list(arguments))
-    report = run.evaluate(
+    report = evaluation.evaluate(
         chosen.checkpoint,
         chosen.split,
         chosen.root,
@@ -73,7 +77,7 @@ def _main(arguments: Sequence[str]) -> int:
     if chosen.missing:
         print(missing.describe(report))
     if chosen.output is not None:
-        with command.user_errors():
+        with user_errors():
             chosen.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return 0
 

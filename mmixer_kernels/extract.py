@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .training import command, features, options, run
+from . import command
+from .trained import features
+from .trained.restore import restore
+from .training import parsing
 
 PROG = "python -m mmixer_kernels.extract"
 
@@ -40,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(arguments: Sequence[str]) -> int:
     if any(argument.partition("=")[0] == "--data" for argument in arguments):
-        chosen = options.parse_extract(arguments, PROG)
+        chosen = parsing.parse_extract(arguments, PROG)
         output = chosen.output
         written = features.of_pretrained(chosen, output)
     else:
@@ -49,7 +52,7 @@ def _main(arguments: Sequence[str]) -> int:
         positional = tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(FromCheckpoint)
         given = tyro.cli(positional, prog=PROG, args=list(arguments))
         output = given.output or given.checkpoint.with_name("features")
-        restored = run.restore(
+        restored = restore(
             given.checkpoint, given.root, given.batch_size, given.workers, given.device
         )
         written = features.of_checkpoint(restored, output)

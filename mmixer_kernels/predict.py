@@ -10,7 +10,10 @@ from typing import Literal
 
 import tyro
 
-from .training import command, pictures, predictions, run, streams
+from . import command
+from .errors import UserError, user_errors
+from .trained import pictures, predictions, streams
+from .trained.restore import Samples, restore
 
 PROG = "python -m mmixer_kernels.predict"
 MOST_DRAWN = 20
@@ -53,18 +56,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(arguments: Sequence[str]) -> int:
     options = tyro.cli(PredictOptions, prog=PROG, args=list(arguments))
     if bool(options.files) == bool(options.index):
-        raise command.UserError("give the files of a sample or more, or --index")
+        raise UserError("give the files of a sample or more, or --index")
     if options.top < 1:
-        raise command.UserError(f"--top must be 1 or more, but is {options.top}")
+        raise UserError(f"--top must be 1 or more, but is {options.top}")
     path = options.checkpoint
-    samples: run.Samples = "none" if options.files else "all"
-    restored = run.restore(path, options.root, device=options.device, samples=samples)
+    samples: Samples = "none" if options.files else "all"
+    restored = restore(path, options.root, device=options.device, samples=samples)
     if options.files:
         found = predictions.of_files(restored, path, options.files)
     else:
         found = predictions.of_split(restored, path, options.split, options.index)
     print(predictions.describe(found, restored.data.classes, options.top))
-    with command.user_errors():
+    with user_errors():
         pictures.write(options.output, found[:MOST_DRAWN], restored.data, options.top)
     drawn = "" if len(found) <= MOST_DRAWN else f"the first {MOST_DRAWN} of {len(found)} are "
     print(f"\n{drawn}drawn in {options.output}")

@@ -9,9 +9,9 @@ from typing import Literal
 
 import torch
 
-from . import tuning
+from . import command, tuning
 from .engines import triton_tuning
-from .training import command
+from .errors import user_errors
 
 PROG = "python -m mmixer_kernels.tune"
 
@@ -45,7 +45,7 @@ def _main(arguments: Sequence[str]) -> int:
     import tyro
 
     options = tyro.cli(TuneOptions, prog=PROG, args=list(arguments))
-    with command.user_errors(RuntimeError):
+    with user_errors(RuntimeError):
         trials = tuning.tune_unit(
             options.hidden_size,
             getattr(torch, options.dtype),

@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .clips import Clip, DamagedFile
+from ..errors import DamagedFile
+from .clips import Clip
 from .video import PARTS, VideoOptions, first
 
 

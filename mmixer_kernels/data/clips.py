@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -12,24 +11,6 @@ from torch import Tensor
 
 from .base import Sample, Split, draws
 from .transforms import Transform
-
-
-class DamagedFile(ValueError):
-    """A file that cannot be read, or that has fewer frames than its header or its numbers say.
-
-    Args:
-        path: the file or folder.
-        reason: what is wrong with it.
-    """
-
-    def __init__(self, path: str | Path, reason: str = "") -> None:
-        if reason:
-            message = f"{path}: {reason}"
-        else:
-            # A DataLoader and pickle make the error again from a text: the message, or a worker's
-            # traceback, which ends in it.
-            message = str(path).rstrip().rpartition("DamagedFile: ")[2]
-        super().__init__(message)
 
 
 class Source(Protocol):

@@ -17,10 +17,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from ..files import replacing
-from ..training.command import UserError
+from ..atomic import replacing
+from ..errors import DamagedFile, UserError
 from . import images, processes, shards
-from .clips import Clip, DamagedFile
+from .clips import Clip
 from .processes import Step
 from .shards import Conversion
 from .transforms import Sampling

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import DamagedFile
 from . import images
-from .clips import DamagedFile
 
 WITHOUT_COUNT = "matroska"
 """The container whose header has no number of frames, as FFmpeg names it; WebM is one."""

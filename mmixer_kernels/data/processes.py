@@ -13,14 +13,13 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
-from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 import torch
 from tqdm import tqdm
 
-from ..training.command import UserError
-from ..training.stop import Stop
+from ..errors import UserError
+from ..stop import Stop
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 POLL = 0.2
@@ -51,7 +50,7 @@ def run(function: Callable[[T, Step], R], tasks: Sequence[T], workers: int, titl
         title: of the progress, as "converted".
 
     Raises:
-        loop.Interrupted: a signal came; each process has given up its task after the step in hand.
+        stop.Interrupted: a signal came; each process has given up its task after the step in hand.
         UserError: a process was killed.
     """
     with Stop() as stop, Progress(title, sum(map(len, tasks))) as progress:
@@ -89,12 +88,7 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._tell()
         self.bar.close()
 

@@ -34,8 +34,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import DamagedFile
 from . import images
-from .clips import Clip, DamagedFile
+from .clips import Clip
 from .transforms import Sampling
 
 FORMAT = 1

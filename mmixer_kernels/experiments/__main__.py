@@ -9,7 +9,8 @@ from pathlib import Path
 
 import tyro
 
-from ..training import command
+from .. import command
+from ..errors import UserError
 from . import study
 from .catalogue import EXPERIMENTS
 from .runs import PROG
@@ -53,10 +54,10 @@ def _main(arguments: Sequence[str]) -> int:
         ExperimentOptions, prog=PROG, args=list(arguments), return_unknown_args=True
     )
     if tuple(arguments[: len(options.names)]) != options.names:
-        raise command.UserError("NAME comes first, before all options")
+        raise UserError("NAME comes first, before all options")
     unknown = [name for name in options.names if name not in (*EXPERIMENTS, "all")]
     if unknown or not options.names:
-        raise command.UserError(
+        raise UserError(
             f"NAME must be of {', '.join(EXPERIMENTS)}, or all, but is "
             f"{', '.join(unknown) or 'missing'}"
         )

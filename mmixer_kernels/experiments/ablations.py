@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from . import figures
 from .networks import M_MIXER, Network
 from .results import Claim, Report, Results
-from .statistics import lead, over_folds, over_seeds
+from .seeds import lead, over_folds, over_seeds
 
 
 def compare(

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import random
 
-from ..training import pictures, predictions
-from ..training.predictions import Prediction
-from ..training.run import restore
+from ..trained import pictures, predictions
+from ..trained.predictions import Prediction
+from ..trained.restore import restore
 from . import figures, published
 from .networks import M_MIXER, SELF
 from .results import Claim, Report, Results
-from .statistics import Trained, lead, over_seeds, pooled
+from .seeds import Trained, lead, over_seeds, pooled
 
 SAMPLES, CANDIDATES = 4, 64
 

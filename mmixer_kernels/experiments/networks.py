@@ -8,7 +8,7 @@ import torch
 
 from ..data.video import VideoOptions
 from ..engines import NAMES, choose, get
-from ..training.command import UserError
+from ..errors import UserError
 from ..training.options import Options
 from ..training.run import device_of
 

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from .. import provenance
-from ..files import replacing
+from ..atomic import replacing
+from ..command import processors
 from ..training.result import versions
-from . import schedule
 from .catalogue import EXPERIMENTS
 from .networks import Network
 from .results import Claim, Report, Results
 from .runs import PROG, Run
-from .statistics import lead
+from .seeds import lead
 
 
 def write(
@@ -77,7 +77,7 @@ def _training(run: Run) -> dict[str, Any]:
 def _machine() -> dict[str, Any]:
     return {
         "processor": provenance.processor(),
-        "processors": schedule.processors(),
+        "processors": processors(),
         "system": platform.system(),
         "commit of the report": provenance.commit(),
         "versions": {key: value for key, value in versions().items() if key != "platform"},

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .networks import Network
 from .runs import Plan, Run
-from .statistics import Trained
+from .seeds import Trained
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

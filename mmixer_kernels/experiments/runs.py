@@ -9,9 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..training import checkpoint, options
-from ..training.command import UserError
-from ..training.run import decisive
+from ..errors import UserError
+from ..training import checkpoint, parsing
+from ..training.options import Options, RunOptions
+from ..training.run import result_relevant
 from .networks import CHOSEN_HERE, Network
 
 FOLDS: dict[str, list[tuple[str, ...]]] = {
@@ -40,15 +41,15 @@ class Plan:
     folds: bool
 
     @cached_property
-    def base(self) -> options.Options:
+    def base(self) -> Options:
         """The options of M-Mixer with the first seed, checked.
 
         Raises:
-            UserError, SystemExit: as `options.parse` does; and UserError for an option that the
+            UserError, SystemExit: as `parsing.parse` does; and UserError for an option that the
                 experiments choose themselves.
         """
-        chosen = options.parse(self.arguments, PROG)
-        plain = options.RunOptions()
+        chosen = parsing.parse(self.arguments, PROG)
+        plain = RunOptions()
         ours = {
             "--seed": ("seed", "--seeds"),
             "--output": ("output", "--runs and --output"),
@@ -111,8 +112,8 @@ class Run:
         return [*self.plan.arguments, *fold, *self.network.options, *place]
 
     @cached_property
-    def options(self) -> options.Options:
-        return options.parse(self.arguments, PROG)
+    def options(self) -> Options:
+        return parsing.parse(self.arguments, PROG)
 
     def epochs_done(self) -> int:
         path = self.folder / "metrics.jsonl"
@@ -161,7 +162,7 @@ class Run:
     def _finished(self) -> bool:
         if not (self.folder / "result.json").exists():
             return False
-        changed = options.differences(decisive(self.result()["config"]), self._config())
+        changed = parsing.differences(result_relevant(self.result()["config"]), self._config())
         if changed:
             raise UserError(
                 f"{self.folder} holds a training with other options ({'; '.join(changed)}): choose "
@@ -170,4 +171,4 @@ class Run:
         return True
 
     def _config(self) -> dict[str, Any]:
-        return decisive(self.options.config())
+        return result_relevant(self.options.config())

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ..command import processors
+
 PRELOADED = (
     "mmixer_kernels.train",
     "mmixer_kernels.evaluate",
@@ -49,11 +51,6 @@ class Task:
 class Failure:
     task: Task
     reason: str
-
-
-def processors() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run(tasks: Sequence[Task], jobs: int, gpus: Sequence[str] = ()) -> list[Failure]:

@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 
 from .. import provenance
-from ..files import replacing
-from ..training.command import UserError
+from ..atomic import replacing
+from ..command import processors
+from ..errors import UserError
 from . import report, schedule
 from .catalogue import EXPERIMENTS
 from .networks import Network
@@ -73,7 +74,7 @@ class Study:
         networks = self._networks()
         tasks = self._tasks(networks)
         gpus = _gpus(self.plan.base.run.device)
-        jobs = self.jobs or (len(gpus) if gpus else schedule.processors())
+        jobs = self.jobs or (len(gpus) if gpus else processors())
         if tasks:
             print(f"{len(tasks)} trainings to do, {jobs} at a time", file=sys.stderr)
         failures = schedule.run(tasks, min(jobs, len(tasks)), gpus) if tasks else []

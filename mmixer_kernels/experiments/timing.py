@@ -12,8 +12,8 @@ import torch
 from torch.nn import functional as F
 
 from ..data import collate
+from ..trained.restore import restore
 from ..training import batches
-from ..training.run import restore
 
 ROUNDS = 15
 

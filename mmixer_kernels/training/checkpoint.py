@@ -13,9 +13,9 @@ from typing import IO, Any, NamedTuple
 
 import torch
 
-from ..files import replacing
+from ..atomic import replacing
+from ..errors import UserError
 from . import distributed
-from .command import UserError
 
 FORMAT = 2
 LAST, PREVIOUS, DAMAGED = "last.pt", "previous.pt", "damaged.pt"

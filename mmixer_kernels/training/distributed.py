@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .command import UserError
+from ..errors import UserError
 
 
 def world() -> int:

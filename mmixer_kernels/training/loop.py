@@ -16,15 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..atomic import replacing
 from ..data import Batch, Data, Split
-from ..files import replacing
+from ..errors import UserError
+from ..stop import Interrupted, Stop
 from . import batches, checkpoint, distributed, metrics, mixed_precision, optimizer
-from .command import UserError
 from .model import Recognizer
 from .options import LoaderOptions, Options
 from .progress import Progress
 from .result import Evaluation, hardware
-from .stop import Interrupted, Stop
 from .tensorboard import Events
 
 

@@ -8,8 +8,8 @@ from typing import Any, get_args
 import torch
 
 from ..data import Batch, Split, collate
+from ..errors import UserError, user_errors
 from . import batches
-from .command import UserError, user_errors
 from .model import Recognizer
 from .options import Precision, RunOptions
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..data import Data
+from ..errors import UserError
 from ..network import MMixer
 from . import extractors
-from .command import UserError
 from .options import ModelOptions, RunOptions
 
 

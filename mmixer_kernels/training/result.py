@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import __version__
 from ..engines import choose
+from ..version import __version__
 from . import metrics
 from .options import ModelOptions
 

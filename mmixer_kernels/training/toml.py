@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .command import UserError
+from ..errors import UserError
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmixer_kernels.data.clips import Clip, DamagedFile
+from mmixer_kernels.data.clips import Clip
+from mmixer_kernels.errors import DamagedFile
 
 CHANNELS = {"rgb": 3, "depth": 1, "ir": 1}
 

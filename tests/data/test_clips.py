@@ -9,10 +9,11 @@ from torch.utils.data import DataLoader
 
 pytest.importorskip("torchvision")
 
-from mmixer_kernels.data import DamagedFile, collate
+from mmixer_kernels import command
+from mmixer_kernels.data import collate
 from mmixer_kernels.data.clips import Clip, ClipSplit
 from mmixer_kernels.data.transforms import Sampling, Transform
-from mmixer_kernels.training import command
+from mmixer_kernels.errors import DamagedFile
 
 
 @dataclasses.dataclass

@@ -11,9 +11,10 @@ from data.sources import made_clips
 from torch.utils.data import DataLoader, Dataset
 
 from mmixer_kernels.data import convert, shards
-from mmixer_kernels.data.clips import Clip, DamagedFile
+from mmixer_kernels.data.clips import Clip
 from mmixer_kernels.data.shards import Conversion
 from mmixer_kernels.data.transforms import Sampling
+from mmixer_kernels.errors import DamagedFile
 
 SIZE = 24
 FRAMES = {"rgb": 20, "depth": 17, "ir": 33}

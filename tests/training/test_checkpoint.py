@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from mmixer_kernels.files import replacing
+from mmixer_kernels.atomic import replacing
+from mmixer_kernels.errors import UserError
 from mmixer_kernels.training import checkpoint
-from mmixer_kernels.training.command import UserError
 
 STATE: dict[str, Any] = {
     "model": {"weight": torch.arange(4096.0)},

@@ -17,9 +17,9 @@ from processes import PATIENCE, STARTED, start
 
 from mmixer_kernels import train
 from mmixer_kernels.data import ArraysOptions
+from mmixer_kernels.errors import UserError
+from mmixer_kernels.trained.evaluation import evaluate
 from mmixer_kernels.training import checkpoint
-from mmixer_kernels.training.command import UserError
-from mmixer_kernels.training.run import evaluate
 
 TRAIN, TEST = 21, 11
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ..data import Sample, Split
 from ..data.base import draws
-from . import batches, distributed, loop
-from .options import LoaderOptions
+from ..training import batches, distributed, loop
+from ..training.options import LoaderOptions
 
 LEVELS = (0.5, 1.0, 2.0)
 """Standard deviations of the noise, as multiples of that of the modality's inputs."""

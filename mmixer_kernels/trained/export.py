@@ -15,12 +15,12 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..atomic import replacing
 from ..data.video import VideoOptions
-from ..files import replacing
+from ..errors import UserError, user_errors
 from ..modules import FusedMCU
-from .command import UserError, user_errors
-from .model import Recognizer
-from .run import Restored
+from ..training.model import Recognizer
+from .restore import Restored
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 """What the format onnx needs."""

@@ -9,7 +9,7 @@ from typing import Any
 from . import figures, timing
 from .networks import GRU, M_MIXER, SELF, Network
 from .results import Report, Results
-from .statistics import over_seeds
+from .seeds import over_seeds
 
 DEGRADED = (M_MIXER, SELF, GRU)
 History = list[dict[str, Any]]

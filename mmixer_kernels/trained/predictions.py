@@ -11,13 +11,13 @@ from torch import Tensor
 
 from ..data import ArraysOptions, Split, collate
 from ..data.clips import ClipSplit
-from ..data.files import clips_of
+from ..data.loose import clips_of
 from ..data.video import VideoOptions
+from ..errors import UserError, user_errors
 from ..network import StreamClassifiers
+from ..training.model import Recognizer
 from . import streams
-from .command import UserError, user_errors
-from .model import Recognizer
-from .run import Restored
+from .restore import Restored
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Prediction:
 
 
 def of_files(restored: Restored, path: Path, files: Sequence[Path]) -> list[Prediction]:
-    """Predictions of samples that are given file by file: of video as `data/files.py` has it, and
+    """Predictions of samples that are given file by file: of video as `data/loose.py` has it, and
     of arrays as `data/arrays.py` has it, with labels or without.
 
     Args:

@@ -17,13 +17,13 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from ..atomic import replacing
 from ..data import Data, Split
-from ..data.clips import DamagedFile
-from ..files import replacing
-from . import batches, run
-from .command import UserError
-from .model import Recognizer
-from .options import LoaderOptions, Options
+from ..errors import DamagedFile, UserError
+from ..training import batches, run
+from ..training.model import Recognizer
+from ..training.options import LoaderOptions, Options
+from .restore import Restored
 
 
 class Extracted(NamedTuple):
@@ -34,7 +34,7 @@ class Extracted(NamedTuple):
     steps: int
 
 
-def of_checkpoint(restored: run.Restored, output: Path) -> list[Extracted]:
+def of_checkpoint(restored: Restored, output: Path) -> list[Extracted]:
     """Writes what a trained network's extractors make of its data set; as `extract`.
 
     Raises:

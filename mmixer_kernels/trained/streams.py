@@ -11,13 +11,13 @@ from torch.nn import functional as F
 
 from ..data import Data
 from ..data.base import Split
+from ..errors import UserError
 from ..network import StreamClassifiers
-from . import checkpoint, metrics, mixed_precision
-from .batches import batches_in_order
-from .command import UserError
-from .model import Recognizer
-from .options import LoaderOptions
-from .result import Evaluation
+from ..training import checkpoint, metrics, mixed_precision
+from ..training.batches import batches_in_order
+from ..training.model import Recognizer
+from ..training.options import LoaderOptions
+from ..training.result import Evaluation
 
 WEIGHT_DECAY = 1e-4
 """Of the classifiers' weights, times half their squared norm."""

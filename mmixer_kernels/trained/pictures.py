@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..atomic import replacing
 from ..data import Data
 from ..data.transforms import MEAN, STD
-from ..files import replacing
 from .predictions import Prediction
 
 if TYPE_CHECKING:

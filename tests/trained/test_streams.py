@@ -7,13 +7,11 @@ import pytest
 import torch
 
 from mmixer_kernels.data import DATA, Split
+from mmixer_kernels.errors import UserError
 from mmixer_kernels.evaluate import main as evaluate
 from mmixer_kernels.network import MMixer
 from mmixer_kernels.train import main as train
-from mmixer_kernels.training.command import UserError
-from mmixer_kernels.training.model import Recognizer
-from mmixer_kernels.training.options import LoaderOptions
-from mmixer_kernels.training.streams import (
+from mmixer_kernels.trained.streams import (
     WEIGHT_DECAY,
     evaluate_streams,
     heads_path,
@@ -21,6 +19,8 @@ from mmixer_kernels.training.streams import (
     save_heads,
     train_heads,
 )
+from mmixer_kernels.training.model import Recognizer
+from mmixer_kernels.training.options import LoaderOptions
 
 
 def recognizer(data):

@@ -1,0 +1,164 @@
+"""A checkpoint's network with its weights, and the data set that it goes with."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import nn
+
+from ..data import ArraysOptions, Data, Split
+from ..data.video import VideoOptions
+from ..errors import UserError, user_errors
+from ..training import checkpoint, distributed, loop, model, result
+from ..training.options import Options, Precision, automatic_device
+from ..training.parsing import parse_config
+from ..training.run import build, check_data, device_of
+
+Samples = Literal["all", "shapes", "none"]
+"""What `restore` needs of a data set."""
+NEED_NO_FILES: dict[Samples, tuple[type, ...]] = {
+    "all": (),
+    "shapes": (VideoOptions,),
+    "none": (VideoOptions, ArraysOptions),
+}
+"""The data sets that a checkpoint alone tells enough of."""
+
+
+class Restored(NamedTuple):
+    """A checkpoint's network, in evaluation mode, and what it goes with."""
+
+    options: Options
+    data: Data
+    model: model.Recognizer
+    engine: str | None
+    epoch: int
+
+
+def restore(
+    path: Path,
+    root: Path | None = None,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    device: str = "auto",
+    samples: Samples = "all",
+) -> Restored:
+    """The network of a checkpoint with its weights, and the data set that it was trained on.
+
+    Where the run's engine cannot run on the device, a note on stderr says so and auto takes its
+    place.
+
+    Args:
+        root: folder of the data set's files where it is not the run's.
+        batch_size, workers: the run's when None.
+        device: auto is the run's; where that cannot be used here, a note on stderr says so and
+            the device is what auto is for a training.
+        samples: "all" of them; or what else is needed of the data set: a sample's "shapes", or
+            "none". Files of video are then not read, nor, for "none", those of arrays, and their
+            splits are empty.
+
+    Raises:
+        UserError: the checkpoint or the data cannot be read, or do not belong together.
+    """
+    state, options = read(path, root, batch_size, workers, device)
+    return rebuild(state, options, path, device_of(options.run.device), samples)
+
+
+def read(
+    path: Path,
+    root: Path | None,
+    batch_size: int | None,
+    workers: int | None,
+    device: str,
+    precision: Precision | None = None,
+) -> tuple[dict[str, Any], Options]:
+    """A checkpoint, and its options with what the user gives instead."""
+    state = checkpoint.load(path)
+    if "config" not in state:
+        raise UserError(f"{path} holds the classifiers of streams: give the network's checkpoint")
+    options = parse_config(state["config"], f"the checkpoint {path}")
+    loader = {"batch_size": batch_size, "workers": workers}
+    given = {name: value for name, value in loader.items() if value is not None}
+    with user_errors():
+        changed = replace(options.run.loader, **given)
+    run = replace(
+        options.run,
+        loader=changed,
+        root=options.run.root if root is None else root,
+        device=_device_here(options.run.device, path) if device == "auto" else device,
+        precision=options.run.precision if precision is None else precision,
+    )
+    return state, replace(options, run=run)
+
+
+def _device_here(name: str, path: Path) -> str:
+    """The device of a checkpoint's run, or what there is instead."""
+    instead = automatic_device()
+    try:
+        device_of(name)
+    except UserError as error:
+        if name == instead:
+            raise
+        if distributed.is_first():
+            print(
+                f"note: {path} is of a run with --device {name}, and {error}; "
+                f"it is restored on {instead}",
+                file=sys.stderr,
+            )
+        return instead
+    return name
+
+
+def _portable(options: Options, device: torch.device, path: Path) -> Options:
+    """Options of a network for evaluation on any device."""
+    # Outside training it computes what batch norm does, and PyTorch has it on GPUs only.
+    chosen = replace(options.run.model, sync_batch_norm=False)
+    try:
+        result.engine_used(chosen, device)
+    except (RuntimeError, ValueError) as error:
+        if chosen.engine == "auto":
+            raise UserError(str(error)) from error
+        if distributed.is_first():
+            print(
+                f"note: {path} is of a run with --model.engine {chosen.engine}, but {error}; "
+                "it is restored with auto",
+                file=sys.stderr,
+            )
+        chosen = replace(chosen, engine="auto")
+    return replace(options, run=replace(options.run, model=chosen))
+
+
+def rebuild(
+    state: dict[str, Any],
+    options: Options,
+    path: Path,
+    device: torch.device,
+    samples: Samples = "all",
+) -> Restored:
+    saved = state["data"]
+    options = _portable(options, device, path)
+    if isinstance(options.data, NEED_NO_FILES[samples]):
+        known = _without_samples(saved)
+        data, recognizer, engine = build(options, device, initial=False, data=known)
+    else:
+        data, recognizer, engine = build(options, device, initial=False)
+        check_data(saved, loop.identity(data), path, also_samples=False)
+    recognizer.load_state_dict(state["model"])
+    return Restored(options, data, recognizer.eval(), engine, state["epoch"])
+
+
+def _without_samples(saved: dict[str, Any]) -> Data:
+    """A data set of frames or of features as a checkpoint remembers it."""
+    none = Split(torch.zeros(0, dtype=torch.int64))
+    names = tuple(saved["modalities"]), tuple(saved["classes"])
+    if saved["feature_sizes"] is None:
+        return Data(*names, none, none, none, extractors=None, feature_sizes=None)
+    sizes = tuple(saved["feature_sizes"])
+    identities: list[nn.Module] = [nn.Identity() for _ in sizes]
+    moments = saved.get("moments")
+    return Data(
+        *names, none, none, none, extractors=identities, feature_sizes=sizes, moments=moments
+    )
