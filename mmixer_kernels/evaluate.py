@@ -29,21 +29,21 @@ class EvaluateOptions:
     root: Path | None = None
     """Folder of the data set's files, where it is not the run's."""
     batch_size: int | None = None
-    """Samples a step; when None, the run's. Another one can change a result in its last bits."""
+    """Samples per step; when None, the run's. Another one can change a result in its last bits."""
     workers: int | None = None
     """Processes that load samples; when None, the run's."""
     device: str = "auto"
-    """Where the network runs, as PyTorch names it; auto is the run's, or where that cannot be used
-    here what there is, with a note. Another kind than the run's changes the last bits."""
+    """Device of the network, as PyTorch names it; auto is the run's or, where that cannot be used
+    here, what there is, with a note. Another kind than the run's changes the last bits."""
     precision: Precision | None = None
     """Autocast of the network's arithmetic; when None, the run's."""
     streams: bool = False
     """Train a classifier on each modality's state of the frozen network (Eq. 15-16) and tell what
-    each stream knows, as in Table 4; written beside the checkpoint, for predict."""
+    each stream knows, as in Table 4; predict reads them beside the checkpoint."""
     missing: bool = False
-    """Tell what is left when one modality is absent (zeros for its inputs), and when white noise of
-    0.5, 1 and 2 times its inputs' standard deviation over the split is added to it; the same noise
-    every time."""
+    """Tell the accuracy that is left when one modality is absent (its inputs are zeros), and when
+    white noise of 0.5, 1 and 2 times its inputs' standard deviation over the split is added to it;
+    the noise is the same every time."""
     output: Path | None = None
     """JSON file to write the report to."""
 

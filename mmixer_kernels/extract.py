@@ -28,12 +28,12 @@ class FromCheckpoint:
     root: Path | None = None
     """Folder of the data set's files, where it is not the run's."""
     batch_size: int | None = None
-    """Samples a step; when None, the run's."""
+    """Samples per step; when None, the run's."""
     workers: int | None = None
     """Processes that load samples; when None, the run's."""
     device: str = "auto"
-    """Where the network runs, as PyTorch names it; auto is the run's, or where that cannot be used
-    here what there is, with a note."""
+    """Device of the network, as PyTorch names it; auto is the run's or, where that cannot be used
+    here, what there is, with a note."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""`python -m mmixer_kernels.predict CHECKPOINT FILES...`: what a network says of samples."""
+"""`python -m mmixer_kernels.predict CHECKPOINT FILES...`: a network's predictions for samples."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .trained.restore import Samples, restore
 
 PROG = "python -m mmixer_kernels.predict"
 MOST_DRAWN = 20
-"""Samples in a picture: a PNG file has room for some more, an eye has not."""
+"""Samples per picture: a PNG file has room for some more, an eye has not."""
 
 
 @dataclass(frozen=True)
@@ -29,23 +29,23 @@ class PredictOptions:
     """best.pt or last.pt of a run. The streams' own predictions need the classifiers that
     python -m mmixer_kernels.evaluate CHECKPOINT --streams writes."""
     files: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """Of a network of video, the files and folders of one or more samples: NAME_rgb.avi,
-    NAME_ir.avi, and the depth folder NAME; or folders of NW-UCLA. Of a network of arrays, .npz
-    files as those it was trained on, label may be missing, or folders of such files. Nothing that
-    the network was trained on is needed beside them."""
+    """Files and folders of one or more samples. A network of video takes NAME_rgb.avi,
+    NAME_ir.avi and the depth folder NAME, or folders of NW-UCLA. A network of arrays takes .npz
+    files as those it was trained on, where label may be missing, or folders of such files. Nothing
+    that the network was trained on is needed beside them."""
     index: tuple[int, ...] = ()
-    """Instead of files: samples of the data set by their places in --split, from 0."""
+    """Samples of the data set by their places in --split, from 0, instead of files."""
     split: Literal["test", "validation", "train"] = "test"
-    """Where --index counts."""
+    """Split that --index counts in."""
     top: int = 5
-    """Classes to show of each stream."""
+    """Classes to show for each stream."""
     output: Path = Path("predictions.png")
     """PNG file to draw in, the first 20 samples where there are more."""
     root: Path | None = None
     """Folder of the data set's files for --index, where it is not the run's."""
     device: str = "auto"
-    """Where the network runs, as PyTorch names it; auto is the run's, or where that cannot be used
-    here what there is, with a note."""
+    """Device of the network, as PyTorch names it; auto is the run's or, where that cannot be used
+    here, what there is, with a note."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -32,22 +32,22 @@ class PrepareOptions:
     root: Path | None = None
     """Folder of the raw files."""
     modalities: tuple[Literal["rgb", "depth", "ir"], ...] | None = None
-    """What to convert; training may choose fewer. When None, the data set's default."""
+    """Modalities to convert; training may choose fewer. When None, the data set's default."""
     depth: Literal["masked", "full"] | None = None
     """NTU's depth of the bodies alone (the default), or with the background."""
     stride: int = 8
-    """Every so manieth frame of a clip is converted; the default is the paper's. Training must
-    sample in the same way."""
+    """Keep every n-th frame of a clip; the default is the paper's. Training must sample in the same
+    way."""
     frames: int | None = None
-    """Convert so many frames, evenly spaced, of each clip instead."""
+    """Keep this many frames of each clip instead, evenly spaced."""
     size: int = 256
     """Pixels of the frames' shorter side; training with --image-size 224 needs 256."""
     quality: int = 95
-    """Of the JPEGs of RGB and IR, 1 to 100; depth is kept exactly."""
+    """Quality of the JPEGs of RGB and IR, 1 to 100; depth is kept exactly."""
     samples_per_shard: int = 256
-    """Samples in a file, the unit that is made anew after a stop."""
+    """Samples per file, the unit that is made anew after a stop."""
     workers: int = field(default_factory=command.processors)
-    """Processes; they change no byte of the result."""
+    """Number of processes; it changes no byte of the result."""
     allow_missing: bool = False
     """Finish even though samples are missing or damaged. They are reported, and training asks for
     the same option where they are the test set's."""

@@ -23,7 +23,7 @@ class Stop:
 
     Args:
         gather: gives every process's value by rank, as `training.distributed.gather`; the default
-            is for a process alone.
+            is that of a process alone.
     """
 
     def __init__(self, gather: Callable[[Any], list[Any]] = lambda value: [value]) -> None:

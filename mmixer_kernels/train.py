@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str]) -> int:
-    with distributed.one_voice():
+    with distributed.silence_other_ranks():
         chosen = parsing.parse(arguments, PROG)
         if chosen.run.check is not None:
             found = run.check(chosen)

@@ -1,4 +1,4 @@
-"""Clips of video as samples: a source of frames a modality, read, transformed and labelled."""
+"""Clips of video as samples: a source of frames per modality, read, transformed and labelled."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Source(Protocol):
     """A clip's frames of one modality, on disk."""
 
     def count(self) -> int:
-        """Frames there are, from the header or the listing, without decoding.
+        """The number of frames, from the header or the listing, without decoding.
 
         Raises:
             DamagedFile: unreadable, or no frame.
@@ -67,7 +67,7 @@ class Clip:
 class ClipSplit(Split):
     """Clips, read anew whenever they are asked for.
 
-    A sample's inputs are float32 `[T, 3, image_size, image_size]` a modality, T the number of
+    A sample's inputs are float32 `[T, 3, image_size, image_size]` per modality, T the number of
     indices that `sampling` gives. Every modality is read at the same indices, those of the one
     with the fewest frames.
 
@@ -76,7 +76,7 @@ class ClipSplit(Split):
         modalities: in the order of a sample's inputs.
         sampling: the indices of the frames, ascending, of a clip with so many frames.
         transform: makes the inputs of the frames.
-        seed: of the augmentation.
+        seed: seed of the augmentation.
         training: augment the clips, each by (seed, epoch, index).
     """
 

@@ -31,12 +31,12 @@ class ExperimentOptions:
     data: str | None = None
     """Data set; when None, the one of --config, or synthetic."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Every network is trained with each of these."""
+    """Seeds that every network is trained with."""
     folds: bool = False
     """Train every network on each fold of the data set's cross-validation (watch: five, by
     subject)."""
     jobs: int | None = None
-    """Trainings side by side; when None, one a processor, or one a GPU where --device is cuda."""
+    """Trainings side by side; when None, one per processor, or one per GPU for --device cuda."""
     output: Path | None = None
     """Folder for tables and pictures; when None, experiments/DATA."""
     runs: Path | None = None

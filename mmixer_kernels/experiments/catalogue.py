@@ -27,13 +27,13 @@ from .results import Report, Results
 
 @dataclass(frozen=True)
 class Experiment:
-    """What is trained, and what is made of it.
+    """An experiment: the networks to train, and the report of their trainings.
 
     Args:
         networks: the networks for a data set's options; UserError where it does not go with them.
-        report: what is made of the trainings of these networks.
-        measures: what `python -m mmixer_kernels.evaluate` measures besides on each trained network,
-            by its options: "streams", "missing".
+        report: makes the report of the trainings of these networks.
+        measures: options by which `python -m mmixer_kernels.evaluate` measures more of each trained
+            network: "streams", "missing".
     """
 
     title: str

@@ -18,8 +18,8 @@ class Network:
     """A network or a data set's form: options of `python -m mmixer_kernels.train`.
 
     Args:
-        name: of its folder and in JSON.
-        label: in tables and pictures.
+        name: name of its folder, and in JSON.
+        label: name in tables and pictures.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What an experiment leaves: NAME.json, NAME.png, and README.md with all of a folder's."""
+"""The files of an experiment: NAME.json, NAME.png, and README.md with all of a folder's."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def write(
     """Writes an experiment's files in `output`, and README.md anew.
 
     Args:
-        arguments: of the command line without names, for the record.
+        arguments: the command line without names, for the record.
     """
     trained = [run for network in networks for run in results.runs(network)]
     document = {
@@ -115,7 +115,7 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _page(output: Path) -> str:
-    """README.md: every experiment that the folder holds, in the catalogue's order."""
+    """The text of README.md: the experiments that the folder holds, in the catalogue's order."""
     paths = [output / f"{name}.json" for name in EXPERIMENTS if (output / f"{name}.json").exists()]
     documents = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     first = documents[0]

@@ -27,12 +27,12 @@ PROG = "python -m mmixer_kernels.experiments"
 
 @dataclass(frozen=True)
 class Plan:
-    """What every training of an invocation shares.
+    """The common part of all trainings of an invocation.
 
     Args:
-        arguments: of `python -m mmixer_kernels.train`, data set included.
-        folder: of the trainings.
-        folds: whether each seed is trained once a fold.
+        arguments: arguments of `python -m mmixer_kernels.train`, data set included.
+        folder: folder of the trainings.
+        folds: True to train each seed once per fold.
     """
 
     arguments: tuple[str, ...]
@@ -78,7 +78,7 @@ class Plan:
         return [self._run(network, seed, fold) for seed in self.seeds for fold in folds]
 
     def _run(self, network: Network, seed: int, fold: int | None) -> Run:
-        """One object a training: it parses its options once."""
+        """The one object of a training, which parses its options once."""
         return self._known.setdefault((network, seed, fold), Run(self, network, seed, fold))
 
     @cached_property
@@ -88,7 +88,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Run:
-    """One training."""
+    """A training of a network, with a seed and perhaps on a fold."""
 
     plan: Plan
     network: Network
@@ -101,21 +101,24 @@ class Run:
 
     @property
     def folder(self) -> Path:
+        """The folder of the training."""
         place = self.plan.folder / self.network.name
         return (place if self.fold is None else place / f"fold-{self.fold}") / f"seed-{self.seed}"
 
     @property
     def arguments(self) -> list[str]:
-        """Of `python -m mmixer_kernels.train`, but for --resume."""
+        """The arguments of `python -m mmixer_kernels.train`, but for --resume."""
         fold = () if self.fold is None else FOLDS[self.plan.base.run.data][self.fold]
         place = ("--seed", str(self.seed), "--output", str(self.folder))
         return [*self.plan.arguments, *fold, *self.network.options, *place]
 
     @cached_property
     def options(self) -> Options:
+        """The options of the training."""
         return parsing.parse(self.arguments, PROG)
 
     def epochs_done(self) -> int:
+        """The number of epochs that are complete."""
         path = self.folder / "metrics.jsonl"
         return len(path.read_bytes().splitlines()) if path.exists() else 0
 
@@ -142,11 +145,11 @@ class Run:
         return self.folder / f"{self.options.run.select}.pt"
 
     def result(self) -> dict[str, Any]:
-        """result.json."""
+        """The contents of result.json."""
         return self.report("result")
 
     def report(self, name: str) -> dict[str, Any]:
-        """The JSON file of that name; UserError when it cannot be read."""
+        """The contents of the JSON file of that name; UserError when it cannot be read."""
         path = self.folder / f"{name}.json"
         try:
             content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""How long trained networks take."""
+"""Times of trained networks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROUNDS = 15
 
 @dataclass(frozen=True)
 class Time:
-    """Of a sample: `steps` of the recurrence, `milliseconds` of forward and backward."""
+    """The time of a sample: `steps` of the recurrence, `milliseconds` of forward and backward."""
 
     steps: int
     milliseconds: float

@@ -31,13 +31,13 @@ def evaluate(
     Args:
         split: "validation" or "test".
         root: folder of the data set's files where it is not the run's.
-        batch_size, workers: the run's when None.
+        batch_size, workers: loader options; the run's when None.
         with_streams: adds "streams", the report of a classifier on each modality's state (Eq. 15),
             and writes the classifiers beside the checkpoint.
         with_missing: adds "missing", the numbers with a modality absent or noised, as
             `missing.evaluate` has them.
         device: as in `restore`.
-        precision: the run's when None.
+        precision: the network's precision; the run's when None.
 
     Raises:
         UserError: the checkpoint or the data cannot be read, or do not belong together; or the
@@ -51,7 +51,7 @@ def evaluate(
     state, options = read(path, root, batch_size, workers, device, precision)
     place = device_of(options.run.device)
     with distributed.job(place):
-        with distributed.together():
+        with distributed.fail_together():
             restored = rebuild(state, options, path, place)
             samples = restored.data.test if split == "test" else restored.data.validation
             mixed_precision.check(restored.model, samples, options.run)
@@ -85,7 +85,7 @@ def _evaluate(
             modality: part.report(data.classes)
             for modality, part in zip(data.modalities, alone, strict=True)
         }
-        with distributed.together(), user_errors():
+        with distributed.fail_together(), user_errors():
             if distributed.is_first():
                 streams.save_heads(heads, recognizer, path)
     if with_missing:

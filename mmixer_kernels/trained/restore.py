@@ -19,13 +19,13 @@ from ..training.parsing import parse_config
 from ..training.run import build, check_data, device_of
 
 Samples = Literal["all", "shapes", "none"]
-"""What `restore` needs of a data set."""
+"""The part of a data set that `restore` is to provide."""
 NEED_NO_FILES: dict[Samples, tuple[type, ...]] = {
     "all": (),
     "shapes": (VideoOptions,),
     "none": (VideoOptions, ArraysOptions),
 }
-"""The data sets that a checkpoint alone tells enough of."""
+"""The data sets of which a checkpoint alone tells enough."""
 
 
 class Restored(NamedTuple):
@@ -53,12 +53,11 @@ def restore(
 
     Args:
         root: folder of the data set's files where it is not the run's.
-        batch_size, workers: the run's when None.
-        device: auto is the run's; where that cannot be used here, a note on stderr says so and
-            the device is what auto is for a training.
-        samples: "all" of them; or what else is needed of the data set: a sample's "shapes", or
-            "none". Files of video are then not read, nor, for "none", those of arrays, and their
-            splits are empty.
+        batch_size, workers: loader options; the run's when None.
+        device: auto is the run's; where that cannot be used here, a note on stderr says so and the
+            device is the one that auto is for a training.
+        samples: "all" of them, a sample's "shapes", or "none". Without "all", files of video are
+            not read, nor, for "none", those of arrays, and their splits are empty.
 
     Raises:
         UserError: the checkpoint or the data cannot be read, or do not belong together.
@@ -75,7 +74,7 @@ def read(
     device: str,
     precision: Precision | None = None,
 ) -> tuple[dict[str, Any], Options]:
-    """A checkpoint, and its options with what the user gives instead."""
+    """Reads a checkpoint; gives its state, and its options with what the user gives instead."""
     state = checkpoint.load(path)
     if "config" not in state:
         raise UserError(f"{path} holds the classifiers of streams: give the network's checkpoint")
@@ -95,7 +94,7 @@ def read(
 
 
 def _device_here(name: str, path: Path) -> str:
-    """The device of a checkpoint's run, or what there is instead."""
+    """The name of the device of a checkpoint's run, or of the one that there is instead."""
     instead = automatic_device()
     try:
         device_of(name)
@@ -113,7 +112,7 @@ def _device_here(name: str, path: Path) -> str:
 
 
 def _portable(options: Options, device: torch.device, path: Path) -> Options:
-    """Options of a network for evaluation on any device."""
+    """The options of a network for evaluation on any device."""
     # Outside training it computes what batch norm does, and PyTorch has it on GPUs only.
     chosen = replace(options.run.model, sync_batch_norm=False)
     try:
@@ -138,6 +137,7 @@ def rebuild(
     device: torch.device,
     samples: Samples = "all",
 ) -> Restored:
+    """The network and data set of a checkpoint that `read` has read; `samples` as in `restore`."""
     saved = state["data"]
     options = _portable(options, device, path)
     if isinstance(options.data, NEED_NO_FILES[samples]):
@@ -151,7 +151,7 @@ def rebuild(
 
 
 def _without_samples(saved: dict[str, Any]) -> Data:
-    """A data set of frames or of features as a checkpoint remembers it."""
+    """A data set of frames or of features as a checkpoint remembers it, with empty splits."""
     none = Split(torch.zeros(0, dtype=torch.int64))
     names = tuple(saved["modalities"]), tuple(saved["classes"])
     if saved["feature_sizes"] is None:

@@ -27,24 +27,24 @@ class ModelOptions:
     summarizer: Literal["avg", "max", "gru"] = "avg"
     """Action summarizing operator (Table 1)."""
     content: Literal["cross", "self"] = "cross"
-    """Whose action content an MCU gets: the other modalities' or its own (Table 4)."""
+    """Action content that an MCU gets: the other modalities' or its own (Table 4)."""
     mix: Literal["gated", "concat"] = "gated"
     """Cross-modality mix-module: Eq. 9-10, or concatenation (Table 3)."""
     layer_norm: bool = True
     """LayerNorm in the MCU (Table 3)."""
     engine: Literal["auto", "reference", "cpu", "cuda", "triton"] = "auto"
-    """What computes the MCU; python -m mmixer_kernels.info tells what can run here."""
+    """Engine that computes the MCU; python -m mmixer_kernels.info tells which can run here."""
     extractor: Literal["auto", "resnet18", "resnet34"] = "auto"
     """Network of each modality's frames, torchvision's: auto is resnet18. Other data sets bring
     extractors of their own, for which only auto is valid."""
     weights: str = "auto"
-    """What the networks of frames start from: imagenet, downloaded once; the path of a .pth file
+    """Initial weights of the networks of frames: imagenet, downloaded once; the path of a .pth file
     with torchvision's names; or none, random weights. auto is imagenet. A checkpoint brings its
     own."""
     feature_dropout: float = 0.0
-    """Part of the extracted features dropped in training."""
+    """Fraction of the extracted features dropped in training."""
     dropout: float = 0.0
-    """Part of the joint state dropped before the classifier in training."""
+    """Fraction of the joint state dropped before the classifier in training."""
     sync_batch_norm: bool = False
     """Batch norm's statistics over the samples of all processes, on GPUs; otherwise each process
     has its own, and the first one's running statistics are kept."""
@@ -69,11 +69,11 @@ class OptimizerOptions:
     warmup_epochs: float = 0.0
     """Epochs over which the rate rises from 0; fractions are allowed."""
     weight_decay: float = 0.0
-    """Of weights; biases and norms do not decay."""
+    """Weight decay of the matrices; biases and norms do not decay."""
     clip_norm: float = 0.0
     """Largest norm of the whole gradient; 0 for no limit."""
     label_smoothing: float = 0.0
-    """Part of the target spread over all classes."""
+    """Fraction of the target spread over all classes."""
     accumulate: int = 1
     """Batches whose gradients are added up before an update of the weights."""
 
@@ -91,13 +91,13 @@ class OptimizerOptions:
 
 @dataclass(frozen=True)
 class LoaderOptions:
-    """How samples reach the network."""
+    """Batches and the processes that load them."""
 
     batch_size: int = 8
-    """Samples a batch of one process, in training and in evaluation; the default is the paper's.
+    """Samples per batch of one process, in training and in evaluation; the default is the paper's.
     An update has batch_size x processes x --optimizer.accumulate of them."""
     workers: int = 0
-    """Processes that load samples; 0 loads in the training process. Changes no result."""
+    """Processes that load samples; 0 is the training process alone. It changes no result."""
 
     def __post_init__(self) -> None:
         _check(self.batch_size >= 1, "--loader.batch-size", self.batch_size, "1 or more")
@@ -106,7 +106,7 @@ class LoaderOptions:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What every run has."""
+    """The options of every run."""
 
     data: str = DEFAULT_DATA
     """Data set; it brings options and a recipe of its own."""
@@ -120,12 +120,12 @@ class RunOptions:
     epochs: int = 30
     """Passes over the training set."""
     select: Literal["best", "last"] = "best"
-    """Which epoch's weights are tested: those of the best on validation, or the last."""
+    """Epoch whose weights are tested: the best on validation, or the last."""
     seed: int = 0
-    """Of initial weights, order, augmentation and dropout."""
+    """Seed of initial weights, order, augmentation and dropout."""
     device: str = "auto"
-    """Where the network runs, as PyTorch names it; for several processes cuda is a GPU each. auto
-    is cuda where there is a GPU, and cpu elsewhere."""
+    """Device of the network, as PyTorch names it; cuda is a GPU each for several processes. auto is
+    cuda where there is a GPU, and cpu elsewhere."""
     precision: Precision = "float32"
     """Autocast of the network's arithmetic; weights stay float32, and float16's loss is scaled."""
     compile: bool = False
@@ -154,14 +154,16 @@ class RunOptions:
 
 
 def automatic_device() -> str:
-    """What the device `auto` is here."""
+    """The device that `auto` stands for here."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class DataOptions(Protocol):
     """The options of a data set: a dataclass with a `recipe`."""
 
-    def load(self, root: Path | None, seed: int) -> Data: ...
+    def load(self, root: Path | None, seed: int) -> Data:
+        """Reads the data set under `root`, or makes it, with `seed` for all that is random."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -173,13 +175,15 @@ class Options:
 
     @property
     def output(self) -> Path:
+        """The folder of the run."""
         return self.run.output or default_output(self.run.data, self.run.seed)
 
     def load_data(self) -> Data:
+        """The data set that the options name."""
         return self.data.load(self.run.root, self.run.seed)
 
     def config(self) -> dict[str, Any]:
-        """What decides the result, in plain types; `parse_config` reads it."""
+        """The options that decide the result, in plain types; `parsing.parse_config` reads them."""
         run = dataclasses.asdict(self.run)
         tables = {name: run.pop(name) for name in ("model", "optimizer", "loader")}
         for name in ("output", "config", "resume", "check"):
@@ -188,6 +192,7 @@ class Options:
 
 
 def default_output(data: str, seed: int | str) -> Path:
+    """The folder of a run without --output."""
     return Path("runs") / f"{data}-{seed}"
 
 
@@ -204,7 +209,7 @@ class ExtractorOptions:
 
 @dataclass(frozen=True)
 class ExtractOptions:
-    """What the extraction of features without a checkpoint has."""
+    """The options of the extraction of features without a checkpoint."""
 
     data: str
     """Data set of frames; it brings options of its own."""
@@ -213,9 +218,9 @@ class ExtractOptions:
     root: Path | None = None
     """Folder of the data set's files."""
     seed: int = 0
-    """Of the data set's split and of random weights."""
+    """Seed of the data set's split and of random weights."""
     device: str = "auto"
-    """Where the networks run, as PyTorch names it; auto as in train."""
+    """Device of the networks, as PyTorch names it; auto as in train."""
     model: ExtractorOptions = field(default_factory=ExtractorOptions)
     loader: LoaderOptions = field(default_factory=LoaderOptions)
 

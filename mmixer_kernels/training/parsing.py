@@ -1,4 +1,4 @@
-"""How the command line and TOML fill the options of a training run.
+"""Parsing: the command line and TOML files fill the options of a training run.
 
 Precedence: general defaults < the data set's recipe < configuration file < command line.
 """
@@ -28,7 +28,7 @@ from .options import (
 
 
 def parse(arguments: Sequence[str], prog: str) -> Options:
-    """Options from the command line and the configuration file that it names.
+    """The options of the command line and of the configuration file that it names.
 
     Raises:
         UserError: an unreadable file or an unknown key in it, naming both; a wrong value.
@@ -61,7 +61,7 @@ def parse(arguments: Sequence[str], prog: str) -> Options:
 
 
 def parse_extract(arguments: Sequence[str], prog: str) -> Options:
-    """Options for a data set's features before any training; `run.output` is where they go.
+    """The options for a data set's features before any training; `run.output` is their folder.
 
     Raises:
         UserError: an unknown data set or a wrong value.
@@ -92,7 +92,7 @@ def parse_extract(arguments: Sequence[str], prog: str) -> Options:
 
 
 def parse_config(config: dict[str, Any], source: str) -> Options:
-    """Options from what `Options.config` gave; UserError as in `parse`, naming `source`."""
+    """The options that `Options.config` gave; UserError as in `parse`, naming `source`."""
     if config.get("data") not in DATA:
         raise UserError(
             f"data in {source} must be one of {', '.join(DATA)}, but is {config.get('data')!r}"
@@ -117,7 +117,7 @@ def recipes() -> dict[str, Path]:
 
 
 def _config_path(name: str) -> Path:
-    """A file, or else the package's recipe of that name."""
+    """The file of that name, or else the package's recipe."""
     path = Path(name)
     if path.is_file():
         return path

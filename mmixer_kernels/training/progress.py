@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar on a terminal, otherwise a line an epoch."""
+"""Progress on stderr: a bar on a terminal, otherwise a line per epoch."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Progress:
         self.bar.update()
 
     def epoch(self, record: dict[str, Any]) -> None:
-        """A line for an epoch's record in metrics.jsonl."""
+        """Prints a line for an epoch's record in metrics.jsonl."""
         if not self.shown:
             return
         width = len(str(self.epochs))

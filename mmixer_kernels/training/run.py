@@ -1,4 +1,4 @@
-"""A run from its folder to its result, and the evaluation of what it left there."""
+"""A training run, from its folder to its result."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _train(options: Options, device: torch.device) -> dict[str, Any]:
     output, first = options.output, distributed.is_first()
     # cuDNN's other algorithms add up in any order: equal runs would differ.
     torch.backends.cudnn.deterministic = True
-    with distributed.together():
+    with distributed.fail_together():
         resumed = _resumed(options) if options.run.resume else None
         if resumed is None:
             _refuse_overwriting(output)
@@ -61,7 +61,7 @@ def _train(options: Options, device: torch.device) -> dict[str, Any]:
     trainer = loop.Trainer(options, data, recognizer)
     if resumed is not None:
         trainer.load_state(resumed.state)
-    with distributed.together(), user_errors():
+    with distributed.fail_together(), user_errors():
         if first:
             output.mkdir(parents=True, exist_ok=True)
             if resumed is not None:
@@ -107,7 +107,7 @@ def _train(options: Options, device: torch.device) -> dict[str, Any]:
 
 
 def check(options: Options) -> preflight.Report:
-    """What a look at the data set's files finds, without training.
+    """Looks at the data set's files, without training, and reports what it finds.
 
     Raises:
         UserError: the data set is not one of video, or has no files at all.
@@ -154,7 +154,7 @@ def _refuse_overwriting(output: Path) -> None:
 
 
 def _check_shares(options: Options, data: Data) -> None:
-    """Synchronized batch norm needs every process in every batch."""
+    """Raises UserError where synchronized batch norm lacks a process in the last batch."""
     world = distributed.world()
     last = len(data.train) % (options.run.loader.batch_size * world)
     if options.run.model.sync_batch_norm and 0 < last < world:
@@ -174,7 +174,7 @@ def _describe_step(options: Options, trainer: loop.Trainer) -> str:
 
 
 def _resumed(options: Options) -> checkpoint.Last:
-    """last.pt or previous.pt, of a run with the same options."""
+    """The state of last.pt or previous.pt, of a run with the same options."""
     last, previous = options.output / checkpoint.LAST, options.output / checkpoint.PREVIOUS
     if not last.exists() and not previous.exists():
         raise UserError(
@@ -208,7 +208,7 @@ def _resumed(options: Options) -> checkpoint.Last:
 
 
 def _note_other_hardware(resumed: checkpoint.Last, device: torch.device) -> None:
-    """Every process has to call it."""
+    """Notes where the hardware is not the checkpoint's; every process has to call it."""
     now = distributed.gather(result.hardware(device))
     before = resumed.state.get("hardware", now)  # older versions do not write it
     if before != now and distributed.is_first():
@@ -221,7 +221,8 @@ def _note_other_hardware(resumed: checkpoint.Last, device: torch.device) -> None
 
 
 def result_relevant(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration without what changes no result; of the device its kind is kept."""
+    """The options that can change the result: all but the folder of the files, checkpoint_steps and
+    workers, and of the device its kind alone."""
     kept = {key: config[key] for key in config if key not in ("root", "checkpoint_steps")}
     loader = {key: value for key, value in config["loader"].items() if key != "workers"}
     return {**kept, "device": config["device"].partition(":")[0], "loader": loader}
@@ -230,6 +231,8 @@ def result_relevant(config: dict[str, Any]) -> dict[str, Any]:
 def check_data(
     saved: dict[str, Any], now: dict[str, Any], path: Path, also_samples: bool = True
 ) -> None:
+    """Raises UserError where the data set `now` is not that of the checkpoint `path`; both are as
+    `loop.identity` has them."""
     names = [name for name in saved if also_samples or name != "samples"]
     for name in names:
         if name == "moments" and saved[name] != now[name]:
@@ -244,6 +247,7 @@ def check_data(
 
 
 def device_of(name: str) -> torch.device:
+    """The device of that name, in this process; UserError where it cannot be used."""
     try:
         device = torch.device(name)
         device = distributed.own_device(device)

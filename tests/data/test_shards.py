@@ -23,7 +23,7 @@ FRAMES = {"rgb": 20, "depth": 17, "ir": 33}
 
 def converted(folder: Path, clips: list[Clip], sampling: Sampling) -> Path:
     conversion = Conversion(
-        "ntu60", tuple(FRAMES), shards.described(sampling), SIZE, 95, 2, {"depth": "masked"}
+        "ntu60", tuple(FRAMES), shards.sampling_options(sampling), SIZE, 95, 2, {"depth": "masked"}
     )
     assert convert.convert(clips, ["a note"], "abc", conversion, folder, 1, False).complete
     return folder

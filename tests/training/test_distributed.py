@@ -189,8 +189,8 @@ def not_finite(rank: int) -> None:
     inner = loop.Trainer._loss
 
     def loss(self: loop.Trainer, batch: Any) -> Any:
-        value, rights = inner(self, batch)
-        return value * (float("nan") if rank == 1 and self.step == 3 else 1), rights
+        value, correct = inner(self, batch)
+        return value * (float("nan") if rank == 1 and self.step == 3 else 1), correct
 
     loop.Trainer._loss = loss  # type: ignore[method-assign]
 
