@@ -12,6 +12,7 @@ from typing import Literal
 from . import command
 from .errors import user_errors
 from .trained import evaluation, missing
+from .trained.restore import Overrides
 from .training import distributed, result
 from .training.options import Precision
 
@@ -61,13 +62,9 @@ def _main(arguments: Sequence[str]) -> int:
     report = evaluation.evaluate(
         chosen.checkpoint,
         chosen.split,
-        chosen.root,
-        chosen.batch_size,
-        chosen.workers,
+        Overrides(chosen.root, chosen.batch_size, chosen.workers, chosen.device, chosen.precision),
         chosen.streams,
         chosen.missing,
-        chosen.device,
-        chosen.precision,
     )
     if not distributed.is_first():
         return 0

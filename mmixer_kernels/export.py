@@ -13,7 +13,7 @@ import tyro
 from . import command
 from .errors import UserError
 from .trained import export
-from .trained.restore import restore
+from .trained.restore import Overrides, restore
 
 PROG = "python -m mmixer_kernels.export"
 FORMATS: dict[str, Literal["onnx", "torch"]] = {".onnx": "onnx", ".pt2": "torch"}
@@ -51,7 +51,7 @@ def _main(arguments: Sequence[str]) -> int:
         )
     if options.steps is not None and options.steps < 1:
         raise UserError(f"--steps must be 1 or more, but is {options.steps}")
-    restored = restore(options.checkpoint, options.root, device="cpu", samples="shapes")
+    restored = restore(options.checkpoint, Overrides(options.root, device="cpu"), "shapes")
     written = export.export(restored, options.output, kind, options.steps)
     shapes = ", ".join(
         f"{name} [{', '.join(map(str, shape))}]" for name, shape in written.inputs.items()

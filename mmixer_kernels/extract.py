@@ -9,7 +9,7 @@ from pathlib import Path
 
 from . import command
 from .trained import features
-from .trained.restore import restore
+from .trained.restore import Overrides, restore
 from .training import parsing
 
 PROG = "python -m mmixer_kernels.extract"
@@ -52,9 +52,8 @@ def _main(arguments: Sequence[str]) -> int:
         positional = tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(FromCheckpoint)
         given = tyro.cli(positional, prog=PROG, args=list(arguments))
         output = given.output or given.checkpoint.with_name("features")
-        restored = restore(
-            given.checkpoint, given.root, given.batch_size, given.workers, given.device
-        )
+        overrides = Overrides(given.root, given.batch_size, given.workers, given.device)
+        restored = restore(given.checkpoint, overrides)
         written = features.of_checkpoint(restored, output)
     for file in written:
         print(f"{file.path}: {file.samples} samples, up to {file.steps} steps")

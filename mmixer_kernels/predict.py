@@ -13,7 +13,7 @@ import tyro
 from . import command
 from .errors import UserError, user_errors
 from .trained import pictures, predictions, streams
-from .trained.restore import Samples, restore
+from .trained.restore import Overrides, Samples, restore
 
 PROG = "python -m mmixer_kernels.predict"
 MOST_DRAWN = 20
@@ -61,7 +61,7 @@ def _main(arguments: Sequence[str]) -> int:
         raise UserError(f"--top must be 1 or more, but is {options.top}")
     path = options.checkpoint
     samples: Samples = "none" if options.files else "all"
-    restored = restore(path, options.root, device=options.device, samples=samples)
+    restored = restore(path, Overrides(options.root, device=options.device), samples)
     if options.files:
         found = predictions.of_files(restored, path, options.files)
     else:

@@ -107,9 +107,9 @@ def test_the_last_epoch_can_be_the_one_that_is_tested(tmp_path: Path) -> None:
     assert (result["checkpoint"], result["epoch"]) == ("last.pt", 2)
     assert best["epoch"] == 1
     assert result["validation"]["loss"] == last["history"][1]["validation_loss"]
-    report = evaluate(tmp_path / "last.pt", "test", None, None, None)
+    report = evaluate(tmp_path / "last.pt", "test")
     assert (report["loss"], report["confusion"]) == (result["loss"], result["confusion"])
-    assert report["loss"] != evaluate(tmp_path / "best.pt", "test", None, None, None)["loss"]
+    assert report["loss"] != evaluate(tmp_path / "best.pt", "test")["loss"]
 
 
 def test_a_run_is_not_overwritten(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

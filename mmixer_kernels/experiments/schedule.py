@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import signal
@@ -190,14 +191,12 @@ def _work(
             os.dup2(file.fileno(), descriptor)
     import torch
 
-    from .. import evaluate, train
-
     start = time.perf_counter()
     torch.set_num_threads(threads)
-    mains = {"train": train.main, "evaluate": evaluate.main}
     for name, arguments in commands:
-        print(f"$ python -m mmixer_kernels.{name} {' '.join(arguments)}", flush=True)
-        code = mains[name](arguments)
+        module = f"mmixer_kernels.{name}"
+        print(f"$ python -m {module} {' '.join(arguments)}", flush=True)
+        code = importlib.import_module(module).main(arguments)
         sys.stdout.flush()
         if code:
             sys.exit(code)

@@ -9,35 +9,26 @@ from typing import Any
 from ..data import Split
 from ..errors import UserError, user_errors
 from ..training import distributed, loop, mixed_precision
-from ..training.options import Precision
 from ..training.run import device_of
 from . import missing, streams
-from .restore import Restored, read, rebuild
+from .restore import AS_TRAINED, Overrides, Restored, read, rebuild
 
 
 def evaluate(
     path: Path,
     split: str,
-    root: Path | None,
-    batch_size: int | None,
-    workers: int | None,
+    overrides: Overrides = AS_TRAINED,
     with_streams: bool = False,
     with_missing: bool = False,
-    device: str = "auto",
-    precision: Precision | None = None,
 ) -> dict[str, Any]:
     """The report of a checkpoint's weights on a split.
 
     Args:
         split: "validation" or "test".
-        root: folder of the data set's files where it is not the run's.
-        batch_size, workers: loader options; the run's when None.
         with_streams: adds "streams", the report of a classifier on each modality's state (Eq. 15),
             and writes the classifiers beside the checkpoint.
         with_missing: adds "missing", the numbers with a modality absent or noised, as
             `missing.evaluate` has them.
-        device: as in `restore`.
-        precision: the network's precision; the run's when None.
 
     Raises:
         UserError: the checkpoint or the data cannot be read, or do not belong together; or the
@@ -48,7 +39,7 @@ def evaluate(
             f"{path.parent} cannot be written, and the classifiers of the streams belong there: "
             "copy the checkpoint to a folder of your own"
         )
-    state, options = read(path, root, batch_size, workers, device, precision)
+    state, options = read(path, overrides)
     place = device_of(options.run.device)
     with distributed.job(place):
         with distributed.fail_together():

@@ -28,6 +28,24 @@ NEED_NO_FILES: dict[Samples, tuple[type, ...]] = {
 """The data sets of which a checkpoint alone tells enough."""
 
 
+class Overrides(NamedTuple):
+    """Options of a run that the user gives anew: a folder of the data set's files, options of the
+    loader, a device, a precision.
+
+    None leaves the run's. The device auto is the run's too; where that cannot be used here, a note
+    on stderr says so and the device is the one that auto is for a training.
+    """
+
+    root: Path | None = None
+    batch_size: int | None = None
+    workers: int | None = None
+    device: str = "auto"
+    precision: Precision | None = None
+
+
+AS_TRAINED = Overrides()
+
+
 class Restored(NamedTuple):
     """A checkpoint's network, in evaluation mode, and what it goes with."""
 
@@ -38,58 +56,35 @@ class Restored(NamedTuple):
     epoch: int
 
 
-def restore(
-    path: Path,
-    root: Path | None = None,
-    batch_size: int | None = None,
-    workers: int | None = None,
-    device: str = "auto",
-    samples: Samples = "all",
-) -> Restored:
+def restore(path: Path, overrides: Overrides = AS_TRAINED, samples: Samples = "all") -> Restored:
     """The network of a checkpoint with its weights, and the data set that it was trained on.
 
     Where the run's engine cannot run on the device, a note on stderr says so and auto takes its
     place.
 
     Args:
-        root: folder of the data set's files where it is not the run's.
-        batch_size, workers: loader options; the run's when None.
-        device: auto is the run's; where that cannot be used here, a note on stderr says so and the
-            device is the one that auto is for a training.
         samples: "all" of them, a sample's "shapes", or "none". Without "all", files of video are
             not read, nor, for "none", those of arrays, and their splits are empty.
 
     Raises:
         UserError: the checkpoint or the data cannot be read, or do not belong together.
     """
-    state, options = read(path, root, batch_size, workers, device)
+    state, options = read(path, overrides)
     return rebuild(state, options, path, device_of(options.run.device), samples)
 
 
-def read(
-    path: Path,
-    root: Path | None,
-    batch_size: int | None,
-    workers: int | None,
-    device: str,
-    precision: Precision | None = None,
-) -> tuple[dict[str, Any], Options]:
-    """Reads a checkpoint; gives its state, and its options with what the user gives instead."""
+def read(path: Path, overrides: Overrides) -> tuple[dict[str, Any], Options]:
+    """Reads a checkpoint; gives its state, and its options with the overrides."""
     state = checkpoint.load(path)
     if "config" not in state:
         raise UserError(f"{path} holds the classifiers of streams: give the network's checkpoint")
     options = parse_config(state["config"], f"the checkpoint {path}")
-    loader = {"batch_size": batch_size, "workers": workers}
-    given = {name: value for name, value in loader.items() if value is not None}
+    given = {name: value for name, value in overrides._asdict().items() if value is not None}
+    loader = {name: given.pop(name) for name in ("batch_size", "workers") if name in given}
+    if overrides.device == "auto":
+        given["device"] = _device_here(options.run.device, path)
     with user_errors():
-        changed = replace(options.run.loader, **given)
-    run = replace(
-        options.run,
-        loader=changed,
-        root=options.run.root if root is None else root,
-        device=_device_here(options.run.device, path) if device == "auto" else device,
-        precision=options.run.precision if precision is None else precision,
-    )
+        run = replace(options.run, loader=replace(options.run.loader, **loader), **given)
     return state, replace(options, run=run)
 
 

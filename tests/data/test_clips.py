@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pickle
 
 import pytest
 import torch
@@ -106,9 +105,3 @@ def test_a_damaged_file_ends_a_command_in_one_line(workers, capsys):
 
     assert command.run(body) == 2
     assert capsys.readouterr().err == "error: clip.avi: is broken\n"
-
-
-def test_damaged_files_can_be_sent_between_processes():
-    error = pickle.loads(pickle.dumps(DamagedFile("clip.avi", "is broken")))
-    assert type(error) is DamagedFile
-    assert str(error) == "clip.avi: is broken"

@@ -18,7 +18,7 @@ from mmixer_kernels.errors import DamagedFile
 
 SIZE = 24
 FRAMES = {"rgb": 20, "depth": 17, "ir": 33}
-"""Of the first clip; each other one has a frame more than the one before."""
+"""Numbers of frames of the first clip; each other one has a frame more than the one before."""
 
 
 def converted(folder: Path, clips: list[Clip], sampling: Sampling) -> Path:
@@ -158,7 +158,7 @@ def test_a_damaged_picture_is_named_when_it_is_read(tmp_path: Path, modality: st
 
 
 def test_a_member_that_is_no_picture_is_named(tmp_path: Path) -> None:
-    """Its checksum is right: it was written so."""
+    """The checksum of such a picture is right: it was written so."""
     converted(tmp_path, made_clips(5, FRAMES), Sampling(8))
     source = opened(tmp_path)[3].sources["rgb"]
     _, offset, length, _ = source.places[1]  # type: ignore[attr-defined]

@@ -111,7 +111,7 @@ def test_networks_are_what_their_rows_say(finished, network, options):
 
 
 def test_engines_train_alike(finished):
-    """In two epochs float32 engines do not part; other seeds do."""
+    """Float32 engines do not part within two epochs; other seeds do."""
     rows = document(finished, "engines")["markdown"].splitlines()
     farthest = [float(row.split("|")[3]) for row in rows if row.startswith("| cpu")]
     assert farthest

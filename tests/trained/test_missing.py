@@ -1,4 +1,4 @@
-"""Samples with one modality absent or noised, and what a network makes of them."""
+"""Samples with one modality absent or noised, and a network's accuracy on them."""
 
 from __future__ import annotations
 

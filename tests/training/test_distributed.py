@@ -82,7 +82,7 @@ def test_the_effective_batch_alone_decides(
     assert ours["effective_batch_size"] == theirs["effective_batch_size"]
     assert ours["confusion"] == theirs["confusion"]
     assert ours["accuracy"] == theirs["accuracy"]
-    # Sums are rounded in another order: some 1e-7 a step, which Adam's first steps pass on.
+    # Sums are rounded in another order: some 1e-7 per step, which Adam's first steps pass on.
     assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-6)
     for our, their in zip(outcome(divided)["records"], outcome(whole)["records"], strict=True):
         assert our == pytest.approx(their, rel=1e-6)
@@ -90,7 +90,7 @@ def test_the_effective_batch_alone_decides(
     for name in other:
         torch.testing.assert_close(model[name], other[name], rtol=0, atol=1e-6)
     # The same weights evaluated by one process in the same batches: the same to the last bit.
-    report = evaluate(divided / "best.pt", "test", None, None, None)
+    report = evaluate(divided / "best.pt", "test")
     for name in ("samples", "confusion", "accuracy", "loss"):
         assert report[name] == ours[name]
     assert report["samples"] == TEST

@@ -26,10 +26,30 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def assert_resumes(folder: Path, uninterrupted: Path) -> None:
+    """A training that goes on from the folder's last.pt ends as the one that was left alone."""
+    resumed = trainer()
+    resumed.load_state(checkpoint.load(folder / "last.pt"))
+    with Stop() as stop:
+        resumed.fit(folder, stop)
+    assert unequal(outcome(folder), outcome(uninterrupted)) == []
+
+
 def test_the_same_command_twice_gives_the_same_bits(uninterrupted: Path, tmp_path: Path) -> None:
     with Stop() as stop:
         trainer().fit(tmp_path, stop)
     assert unequal(outcome(tmp_path), outcome(uninterrupted)) == []
+
+
+def test_a_checkpoint_has_the_names_that_other_versions_read(uninterrupted: Path) -> None:
+    state = checkpoint.load(uninterrupted / "last.pt")
+    assert set(state) == {
+        *("format", "config", "data", "processes", "model", "optimizer", "scaler", "random"),
+        *("random_cuda", "threads", "hardware", "epoch", "step", "totals", "history"),
+    }
+    assert set(state["totals"]) == {"loss", "rights", "samples", "seconds", "data_seconds"}
+    best = checkpoint.load(uninterrupted / "best.pt")
+    assert set(best) == {"format", "config", "data", "model", "epoch"}
 
 
 def test_another_seed_gives_other_weights(uninterrupted: Path, tmp_path: Path) -> None:
@@ -50,11 +70,7 @@ def test_interrupted_and_resumed_is_bit_equal(
     state = checkpoint.load(tmp_path / "last.pt")
     assert state["epoch"] * STEPS + state["step"] == steps
     torch.rand(steps)
-    second = trainer()
-    second.load_state(state)
-    with Stop() as stop:
-        second.fit(tmp_path, stop)
-    assert unequal(outcome(tmp_path), outcome(uninterrupted)) == []
+    assert_resumes(tmp_path, uninterrupted)
 
 
 def test_a_training_killed_between_its_writes_resumes_without_doubled_lines(
@@ -74,11 +90,7 @@ def test_a_training_killed_between_its_writes_resumes_without_doubled_lines(
     monkeypatch.undo()
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"epoch": 2, "lo')
-    second = trainer()
-    second.load_state(checkpoint.load(tmp_path / "last.pt"))
-    with Stop() as stop:
-        second.fit(tmp_path, stop)
-    assert unequal(outcome(tmp_path), outcome(uninterrupted)) == []
+    assert_resumes(tmp_path, uninterrupted)
 
 
 def test_a_signal_during_validation_stops_there(
@@ -98,11 +110,7 @@ def test_a_signal_during_validation_stops_there(
     monkeypatch.undo()
     state = checkpoint.load(tmp_path / "last.pt")
     assert (state["epoch"], state["step"]) == (0, STEPS)
-    second = trainer()
-    second.load_state(state)
-    with Stop() as stop:
-        second.fit(tmp_path, stop)
-    assert unequal(outcome(tmp_path), outcome(uninterrupted)) == []
+    assert_resumes(tmp_path, uninterrupted)
 
 
 def test_each_epoch_has_draws_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

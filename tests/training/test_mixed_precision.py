@@ -71,7 +71,7 @@ def test_the_gradient_is_clipped_after_the_scale_is_taken_off() -> None:
 
 
 def lacking(monkeypatch: pytest.MonkeyPatch, unit: type[nn.Module], lack: str) -> None:
-    """As a device on which PyTorch lacks float16 for a unit's forward, for its forward with
+    """Acts as a device on which PyTorch lacks float16 for a unit's forward, for its forward with
     gradients, or for its backward."""
     forward = unit.forward
 
