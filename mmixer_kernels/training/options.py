@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 import torch
 
 from ..data import Data
+from ..engines import names
 
 DEFAULT_DATA = "synthetic"
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -32,8 +33,9 @@ class ModelOptions:
     """Cross-modality mix-module: Eq. 9-10, or concatenation (Table 3)."""
     layer_norm: bool = True
     """LayerNorm in the MCU (Table 3)."""
-    engine: Literal["auto", "reference", "cpu", "cuda", "triton"] = "auto"
-    """Engine that computes the MCU; python -m mmixer_kernels.info tells which can run here."""
+    engine: str = "auto"
+    """Engine that computes the MCU; python -m mmixer_kernels.info tells which there are and which
+    can run here."""
     extractor: Literal["auto", "resnet18", "resnet34"] = "auto"
     """Network of each modality's frames, torchvision's: auto is resnet18. Other data sets bring
     extractors of their own, for which only auto is valid."""
@@ -51,6 +53,9 @@ class ModelOptions:
 
     def __post_init__(self) -> None:
         _check(self.hidden_size >= 1, "--model.hidden-size", self.hidden_size, "1 or more")
+        engines = ("auto", *names())
+        expected = f"one of {', '.join(engines)}"
+        _check(self.engine in engines, "--model.engine", self.engine, expected)
         for name in ("feature_dropout", "dropout"):
             value = getattr(self, name)
             _check(0 <= value < 1, f"--model.{name}", value, "at least 0 and below 1")

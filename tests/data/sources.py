@@ -46,7 +46,7 @@ def made_clips(
     damaged: tuple[int, str] | None = None,
     missing: tuple[int, str] | None = None,
 ) -> list[Clip]:
-    """Clips with these numbers of frames by modality; a modality of one may be damaged or missing."""
+    """Clips with these numbers of frames by modality; a modality of one can be bad or absent."""
     return [
         Clip(
             f"clip{i:03}",

@@ -130,6 +130,7 @@ def test_wrong_values_are_named_with_their_file(
         (["--model.dropout", "1"], "--model.dropout must be at least 0 and below 1"),
         (["--optimizer.learning-rate", "nan"], "--optimizer.learning-rate must be positive"),
         (["--optimizer.clip-norm", "-1"], "--optimizer.clip-norm must be 0 or more"),
+        (["--model.engine", "metal"], "--model.engine must be one of auto, cpu"),
         (["--loader.batch-size", "0"], "--loader.batch-size must be 1 or more"),
         (["--modle.unit", "gru"], "--modle.unit"),
     ],
