@@ -260,7 +260,7 @@ def _check_samples(clips: Sequence[Clip], output: Path) -> None:
         try:
             samples = shards.read_json(path)["samples"]
         except ValueError:
-            continue  # what is damaged is made anew
+            continue  # a damaged shard is made anew
         for sample in samples:
             lost = [m for m in sample["frames"] if m not in sources.get(sample["name"], {})]
             if lost:

@@ -129,7 +129,7 @@ def _in_processes(
     steps = context.RawArray("q", len(tasks))
     cancelled = context.RawValue("b", 0)
     count = min(workers, len(tasks))
-    resource_tracker.ensure_running()  # it would unblock the signals as it starts
+    resource_tracker.ensure_running()  # started later, it would unblock the signals
     with _signals_blocked():
         pool = ProcessPoolExecutor(count, context, _start, (steps, cancelled))
         futures = [pool.submit(_call, function, task, i) for i, task in enumerate(tasks)]

@@ -70,7 +70,7 @@ def run(tasks: Sequence[Task], jobs: int, gpus: Sequence[str] = ()) -> list[Fail
     context.set_forkserver_preload(list(PRELOADED))
     waiting, failures = list(tasks), []
     running: dict[BaseProcess, tuple[Task, int]] = {}
-    # While the server starts: its children read the number with their first parallel region.
+    # OMP_NUM_THREADS must be set as the server starts: its children take it over.
     with Progress(tasks) as progress, _terminable(), _omp_threads(threads):
         try:
             while waiting or running:

@@ -211,7 +211,7 @@ def _compare(
     for inputs in batches:
         truth = exact([x.double() for x in inputs])
         error = max(error, _difference(run(inputs), truth))
-        # A few logits can be right to the last bit by chance; not to less than their last bit.
+        # By chance a few logits are right to the last bit: the bound is no less than that bit.
         last_bit = torch.finfo(torch.float32).eps * truth.abs().max().item()
         rounding = max(rounding, _difference(recognizer(inputs), truth), last_bit)
     return error, MARGIN * rounding

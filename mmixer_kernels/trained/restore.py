@@ -108,7 +108,7 @@ def _device_here(name: str, path: Path) -> str:
 
 def _portable(options: Options, device: torch.device, path: Path) -> Options:
     """The options of a network for evaluation on any device."""
-    # Outside training it computes what batch norm does, and PyTorch has it on GPUs only.
+    # Synchronized batch norm runs on GPUs only; outside training, batch norm computes the same.
     chosen = replace(options.run.model, sync_batch_norm=False)
     try:
         result.engine_used(chosen, device)

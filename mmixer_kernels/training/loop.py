@@ -101,7 +101,7 @@ class Trainer:
         except Interrupted:
             self._save(output)
             raise
-        distributed.barrier()  # what the first process wrote is there for all
+        distributed.barrier()  # the others read what the first process wrote
 
     def best(self) -> dict[str, Any]:
         """The record of the best epoch so far; `fit` says which that is."""
