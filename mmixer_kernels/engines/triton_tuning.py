@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..files import replacing
+from ..atomic import replacing
 
 
 class Configuration(NamedTuple):
