@@ -11,15 +11,15 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PACKAGE = "mmixer_kernels"
 FLOORS = (
-    "problem errors",
-    "autocast arguments reference atomic provenance stop command",
+    "version problem errors atomic stop command provenance",
+    "autocast arguments reference",
     "engines",
     "dispatch batching derivatives flops onnx ops",
     "functional modules streaming",
     "network",
     "data training",
     "trained experiments tuning",
-    "train evaluate streams predict extract export prepare info tune",
+    "train evaluate predict extract export prepare info tune",
 )
 """The rooms, from the ground up: a module may import from its own floor or from a lower one."""
 MOST_PARAMETERS = 6
