@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -16,7 +15,8 @@ GATES = ("f", "g", "s", "r", "z", "h")
 """The rows of `norm_weight` and `norm_bias`."""
 
 Keep = Literal["nothing", "states", "gates"]
-"""What a forward leaves for its backward: with "states", backward computes the gates again."""
+"""The part of a forward that is kept for its backward, which computes the gates again from the
+states."""
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -54,6 +54,7 @@ class Weights(NamedTuple):
 
     @property
     def hidden_size(self) -> int:
+        """H."""
         return self.weight_r.shape[0]
 
     def map(self, function: Callable[[Any], Any]) -> Weights:
@@ -110,6 +111,7 @@ class Problem(NamedTuple):
 
     @property
     def compute_dtype(self) -> torch.dtype:
+        """The dtype of statistics, gates and states."""
         return compute_dtype(self.inputs[0].dtype)
 
     @property
@@ -137,12 +139,6 @@ class Problem(NamedTuple):
         if self.lengths is not None:
             tensors.append(self.lengths)
         return tensors
-
-    def positions(self, first: int = 0) -> Problem:
-        """The call with the place of each tensor in `tensors` instead of it, counted from `first`:
-        what is left of a call where its tensors are kept elsewhere. `map` brings them back."""
-        numbers = itertools.count(first)
-        return self.map(lambda _: next(numbers))
 
     def flat(self) -> tuple[Any, ...]:
         """The fields as a dispatcher op takes them, with one list of all sets' tensors."""
