@@ -47,13 +47,14 @@ else:
 _EVERY_PATH = ("cell", "cluster", "cooperative", "wide", "step")
 _DEFAULT_PATHS = tuple(path for path in _EVERY_PATH if path != "wide")
 PATHS = tuple((os.environ.get("MMIXER_CUDA_PATHS") or ",".join(_DEFAULT_PATHS)).split(","))
-"""In the order in which they are tried; "cell" is for single steps, the others for sequences.
-"wide" is "cooperative" with packets of 16 bytes, to be measured: only who names it takes it."""
+"""The paths, in the order in which they are tried; "cell" is for single steps, the others for
+sequences. "wide" is "cooperative" with packets of 16 bytes, to be measured: it has to be named."""
 _UNKNOWN_PATHS = [path for path in PATHS if path not in _EVERY_PATH]
 
 _EVERY_SAMPLES = ("4", "8")
 SAMPLES = tuple((os.environ.get("MMIXER_CUDA_SAMPLES") or ",".join(_EVERY_SAMPLES)).split(","))
-"""Of a persistent kernel's team. The first is taken whose teams all run at once, else the last."""
+"""The samples that a persistent kernel's team may have. The first number is taken whose teams all
+run at once, else the last."""
 _UNKNOWN_SAMPLES = [samples for samples in SAMPLES if samples not in _EVERY_SAMPLES]
 _MOST_ROUNDS = 8  # of persistent kernels one after another; beyond, a step's products fill the GPU
 _FIRST_CAPABILITY = (8, 0)
@@ -62,7 +63,7 @@ _logger = logging.getLogger(__name__)
 
 
 def state(device: torch.device | None = None) -> EngineState:
-    """On a GPU; without one, on the current GPU, else on any that there is."""
+    """The state on a GPU; without one given, on the current GPU, else on any that there is."""
     if _import_error is not None:
         reason = f"the extension mmixer_kernels._native cannot load: {_import_error}"
         return EngineState(False, reason, _import_error)
@@ -100,7 +101,7 @@ def state(device: torch.device | None = None) -> EngineState:
 
 
 def _state_of(index: int) -> EngineState:
-    """On one GPU. An error that may pass, such as a lack of memory, is asked about again."""
+    """The state on one GPU; an error that may pass, such as a lack of memory, is asked again."""
     try:
         refusal = _refusal(index)
     except RuntimeError as error:
@@ -202,8 +203,9 @@ def _cell_plan(
 
 
 _workspaces: dict[tuple[int, int, int, bool], Tensor] = {}
-"""Of `step`, the oldest first, by device, stream, hidden size and whether it is float64. A stream
-runs its steps one after another; it goes by its number, as another may have its handle later."""
+"""The workspaces of `step`, the oldest first, by device, stream, hidden size and whether it is
+float64. A stream runs its steps one after another; it goes by its number, as another stream may
+have its handle later."""
 _MOST_WORKSPACES = 64
 
 

@@ -1,9 +1,9 @@
 // The CUDA engine's kernels on the emulator: any schedule gives the same bits, and every
-// synchronisation is needed. (That the bits are right is tests/engines/test_cuda.py's matter.)
+// synchronisation is needed. tests/engines/test_cuda.py sees to it that the bits are right.
 //
-//   test_cuda            all kernels under random and adversarial schedules, then without each
-//                        synchronisation in turn: some schedule must show the lack
-//   test_cuda KERNEL     one kernel, under a few schedules: for ThreadSanitizer
+//   test_cuda               all kernels under random and adversarial schedules, then without each
+//                           synchronisation in turn: some schedule must show the lack
+//   test_cuda KERNEL        one kernel, under a few schedules: for ThreadSanitizer
 //   test_cuda KERNEL SITE   the same without the synchronisation SITE
 #include <cmath>
 #include <cstdint>
@@ -102,7 +102,8 @@ Kernel recurrence_backward(Path path, int samples) {
   };
 }
 
-PrepareArguments prepare_arguments(const void* weights, size_t matrix_bytes, Dtype dtype, int hidden) {
+PrepareArguments prepare_arguments(const void* weights, size_t matrix_bytes, Dtype dtype,
+                                   int hidden) {
   PrepareArguments a{};
   for (int gate = 0; gate < step_gates; gate++)
     a.set[0].weight[gate_r + gate] = static_cast<const char*>(weights) + gate * matrix_bytes;
@@ -113,7 +114,7 @@ PrepareArguments prepare_arguments(const void* weights, size_t matrix_bytes, Dty
   return a;
 }
 
-// The weights' preparation for backward, and of more rows than shared memory holds at once.
+// Prepares weights for backward, and a set of more rows than shared memory holds at once.
 Kernel prepare_weights() {
   constexpr int hidden = 70, padded = 128, many = 768;
   const std::vector<float> floats = random_floats(3 * many * many);
@@ -121,8 +122,8 @@ Kernel prepare_weights() {
           doubles = std::vector<double>(floats.begin(), floats.end())] {
     Output matrices(3 * hidden * hidden), out_norms(12 * hidden), large(3 * many * many);
     std::vector<uint16_t> terms(2 * 3 * padded * padded, 0x7fff);
-    PrepareArguments a = prepare_arguments(weights.data(), hidden * hidden * sizeof(float),
-                                           Dtype::float32, hidden);
+    PrepareArguments a =
+        prepare_arguments(weights.data(), hidden * hidden * sizeof(float), Dtype::float32, hidden);
     a.set[0].norm_weight = norms.data(), a.set[0].norm_bias = norms.data() + 6 * hidden;
     a.matrices = matrices.x.data(), a.split_weights = terms.data(), a.norms = out_norms.x.data();
     a.Hp = padded, a.terms = 2;
@@ -155,8 +156,8 @@ Kernel row_wise() {
   };
 }
 
-// Two calls in one workspace: what the first one sent must not pass for the second one's. A team of
-// eight samples, and one of two.
+// Makes two calls in one workspace, where packets of the first must not pass for the second's. One
+// team has eight samples, the other two.
 Kernel cell_steps() {
   constexpr int F = 24, C = 20, batch = 10, hidden = 40, cell_samples = 8;
   std::vector<std::vector<float>> weights;
@@ -206,8 +207,7 @@ std::map<std::string, Kernel> kernels() {
 
 void use_schedule(int schedule) {
   options().seed = 1000 + schedule;
-  options().schedule =
-      schedule % 2 ? Options::Schedule::adversarial : Options::Schedule::random;
+  options().schedule = schedule % 2 ? Options::Schedule::adversarial : Options::Schedule::random;
 }
 
 // Whether one of the schedules fails or gives other bits.
@@ -225,15 +225,15 @@ bool shows(const Kernel& kernel, const Bits& truth, int schedules, std::string& 
   return false;
 }
 
-// Where a shuffle brings the lanes together just behind it, so that only the order of memory is lost
-// without: no schedule shows that, but ThreadSanitizer does (test_csrc.py).
+// Whether a shuffle just behind the site brings the lanes together, so that without it only the
+// order of memory is lost. No schedule shows that, but ThreadSanitizer does (test_csrc.py).
 bool orders_memory_alone(const std::string& site) {
   return site.rfind("backward.h", 0) == 0 && site.find("warp_sync") != std::string::npos;
 }
 
 int test_all() {
   int failures = 0, planted = 0;
-  std::map<std::string, bool> shown;  // a site of code that two kernels share, in one of them
+  std::map<std::string, bool> shown;  // kernels share code: one of them has to show its sites
   for (const auto& [name, kernel] : kernels()) {
     std::string how;
     use_schedule(0);
@@ -241,8 +241,7 @@ int test_all() {
     const Bits truth = kernel();
     const std::vector<std::string> all = sites();
     if (all.empty()) failures++;
-    if (shows(kernel, truth, 40, how)) {  // of a real race one in ten has shown the bits
-
+    if (shows(kernel, truth, 40, how)) {  // one schedule in ten has shown a real race
       std::printf("FAILED %s: %s\n", name.c_str(), how.c_str());
       failures++;
     }

@@ -36,7 +36,7 @@ std::string text_of(double x) {
   return text;
 }
 
-// Of a group, in the order of Group and GroupGradient. The norms have the order of their weights.
+// A group's tensors in the order of Group and GroupGradient; the norms' rows have that of weights.
 constexpr int input = 0, context = 1, weight_f = 2, weight_g = 3, weight_s = 4, weight_r = 5;
 constexpr int weight_z = 6, weight_h = 7, norm_weight = 8, norm_bias = 9, tensors = 10;
 
@@ -53,7 +53,7 @@ float widen(uint16_t half) {
   return x;
 }
 
-// A problem, its values exact in bfloat16, and the gradients of its results.
+// A problem, whose values are exact in bfloat16, and the gradients of its results.
 struct Case {
   int64_t groups, steps, batch, hidden;
   unsigned flags;
@@ -280,15 +280,15 @@ Results<double> reference(const Case& c) {
         for (int64_t j = 0; j < H; j++) v[j] += sigmoid(r[j]) * h[j];
         const Values n = project(weight_h, v);
         for (int64_t j = 0; j < H; j++) h[j] = mix(sigmoid(z[j]), std::tanh(n[j]), h[j]);
-        std::copy(h.begin(), h.end(),
-                  results[0].begin() + ((g * c.steps + t) * c.batch + b) * H);
+        std::copy(h.begin(), h.end(), results[0].begin() + ((g * c.steps + t) * c.batch + b) * H);
       }
       std::copy(h.begin(), h.end(), results[1].begin() + (g * c.batch + b) * H);
     }
   return results;
 }
 
-// Off by less than `bound` of each result's largest value. What forward saved is left out.
+// Checks that errors are below `bound` times the result's largest value; leaves out what forward
+// saved.
 template <class A>
 void check_close(const Results<A>& a, const Results<double>& b, double bound,
                  const std::string& what) {
@@ -311,7 +311,7 @@ double functional(const Case& c, const Results<double>& results) {
   return sum;
 }
 
-// The slope along a random direction of all operands.
+// Compares the gradient with the slope along a random direction of all operands.
 void check_gradient(const Case& c, const Results<double>& results, const std::string& what) {
   constexpr double step = 1e-6;
   Options forward_only;
@@ -335,7 +335,7 @@ void check_gradient(const Case& c, const Results<double>& results, const std::st
   check(error < 1e-8, what + ": the gradient is off by " + text_of(error));
 }
 
-// The results of one thread, which are the same to the bit with other options.
+// Returns the results of one thread, and checks that other options give the same bits.
 template <class T>
 Results<T> check_options(const Case& c, bool bfloat16, const std::string& what) {
   Options options;
@@ -391,8 +391,8 @@ int main() {
       }
   cases.emplace_back(1, 41, 13, 5, 2 | 16);  // more rows than a weight gradient packs at a time
   const size_t first_team = cases.size();
-  // Large enough for teams of two and of four. Each member takes samples of its own with 32, and in
-  // a team of two with 13.
+  // These are large enough for teams of two and of four. Each member takes samples of its own where
+  // there are 32, and in a team of two where there are 13.
   cases.emplace_back(3, 3, 5, 95, 2 | 4 | 8 | 16);
   cases.emplace_back(3, 3, 13, 61, 1 | 4);
   cases.emplace_back(1, 2, 32, 65, 2 | 8);

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mmixer_kernels.training.stop import Interrupted, Stop
+from mmixer_kernels.stop import Interrupted, Stop
 
 
 @pytest.fixture

@@ -7,13 +7,11 @@ import pytest
 import torch
 
 from mmixer_kernels.data import DATA, Split
+from mmixer_kernels.errors import UserError
 from mmixer_kernels.evaluate import main as evaluate
 from mmixer_kernels.network import MMixer
 from mmixer_kernels.train import main as train
-from mmixer_kernels.training.command import UserError
-from mmixer_kernels.training.model import Recognizer
-from mmixer_kernels.training.options import LoaderOptions
-from mmixer_kernels.training.streams import (
+from mmixer_kernels.trained.streams import (
     WEIGHT_DECAY,
     evaluate_streams,
     heads_path,
@@ -21,6 +19,8 @@ from mmixer_kernels.training.streams import (
     save_heads,
     train_heads,
 )
+from mmixer_kernels.training.model import Recognizer
+from mmixer_kernels.training.options import LoaderOptions
 
 
 def recognizer(data):
@@ -60,7 +60,7 @@ def test_heads_learn_from_plain_samples_and_repeat_to_the_bit():
 
 
 def test_weights_stay_bounded_where_samples_are_separable():
-    """At zero weights the loss is 2 log K: the minimum's penalty is no larger."""
+    """The loss is 2 log K at zero weights: the minimum's penalty is no larger."""
     options = DATA["synthetic"](frame_size=8, frames=2, samples=32, evaluation_samples=16)
     data = options.load(None, 0)
     torch.manual_seed(0)
@@ -75,7 +75,7 @@ def test_weights_stay_bounded_where_samples_are_separable():
 
 @pytest.mark.parametrize("content", ["cross", "self"])
 def test_cross_content_carries_the_other_stream(content, tmp_path, capsys):
-    """In `combine` RGB alone cannot pass 50 %; what depth saw arrives through g, and only so."""
+    """RGB alone cannot pass 50 % in `combine`; what depth saw arrives through g, and only so."""
     arguments = ["--output", str(tmp_path / "run"), "--model.content", content, "--epochs", "3"]
     assert train([*arguments, "--samples", "2048", "--evaluation-samples", "256"]) == 0
     assert evaluate([str(tmp_path / "run" / "best.pt"), "--streams"]) == 0

@@ -7,8 +7,8 @@ from typing import ClassVar
 import pytest
 
 from mmixer_kernels.data import DATA, Data
-from mmixer_kernels.training import options, toml
-from mmixer_kernels.training.command import UserError
+from mmixer_kernels.errors import UserError
+from mmixer_kernels.training import options, parsing, toml
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def parse(*arguments: object) -> options.Options:
-    return options.parse([str(argument) for argument in arguments], "train")
+    return parsing.parse([str(argument) for argument in arguments], "train")
 
 
 def test_general_defaults_are_the_papers() -> None:
@@ -89,7 +89,7 @@ def test_written_config_parses_to_the_same_options(tmp_path: Path) -> None:
     assert second.data == first.data
     assert second.run.root == Path("some/place")
     assert second.output == Path("runs/tiny-3")
-    assert options.parse_config(first.config(), "here").data == first.data
+    assert parsing.parse_config(first.config(), "here").data == first.data
 
 
 @pytest.mark.parametrize(
@@ -130,6 +130,7 @@ def test_wrong_values_are_named_with_their_file(
         (["--model.dropout", "1"], "--model.dropout must be at least 0 and below 1"),
         (["--optimizer.learning-rate", "nan"], "--optimizer.learning-rate must be positive"),
         (["--optimizer.clip-norm", "-1"], "--optimizer.clip-norm must be 0 or more"),
+        (["--model.engine", "metal"], "--model.engine must be one of auto, cpu"),
         (["--loader.batch-size", "0"], "--loader.batch-size must be 1 or more"),
         (["--modle.unit", "gru"], "--modle.unit"),
     ],
@@ -156,7 +157,7 @@ def test_wrong_values_of_the_run_are_errors(tmp_path: Path) -> None:
 def test_a_recipe_of_the_package_is_found_by_its_name_unless_a_file_has_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(options, "recipes", lambda: {"small": tmp_path / "recipe.toml"})
+    monkeypatch.setattr(parsing, "recipes", lambda: {"small": tmp_path / "recipe.toml"})
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipe.toml").write_text("epochs = 3")
     assert parse("--config", "small").run.epochs == 3
@@ -196,8 +197,8 @@ def test_help_shows_the_options_of_the_data_set(capsys: pytest.CaptureFixture[st
 def test_differences_name_both_values() -> None:
     old = parse("--data", "tiny").config()
     new = parse("--data", "tiny", "--model.hidden-size", 3, "--names", "a").config()
-    assert options.differences(old, old) == []
-    assert options.differences(old, new) == [
+    assert parsing.differences(old, old) == []
+    assert parsing.differences(old, new) == [
         "--names was ['a', 'b'], is ['a']",
         "--model.hidden-size was 512, is 3",
     ]

@@ -1,4 +1,4 @@
-"""What is left of a network at test time when one modality is absent or noised."""
+"""The accuracy that a network has left at test time when one modality is absent or noised."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ..data import Sample, Split
 from ..data.base import draws
-from . import batches, distributed, loop
-from .options import LoaderOptions
+from ..training import batches, distributed, loop
+from ..training.options import LoaderOptions
 
 LEVELS = (0.5, 1.0, 2.0)
 """Standard deviations of the noise, as multiples of that of the modality's inputs."""
@@ -28,7 +28,7 @@ class Degraded(Split):
 
     Args:
         split: one whose samples do not change, as those for validation and test.
-        modality: its place in a sample's inputs.
+        modality: the modality's place in a sample's inputs.
         noise: standard deviation of the noise; None for zeros.
     """
 
@@ -60,7 +60,7 @@ def evaluate(
     loader: LoaderOptions,
     precision: str = "float32",
 ) -> dict[str, Any]:
-    """`Evaluation.summary()` of a model over a split, for each modality and what befalls it.
+    """The `Evaluation.summary()` of a model over a split, for each modality and what befalls it.
 
     By modality: "absent", its inputs are zeros, what a dead sensor delivers after the data set's
     normalisation; "noise", by level ("0.5", "1", "2"), white noise is added whose standard
@@ -88,7 +88,7 @@ def evaluate(
 
 
 def deviations(split: Split, loader: LoaderOptions) -> list[float]:
-    """A modality's standard deviation each, of all its values in the valid steps of a split."""
+    """The standard deviation of each modality's values in the valid steps of a split."""
     # Sums of differences from one value: a modality that never changes has exactly 0.
     origins = [x.flatten()[0].double() for x in split[0].inputs]
     order = batches.in_order(len(split), loader.batch_size)
@@ -108,13 +108,14 @@ def deviations(split: Split, loader: LoaderOptions) -> list[float]:
 
 
 def _deviation(sums: Sequence[tuple[int, float, float]]) -> float:
-    """Of the parts' numbers of values, sums and sums of squares, whatever their order."""
+    """The deviation of values whose parts have these counts, sums and sums of squares; their order
+    does not matter."""
     count, total, squares = (math.fsum(column) for column in zip(*sums, strict=True))
     return math.sqrt(max(0.0, squares / count - (total / count) ** 2))
 
 
 def describe(report: dict[str, Any]) -> str:
-    """The accuracies of an evaluation's report with "missing" as a table, a row a modality."""
+    """The accuracies of an evaluation's report with "missing" as a table, a row per modality."""
     header = ["accuracy", "all there", "absent", *(f"noise {level:g}" for level in LEVELS)]
     rows = [header]
     for modality, cases in report["missing"].items():

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from mmixer_kernels.experiments.statistics import Lead, lead, over_folds, over_seeds, pooled
+from mmixer_kernels.experiments.seeds import Lead, lead, over_folds, over_seeds, pooled
 
 
 def test_a_seeds_value_is_the_mean_of_its_folds():

@@ -17,25 +17,25 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from ..atomic import replacing
 from ..data import Data, Split
-from ..data.clips import DamagedFile
-from ..files import replacing
-from . import batches, run
-from .command import UserError
-from .model import Recognizer
-from .options import LoaderOptions, Options
+from ..errors import DamagedFile, UserError
+from ..training import batches, run
+from ..training.model import Recognizer
+from ..training.options import LoaderOptions, Options
+from .restore import Restored
 
 
 class Extracted(NamedTuple):
-    """A file of features `[samples, steps, D]` a modality."""
+    """A file of features `[samples, steps, D]`, one array per modality."""
 
     path: Path
     samples: int
     steps: int
 
 
-def of_checkpoint(restored: run.Restored, output: Path) -> list[Extracted]:
-    """Writes what a trained network's extractors make of its data set; as `extract`.
+def of_checkpoint(restored: Restored, output: Path) -> list[Extracted]:
+    """Writes the features that a trained network's extractors make of its data set, as `extract`.
 
     Raises:
         UserError: also where there is nothing to extract: the inputs are features already.
@@ -49,7 +49,7 @@ def of_checkpoint(restored: run.Restored, output: Path) -> list[Extracted]:
 
 
 def of_pretrained(options: Options, output: Path) -> list[Extracted]:
-    """Writes what the pretrained networks that the options name make of a data set of frames; as
+    """Writes the features that the options' pretrained networks make of a data set of frames, as
     `extract`.
 
     Raises:
@@ -71,8 +71,8 @@ def extract(
 ) -> list[Extracted]:
     """Writes train.npz, validation.npz and test.npz, without augmentation.
 
-    They are written in a folder beside and take their place together. Memory holds a batch at a
-    time: features wait in a temporary file, a modality each, until the longest sample is known.
+    They are written in a folder beside and take their place together. Memory holds one batch at
+    a time: features wait in a temporary file per modality until the longest sample is known.
 
     Args:
         output: the folder to make; it may exist when it is empty.
@@ -147,7 +147,8 @@ def _write(
 
 
 def _pad(spool: IO[bytes], member: IO[bytes], lengths: Sequence[int], size: int) -> None:
-    """Sequences `[length, size]` float32, one after another, as an array `[samples, T, size]`."""
+    """Writes sequences `[length, size]` float32, one after another in `spool`, as an array
+    `[samples, T, size]`."""
     steps = max(lengths)
     header = {
         "descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)),

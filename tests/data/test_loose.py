@@ -8,7 +8,7 @@ import pytest
 from data import miniature
 
 from mmixer_kernels.data import Ntu60Options, NwUclaOptions
-from mmixer_kernels.data.files import UNKNOWN, clips_of
+from mmixer_kernels.data.loose import UNKNOWN, clips_of
 
 ALL = Ntu60Options(modalities=("rgb", "depth", "ir"))
 

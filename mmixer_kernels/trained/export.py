@@ -15,25 +15,26 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..atomic import replacing
 from ..data.video import VideoOptions
-from ..files import replacing
+from ..errors import UserError, user_errors
 from ..modules import FusedMCU
-from .command import UserError, user_errors
-from .model import Recognizer
-from .run import Restored
+from ..training.model import Recognizer
+from .restore import Restored
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-"""What the format onnx needs."""
+"""The packages that the format onnx needs."""
 MARGIN = 16
-"""How many times float32's own rounding error an exported network may differ from float64: its
-convolutions sum in another order, and may be merged with batch norm."""
+"""Multiple of float32's own rounding error by which an exported network may differ from float64:
+its convolutions sum in another order, and may be merged with batch norm."""
 
 Run = Callable[[Sequence[Tensor]], Tensor]
 
 
 class Exported(NamedTuple):
-    """What was written: `inputs`, the shape of each by modality, with the names of the sizes that
-    are free; the greatest `error` of the logits that was seen, and the greatest `allowed`."""
+    """The file that was written: `inputs`, the shape of each by modality, with the names of the
+    sizes that are free; the greatest `error` of the logits that was seen, and the greatest that is
+    `allowed`."""
 
     path: Path
     inputs: dict[str, list[str | int]]
@@ -50,6 +51,7 @@ class Flat(nn.Module):
         self.recognizer = recognizer
 
     def forward(self, *inputs: Tensor) -> Tensor:
+        """Logits `[B, K]` of a tensor `[B, T, ...]` per modality."""
         return self.recognizer(inputs)
 
 
@@ -58,7 +60,7 @@ def export(
 ) -> Exported:
     """Writes a network, with the names of its modalities and classes, after a check.
 
-    The file's inputs are float32 `[batch, time, ...]`, one a modality and as the data set's
+    The file's inputs are float32 `[batch, time, ...]`, one per modality and as the data set's
     transforms leave them, its output the logits `[batch, K]`. All clips of a batch have all steps.
     For `onnx` the MCU is the reference in a loop, see `mmixer_kernels.onnx`; in a program of
     torch.export it is the engine's own op, so that whoever loads it imports mmixer_kernels first.
@@ -126,19 +128,19 @@ def _require_packages() -> None:
 
 
 def _shortens(recognizer: Recognizer, shapes: Sequence[tuple[int, ...]]) -> bool:
-    """Whether the extractors give fewer steps than they get."""
+    """True where the extractors give fewer steps than they get."""
     sample = _random(shapes, 1, max(2, shapes[0][0]))
     with torch.no_grad():
         return recognizer.features(sample)[0].shape[1] != sample[0].shape[1]
 
 
 def _unrolls(recognizer: Recognizer) -> bool:
-    """Whether torch.export writes out each step of a recurrence, as it does PyTorch's own."""
+    """True where torch.export writes out each step of a recurrence, as it does PyTorch's own."""
     return any(isinstance(module, nn.GRU | nn.LSTM) for module in recognizer.modules())
 
 
 def _shapes(restored: Restored) -> list[tuple[int, ...]]:
-    """`[T, ...]` of a sample's modalities."""
+    """The shapes `[T, ...]` of a sample's modalities."""
     options = restored.options.data
     if isinstance(options, VideoOptions):
         frame = (3, options.image_size, options.image_size)
@@ -200,7 +202,7 @@ def _torch(program: torch.export.ExportedProgram, about: dict[str, Any]) -> tupl
 def _compare(
     run: Run, recognizer: Recognizer, batches: Sequence[Sequence[Tensor]]
 ) -> tuple[float, float]:
-    """The greatest difference of the logits from float64's, and what is allowed."""
+    """The greatest difference of the logits from float64's, and the greatest that is allowed."""
     exact = copy.deepcopy(recognizer).double()
     for module in exact.modules():
         if isinstance(module, FusedMCU):
@@ -209,7 +211,7 @@ def _compare(
     for inputs in batches:
         truth = exact([x.double() for x in inputs])
         error = max(error, _difference(run(inputs), truth))
-        # A few logits can be right to the last bit by chance; not to less than their last bit.
+        # By chance a few logits are right to the last bit: the bound is no less than that bit.
         last_bit = torch.finfo(torch.float32).eps * truth.abs().max().item()
         rounding = max(rounding, _difference(recognizer(inputs), truth), last_bit)
     return error, MARGIN * rounding
@@ -223,7 +225,7 @@ def _difference(logits: Tensor, truth: Tensor) -> float:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the warnings that torch's exporter causes in torch's own code."""
+    """Silences the warnings that torch's exporter causes in torch's own code."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

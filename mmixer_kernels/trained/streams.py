@@ -1,4 +1,4 @@
-"""What each stream knows by itself: Eq. 15's classifiers on the frozen network (Table 4)."""
+"""The knowledge of each stream by itself: Eq. 15's classifiers on the frozen network (Table 4)."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch.nn import functional as F
 
 from ..data import Data
 from ..data.base import Split
+from ..errors import UserError
 from ..network import StreamClassifiers
-from . import checkpoint, metrics, mixed_precision
-from .batches import batches_in_order
-from .command import UserError
-from .model import Recognizer
-from .options import LoaderOptions
-from .result import Evaluation
+from ..training import checkpoint, metrics, mixed_precision
+from ..training.batches import batches_in_order
+from ..training.model import Recognizer
+from ..training.options import LoaderOptions
+from ..training.result import Evaluation
 
 WEIGHT_DECAY = 1e-4
-"""Of the classifiers' weights, times half their squared norm."""
+"""Factor of half the squared norm of the classifiers' weights, which is added to their loss."""
 
 
 def train_heads(
@@ -63,7 +63,7 @@ def evaluate_streams(
     loader: LoaderOptions,
     precision: str = "float32",
 ) -> list[Evaluation]:
-    """A modality's confusion matrix and mean loss each, of its classifier on a split."""
+    """The evaluation of each modality's classifier on a split: confusion matrix and mean loss."""
     streams, labels = _frozen_streams(model, split, loader, precision)
     classes = model.mixer.classifier.out_features
     return [
@@ -76,7 +76,7 @@ def evaluate_streams(
 
 
 def heads_path(path: Path) -> Path:
-    """Where the classifiers of a checkpoint's streams are: best.streams.pt beside best.pt."""
+    """The path of the classifiers of a checkpoint's streams: best.streams.pt beside best.pt."""
     return path.with_suffix(".streams.pt")
 
 
@@ -87,7 +87,7 @@ def save_heads(heads: StreamClassifiers, model: Recognizer, path: Path) -> None:
 
 
 def load_heads(model: Recognizer, path: Path) -> StreamClassifiers | None:
-    """What `save_heads` wrote beside the checkpoint `path`; None where there is nothing.
+    """The classifiers that `save_heads` wrote beside the checkpoint `path`; None without any.
 
     Raises:
         UserError: the file is damaged, or belongs to other weights.
@@ -107,7 +107,7 @@ def load_heads(model: Recognizer, path: Path) -> StreamClassifiers | None:
 
 
 def _digest(model: Recognizer) -> str:
-    """SHA-256 of every weight and statistic of a network."""
+    """The SHA-256 of all weights and statistics of a network."""
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
         digest.update(name.encode())
@@ -119,7 +119,7 @@ def _digest(model: Recognizer) -> str:
 def _frozen_streams(
     model: Recognizer, split: Split, loader: LoaderOptions, precision: str
 ) -> tuple[list[Tensor], Tensor]:
-    """h_T of every sample, `[samples, H]` a modality, and the labels."""
+    """The states h_T of every sample, `[samples, H]` per modality, and the labels."""
     model.eval()
     device = next(model.parameters()).device
     parts, labels = [], []

@@ -1,4 +1,4 @@
-"""Files that are on the disk whole or not at all."""
+"""Atomic writes: a file is on the disk whole or not at all."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import IO
 
 @contextmanager
 def replacing(path: Path, previous: Path | None = None) -> Iterator[IO[bytes]]:
-    """A file to write that takes `path`'s place when it is complete and on the disk: after a crash
-    `path` is the old file or the new one, never a part.
+    """Gives a file to write that takes `path`'s place once it is complete and on the disk: after a
+    crash `path` is the old file or the new one, never a part.
 
     Args:
-        previous: where the old file is kept. Between the two renames `path` is missing, but
-            `previous` is whole.
+        previous: path under which the old file is kept. Between the two renames `path` is missing,
+            but `previous` is whole.
     """
     beside = path.with_name(path.name + ".part")
     with open(beside, "w+b") as file:
@@ -31,8 +31,6 @@ def replacing(path: Path, previous: Path | None = None) -> Iterator[IO[bytes]]:
 
 
 def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":
-        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

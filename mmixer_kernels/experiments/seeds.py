@@ -1,4 +1,4 @@
-"""Means over trainings, and what their differences say."""
+"""Means over seeds and folds, and how certain their differences are."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 
 Trained = tuple[int, int | None]
-"""Which training of a network: its seed, and its fold or None."""
+"""A training of a network: its seed, and its fold or None."""
 
 STUDENT = {
     **{1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26},
@@ -26,13 +26,13 @@ class Spread:
     deviation: float | None
 
     def __str__(self) -> str:
-        """In percent."""
+        """The mean and deviation as text, in percent."""
         deviation = "" if self.deviation is None else f" ± {100 * self.deviation:.2f}"
         return f"{100 * self.mean:.2f}{deviation}"
 
 
 def over_seeds(values: Mapping[Trained, float]) -> Spread:
-    """Over seeds; a seed's value is the mean of its folds."""
+    """The spread over seeds; a seed's value is the mean of its folds."""
     seeds = list(_means(values, 0).values())
     return Spread(mean(seeds), stdev(seeds) if len(seeds) > 1 else None)
 
@@ -44,10 +44,10 @@ def over_folds(values: Mapping[Trained, float]) -> dict[int | None, float]:
 
 @dataclass(frozen=True)
 class Lead:
-    """By how much one network is ahead of another.
+    """The lead of one network over another.
 
     Args:
-        mean: of the differences between trainings with the same seed and fold.
+        mean: mean of the differences between trainings with the same seed and fold.
         margin: half of its 95 % confidence interval, over folds where there are folds (their people
             differ, which seeds do not show) and else over seeds; None of a single one.
     """
@@ -56,12 +56,12 @@ class Lead:
     margin: float | None
 
     def __str__(self) -> str:
-        """In percentage points."""
+        """The lead as text, in percentage points."""
         margin = "" if self.margin is None else f" ± {100 * self.margin:.2f}"
         return f"{100 * self.mean:+.2f}{margin}"
 
     def verdict(self) -> str:
-        """Whether the first is ahead, in words."""
+        """The answer in words to whether the first is ahead."""
         if self.mean == 0:
             return "equal"
         if self.margin is None:
@@ -72,7 +72,7 @@ class Lead:
 
 
 def lead(first: Mapping[Trained, float], second: Mapping[Trained, float]) -> Lead:
-    """How far `first` is ahead of `second`, of the same trainings."""
+    """The lead of `first` over `second`, which have the same trainings."""
     differences = {trained: first[trained] - second[trained] for trained in first}
     folds = {fold for _, fold in differences}
     units = list(_means(differences, 1 if len(folds) > 1 else 0).values())

@@ -1,4 +1,4 @@
-"""Samples and what a network says of them, as a PNG file (the paper's Figure 5)."""
+"""Samples and a network's predictions for them, as a PNG file (the paper's Figure 5)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..atomic import replacing
 from ..data import Data
 from ..data.transforms import MEAN, STD
-from ..files import replacing
 from .predictions import Prediction
 
 if TYPE_CHECKING:
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 RIGHT, WRONG, OTHER = "tab:green", "tab:red", "0.45"
 FRAMES = 6
-"""Most frames of a clip that are shown."""
+"""Greatest number of frames that are shown of a clip."""
 LETTERS = 40
-"""In a line of a column."""
+"""Letters per line of a column."""
 CURVES = 16
-"""Most features of a step that are drawn as curves; more are drawn as an image."""
+"""Greatest number of features that are drawn as curves; more are drawn as an image."""
 
 
 def write(path: Path, predictions: Sequence[Prediction], data: Data, top: int) -> None:
@@ -40,7 +40,8 @@ def write(path: Path, predictions: Sequence[Prediction], data: Data, top: int) -
 
 
 def figure(predictions: Sequence[Prediction], data: Data, top: int) -> Figure:
-    """A row a sample: the modalities' frames (or signals), and each stream's `top` classes.
+    """A figure with a row per sample: the modalities' frames (or signals), and each stream's `top`
+    classes.
 
     A stream's first class is green where it is the sample's, and red where it is not; the
     sample's own class is green in other places too. Without a known class all are black and grey.
@@ -77,7 +78,7 @@ def figure(predictions: Sequence[Prediction], data: Data, top: int) -> Figure:
 
 
 def colour(rank: int, label: int, truth: int | None) -> str:
-    """Of a class that a stream ranks so, from 0."""
+    """The colour of a class that a stream ranks so, from 0."""
     if truth is None:
         return "black" if rank == 0 else OTHER
     if label == truth:
@@ -98,7 +99,7 @@ def _draw(axis: Axes, clip: Tensor, normalized: bool) -> None:
 
 
 def strip(clip: Tensor, normalized: bool) -> Tensor:
-    """Evenly spaced frames of a clip `[T, C, h, w]` side by side, in 0..1: `[h, n w, 3]`, or
+    """A strip of evenly spaced frames of a clip `[T, C, h, w]`, in 0..1: `[h, n w, 3]`, or
     `[h, n w]` of one channel.
 
     Args:

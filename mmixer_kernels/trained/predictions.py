@@ -1,4 +1,4 @@
-"""What a network says of single samples, a stream each and all together (Figure 5)."""
+"""A network's predictions for single samples, by stream and all together (Figure 5)."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from torch import Tensor
 
 from ..data import ArraysOptions, Split, collate
 from ..data.clips import ClipSplit
-from ..data.files import clips_of
+from ..data.loose import clips_of
 from ..data.video import VideoOptions
+from ..errors import UserError, user_errors
 from ..network import StreamClassifiers
+from ..training.model import Recognizer
 from . import streams
-from .command import UserError, user_errors
-from .model import Recognizer
-from .run import Restored
+from .restore import Restored
 
 
 @dataclass(frozen=True)
 class Prediction:
     """A sample and its classes' confidences.
 
-    Shapes: `inputs` `[T, ...]` a modality; `confidences` `[K]` by stream: each modality's where
+    Shapes: `inputs` `[T, ...]` per modality; `confidences` `[K]` by stream: each modality's where
     there are classifiers of the streams, and last the whole network's, named as `rgb+depth`.
     """
 
@@ -45,12 +45,12 @@ class Prediction:
 
 
 def of_files(restored: Restored, path: Path, files: Sequence[Path]) -> list[Prediction]:
-    """Predictions of samples that are given file by file: of video as `data/files.py` has it, and
-    of arrays as `data/arrays.py` has it, with labels or without.
+    """Predictions for samples that are given file by file: those of video as `data/loose.py` has
+    it, and those of arrays as `data/arrays.py` has it, with labels or without.
 
     Args:
-        restored: needs no samples.
-        path: of the checkpoint; classifiers of the streams are used where they are beside it.
+        restored: the network; its data set needs no samples.
+        path: the checkpoint's path; classifiers of the streams are used where they are beside it.
 
     Raises:
         UserError: the data set has no such files, or they do not make up samples.
@@ -76,7 +76,7 @@ def of_files(restored: Restored, path: Path, files: Sequence[Path]) -> list[Pred
 
 
 def of_split(restored: Restored, path: Path, part: str, indices: Sequence[int]) -> list[Prediction]:
-    """Predictions of samples of the data set, by their places in a split.
+    """Predictions for samples of the data set, by their places in a split.
 
     Args:
         path: as in `of_files`.
@@ -116,7 +116,7 @@ def _confidences(
     modalities: Sequence[str],
     inputs: Sequence[Tensor],
 ) -> dict[str, Tensor]:
-    """`[K]` a stream: Eq. 15 and Eq. 5 of one sample."""
+    """The confidences `[K]` of each stream for one sample, by Eq. 15 and Eq. 5."""
     device = next(model.parameters()).device
     states = model.streams([x.to(device) for x in inputs])
     logits = {}
@@ -127,7 +127,7 @@ def _confidences(
 
 
 def describe(predictions: Sequence[Prediction], classes: Sequence[str], top: int) -> str:
-    """The most likely classes as text: a table a sample, a column a stream."""
+    """The most likely classes as text: a table per sample, a column per stream."""
     return "\n\n".join(_table(prediction, classes, top) for prediction in predictions)
 
 

@@ -1,4 +1,4 @@
-"""Samples with one modality absent or noised, and what a network makes of them."""
+"""Samples with one modality absent or noised, and a network's accuracy on them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from mmixer_kernels.data import Sample, Split
+from mmixer_kernels.trained.missing import Degraded, describe, deviations, evaluate
 from mmixer_kernels.training import loop
-from mmixer_kernels.training.missing import Degraded, describe, deviations, evaluate
 from mmixer_kernels.training.options import LoaderOptions
 
 CLASSES, STEPS = 4, 6

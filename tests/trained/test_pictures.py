@@ -8,8 +8,8 @@ import torch
 
 from mmixer_kernels.data import Data, Split
 from mmixer_kernels.data.transforms import normalized
-from mmixer_kernels.training import pictures
-from mmixer_kernels.training.predictions import Prediction
+from mmixer_kernels.trained import pictures
+from mmixer_kernels.trained.predictions import Prediction
 
 CLASSES = ("sit", "stand", "fall")
 

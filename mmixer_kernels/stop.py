@@ -1,17 +1,16 @@
-"""Signals that ask a training to stop."""
+"""Signals that ask a command to stop between two steps."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from types import FrameType, TracebackType
+from collections.abc import Callable
+from types import FrameType
 from typing import Any
-
-from . import distributed
 
 
 class Interrupted(Exception):
-    """A signal asked the training to stop."""
+    """A signal asked the command to stop."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -20,9 +19,15 @@ class Interrupted(Exception):
 
 class Stop:
     """A context in which the first SIGINT or SIGTERM lets the step in hand finish, and the second
-    one acts at once."""
+    one acts at once.
 
-    def __init__(self) -> None:
+    Args:
+        gather: gives every process's value by rank, as `training.distributed.gather`; the default
+            is that of a process alone.
+    """
+
+    def __init__(self, gather: Callable[[Any], list[Any]] = lambda value: [value]) -> None:
+        self.gather = gather
         self.number: int | None = None
         self.previous: dict[int, Any] = {}
 
@@ -33,12 +38,7 @@ class Stop:
                 self.previous[number] = signal.signal(number, self._request)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._restore()
 
     def check(self) -> None:
@@ -46,7 +46,7 @@ class Stop:
 
         Every process has to call it at the same step.
         """
-        numbers = [number for number in distributed.gather(self.number) if number is not None]
+        numbers = [number for number in self.gather(self.number) if number is not None]
         if numbers:
             raise Interrupted(numbers[0])
 

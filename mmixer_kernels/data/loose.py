@@ -1,4 +1,4 @@
-"""Clips given file by file, for a network that knows their data set.
+"""Loose clips, given file by file, for a network that knows their data set.
 
 A sample's files share its name: `NAME_rgb.avi`, `NAME_ir.avi` (or another kind of video file), and
 the depth folder `NAME` or `NAME_depth` of 16-bit PNGs, `MDepth-00000001.png` or

@@ -9,7 +9,7 @@ from typing import Any
 from . import figures, timing
 from .networks import GRU, M_MIXER, SELF, Network
 from .results import Report, Results
-from .statistics import over_seeds
+from .seeds import over_seeds
 
 DEGRADED = (M_MIXER, SELF, GRU)
 History = list[dict[str, Any]]
@@ -17,7 +17,7 @@ History = list[dict[str, Any]]
 
 
 def engines(results: Results, networks: Sequence[Network]) -> Report:
-    """The same training by every engine: curves lie on one another."""
+    """The same training by every engine, whose curves lie on one another."""
     histories = {
         network.label: [run.history() for run in results.runs(network)] for network in networks
     }
@@ -50,7 +50,7 @@ def _farthest(runs: Sequence[History], others: Sequence[History], key: str) -> f
 
 
 def missing(results: Results) -> Report:
-    """A modality absent or noised at test time."""
+    """The accuracy with a modality absent or noised at test time."""
     accuracies: dict[str, dict[str, dict[str, float]]] = {}
     rows: list[list[str]] = []
     for network in DEGRADED:
@@ -76,7 +76,7 @@ def missing(results: Results) -> Report:
 
 
 def modalities(results: Results, networks: Sequence[Network]) -> Report:
-    """More modalities, and what each stream knows."""
+    """Two and more modalities, and the accuracy of each stream by itself."""
     rows = [["modalities", "classes", "accuracy, %", "its streams alone, %"]]
     dots, numbers = {}, {}
     for network in networks:
