@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-if TYPE_CHECKING:
-    from .reference import Weights
+from . import autocast
+from .problem import GATES, Problem, Step, Weights
 
 _is_wrapped = getattr(
     getattr(torch._C, "_functorch", None), "is_functorch_wrapped_tensor", lambda tensor: False
@@ -23,15 +22,6 @@ _is_wrapped = getattr(
 """Whether a transform of torch.func has the values; a private function of torch's."""
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 MIXES = ("gated", "concat")
-
-
-class Operands(NamedTuple):
-    """One call's tensors, time first: input `[T, B, F]`, context `[B, C]`, hx `[B, H]`."""
-
-    input: Tensor
-    context: Tensor
-    hx: Tensor | None
-    lengths: Tensor | None
 
 
 class Layout(NamedTuple):
@@ -72,8 +62,9 @@ class Layout(NamedTuple):
         context: Tensor,
         hx: Tensor | None,
         lengths: Tensor | None,
-    ) -> Operands:
-        """The caller's tensors with time first; views, except for a PackedSequence."""
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Input `[T, B, input_size]`, context `[B, context_size]`, hx `[1, B, H]` and lengths of
+        the caller's; views, except for a PackedSequence."""
         check_tensor("context", context)
         dims = 2 if self.batched else 1
         expected = "[B, context_size]" if self.batched else "[context_size] for unbatched input"
@@ -84,45 +75,44 @@ class Layout(NamedTuple):
             if hx.ndim != dims + 1 or hx.shape[0] != 1:
                 expected = "[1, B, H]" if self.batched else "[1, H] for unbatched input"
                 raise ValueError(f"hx must be {expected}, but has shape {list(hx.shape)}")
-            hx = hx.squeeze(0)
         if isinstance(input, PackedSequence):
             if lengths is not None:
                 raise ValueError("lengths must be None when input is a PackedSequence")
             if input.sorted_indices is not None:
                 sequences = input.sorted_indices.numel()
                 for name, rows in (("context", context), ("hx", hx)):
-                    if rows is not None and rows.shape[0] != sequences:
+                    if rows is not None and rows.shape[-2] != sequences:
                         raise ValueError(
                             f"{name} must have one row per sequence of the PackedSequence, "
-                            f"{sequences}, but has {rows.shape[0]}"
+                            f"{sequences}, but has {rows.shape[-2]}"
                         )
                 context = context.index_select(0, input.sorted_indices)
                 if hx is not None:
-                    hx = hx.index_select(0, input.sorted_indices)
+                    hx = hx.index_select(1, input.sorted_indices)
             in_order = PackedSequence(input.data, input.batch_sizes)
             padded, lengths = _eagerly(pad_packed_sequence, in_order)
-            return Operands(padded, context, hx, lengths.to(padded.device))
+            return padded, context, hx, lengths.to(padded.device)
         if not self.batched:
             if lengths is not None:
                 raise ValueError("lengths must be None when input is unbatched: shorten the input")
-            hx = None if hx is None else hx.unsqueeze(0)
-            return Operands(input.unsqueeze(1), context.unsqueeze(0), hx, None)
-        return Operands(input.transpose(0, 1) if self.batch_first else input, context, hx, lengths)
+            hx = None if hx is None else hx.unsqueeze(1)
+            return input.unsqueeze(1), context.unsqueeze(0), hx, None
+        return input.transpose(0, 1) if self.batch_first else input, context, hx, lengths
 
     def restore(self, output: Tensor, h_n: Tensor) -> tuple[Tensor | PackedSequence, Tensor]:
-        """Output `[T, B, H]` and h_n `[B, H]` in the caller's layout."""
+        """Output `[T, B, H]` and h_n `[1, B, H]` in the caller's layout."""
         if self.packed is not None:
             sizes = self.packed.batch_sizes  # on the CPU, wherever the data lie
-            samples = torch.arange(h_n.shape[0], device=sizes.device)
+            samples = torch.arange(h_n.shape[1], device=sizes.device)
             lengths = (sizes[:, None] > samples).sum(0)
             data = _eagerly(pack_padded_sequence, output, lengths).data
             result = PackedSequence(data, *self.packed[1:])
             if self.packed.unsorted_indices is not None:
-                h_n = h_n.index_select(0, self.packed.unsorted_indices)
-            return result, h_n.unsqueeze(0)
+                h_n = h_n.index_select(1, self.packed.unsorted_indices)
+            return result, h_n
         if not self.batched:
-            return output.squeeze(1), h_n
-        return (output.transpose(0, 1) if self.batch_first else output), h_n.unsqueeze(0)
+            return output.squeeze(1), h_n.squeeze(1)
+        return (output.transpose(0, 1) if self.batch_first else output), h_n
 
 
 def _eagerly(function: Callable[..., Any], *operands: object) -> Any:
@@ -191,24 +181,10 @@ def check_alike(names: str, i: int, tensor: Tensor, first: Tensor) -> None:
         )
 
 
-def autocast_enabled(device_type: str) -> bool:
-    # The meta device knows no autocast; asking what does would break torch 2.11's full graph.
-    return device_type != "meta" and torch.is_autocast_enabled(device_type)
-
-
-def without_autocast(input: Tensor) -> AbstractContextManager[Any]:
-    """Once `ops.autocast` has cast the operands, products inside are of the dtypes that they have,
-    those of a derivative too, which may be taken inside autocast."""
-    device_type = input.device.type
-    if not autocast_enabled(device_type):
-        return nullcontext()
-    return torch.autocast(device_type, enabled=False)
-
-
 def check_like_weight(name: str, tensor: Tensor, weight: Tensor) -> None:
     """A module's input has the device and the dtype of its weights, which may be bfloat16 beside
     float32. Inside autocast float32 and autocast's dtype go with either, float64 with itself."""
-    if autocast_enabled(tensor.device.type) and weight.dtype is not torch.float64:
+    if autocast.is_on(tensor.device.type) and weight.dtype is not torch.float64:
         narrow = torch.get_autocast_dtype(tensor.device.type)
         if tensor.dtype not in (torch.float32, narrow):
             raise TypeError(
@@ -255,25 +231,64 @@ def check_dtype(name: str, dtype: object) -> None:
         )
 
 
-def check(
-    operands: Operands, weights: Weights, mix: str, eps: float, group: int | None = None
-) -> None:
-    """Shapes, dtypes and devices of a call with time first; input without T is one step.
+def check(problem: Problem, grouped: bool = False) -> None:
+    """Options, shapes, dtypes and devices of a call, and that its weight sets agree.
 
     Args:
-        group: the number of the group whose names the messages give; None for a call of one.
+        grouped: whether the messages give the names that `mcu_group` has for an operand.
 
     Raises:
         ValueError: a wrong shape, device, length, mix or eps. TypeError: a wrong dtype, or a
         weight that is no tensor.
     """
-    input, context, hx, lengths = operands
+    inputs, contexts, sets, hx, lengths, mix, eps = problem
     check_options(mix, eps)
-    if input.dtype not in DTYPES:
-        check_dtype(name_of("input", group), input.dtype)
-    steps, batch, input_size = input.shape if input.ndim == 3 else (1, *input.shape)
-    if steps == 0:
-        raise ValueError(f"{name_of('input', group)} must have at least one step, but has none")
+    for i, (input, context, weights) in enumerate(zip(inputs, contexts, sets, strict=True)):
+        if i > 0:
+            check_alike("inputs", i, input, inputs[0])
+            _check_agreement(problem, i)
+        group = i if grouped else None
+        if input.dtype not in DTYPES:
+            check_dtype(name_of("input", group), input.dtype)
+        if input.shape[0] == 0:
+            raise ValueError(f"{name_of('input', group)} must have at least one step, but has none")
+        _check_set(input, context, weights, None if hx is None else hx[i], group)
+    if lengths is not None:
+        steps, batch, _ = inputs[0].shape
+        check_lengths(lengths, steps, batch, inputs[0])
+
+
+def check_step(step: Step) -> None:
+    """`check` of a single step."""
+    check_options(step.mix, step.eps)
+    check_dtype("input", step.input.dtype)
+    _check_set(step.input, step.context, step.weights, step.hx, None)
+
+
+def _check_agreement(problem: Problem, i: int) -> None:
+    """The i-th of a call's groups has the first one's T, B and H, and norms where it has them."""
+    input, first_input = problem.inputs[i], problem.inputs[0]
+    if input.shape[:2] != first_input.shape[:2]:
+        sizes = [f"T = {x.shape[0]} and B = {x.shape[1]}" for x in (first_input, input)]
+        raise ValueError(
+            f"inputs must agree in T and B, but inputs[0] has {sizes[0]}, inputs[{i}] {sizes[1]}"
+        )
+    weights, first = problem.weights[i], problem.weights[0]
+    weight = check_tensor(f"weights[{i}].weight_r", weights.weight_r)
+    if weight.shape != first.weight_r.shape:
+        raise ValueError(
+            f"weights must agree in H, but weights[0].weight_r is {list(first.weight_r.shape)} and "
+            f"weights[{i}].weight_r {list(weight.shape)}"
+        )
+    if (weights.norm_weight is None) != (first.norm_weight is None):
+        raise ValueError("weights must all have norm_weight and norm_bias, or none of them")
+
+
+def _check_set(
+    input: Tensor, context: Tensor, weights: Weights, hx: Tensor | None, group: int | None
+) -> None:
+    """One weight set and its operands: input `[..., B, input_size]`, hx `[B, H]`."""
+    batch, input_size = input.shape[-2:]
     f, g, r = weights.weight_f, weights.weight_g, weights.weight_r
     if not (isinstance(f, Tensor) and isinstance(g, Tensor) and isinstance(r, Tensor)) or not (
         f.ndim == g.ndim == r.ndim == 2 and f.numel() and g.numel() and r.numel()
@@ -283,7 +298,7 @@ def check(
         raise ValueError("norm_weight and norm_bias must both be given, or both be None")
     hidden, inputs, contexts = r.shape[0], f.shape[1], g.shape[1]
     dtype, device = input.dtype, input.device
-    square, norm = (hidden, hidden), (6, hidden)
+    square, norm = (hidden, hidden), (len(GATES), hidden)
     _check_tensors(
         (
             ("weight_f", f, (hidden, inputs)),
@@ -311,8 +326,6 @@ def check(
         device,
         group,
     )
-    if lengths is not None:
-        check_lengths(lengths, steps, batch, input)
 
 
 def check_lengths(lengths: Tensor, steps: int, batch: int, input: Tensor) -> None:

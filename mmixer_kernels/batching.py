@@ -22,13 +22,14 @@ def forward(
 ) -> tuple[Any, Any]:
     """The rule of `mcu_forward`, which is `run_forward` or has its arguments. Nothing is saved for
     `backward`, which computes it again."""
-    operands, (mix, eps, engine, _, recompute) = arguments[:5], arguments[5:]
+    operands, (mix, eps, engine, keep) = arguments[:5], arguments[5:]
 
     def call(*operands: Any) -> tuple[Tensor, Tensor]:
         inputs, contexts, weights, hx, _ = operands
         tensors = [*inputs, *contexts, *weights, *([] if hx is None else [hx])]
-        save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-        output, h_n, _ = run_forward(*operands, mix, eps, engine, save, recompute)
+        needs_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+        kept = keep if needs_gradient else "nothing"
+        output, h_n, _ = run_forward(*operands, mix, eps, engine, kept)
         return output, h_n
 
     calls = _Calls.of(info, in_dims, operands)
@@ -48,23 +49,25 @@ def backward(
     *arguments: Any,
 ) -> tuple[Any, Any]:
     """The rule of `mcu_backward`, which is `run_backward` or has its arguments."""
-    grad_output, grad_h_n, *operands = arguments[:7]
-    _, mix, eps, engine, recompute, need_input, need_weights = arguments[7:]
+    grad_output, grad_h_n, _, *operands = arguments[:8]
+    mix, eps, engine, keep, need_input, need_weights = arguments[8:]
+    dims = in_dims[3:8]
 
     def call(grad_output: Tensor, grad_h_n: Tensor, *operands: Any) -> Any:
-        options = mix, eps, engine
-        saved = run_forward(*operands, *options, True, recompute)[2]
+        forward_arguments = *operands, mix, eps, engine, keep
+        saved = run_forward(*forward_arguments)[2]
         return run_backward(
-            grad_output, grad_h_n, *operands, saved, *options, recompute, need_input, need_weights
+            grad_output, grad_h_n, saved, *forward_arguments, need_input, need_weights
         )
 
-    calls = _Calls.of(info, in_dims[2:], operands, need_weights)
+    calls = _Calls.of(info, dims, operands, need_weights)
     if calls is None:
-        return _one_after_another(call, info, in_dims, arguments[:7])
+        tensors = grad_output, grad_h_n, *operands
+        return _one_after_another(call, info, (*in_dims[:2], *dims), tensors)
     grad_inputs, grad_contexts, grad_weights, grad_hx = call(
         calls.join(grad_output, in_dims[0], 2),
         calls.join(grad_h_n, in_dims[1], 1),
-        *calls.join_operands(in_dims[2:], operands),
+        *calls.join_operands(dims, operands),
     )
     results = (
         calls.split_list(grad_inputs, 1),

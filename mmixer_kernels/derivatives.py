@@ -1,4 +1,5 @@
-"""The ops under the derivatives of `torch.func`, which follow functions of tensors, not of lists.
+"""The derivatives of the ops: once for PyTorch's autograd, which `ops` registers them with, and
+for those of `torch.func`, which follow functions of tensors, not of lists.
 
 `torch.func.grad`, `vjp` and `jacrev`, and `vmap` around and inside them, run the fused forward and
 backward. The second derivative is the reference's, of ordinary operations.
@@ -6,223 +7,198 @@ backward. The second derivative is the reference's, of ordinary operations.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from . import arguments, batching
+from . import autocast, batching
 from .engines import reference
-from .reference import Weights
+from .problem import Cotangents, Need, Problem
+
+_FLAT = len(Problem._fields)
 
 
-def forward(
-    inputs: Sequence[Tensor],
-    contexts: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    hx: Tensor | None,
-    lengths: Tensor | None,
-    mix: str,
-    eps: float,
-    engine: str,
-    save: bool,
-    recompute: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`mcu_forward`, saving for a backward."""
-    form = _Form(len(inputs), hx is not None, lengths is not None, mix, eps, engine, recompute)
+def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """`mcu_forward`."""
+    problem = Problem.of_flat(*arguments[:_FLAT])
     result: tuple[Tensor, Tensor, Tensor] = _Forward.apply(
-        form, *form.tensors(inputs, contexts, weights, hx, lengths)
+        problem.positions(), arguments[_FLAT:], *problem.tensors()
     )
     return result
 
 
-def backward(
-    grad_output: Tensor,
-    grad_h_n: Tensor,
-    inputs: Sequence[Tensor],
-    contexts: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    hx: Tensor | None,
-    lengths: Tensor | None,
-    saved: Tensor,
-    mix: str,
-    eps: float,
-    engine: str,
-    recompute: bool,
-    need_input: bool,
-    need_weights: bool,
-) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
+def backward(*arguments: Any) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
     """`mcu_backward`."""
-    form = _Form(len(inputs), hx is not None, lengths is not None, mix, eps, engine, recompute)
-    needs = need_input, need_weights
-    tensors = form.tensors(inputs, contexts, weights, hx, lengths)
-    *grads, grad_hx = _Backward.apply(form, needs, grad_output, grad_h_n, saved, *tensors)
-    first = len(inputs) if need_input else 0
-    second = first + len(contexts)
+    problem = Problem.of_flat(*arguments[3 : 3 + _FLAT])
+    options = arguments[3 + _FLAT :]
+    *grads, grad_hx = _Backward.apply(
+        problem.positions(), options, *arguments[:3], *problem.tensors()
+    )
+    need = Need(*options[2:])
+    first = len(problem.inputs) if need.input else 0
+    second = first + len(problem.contexts)
     return grads[:first], grads[first:second], grads[second:], grad_hx
 
 
-class _Form(NamedTuple):
-    """What a call is beside its tensors."""
+def remember(ctx: Any, form: Problem, options: Sequence[Any], *tensors: Tensor | None) -> None:
+    """Keeps a call for its derivative.
 
-    groups: int
-    has_hx: bool
-    has_lengths: bool
-    mix: str
-    eps: float
-    engine: str
-    recompute: bool
+    Args:
+        form: `Problem.positions` of the call.
+        options: the op's arguments after the problem's.
+        tensors: what else is kept, then the problem's.
+    """
+    ctx.form, ctx.options = form, tuple(options)
+    ctx.save_for_backward(*tensors)
+    ctx.set_materialize_grads(False)  # They would be as large as what is saved.
 
-    def tensors(self, *operands: Any) -> list[Any]:
-        """Inputs, contexts, weights, hx and lengths, without those that there are not."""
-        inputs, contexts, weights, hx, lengths = operands
-        optional = [x for x, given in ((hx, self.has_hx), (lengths, self.has_lengths)) if given]
-        return [*inputs, *contexts, *weights, *optional]
 
-    def operands(self, tensors: Sequence[Any]) -> tuple[Any, ...]:
-        """`tensors` backward."""
-        *tensors, lengths = tensors if self.has_lengths else (*tensors, None)
-        *tensors, hx = tensors if self.has_hx else (*tensors, None)
-        first, second = self.groups, 2 * self.groups
-        return tensors[:first], tensors[first:second], tensors[second:], hx, lengths
+def of_forward(
+    ctx: Any,
+    run_forward: Callable[..., Any],
+    run_backward: Callable[..., Any],
+    needs: Sequence[Any],
+    cotangents: Sequence[Tensor | None],
+) -> list[Any]:
+    """`mcu_forward`'s gradients of inputs, contexts, weights and hx, with None for each that is
+    not needed.
 
-    @property
-    def options(self) -> tuple[str, float, str]:
-        return self.mix, self.eps, self.engine
+    Args:
+        run_forward, run_backward: the ops, or what has their arguments.
+        needs: for each tensor whether its gradient is needed, nested as the ops' arguments.
+        cotangents: those of output and h_n, None for zeros.
+    """
+    saved, *tensors = ctx.saved_tensors
+    problem = ctx.form.map(tensors.__getitem__)
+    groups, steps, batch, hidden = problem.sizes
+    grad_output, grad_h_n = cotangents
+    if grad_output is None:
+        grad_output = problem.inputs[0].new_zeros(()).expand(groups, steps, batch, hidden)
+    if grad_h_n is None:
+        grad_h_n = problem.inputs[0].new_zeros(()).expand(groups, batch, hidden)
+    engine, keep = ctx.options
+    if keep == "nothing":  # The call was traced without gradients, say, and is then trained.
+        keep = "gates"
+        with torch.no_grad():
+            saved = run_forward(*problem.flat(), engine, keep)[2]
+    of_inputs, of_contexts, of_weights, of_hx = needs
+    need = Need(any(of_inputs), any(of_weights))
+    gradients = run_backward(
+        grad_output, grad_h_n, saved, *problem.flat(), engine, keep, need.input, need.weights
+    )
+    needed = need.input, any(of_contexts), need.weights
+    lists = [
+        grads if is_needed else [None] * len(of)
+        for grads, is_needed, of in zip(
+            gradients, needed, (of_inputs, of_contexts, of_weights), strict=False
+        )
+    ]
+    return [*lists, gradients[3] if of_hx else None]
+
+
+def of_backward(ctx: Any, cotangents: Sequence[Tensor | None]) -> tuple[Any, ...]:
+    """`mcu_backward`'s gradients of grad_output, grad_h_n, inputs, contexts, weights and hx: the
+    derivative of the reference's backward, which was derived by hand.
+
+    Args:
+        cotangents: those of the gradients that `flat` gives, None for zeros.
+    """
+    form, tensors = ctx.form, list(ctx.saved_tensors)
+    need = Need(*ctx.options[2:])
+    lengths = None if form.lengths is None else tensors.pop()
+    given = [i for i, cotangent in enumerate(cotangents) if cotangent is not None]
+    if not given:
+        return (None,) * len(tensors)
+
+    def first(grad_output: Tensor, grad_h_n: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        problem = form.map([*tensors, lengths].__getitem__)
+        saved = grad_output.new_empty(0)
+        cotangents = Cotangents(grad_output, grad_h_n)
+        gradients = reference.backward(problem, saved, "nothing", cotangents, need)
+        values = flat(gradients.flat())
+        return tuple(values[i] for i in given)
+
+    with autocast.off(tensors[0]):
+        second = torch.func.vjp(first, *tensors)[1](tuple(cotangents[i] for i in given))
+    return second
+
+
+def flat(gradients: Sequence[Any]) -> tuple[Any, ...]:
+    """The gradients of inputs, contexts and weights, which are lists, and of hx, as one tuple."""
+    of_inputs, of_contexts, of_weights, of_hx = gradients
+    return *of_inputs, *of_contexts, *of_weights, of_hx
+
+
+def nested(form: Problem, values: Sequence[Any]) -> list[Any]:
+    """A value per tensor, nested as the ops' arguments: inputs, contexts, weights, hx, lengths."""
+    *lists, hx, lengths = form.flat()[:5]
+    return [
+        *([values[i] for i in positions] for positions in lists),
+        *(None if i is None else values[i] for i in (hx, lengths)),
+    ]
 
 
 class _Forward(Function):
+    """`mcu_forward` of tensors; form and options are those of `remember`."""
+
     @staticmethod
-    def forward(form: _Form, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(form: Problem, options: Any, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         result: tuple[Tensor, Tensor, Tensor] = torch.ops.mmixer_kernels.mcu_forward(
-            *form.operands(tensors), *form.options, True, form.recompute
+            *form.map(tensors.__getitem__).flat(), *options
         )
         return result
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.form, *tensors = inputs
-        ctx.save_for_backward(output[2], *tensors)
-        ctx.set_materialize_grads(False)  # They would be as large as what is saved.
+        form, options, *tensors = inputs
+        remember(ctx, form, options, output[2], *tensors)
 
     @staticmethod
-    def backward(
-        ctx: Any, grad_output: Tensor | None, grad_h_n: Tensor | None, _: None
-    ) -> tuple[Any, ...]:
-        form, (saved, *tensors) = ctx.form, ctx.saved_tensors
-        inputs, contexts, weights, hx, lengths = form.operands(tensors)
-        needed = form.operands(ctx.needs_input_grad[1:])
-        need_input, need_weights = any(needed[0]), any(needed[2])
-        steps, batch, _ = inputs[0].shape
-        hidden = len(weights[3])
-        if grad_output is None:
-            grad_output = inputs[0].new_zeros(()).expand(form.groups, steps, batch, hidden)
-        if grad_h_n is None:
-            grad_h_n = inputs[0].new_zeros(()).expand(form.groups, batch, hidden)
-        of_inputs, of_contexts, of_weights, of_hx = backward(
-            grad_output,
-            grad_h_n,
-            inputs,
-            contexts,
-            weights,
-            hx,
-            lengths,
-            saved,
-            form.mix,
-            form.eps,
-            form.engine,
-            form.recompute,
-            need_input,
-            need_weights,
-        )
-        grads = (
-            of_inputs if need_input else [None] * len(inputs),
-            of_contexts,
-            of_weights if need_weights else [None] * len(weights),
-            of_hx,
-        )
-        return None, *form.tensors(*grads, None)
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
+        needs = nested(ctx.form, ctx.needs_input_grad[2:])
+        grads = of_forward(ctx, forward, backward, needs[:4], cotangents[:2])
+        grads_of_tensors = flat(grads)
+        if ctx.form.hx is None:
+            grads_of_tensors = grads_of_tensors[:-1]
+        of_lengths = [] if ctx.form.lengths is None else [None]
+        return None, None, *grads_of_tensors, *of_lengths
 
     @staticmethod
-    def vmap(info: Any, in_dims: Sequence[Any], form: _Form, *tensors: Tensor) -> tuple[Any, Any]:
-        arguments = *form.operands(tensors), *form.options, True, form.recompute
-        return batching.forward(forward, info, form.operands(in_dims[1:]), *arguments)
+    def vmap(
+        info: Any, in_dims: Sequence[Any], form: Problem, options: Any, *tensors: Tensor
+    ) -> tuple[Any, Any]:
+        dims = nested(form, in_dims[2:])
+        arguments = *form.map(tensors.__getitem__).flat(), *options
+        return batching.forward(forward, info, dims, *arguments)
 
 
 class _Backward(Function):
-    """The gradients as one tuple, of inputs and weights as they are needed."""
+    """`mcu_backward` of tensors, its gradients as one tuple, of inputs and weights as needed."""
 
     @staticmethod
-    def forward(
-        form: _Form,
-        needs: tuple[bool, bool],
-        grad_output: Tensor,
-        grad_h_n: Tensor,
-        saved: Tensor,
-        *tensors: Tensor,
-    ) -> tuple[Tensor, ...]:
-        return _flat(
-            torch.ops.mmixer_kernels.mcu_backward(
-                *(grad_output, grad_h_n, *form.operands(tensors), saved),
-                *(*form.options, form.recompute, *needs),
-            )
-        )
+    def forward(form: Problem, options: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
+        problem = form.map(tensors[3:].__getitem__)
+        return flat(torch.ops.mmixer_kernels.mcu_backward(*tensors[:3], *problem.flat(), *options))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.form, ctx.needs, grad_output, grad_h_n, _, *tensors = inputs
-        ctx.save_for_backward(grad_output, grad_h_n, *tensors)
+        form, options, grad_output, grad_h_n, _, *tensors = inputs
+        remember(ctx, form, options, grad_output, grad_h_n, *tensors)
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
-        form, needs, tensors = ctx.form, ctx.needs, ctx.saved_tensors
-        *tensors, lengths = tensors if form.has_lengths else (*tensors, None)
-
-        def first(grad_output: Tensor, grad_h_n: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-            operands = form.operands([*tensors, lengths] if form.has_lengths else tensors)
-            inputs, contexts, weights, hx, _ = operands
-            of_inputs, of_contexts, of_weights, of_hx = reference.backward(
-                grad_output,
-                grad_h_n,
-                inputs,
-                contexts,
-                Weights.sets(weights, form.groups),
-                hx,
-                lengths,
-                *(grad_output.new_empty(0), form.mix, form.eps, form.recompute, *needs),
-            )
-            tensors_of_weights = [tensor for group in of_weights for tensor in group.tensors()]
-            return _flat((of_inputs, of_contexts, tensors_of_weights, of_hx))
-
-        with arguments.without_autocast(tensors[0]):
-            vjp = torch.func.vjp(first, *tensors)[1]
-            grad_output, grad_h_n, *grads = vjp(cotangents)
-        of_lengths = [None] if form.has_lengths else []
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
+        grad_output, grad_h_n, *grads = of_backward(ctx, cotangents)
+        of_lengths = [] if ctx.form.lengths is None else [None]
         return None, None, grad_output, grad_h_n, None, *grads, *of_lengths
 
     @staticmethod
     def vmap(
-        info: Any,
-        in_dims: Sequence[Any],
-        form: _Form,
-        needs: tuple[bool, bool],
-        grad_output: Tensor,
-        grad_h_n: Tensor,
-        saved: Tensor,
-        *tensors: Tensor,
+        info: Any, in_dims: Sequence[Any], form: Problem, options: Any, *tensors: Tensor
     ) -> tuple[Any, Any]:
-        arguments = grad_output, grad_h_n, *form.operands(tensors), saved
-        options = *form.options, form.recompute, *needs
-        operand_dims = *in_dims[2:4], *form.operands(in_dims[5:])
-        results, dims = batching.backward(
-            forward, backward, info, operand_dims, *arguments, *options
-        )
-        return _flat(results), _flat(dims)
-
-
-def _flat(gradients: Sequence[Any]) -> tuple[Any, ...]:
-    """Of inputs, contexts and weights, which are lists, and of hx."""
-    of_inputs, of_contexts, of_weights, of_hx = gradients
-    return *of_inputs, *of_contexts, *of_weights, of_hx
+        dims = *in_dims[2:5], *nested(form, in_dims[5:])
+        arguments = *tensors[:3], *form.map(tensors[3:].__getitem__).flat(), *options
+        results, result_dims = batching.backward(forward, backward, info, dims, *arguments)
+        return flat(results), flat(result_dims)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from .arguments import autocast_enabled
+from . import autocast
 
 _logger = logging.getLogger(__name__)
 _told: set[str] = set()
@@ -68,7 +68,7 @@ def _learn(tensors: Sequence[Tensor]) -> bool:
 
 
 def _has_other_keys(tensors: Sequence[Tensor]) -> bool:
-    if autocast_enabled(tensors[0].device.type):
+    if autocast.is_on(tensors[0].device.type):
         return True
     of_thread = torch._C._dispatch_tls_local_include_set()
     plain = _keys("BackendSelect")
@@ -140,6 +140,11 @@ def is_differentiated_by_functorch() -> bool:
     return "Grad" in _transforms()
 
 
+def is_batched() -> bool:
+    """Whether a level of `torch.vmap` is open."""
+    return "Vmap" in _transforms()
+
+
 def _transforms() -> set[str]:
     """The kinds of the open levels of torch.func."""
     return {interpreter.key().name for interpreter in _interpreters() or ()}
@@ -147,6 +152,11 @@ def _transforms() -> set[str]:
 
 # torch.compile takes the answers as they are, and guards levels and transforms by itself. This is
 # the mark that torch.compiler.assume_constant_result sets, which would import the compiler.
-_constants: tuple[Any, ...] = (needs_equations, is_differentiated_by_functorch, is_transformed)
+_constants: tuple[Any, ...] = (
+    needs_equations,
+    is_differentiated_by_functorch,
+    is_batched,
+    is_transformed,
+)
 for _constant in _constants:
     _constant._dynamo_marked_constant = True

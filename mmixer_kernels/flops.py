@@ -33,7 +33,8 @@ def forward(
     *arguments: Any,
     out_shape: Any = None,
 ) -> int:
-    """Of Equations 7-9, 11, 12 and 14, from shapes: two for each product of a weight."""
+    """The operations of Equations 7-9, 11, 12 and 14, from shapes: two for each product of a
+    weight."""
     H = weights[3][0]
     total = 0
     for (T, B, F), (_, C) in zip(inputs, contexts, strict=True):
@@ -46,25 +47,19 @@ def forward(
 def backward(
     grad_output: Sequence[int],
     grad_h_n: Sequence[int],
+    saved: Sequence[int],
     inputs: Sequence[Sequence[int]],
     contexts: Sequence[Sequence[int]],
     weights: Sequence[Sequence[int]],
-    hx: Sequence[int] | None,
-    lengths: Sequence[int] | None,
-    saved: Sequence[int],
-    mix: str,
-    eps: float,
-    engine: str,
-    recompute: bool,
-    need_input: bool,
-    need_weights: bool,
+    *arguments: Any,
     out_shape: Any = None,
 ) -> int:
-    """A product for each gradient of an operand and each of a weight, and the forward again where
-    it was not saved."""
+    """The operations of a product for each gradient of an operand and each of a weight, and of the
+    forward again where it did not keep the gates."""
+    engine, keep, need_input, need_weights = arguments[-4:]
     products = forward(inputs, contexts, weights)
     H = weights[3][0]
     of_inputs = sum(2 * T * B * H * F for T, B, F in inputs)
     total = products * (2 if need_weights else 1)
     total -= 0 if need_input else of_inputs
-    return total + (products if recompute or engine == "reference" else 0)
+    return total + (0 if keep == "gates" and engine != "reference" else products)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import handle_torch_function, has_torch_function
 
-from . import arguments, ops
+from . import arguments, autocast, ops
 from .engines import choose
-from .reference import Weights
+from .problem import Problem, Step, Weights
 
 __all__ = ["Weights", "mcu", "mcu_cell", "mcu_group"]
 
@@ -72,9 +71,10 @@ def mcu(
             recompute=recompute,
         )
     layout = arguments.Layout.of(input, batch_first)
-    operands = layout.arrange(input, context, hx, lengths)
-    output, h_n = _run([operands], [weights], mix, eps, engine, recompute, grouped=False)
-    return layout.restore(output.squeeze(0), h_n.squeeze(0))
+    input, context, hx, lengths = layout.arrange(input, context, hx, lengths)
+    problem = Problem([input], [context], [weights], hx, lengths, mix, eps)
+    output, h_n = _run(problem, engine, recompute, grouped=False)
+    return layout.restore(output.squeeze(0), h_n)
 
 
 def mcu_group(
@@ -113,7 +113,7 @@ def mcu_group(
     groups = len(inputs)
     if groups == 0 or len(contexts) != groups or len(weights) != groups:
         raise ValueError(
-            "inputs, contexts and weights must have one entry a group, but have "
+            "inputs, contexts and weights must have one entry per group, but have "
             f"{groups}, {len(contexts)} and {len(weights)}"
         )
     for i, weight_set in enumerate(weights):
@@ -139,11 +139,9 @@ def mcu_group(
         if hx.ndim != 3 or hx.shape[0] != groups:
             shape = list(hx.shape)
             raise ValueError(f"hx must be [G, B, H] with G = {groups}, but has shape {shape}")
-    operands = []
     for i, (input, context) in enumerate(zip(inputs, contexts, strict=True)):
         arguments.check_tensor(f"inputs[{i}]", input)
         arguments.check_tensor(f"contexts[{i}]", context)
-        arguments.check_tensor(f"weights[{i}].weight_r", weights[i].weight_r)
         if input.ndim != 3:
             raise ValueError(
                 f"inputs[{i}] must have three dimensions, but has shape {list(input.shape)}"
@@ -152,23 +150,11 @@ def mcu_group(
             raise ValueError(
                 f"contexts[{i}] must be [B, context_size], but has shape {list(context.shape)}"
             )
-        if input.shape[:2] != inputs[0].shape[:2]:
-            raise ValueError(
-                f"inputs must agree in T and B, but inputs[0] has shape {list(inputs[0].shape)} "
-                f"and inputs[{i}] {list(input.shape)}"
-            )
-        if weights[i].weight_r.shape != weights[0].weight_r.shape:
-            raise ValueError(
-                f"weights must agree in H, but weights[0].weight_r is "
-                f"{list(weights[0].weight_r.shape)} and weights[{i}].weight_r "
-                f"{list(weights[i].weight_r.shape)}"
-            )
-        if (weights[i].norm_weight is None) != (weights[0].norm_weight is None):
-            raise ValueError("weights must all have norm_weight and norm_bias, or none of them")
-        layout = arguments.Layout.of(input, batch_first)
-        state = None if hx is None else hx[i].unsqueeze(0)
-        operands.append(layout.arrange(input, context, state, lengths))
-    output, h_n = _run(operands, weights, mix, eps, engine, recompute)
+    arguments.check_bool("batch_first", batch_first)
+    if batch_first:
+        inputs = [input.transpose(0, 1) for input in inputs]
+    problem = Problem(inputs, contexts, weights, hx, lengths, mix, eps)
+    output, h_n = _run(problem, engine, recompute, grouped=True)
     return (output.transpose(1, 2) if batch_first else output), h_n
 
 
@@ -221,11 +207,9 @@ def mcu_cell(
         state = None if hx is None else hx.unsqueeze(0)
         batch = (input.unsqueeze(0), context.unsqueeze(0), weights, state)
         return mcu_cell(*batch, mix=mix, eps=eps, engine=engine).squeeze(0)
-    if arguments.autocast_enabled(input.device.type):
-        (input,), (context,), (weights,), (hx,) = ops.autocast([input], [context], [weights], [hx])
-    arguments.check(arguments.Operands(input, context, hx, None), weights, mix, eps)
-    name = choose(engine, input)
-    return ops.mcu_cell(input, context, weights, hx, mix=mix, eps=eps, engine=name)
+    step = autocast.cast(Step(input, context, weights, hx, mix, eps), input.device.type)
+    arguments.check_step(step)
+    return ops.mcu_cell(step, choose(engine, step.input))
 
 
 def _check_weights(name: str, weights: Weights) -> None:
@@ -236,42 +220,8 @@ def _check_weights(name: str, weights: Weights) -> None:
         )
 
 
-def _run(
-    operands: Sequence[arguments.Operands],
-    weights: Sequence[Weights],
-    mix: str,
-    eps: float,
-    engine: str,
-    recompute: bool,
-    grouped: bool = True,
-) -> tuple[Tensor, Tensor]:
-    """Output `[G, T, B, H]` and h_n `[G, B, H]` of operands with time first."""
-    states: Sequence[Tensor | None] = [group.hx for group in operands]
-    inputs, contexts, weights, states = ops.autocast(
-        [group.input for group in operands],
-        [group.context for group in operands],
-        weights,
-        states,
-    )
-    lengths = operands[0].lengths
-    for i, (input, context, state, weight_set) in enumerate(
-        zip(inputs, contexts, states, weights, strict=True)
-    ):
-        if i > 0:
-            arguments.check_alike("inputs", i, input, inputs[0])
-        group = arguments.Operands(input, context, state, lengths)
-        arguments.check(group, weight_set, mix, eps, i if grouped else None)
-    name = choose(engine, inputs[0])
-    given = [state for state in states if state is not None]
-    hx = torch.stack(given) if len(given) > 1 else given[0].unsqueeze(0) if given else None
-    return ops.mcu(
-        inputs,
-        contexts,
-        weights,
-        hx,
-        lengths,
-        mix=mix,
-        eps=eps,
-        engine=name,
-        recompute=recompute,
-    )
+def _run(problem: Problem, engine: str, recompute: bool, grouped: bool) -> tuple[Tensor, Tensor]:
+    """Output `[G, T, B, H]` and h_n `[G, B, H]`; the messages are `mcu_group`'s where grouped."""
+    problem = autocast.cast(problem, problem.inputs[0].device.type)
+    arguments.check(problem, grouped)
+    return ops.mcu(problem, choose(engine, problem.inputs[0]), recompute)

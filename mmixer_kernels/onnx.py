@@ -13,24 +13,14 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .reference import Weights
+from .problem import Problem, Weights
 
 
-def in_a_scan(
-    inputs: Sequence[Tensor],
-    contexts: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    hx: Tensor | None,
-    lengths: Tensor | None,
-    mix: str,
-    eps: float,
-) -> tuple[Tensor, Tensor]:
-    """`mcu_forward`'s output `[G, T, B, H]` and h_n `[G, B, H]` from its arguments, for any T and
-    B."""
-    sets = Weights.sets(weights, len(inputs))
-    steps = inputs[0].shape[0]
+def in_a_scan(problem: Problem) -> tuple[Tensor, Tensor]:
+    """The output `[G, T, B, H]` and h_n `[G, B, H]` of a call, for any T and B."""
+    steps = problem.inputs[0].shape[0]
     loop = None if isinstance(steps, int) and steps == 1 else _scan  # A cell has nothing to scan.
-    return reference.mcu_group(inputs, contexts, sets, hx, lengths, mix=mix, eps=eps, loop=loop)
+    return reference.mcu_group(problem, loop=loop)
 
 
 def _scan(
@@ -62,7 +52,7 @@ def _trace(
     if not torch.onnx.is_in_onnx_export():
         return mode.__torch_dispatch__(op, types, arguments, keywords)
     with mode:
-        output, h_n = in_a_scan(*arguments[:7])
+        output, h_n = in_a_scan(Problem.of_flat(*arguments[: len(Problem._fields)]))
         return output, h_n, output.new_empty(0)
 
 

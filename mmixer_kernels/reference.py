@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -17,65 +17,9 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from . import arguments
-
-GATES = ("f", "g", "s", "r", "z", "h")
-"""The rows of `norm_weight` and `norm_bias`."""
-
-
-class Weights(NamedTuple):
-    """One weight set of an MCU, in the order in which the engines take it.
-
-    Shapes: `weight_f [H, input_size]`, `weight_g [H, context_size]`, `weight_s [H, 2H]` (first H
-    columns for f, last H for g), `weight_r`, `weight_z`, `weight_h [H, H]`; with layer norm
-    `norm_weight`, `norm_bias [6, H]`, rows in the order f g s r z h.
-    """
-
-    weight_f: Tensor
-    weight_g: Tensor
-    weight_s: Tensor
-    weight_r: Tensor
-    weight_z: Tensor
-    weight_h: Tensor
-    norm_weight: Tensor | None = None
-    norm_bias: Tensor | None = None
-
-    @classmethod
-    def sets(cls, tensors: Sequence[Tensor], count: int) -> list[Weights]:
-        """So many sets, whose `tensors()` follow one another."""
-        size = len(tensors) // count
-        return [cls(*tensors[i : i + size]) for i in range(0, len(tensors), size)]
-
-    @property
-    def hidden_size(self) -> int:
-        return self.weight_r.shape[0]
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> Weights:
-        """The set with function applied to each tensor that there is."""
-        return Weights._make(None if x is None else function(x) for x in self)
-
-    def like(self, other: Weights) -> Weights:
-        """The set in the dtypes of another."""
-        pairs = zip(self, other, strict=True)
-        return Weights._make(None if x is None or y is None else x.to(y.dtype) for x, y in pairs)
-
-    def matrices(self) -> tuple[Tensor, ...]:
-        return self[:6]
-
-    def norms(self) -> tuple[Tensor, ...]:
-        """norm_weight and norm_bias, or nothing."""
-        return () if self.norm_weight is None else self[6:]  # type: ignore[return-value]
-
-    def tensors(self) -> list[Tensor]:
-        """The six weights, then the two norm tensors where there are any."""
-        return [tensor for tensor in self if tensor is not None]
-
+from .problem import GATES, Problem, Weights, compute_dtype
 
 _FIELDS = frozenset(Weights._fields)
-
-
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """float64 for float64, float32 for every other: statistics and state are never narrower."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def mcu(
@@ -142,19 +86,16 @@ def mcu(
     return output.to(dtype), h_n.to(dtype)
 
 
-def mcu_group(
-    inputs: Sequence[Tensor],
-    contexts: Sequence[Tensor],
-    weights: Sequence[Weights],
-    hx: Tensor | None,
-    lengths: Tensor | None,
-    **options: Any,
-) -> tuple[Tensor, Tensor]:
-    """`mcu` of G weight sets, hx `[G, B, H]`: output `[G, T, B, H]` and h_n `[G, B, H]`."""
-    states = [None] * len(inputs) if hx is None else list(hx)
+def mcu_group(problem: Problem, **options: Any) -> tuple[Tensor, Tensor]:
+    """`mcu` of G weight sets: output `[G, T, B, H]` and h_n `[G, B, H]`.
+
+    Args:
+        options: `layer_norm` and `loop` of `mcu`.
+    """
+    inputs, contexts, weights, _, lengths, mix, eps = problem
     results = [
-        mcu(*operands, lengths, **options)
-        for operands in zip(inputs, contexts, weights, states, strict=True)
+        mcu(*operands, lengths, mix=mix, eps=eps, **options)
+        for operands in zip(inputs, contexts, weights, problem.states, strict=True)
     ]
     # The result of torch.stack is a view, which autograd's functions do not let change in place.
     output, h_n = (
@@ -304,8 +245,8 @@ def mcu_backward(
     if w.norm_weight is not None:
         scale, shift = zip(*norm_grads.values(), strict=True)
         grads = grads._replace(norm_weight=torch.stack(scale), norm_bias=torch.stack(shift))
-    grad_input, grad_context = da_f @ w.weight_f, da_g @ w.weight_g
-    return grad_input.to(dtype), grad_context.to(context.dtype), grads.like(weights), dh.to(dtype)
+    grad_input, grad_context = (da_f @ w.weight_f).to(dtype), (da_g @ w.weight_g).to(context.dtype)
+    return grad_input, grad_context, grads.to_dtypes_of(weights), dh.to(dtype)
 
 
 class MCU(nn.Module):
@@ -418,18 +359,11 @@ class MCU(nn.Module):
         """
         weights = self.weights()
         layout = arguments.Layout.of(input, self.batch_first)
-        operands = layout.arrange(input, context, hx, lengths)
-        arguments.check(operands, weights, self.mix, self.eps)
-        output, h_n = mcu(
-            operands.input,
-            operands.context,
-            weights,
-            operands.hx,
-            operands.lengths,
-            mix=self.mix,
-            eps=self.eps,
-        )
-        return layout.restore(output, h_n)
+        input, context, hx, lengths = layout.arrange(input, context, hx, lengths)
+        problem = Problem([input], [context], [weights], hx, lengths, self.mix, self.eps)
+        arguments.check(problem)
+        output, h_n = mcu_group(problem)
+        return layout.restore(output.squeeze(0), h_n)
 
     def __prepare_scriptable__(self) -> NoReturn:
         """What `torch.jit.script` asks for."""

@@ -103,13 +103,13 @@ def emulator(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     from helpers import forget_cuda_calls
 
     from mmixer_kernels.engines import cuda
-    from mmixer_kernels.engines.state import EngineState
+    from mmixer_kernels.engines.protocol import EngineState
 
     emulated.configure()
     forget_cuda_calls()
     monkeypatch.setattr(cuda, "_native", emulated)
     monkeypatch.setattr(cuda, "state", lambda device=None: EngineState(True, "emulated"))
-    monkeypatch.setattr(cuda, "unsupported", lambda input: None)
+    monkeypatch.setattr(cuda, "DEVICES", ("cpu", "cuda"))
     precision = torch.get_float32_matmul_precision()
     yield emulated
     torch.set_float32_matmul_precision(precision)

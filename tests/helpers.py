@@ -12,7 +12,8 @@ from torch import Tensor
 from mmixer_kernels import reference
 from mmixer_kernels.engines import cuda
 from mmixer_kernels.functional import mcu
-from mmixer_kernels.reference import Weights
+from mmixer_kernels.problem import Problem as Call
+from mmixer_kernels.problem import Weights
 
 
 class Size(NamedTuple):
@@ -47,6 +48,11 @@ class Problem(NamedTuple):
     def operands(self) -> dict[str, Tensor]:
         named = {"input": self.input, "context": self.context, "hx": self.hx}
         return {k: v for k, v in (named | self.weights._asdict()).items() if v is not None}
+
+    def call(self, mix: str = "gated") -> Call:
+        """The same as an engine takes it."""
+        hx = None if self.hx is None else self.hx[None]
+        return Call([self.input], [self.context], [self.weights], hx, self.lengths, mix)
 
     def to(self, dtype: torch.dtype) -> Problem:
         """The same values, rounded to dtype (lengths stay)."""
@@ -136,7 +142,7 @@ def run(engine: str, mix: str = "gated", batch_first: bool = False, recompute: b
 def op_operands(  # type: ignore[no-untyped-def]
     groups=1, hx=True, lengths=True, layer_norm=True, device="cpu"
 ):
-    """Arguments of mcu_forward up to lengths, and gradients of output and h_n, in float64."""
+    """Arguments of mcu_forward up to eps, and gradients of output and h_n, in float64."""
     size = Size(2, 2, 2, 3, 3)
     problems = [problem(size, layer_norm=layer_norm).on(device) for _ in range(groups)]
     arguments = (
@@ -145,6 +151,8 @@ def op_operands(  # type: ignore[no-untyped-def]
         [x.requires_grad_() for p in problems for x in p.weights.tensors()],
         torch.stack([p.hx for p in problems]).requires_grad_() if hx else None,
         torch.randint(1, size.steps + 1, (size.batch,)).to(device) if lengths else None,
+        "gated",
+        1e-5,
     )
     grads = (
         torch.stack([p.grad_output for p in problems]),

@@ -258,11 +258,11 @@ def test_group_mistakes():
         mcu_group([packed], [C], [W])
     with pytest.raises(ValueError, match=r"inputs\[0\] must have three dimensions, .* \[3, 5\]"):
         mcu_group([X[0]], [C], [W])
-    with pytest.raises(ValueError, match="one entry a group, but have 2, 1 and 2"):
+    with pytest.raises(ValueError, match="one entry per group, but have 2, 1 and 2"):
         mcu_group([X, X], [C], [W, W])
-    with pytest.raises(ValueError, match="one entry a group, but have 0, 0 and 0"):
+    with pytest.raises(ValueError, match="one entry per group, but have 0, 0 and 0"):
         mcu_group([], [], [])
-    with pytest.raises(ValueError, match=r"inputs must agree in T and B.*inputs\[1\] \[3, 3, 5\]"):
+    with pytest.raises(ValueError, match=r"inputs must agree in T and B.*inputs\[1\] T = 3"):
         mcu_group([X, X[:3]], [C, C], [W, W])
     with pytest.raises(ValueError, match=r"hx must be \[G, B, H\] with G = 2"):
         mcu_group([X, X], [C, C], [W, W], H)

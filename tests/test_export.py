@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mmixer_kernels import export, onnx, train
 from mmixer_kernels.data import SyntheticOptions
+from mmixer_kernels.problem import Problem
 from mmixer_kernels.training import run
 
 SHAPES = {"rgb": (3, 8, 8), "depth": (1, 8, 8)}
@@ -102,8 +103,8 @@ def test_recurrent_units_of_pytorch_need_a_number_of_steps(
 def test_a_wrong_export_is_refused(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    def other_order(inputs: list[Tensor], contexts: list[Tensor], *others: Any) -> Any:
-        return loop(inputs, contexts[::-1], *others)
+    def other_order(problem: Problem) -> Any:
+        return loop(problem._replace(contexts=problem.contexts[::-1]))
 
     loop = onnx.in_a_scan
     monkeypatch.setattr(onnx, "in_a_scan", other_order)

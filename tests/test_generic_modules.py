@@ -256,7 +256,7 @@ def test_to_and_back(case: Case) -> None:
     module.to("meta")
     inputs = [x.to("meta") for x in case.inputs()]
     if case.options.get("engine") == "cpu":
-        with pytest.raises(ValueError, match="it takes CPU tensors, but input is on meta"):
+        with pytest.raises(ValueError, match="it takes tensors on cpu, but input is on meta"):
             call(module, inputs)
     else:
         meta = call(module, inputs)

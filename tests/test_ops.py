@@ -8,7 +8,7 @@ from helpers import Size, op_operands, problem, relative_errors, with_gradients
 from mmixer_kernels import FusedMCU, FusedMCUCell, dispatch, ops, reference
 from mmixer_kernels.engines import cpu
 from mmixer_kernels.functional import mcu
-from mmixer_kernels.reference import Weights
+from mmixer_kernels.problem import Problem, Weights
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")
 
@@ -21,8 +21,8 @@ OPCHECKS = [
     pytest.param(
         engine,
         options,
-        recompute,
-        marks=() if options.get("groups") and not recompute else pytest.mark.slow,
+        keep,
+        marks=() if options.get("groups") and keep == "gates" else pytest.mark.slow,
     )
     for engine in ENGINES
     for options in (
@@ -30,18 +30,18 @@ OPCHECKS = [
         {"hx": False, "lengths": False},
         {"layer_norm": False, "lengths": False},
     )
-    for recompute in (False, True)
+    for keep in ("gates", "states")
 ]
 
 
-@pytest.mark.parametrize(("engine", "options", "recompute"), OPCHECKS)
-def test_opcheck(engine, options, recompute):
+@pytest.mark.parametrize(("engine", "options", "keep"), OPCHECKS)
+def test_opcheck(engine, options, keep):
     arguments, grads = op_operands(**options)
-    torch.library.opcheck(FORWARD, (*arguments, "gated", 1e-5, engine, True, recompute))
-    _, _, saved = FORWARD(*arguments, "gated", 1e-5, engine, True, recompute)
+    torch.library.opcheck(FORWARD, (*arguments, engine, keep))
+    _, _, saved = FORWARD(*arguments, engine, keep)
     grads = [grad.requires_grad_() for grad in grads]
-    rest = (saved.detach(), "gated", 1e-5, engine, recompute, True, True)
-    torch.library.opcheck(BACKWARD, (*grads, *arguments, *rest))
+    call = (*grads, saved.detach(), *arguments, engine, keep, True, True)
+    torch.library.opcheck(BACKWARD, call)
 
 
 @pytest.mark.parametrize(
@@ -150,10 +150,7 @@ def test_nothing_is_saved_without_gradients(dispatched, monkeypatch):
 def test_a_call_that_saved_nothing_is_computed_again_for_backward(engine):
     """As a trace of a frozen unit is, which another layer's gradient may have to pass."""
     operands, _ = op_operands()
-    results = [
-        FORWARD(*operands, "gated", 1e-5, engine, save, False)[0].square().sum()
-        for save in (False, True)
-    ]
+    results = [FORWARD(*operands, engine, keep)[0].square().sum() for keep in ("nothing", "gates")]
     wanted = [*operands[0], *operands[1], *operands[2], operands[3]]
     again, saved = (torch.autograd.grad(result, wanted) for result in results)
     assert all(map(torch.equal, again, saved))
@@ -233,16 +230,8 @@ def test_float32_error_of_the_reference_engine():
     p = problem(Size(5, 3, 4, 5, 6), lengths=True, dtype=torch.float32)
 
     def run(input, context, weights, hx, lengths):
-        output, h_n = ops.mcu(
-            [input],
-            [context],
-            [weights],
-            hx[None],
-            lengths,
-            mix="gated",
-            eps=1e-5,
-            engine="reference",
-        )
+        call = Problem([input], [context], [weights], hx[None], lengths)
+        output, h_n = ops.mcu(call, "reference")
         return output[0], h_n[0]
 
     truth = with_gradients(reference.mcu, p.to(torch.float64))

@@ -13,7 +13,7 @@ import torch
 from mmixer_kernels import tune, tuning
 from mmixer_kernels.engines import triton as engine
 from mmixer_kernels.engines import triton_tuning
-from mmixer_kernels.engines.state import EngineState
+from mmixer_kernels.engines.protocol import EngineState
 from mmixer_kernels.engines.triton_tuning import Configuration, Trial
 
 triton = pytest.importorskip("triton")
@@ -82,7 +82,7 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     if not triton.knobs.runtime.interpret:
         pytest.skip("TRITON_INTERPRET is not set: there is a GPU")
     monkeypatch.setattr(engine, "state", lambda device=None: EngineState(True, "interpreted"))
-    monkeypatch.setattr(engine, "unsupported", lambda input: None)
+    monkeypatch.setattr(engine, "DEVICES", ("cpu", "cuda"))
     monkeypatch.setattr(triton_tuning, "candidates", lambda dtype: SMALL)
     monkeypatch.setattr(tuning, "ROUNDS", 1)
 

@@ -22,6 +22,7 @@ from timing import Contender, Times
 
 from mmixer_kernels import reference
 from mmixer_kernels.engines import cpu
+from mmixer_kernels.problem import Problem
 
 STEPS, HIDDEN = 64, 512
 FLOAT = 4
@@ -40,7 +41,7 @@ def test_roofline(compare: Compare, batch: int, threads: int) -> None:
     torch.manual_seed(0)
     weights = reference.MCU(*[HIDDEN] * 3).weights()
     input, context = problems.sequence_operands(size, device)
-    call = cpu._Call([input], [context], [weights], None, None, "gated", 1e-5)
+    call = cpu._Call(Problem([input], [context], [weights]), "nothing")
     output, h_n = torch.empty(size), torch.empty(batch, HIDDEN)
     workspace = torch.empty(_native.forward_workspace_size(False, call.native, False))
     recurrence: list[float] = []

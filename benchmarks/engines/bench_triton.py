@@ -14,6 +14,7 @@ from timing import Contender
 
 from mmixer_kernels import CellStream, FusedMCU, FusedMCUCell, engines, reference
 from mmixer_kernels.engines import cuda, gpu, triton
+from mmixer_kernels.problem import Problem
 
 STATES = {name: engines()[name] for name in ("cuda", "triton")}
 AVAILABLE = [name for name, state in STATES.items() if state.available]
@@ -64,8 +65,8 @@ def test_share_of_the_prologue(compare_on_gpu: Compare, engine: str, steps: int)
     kernels = {"cuda": cuda, "triton": triton}[engine]._Kernels
 
     def prologue(input: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        call = gpu.Call([input], [context], [unit.weights()], None, None, "gated", 1e-5)
-        return gpu.Prologue(call, kernels(call, backward=False)).input_gates
+        call = gpu.Call(Problem([input], [context], [unit.weights()]))
+        return gpu.Prologue.compute(call, kernels(call, backward=False)).input_gates
 
     compare_on_gpu(
         f"Prologue beside the whole forward, engine {engine}, bfloat16",

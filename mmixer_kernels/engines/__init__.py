@@ -1,49 +1,60 @@
-"""The engines: implementations of one recurrence, and which of them a call gets.
-
-An engine is a module with `state(device=None)` (can it run here, on that device if it is one of the
-engine's, and if not why), `unsupported(...)` (why it does not take these tensors, or None),
-`saved_size(...)`, `forward(...)` and `backward(...)`; where a single step without gradients has a
-shorter way, also with `step(...)`.
-"""
+"""The engines: implementations of one recurrence, and which of them a call gets."""
 
 from __future__ import annotations
 
 import os
 import warnings
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from ..arguments import check_choice
 from . import cpu, cuda, reference, triton
-from .state import EngineState
+from .protocol import Engine, EngineState
 
-_MODULES: dict[str, ModuleType] = {
-    "reference": reference,
-    "cpu": cpu,
-    "cuda": cuda,
-    "triton": triton,
-}
-NAMES = tuple(_MODULES)
-_OF_DEVICE = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
-"""The engines of a type of device, the fastest first."""
+__all__ = [
+    "ENGINES",
+    "Engine",
+    "EngineState",
+    "check_name",
+    "choose",
+    "engines",
+    "get",
+    "names",
+    "of_device",
+]
+
+ENGINES: tuple[Engine, ...] = (cpu, cuda, triton, reference)
+"""Those of a type of device, the fastest first; the last takes what is left."""
 _warned: set[str] = set()
+
+
+def names() -> tuple[str, ...]:
+    """The names of all engines."""
+    return tuple(engine.NAME for engine in ENGINES)
+
+
+def of_device(device: torch.device) -> list[Engine]:
+    """The engines that take tensors on this device, the fastest first."""
+    return [engine for engine in ENGINES if not engine.DEVICES or device.type in engine.DEVICES]
 
 
 def engines() -> dict[str, EngineState]:
     """Each engine's name, whether it can run here, and where it cannot, the reason."""
-    return {name: _state(name) for name in NAMES}
+    return {engine.NAME: engine.state() for engine in ENGINES}
 
 
-def check_name(name: str) -> None:
+def check_name(name: object) -> None:
     """Raises ValueError when `name` is neither "auto" nor an engine."""
-    check_choice("engine", name, ("auto", *NAMES))
+    check_choice("engine", name, ("auto", *names()))
 
 
-def get(name: str) -> ModuleType:
-    """The module of an available engine."""
-    return _MODULES[name]
+def get(name: str) -> Engine:
+    """The engine of this name."""
+    for engine in ENGINES:
+        if name == engine.NAME:
+            return engine
+    raise ValueError(f"engine must be one of {', '.join(names())}, but is {name!r}")
 
 
 def choose(engine: str, input: Tensor) -> str:
@@ -55,42 +66,35 @@ def choose(engine: str, input: Tensor) -> str:
     where a faster one does not.
     """
     if isinstance(engine, str) and engine == "auto":
-        engine = _from_environment()
-    if not isinstance(engine, str) or engine != "auto":
-        check_name(engine)
-        if reason := get(engine).unsupported(input):
-            raise ValueError(f'engine="{engine}" does not take this call: {reason}')
-        state = _state(engine, input.device)
-        if not state.available:
-            raise RuntimeError(
-                f'engine="{engine}" cannot run here: {state.reason}'
-            ) from state.error
-        return engine
-    reasons = []
-    chosen = "reference"
-    for native in _OF_DEVICE.get(input.device.type, ()):
-        reason = get(native).unsupported(input)
-        if reason is None:
-            state = _state(native, input.device)
-            if state.available:
-                chosen = native
-                break
-            reason = state.reason
-        reasons.append(f"{native}: {reason}")
+        engine = os.environ.get("MMIXER_ENGINE") or "auto"
+        if engine == "auto":
+            return _fastest(input.device)
+    check_name(engine)
+    chosen = get(engine)
+    if chosen not in of_device(input.device):
+        raise ValueError(
+            f'engine="{engine}" does not take this call: it takes tensors on '
+            f"{', '.join(chosen.DEVICES)}, but input is on {input.device}"
+        )
+    state = chosen.state(input.device)
+    if not state.available:
+        raise RuntimeError(f'engine="{engine}" cannot run here: {state.reason}') from state.error
+    return engine
+
+
+def _fastest(device: torch.device) -> str:
+    """The first engine that takes tensors of this device and runs here."""
+    refused, chosen = [], ""
+    for engine in of_device(device):
+        state = engine.state(device)
+        if state.available:
+            chosen = engine.NAME
+            break
+        refused.append(f"{engine.NAME}: {state.reason}")
     # On AMD's GPUs there is no cuda engine to miss.
-    if reasons and not (chosen == "triton" and torch.version.hip is not None):
-        reason = "; ".join(reasons)
-        _warn_once(f'falling back to engine="{chosen}", which is slower: {reason}')
+    if refused and not (chosen == "triton" and torch.version.hip is not None):
+        _warn_once(f'falling back to engine="{chosen}", which is slower: {"; ".join(refused)}')
     return chosen
-
-
-def _state(name: str, device: torch.device | None = None) -> EngineState:
-    state: EngineState = get(name).state(device)
-    return state
-
-
-def _from_environment() -> str:
-    return os.environ.get("MMIXER_ENGINE") or "auto"
 
 
 def _warn_once(message: str) -> None:

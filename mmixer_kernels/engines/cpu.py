@@ -13,8 +13,11 @@ import torch
 from torch import Tensor
 
 from .. import arguments
-from ..reference import Weights, compute_dtype
-from .state import EngineState
+from ..problem import Cotangents, Gradients, Keep, Need, Problem, Step, Weights, compute_dtype
+from .protocol import EngineState
+
+NAME = "cpu"
+DEVICES: tuple[str, ...] = ("cpu",)
 
 _native: Any
 try:
@@ -28,111 +31,79 @@ else:
 
 
 def state(device: torch.device | None = None) -> EngineState:
+    """Whether the extension loads, and for which instruction set."""
     return _state
 
 
-def build_info() -> dict[str, Any]:
-    """How the extension was built. Raises ImportError when it cannot load."""
-    if _state.error is not None:
-        raise ImportError(str(_state.error)) from _state.error
-    return _native.build_info()
-
-
-def unsupported(input: Tensor) -> str | None:
-    if input.device.type != "cpu":
-        return f"it takes CPU tensors, but input is on {input.device}"
-    return None
-
-
-def saved_size(inputs: list[Tensor], hidden_size: int, recompute: bool) -> int:
-    """Number of elements that `forward` saves for `backward`: `Saved` of csrc/cpu/buffers.h.
+def saved_size(problem: Problem, keep: Keep) -> int:
+    """Number of elements that `forward` leaves for `backward`: `Saved` of csrc/cpu/buffers.h.
 
     Computed here too, since under torch.compile the sizes are symbols.
     """
-    steps, batch, _ = inputs[0].shape
-    lanes = 64 // compute_dtype(inputs[0].dtype).itemsize
+    if keep == "nothing":
+        return 0
+    groups, steps, batch, hidden = problem.sizes
+    lanes = 64 // problem.compute_dtype.itemsize
 
     def padded(size: int) -> int:
         return (size + lanes - 1) // lanes * lanes
 
     rows = steps * batch
-    if recompute:
-        return len(inputs) * rows * padded(hidden_size)
-    row_tables = (6 * rows + batch) * padded(hidden_size)
-    return (
-        len(inputs) * row_tables
-        + 5 * padded(len(inputs) * padded(rows))
-        + padded(len(inputs) * padded(batch))
-    )
+    if keep == "states":
+        return groups * rows * padded(hidden)
+    row_tables = (6 * rows + batch) * padded(hidden)
+    return groups * row_tables + 5 * padded(groups * padded(rows)) + padded(groups * padded(batch))
 
 
-def forward(
-    inputs: list[Tensor],
-    contexts: list[Tensor],
-    weights: list[Weights],
-    hx: Tensor | None,
-    lengths: Tensor | None,
-    mix: str,
-    eps: float,
-    save: bool,
-    recompute: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """G weight sets over a sequence: output `[G, T, B, H]`, h_n `[G, B, H]`, saved."""
-    call = _Call(inputs, contexts, weights, hx, lengths, mix, eps, recompute)
+def forward(problem: Problem, keep: Keep) -> tuple[Tensor, Tensor, Tensor]:
+    """Output `[G, T, B, H]`, h_n `[G, B, H]`, and what is left for `backward`."""
+    call = _Call(problem, keep)
     groups, steps, batch, hidden = call.sizes
-    output = inputs[0].new_empty(groups, steps, batch, hidden, dtype=call.dtype)
+    output = problem.inputs[0].new_empty(groups, steps, batch, hidden, dtype=call.dtype)
     h_n = output.new_empty(groups, batch, hidden)
-    saved = output.new_empty(saved_size(inputs, hidden, recompute) if save else 0)
-    workspace = output.new_empty(_native.forward_workspace_size(call.is_double, call.native, save))
+    saved = output.new_empty(saved_size(problem, keep))
+    workspace = output.new_empty(
+        _native.forward_workspace_size(call.is_double, call.native, keep != "nothing")
+    )
     _native.forward(
         call.is_double,
         call.native,
         output.data_ptr(),
         h_n.data_ptr(),
-        saved.data_ptr() if save else 0,
+        saved.data_ptr(),
         workspace.data_ptr(),
     )
-    if call.dtype is not inputs[0].dtype:
-        output, h_n = output.to(inputs[0].dtype), h_n.to(inputs[0].dtype)
+    if call.dtype is not problem.dtype:
+        output, h_n = output.to(problem.dtype), h_n.to(problem.dtype)
     return output, h_n, saved
 
 
 def backward(
-    grad_output: Tensor,
-    grad_h_n: Tensor,
-    inputs: list[Tensor],
-    contexts: list[Tensor],
-    weights: list[Weights],
-    hx: Tensor | None,
-    lengths: Tensor | None,
-    saved: Tensor,
-    mix: str,
-    eps: float,
-    recompute: bool,
-    need_input: bool,
-    need_weights: bool,
-) -> tuple[list[Tensor], list[Tensor], list[Weights], Tensor]:
-    """Gradients of inputs (empty unless needed), contexts, weights (likewise), hx `[G, B, H]`."""
-    call = _Call(inputs, contexts, weights, hx, lengths, mix, eps, recompute)
-    grad_output, grad_h_n = call.rows(grad_output), call.rows(grad_h_n)
+    problem: Problem, saved: Tensor, keep: Keep, cotangents: Cotangents, need: Need
+) -> Gradients:
+    """The gradients, from what `forward` left."""
+    call = _Call(problem, keep)
+    grad_output, grad_h_n = call.rows(cotangents.output), call.rows(cotangents.h_n)
 
     def fresh(tensor: Tensor) -> Tensor:
         return tensor.new_empty(tensor.shape, dtype=call.dtype)
 
-    grad_inputs = [fresh(tensor) for tensor in inputs] if need_input else []
-    grad_contexts = [fresh(tensor) for tensor in contexts]
-    grad_weights = [group.map(fresh) for group in weights] if need_weights else []
-    grad_hx = fresh(grad_h_n)
+    grads = Gradients(
+        [fresh(input) for input in problem.inputs] if need.input else [],
+        [fresh(context) for context in problem.contexts],
+        [weights.map(fresh) for weights in problem.weights] if need.weights else [],
+        fresh(grad_h_n),
+    )
     gradients = [
         (
-            grad_inputs[g].data_ptr() if need_input else 0,
-            grad_contexts[g].data_ptr(),
-            *(_addresses(grad_weights[g]) if need_weights else [0] * len(Weights._fields)),
+            grads.inputs[g].data_ptr() if need.input else 0,
+            grads.contexts[g].data_ptr(),
+            *(_addresses(grads.weights[g]) if need.weights else [0] * len(Weights._fields)),
         )
-        for g in range(len(inputs))
+        for g in range(len(problem.inputs))
     ]
     workspace = saved.new_empty(
-        _native.backward_workspace_size(call.is_double, call.native, need_weights)
+        _native.backward_workspace_size(call.is_double, call.native, need.weights)
     )
     _native.backward(
         call.is_double,
@@ -141,23 +112,21 @@ def backward(
         (grad_h_n.data_ptr(), *grad_h_n.stride()[:2]),
         saved.data_ptr(),
         gradients,
-        grad_hx.data_ptr(),
+        grads.hx.data_ptr(),
         workspace.data_ptr(),
     )
-    dtype = inputs[0].dtype
-    return (
-        [grad.to(dtype) for grad in grad_inputs],
-        [grad.to(dtype) for grad in grad_contexts],
-        [grads.like(group) for grads, group in zip(grad_weights, weights, strict=False)],
-        grad_hx.to(dtype),
+    dtype = problem.dtype
+    return Gradients(
+        [grad.to(dtype) for grad in grads.inputs],
+        [grad.to(dtype) for grad in grads.contexts],
+        [x.to_dtypes_of(y) for x, y in zip(grads.weights, problem.weights, strict=False)],
+        grads.hx.to(dtype),
     )
 
 
-def step(
-    input: Tensor, context: Tensor, weights: Weights, hx: Tensor | None, mix: str, eps: float
-) -> Tensor:
-    """The next state `[B, H]` of one weight set after input `[B, input_size]`: `forward` of a
-    sequence of one step, with less around it."""
+def step(step: Step) -> Tensor:
+    """The next state `[B, H]`: `forward` of a sequence of one step, with less around it."""
+    input, context, weights, hx, mix, eps = step
     dtype = compute_dtype(input.dtype)
     alive = [_rows(input, dtype), _rows(context, dtype)]
     batch, input_size = input.shape
@@ -192,21 +161,12 @@ def step(
 class _Call:
     """The operands as the extension takes them, and the tensors that keep its addresses valid."""
 
-    def __init__(
-        self,
-        inputs: list[Tensor],
-        contexts: list[Tensor],
-        weights: list[Weights],
-        hx: Tensor | None,
-        lengths: Tensor | None,
-        mix: str,
-        eps: float,
-        recompute: bool = False,
-    ) -> None:
-        steps, batch, _ = inputs[0].shape
-        self.dtype = compute_dtype(inputs[0].dtype)
+    def __init__(self, problem: Problem, keep: Keep) -> None:
+        inputs, contexts, weights, hx, lengths, mix, eps = problem
+        self.sizes = problem.sizes
+        _, steps, batch, _ = self.sizes
+        self.dtype = problem.compute_dtype
         self.is_double = self.dtype == torch.float64
-        self.sizes = (len(inputs), steps, batch, weights[0].hidden_size)
         self.alive: list[Tensor] = []
         if lengths is not None:
             arguments.check_lengths(lengths, steps, batch, inputs[0])
@@ -236,7 +196,7 @@ class _Call:
             self.sizes,
             mix == "concat",
             bfloat16,
-            recompute,
+            keep == "states",
             eps,
             torch.get_num_threads(),
             groups,

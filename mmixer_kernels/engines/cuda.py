@@ -27,13 +27,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..reference import Weights
+from ..problem import Cotangents, Gradients, Keep, Need, Problem, Step
 from . import gpu
-from .gpu import Call, Gates, MixGradient, Prologue, RecurrenceGradient, product, saved_size
-from .state import EngineState
+from .gpu import Call, Gates, MixGradient, MixOperands, Prologue, RecurrenceGradient, product
+from .protocol import EngineState
 
-__all__ = ["PATHS", "backward", "forward", "saved_size", "state", "step", "unsupported"]
-
+NAME = "cuda"
+DEVICES: tuple[str, ...] = ("cuda",)
+saved_size = gpu.saved_size
 _native: Any = None
 _import_error: ImportError | None = None
 try:
@@ -127,24 +128,12 @@ def _refusal(index: int) -> str:
     return refusal
 
 
-def unsupported(input: Tensor) -> str | None:
-    if input.device.type != "cuda":
-        return f"it takes CUDA tensors, but input is on {input.device}"
-    return None
-
-
 _STEP_SAMPLES = 64  # a step of more is not a stream's, and the general way is as good
 
 
-def step(
-    input: Tensor,
-    context: Tensor,
-    weights: Weights,
-    hx: Tensor | None,
-    mix: str,
-    eps: float,
-) -> Tensor:
+def step(step: Step) -> Tensor:
     """One step without gradients: the next state `[B, H]`, in one launch up to 64 samples."""
+    input, context, weights, hx, mix, eps = step
     B, H = input.shape[0], weights.hidden_size
     sizes = B, input.shape[1], context.shape[1], H
     dtype, weight_dtype = input.dtype, weights.weight_f.dtype
@@ -164,9 +153,7 @@ def step(
             *(B, H, dtype, f"a sequence of one (cell: {refusal})" if refusal else "path cell"),
         )
         if team_samples == 0:
-            state = None if hx is None else hx.unsqueeze(0)
-            operands = [input.unsqueeze(0)], [context], [weights], state, None, mix, eps, False
-            return forward(*operands)[1].squeeze(0)
+            return forward(step.problem(), "nothing")[1].squeeze(0)
         stream = torch.cuda.current_stream().cuda_stream if input.is_cuda else 0
         input, context = gpu.rows(input), gpu.rows(context)
         hx = None if hx is None else gpu.rows(hx)
@@ -344,6 +331,7 @@ class _Kernels:
         self.plan = _plan(call, backward)
         self.persistent = self.plan.path != "step"
         self.removed_mean = self.persistent and call.has_norm
+        self.norm_summands = call.B
         self._prepare(transposed=backward)
         # What reads and writes states.
         self.state = {"norms": self.norms, "hx": call.hx, "lengths": call.lengths}
@@ -386,10 +374,6 @@ class _Kernels:
         sizes = {"G": call.G, "rows": rows, "H": call.H, "blocks": min(rows, blocks)}
         return {**sizes, "norms": self.norms, "eps": call.eps}
 
-    def _norm_sums(self, rows: int) -> Tensor | None:
-        call = self.call
-        return call.empty(call.G, min(rows, gpu.BLOCKS), 2, call.H) if call.has_norm else None
-
     def norm_tanh(self, a: Tensor, gate: int) -> Tensor:
         y = torch.empty_like(a, dtype=self.call.dtype)
         rows = a.shape[1]
@@ -400,7 +384,7 @@ class _Kernels:
     def norm_tanh_backward(
         self, a: Tensor, grad_y: list[Tensor], gate: int
     ) -> tuple[Tensor, Tensor | None]:
-        da, norm = torch.empty_like(a, dtype=self.call.dtype), self._norm_sums(a.shape[1])
+        da, norm = torch.empty_like(a, dtype=self.call.dtype), self.call.norm_sums(a.shape[1])
         native = _fill(
             _native.NormTanhBackwardArguments(),
             **self._rows(a.shape[1], gpu.BLOCKS),
@@ -415,42 +399,29 @@ class _Kernels:
         self._run("norm_tanh_backward", native)
         return da, norm
 
-    def _mix_arguments(self, prologue: Prologue, blocks: int) -> Any:
+    def _mix_arguments(self, operands: MixOperands, blocks: int) -> Any:
         return _fill(
             _native.MixArguments(),
             **self._rows(self.call.T * self.call.B, blocks),
             samples=self.call.B,
-            a=prologue.a_s,
-            context=prologue.context_s,
-            f_bar=prologue.f_bar,
-            g_bar=prologue.g_bar,
+            **operands._asdict(),
             dtype=self.call.dtype,
             concat=self.call.mix == "concat",
         )
 
-    def mix(self, prologue: Prologue) -> Tensor:
-        f_tilde = torch.empty_like(prologue.f_bar)
-        native = self._mix_arguments(prologue, blocks=f_tilde.shape[1])
+    def mix(self, operands: MixOperands) -> Tensor:
+        f_tilde = torch.empty_like(operands.f_bar)
+        native = self._mix_arguments(operands, blocks=f_tilde.shape[1])
         self._run("mix", _fill(native, f_tilde=f_tilde))
         return f_tilde
 
-    def mix_backward(self, prologue: Prologue, grad_f_tilde: Tensor) -> MixGradient:
-        call = self.call
-        rows = call.T * call.B
-        da, norm = torch.empty_like(prologue.f_bar), self._norm_sums(rows)
-        f_bar = g_bar = None
-        if call.mix == "gated":
-            f_bar, g_bar = (call.empty(call.G, rows, call.H) for _ in range(2))
+    def mix_backward(self, operands: MixOperands, grad_f_tilde: Tensor, into: MixGradient) -> None:
         native = _fill(
-            self._mix_arguments(prologue, gpu.BLOCKS),
+            self._mix_arguments(operands, gpu.BLOCKS),
             grad_f_tilde=grad_f_tilde,
-            grad_a=da,
-            grad_f_bar=f_bar,
-            grad_g_bar=g_bar,
-            grad_norm=norm,
+            **{f"grad_{name}": tensor for name, tensor in into._asdict().items()},
         )
         self._run("mix_backward", native)
-        return MixGradient(da, f_bar, g_bar, norm)
 
     def gate_products(self, x: Tensor, first: int, count: int) -> Tensor:
         return product(x, self.matrices[:, first : first + count].flatten(1, 2).mT)
@@ -520,17 +491,8 @@ class _Kernels:
         return Gates(x_hat, r_std, f_tilde_h, f_tilde_r_h)
 
     def recurrence_backward(
-        self, gates: Gates, states: Tensor, grad_output: Tensor, grad_h_n: Tensor
-    ) -> RecurrenceGradient:
-        call = self.call
-        if grad_output.stride(-1) != 1 and grad_output.shape[-1] > 1:
-            grad_output = grad_output.contiguous()
-        grad = RecurrenceGradient(
-            call.empty(call.G, call.T, call.B, 3, call.H, dtype=call.dtype),
-            call.empty(call.G, call.T, call.B, call.H),
-            grad_h_n.to(call.compute, copy=True).contiguous(),
-            call.empty(call.G, 2, 3, call.B, call.H) if call.has_norm else None,
-        )
+        self, gates: Gates, states: Tensor, grad_output: Tensor, into: RecurrenceGradient
+    ) -> None:
         common = {
             **self.sizes,
             **self.state,
@@ -540,12 +502,11 @@ class _Kernels:
             "grad_output": grad_output,
             "grad_output_dtype": grad_output.dtype,
             "grad_output_stride": grad_output.stride()[:3],
-            "grad_gates": grad.gates,
-            "grad_f_tilde": grad.f_tilde,
-            "grad_norm": grad.norm,
+            "grad_gates": into.gates,
+            "grad_f_tilde": into.f_tilde,
+            "grad_norm": into.norm,
         }
-        (self._persistent_backward if self.persistent else self._stepwise_backward)(grad, common)
-        return grad
+        (self._persistent_backward if self.persistent else self._stepwise_backward)(into, common)
 
     def _persistent_backward(self, grad: RecurrenceGradient, common: dict[str, Any]) -> None:
         call = self.call
@@ -573,5 +534,13 @@ class _Kernels:
         self._run("update_gate_backward", _fill(native, step=-1))
 
 
-forward = functools.partial(gpu.forward, _Kernels)
-backward = functools.partial(gpu.backward, _Kernels)
+def forward(problem: Problem, keep: Keep) -> tuple[Tensor, Tensor, Tensor]:
+    """Output `[G, T, B, H]`, h_n `[G, B, H]`, and what is left for `backward`."""
+    return gpu.forward(_Kernels, problem, keep)
+
+
+def backward(
+    problem: Problem, saved: Tensor, keep: Keep, cotangents: Cotangents, need: Need
+) -> Gradients:
+    """The gradients, from what `forward` left."""
+    return gpu.backward(_Kernels, problem, saved, cotangents, need)

@@ -14,30 +14,19 @@ import torch
 from torch import Tensor
 
 from .. import arguments
-from ..reference import Weights, compute_dtype
+from ..problem import GATES, Cotangents, Gradients, Keep, Need, Problem, Weights, compute_dtype
 
 BLOCKS = 256
-"""Of a row-wise kernel that sums over rows, a weight set."""
+"""Blocks per weight set of the kernels that sum over rows; each writes one summand."""
 
 
 class Call:
     """The operands, in the order and the dtypes in which the kernels take them."""
 
-    def __init__(
-        self,
-        inputs: list[Tensor],
-        contexts: list[Tensor],
-        weights: list[Weights],
-        hx: Tensor | None,
-        lengths: Tensor | None,
-        mix: str,
-        eps: float,
-    ) -> None:
-        self.T, self.B, _ = inputs[0].shape
-        self.G, self.H = len(inputs), weights[0].hidden_size
-        self.dtype = inputs[0].dtype
-        self.compute = compute_dtype(self.dtype)
-        self.mix, self.eps = mix, eps
+    def __init__(self, problem: Problem) -> None:
+        inputs, contexts, weights, hx, lengths, self.mix, self.eps = problem
+        self.G, self.T, self.B, self.H = problem.sizes
+        self.dtype, self.compute = problem.dtype, problem.compute_dtype
         self.device = device_of(inputs[0])
         self.index, self.stream = -1, 0
         if inputs[0].is_cuda:
@@ -53,6 +42,11 @@ class Call:
         self.weights = [group.map(torch.Tensor.contiguous) for group in weights]
         self.hx = None if hx is None else hx.to(self.compute).contiguous()
         self.has_norm = weights[0].norm_weight is not None
+        self.weights_f = self.operands([group.weight_f for group in self.weights])
+        self.weights_g = self.operands([group.weight_g for group in self.weights])
+        weights_s = self.operands([group.weight_s for group in self.weights])
+        self.weights_sf = [w[:, : self.H] for w in weights_s]  # the half that f_bar has
+        self.weights_sg = [w[:, self.H :] for w in weights_s]  # the half that g_bar has
 
     def valid(self) -> Tensor:
         """`[T, B]`: whether a step is inside its sample's length."""
@@ -61,6 +55,10 @@ class Call:
 
     def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         return torch.empty(shape, dtype=dtype or self.compute, device=self.inputs[0].device)
+
+    def norm_sums(self, rows: int) -> Tensor | None:
+        """For the gradient of one gate's norm, `[G, n, 2, H]` in n summands."""
+        return self.empty(self.G, min(rows, BLOCKS), 2, self.H) if self.has_norm else None
 
     def previous(self, states: Tensor) -> Tensor:
         """The state before each step, `[G, T B, H]`."""
@@ -93,7 +91,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     return (torch.mm if a.dim() == 2 else torch.bmm)(a, b, out_dtype=dtype)
 
 
-def each(xs: Any, matrices: Any) -> Tensor:
+def grouped_product(xs: Any, matrices: Any) -> Tensor:
     """`[G, rows, H]`: each weight set's rows times its matrix; the sizes summed over may differ."""
     products = [product(x, matrix) for x, matrix in zip(xs, matrices, strict=True)]
     return products[0].unsqueeze(0) if len(products) == 1 else torch.stack(products)
@@ -102,33 +100,61 @@ def each(xs: Any, matrices: Any) -> Tensor:
 class Gates(NamedTuple):
     """What the recurrence's gradient needs of each step."""
 
-    x_hat: Tensor  # `[G, 3, T, B, H]`, the compute dtype
+    x_hat: Tensor  # `[G, 3, T, B, H]`, in the compute dtype
     r_std: Tensor  # `[G, 3, T, B]`
     f_tilde_h: Tensor  # `[G, T B, H]`: what W_r and W_z are multiplied with
     f_tilde_r_h: Tensor  # likewise W_h
 
 
 class RecurrenceGradient(NamedTuple):
+    """What the kernels of the recurrence's backward write, hx's from h_n's."""
+
     gates: Tensor  # of the pre-activations r z h: `[G, T, B, 3, H]`, a product's operand
     f_tilde: Tensor  # `[G, T, B, H]`
     hx: Tensor  # `[G, B, H]`
     norm: Tensor | None  # `[G, 2, 3, n, H]`: of norm_weight and norm_bias, in n summands
 
+    @classmethod
+    def empty(cls, call: Call, grad_h_n: Tensor, norm_summands: int) -> RecurrenceGradient:
+        """Memory for all of it, with h_n's gradient where hx's will be."""
+        G, T, B, H = call.G, call.T, call.B, call.H
+        return cls(
+            call.empty(G, T, B, 3, H, dtype=call.dtype),
+            call.empty(G, T, B, H),
+            grad_h_n.to(call.compute, copy=True).contiguous(),
+            call.empty(G, 2, 3, norm_summands, H) if call.has_norm else None,
+        )
+
 
 class MixGradient(NamedTuple):
+    """What the kernel of the backward of Eq. 9-10 writes."""
+
     a: Tensor  # of LN's operand: `[G, T B, H]`, a product's operand
     f_bar: Tensor | None  # `[G, T B, H]` through Eq. 10; None with mix="concat"
     g_bar: Tensor | None  # likewise, to be summed over the steps
     norm: Tensor | None  # `[G, n, 2, H]`, in n summands
 
+    @classmethod
+    def empty(cls, call: Call) -> MixGradient:
+        """Memory for all of it."""
+        rows = call.T * call.B
+        a = call.empty(call.G, rows, call.H, dtype=call.dtype)
+        f_bar = g_bar = None
+        if call.mix == "gated":
+            f_bar, g_bar = (call.empty(call.G, rows, call.H) for _ in range(2))
+        return cls(a, f_bar, g_bar, call.norm_sums(rows))
+
 
 class Kernels(Protocol):
     """An engine's kernels of one call. Rows are (step, sample); dtypes: `Call.dtype` for operands
-    of products, `Call.compute` for the rest. Gate numbers are those of `reference.GATES`."""
+    of products, `Call.compute` for the rest. Gate numbers are those of `problem.GATES`."""
 
     removed_mean: bool
-    """Whether W_r, W_z and W_h have lost the mean of each column, and with it
-    `RecurrenceGradient.gates` LayerNorm's mean of dy."""
+    """Whether the kernels take W_r, W_z and W_h without the mean over the rows of each column,
+    which changes no LN(W x). The gradient of the gates then lacks the term of that mean, which
+    `_weight_gradients` subtracts."""
+    norm_summands: int
+    """Summands of the gradient of the recurrent gates' norms."""
 
     def norm_tanh(self, a: Tensor, gate: int) -> Tensor:
         """tanh(LN(a)) of `[G, rows, H]`, an operand."""
@@ -136,13 +162,17 @@ class Kernels(Protocol):
     def norm_tanh_backward(
         self, a: Tensor, grad_y: list[Tensor], gate: int
     ) -> tuple[Tensor, Tensor | None]:
-        """The gradient of `a`, an operand, from one or two that add up to tanh's; and of the norm,
-        `[G, n, 2, H]`, in n summands."""
+        """The gradient of `a`, an operand, and of the norm, `Call.norm_sums`.
 
-    def mix(self, prologue: Prologue) -> Tensor:
+        Args:
+            grad_y: one or two tensors whose sum is the gradient of the tanh.
+        """
+
+    def mix(self, operands: MixOperands) -> Tensor:
         """f_tilde `[G, rows, H]`, an operand."""
 
-    def mix_backward(self, prologue: Prologue, grad_f_tilde: Tensor) -> MixGradient: ...
+    def mix_backward(self, operands: MixOperands, grad_f_tilde: Tensor, into: MixGradient) -> None:
+        """Fills `into`."""
 
     def gate_products(self, x: Tensor, first: int, count: int) -> Tensor:
         """`[G, rows, count H]`: operands `[G, rows, H]` times the transposes of W_r, W_z and W_h,
@@ -154,53 +184,60 @@ class Kernels(Protocol):
     def gates_again(self, prologue: Prologue, states: Tensor) -> Gates: ...
 
     def recurrence_backward(
-        self, gates: Gates, states: Tensor, grad_output: Tensor, grad_h_n: Tensor
-    ) -> RecurrenceGradient: ...
+        self, gates: Gates, states: Tensor, grad_output: Tensor, into: RecurrenceGradient
+    ) -> None:
+        """Fills `into`, from the gradient of the output, whose last dimension is contiguous."""
 
 
-class Prologue:
+class MixOperands(NamedTuple):
+    """What Eq. 9-10 are computed from, or experiment II's f_tilde."""
+
+    a: Tensor  # the share of f_bar in W_s's product: `[G, T B, H]`
+    context: Tensor  # the share of g_bar: `[G, B, H]`
+    f_bar: Tensor  # `[G, T B, H]`, an operand
+    g_bar: Tensor  # `[G, B, H]`, an operand
+
+
+class Prologue(NamedTuple):
     """Equations 7-10, and the share of f_tilde in the recurrent gates."""
 
-    def __init__(self, call: Call, kernels: Kernels) -> None:
-        hidden = call.H
-        self.weights_f = call.operands([group.weight_f for group in call.weights])
-        self.weights_g = call.operands([group.weight_g for group in call.weights])
-        weights_s = call.operands([group.weight_s for group in call.weights])
-        self.weights_sf = [w[:, :hidden] for w in weights_s]
-        self.weights_sg = [w[:, hidden:] for w in weights_s]
-        self.a_f = each(call.inputs, [w.T for w in self.weights_f])
-        self.a_g = each(call.contexts, [w.T for w in self.weights_g])
-        self.f_bar = kernels.norm_tanh(self.a_f, gate=0)
-        self.g_bar = kernels.norm_tanh(self.a_g, gate=1)
-        self.a_s = each(self.f_bar, [w.T for w in self.weights_sf])
-        self.context_s = each(self.g_bar, [w.T for w in self.weights_sg])
-        self.f_tilde = kernels.mix(self)
-        self.input_gates = kernels.gate_products(self.f_tilde, 0, 3)
+    a_f: Tensor  # `[G, T B, H]`
+    a_g: Tensor  # `[G, B, H]`
+    mix: MixOperands
+    f_tilde: Tensor  # `[G, T B, H]`, an operand
+    input_gates: Tensor  # `[G, T B, 3 H]`
+
+    @classmethod
+    def compute(cls, call: Call, kernels: Kernels) -> Prologue:
+        """The prologue of a call, by four products and four kernels."""
+        a_f = grouped_product(call.inputs, [w.T for w in call.weights_f])
+        a_g = grouped_product(call.contexts, [w.T for w in call.weights_g])
+        f_bar = kernels.norm_tanh(a_f, GATES.index("f"))
+        g_bar = kernels.norm_tanh(a_g, GATES.index("g"))
+        mix = MixOperands(
+            grouped_product(f_bar, [w.T for w in call.weights_sf]),
+            grouped_product(g_bar, [w.T for w in call.weights_sg]),
+            f_bar,
+            g_bar,
+        )
+        f_tilde = kernels.mix(mix)
+        return cls(a_f, a_g, mix, f_tilde, kernels.gate_products(f_tilde, 0, 3))
 
 
-def saved_size(inputs: list[Tensor], hidden_size: int, recompute: bool) -> int:
-    """Number of elements that `forward` saves for `backward`: the states."""
-    steps, batch, _ = inputs[0].shape
-    return len(inputs) * steps * batch * hidden_size
+def saved_size(problem: Problem, keep: Keep) -> int:
+    """Number of elements that `forward` leaves for `backward`: the states."""
+    groups, steps, batch, hidden = problem.sizes
+    return 0 if keep == "nothing" else groups * steps * batch * hidden
 
 
 def forward(
-    kernels_of: Callable[..., Kernels],
-    inputs: list[Tensor],
-    contexts: list[Tensor],
-    weights: list[Weights],
-    hx: Tensor | None,
-    lengths: Tensor | None,
-    mix: str,
-    eps: float,
-    save: bool,
-    recompute: bool = False,
+    kernels_of: Callable[..., Kernels], problem: Problem, keep: Keep
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """G weight sets over a sequence: output `[G, T, B, H]`, h_n `[G, B, H]`, saved."""
-    call = Call(inputs, contexts, weights, hx, lengths, mix, eps)
+    """Output `[G, T, B, H]`, h_n `[G, B, H]`, and what is left for `backward`."""
+    call, save = Call(problem), keep != "nothing"
     with call.device:
         kernels = kernels_of(call, backward=False)
-        states = kernels.recurrence(Prologue(call, kernels).input_gates)
+        states = kernels.recurrence(Prologue.compute(call, kernels).input_gates)
         output = states.to(call.dtype, copy=save or call.lengths is not None)
         if call.lengths is not None:
             output.masked_fill_(~call.valid()[..., None], 0)
@@ -210,37 +247,31 @@ def forward(
 
 def backward(
     kernels_of: Callable[..., Kernels],
-    grad_output: Tensor,
-    grad_h_n: Tensor,
-    inputs: list[Tensor],
-    contexts: list[Tensor],
-    weights: list[Weights],
-    hx: Tensor | None,
-    lengths: Tensor | None,
+    problem: Problem,
     saved: Tensor,
-    mix: str,
-    eps: float,
-    recompute: bool,
-    need_input: bool,
-    need_weights: bool,
-) -> tuple[list[Tensor], list[Tensor], list[Weights], Tensor]:
-    """Gradients of inputs (empty unless needed), contexts, weights (likewise), hx `[G, B, H]`."""
-    call = Call(inputs, contexts, weights, hx, lengths, mix, eps)
+    cotangents: Cotangents,
+    need: Need,
+) -> Gradients:
+    """The gradients, from the states that `forward` left."""
+    call, grad_output = Call(problem), cotangents.output
+    if grad_output.stride(-1) != 1 and grad_output.shape[-1] > 1:
+        grad_output = grad_output.contiguous()
     with call.device:
         kernels = kernels_of(call, backward=True)
-        prologue = Prologue(call, kernels)
+        prologue = Prologue.compute(call, kernels)
         states = saved.view(call.G, call.T, call.B, call.H)
         gates = kernels.gates_again(prologue, states)
-        grad = kernels.recurrence_backward(gates, states, grad_output, grad_h_n)
-        rest = _prologue_backward(call, kernels, prologue, grad.f_tilde, need_input, need_weights)
+        grad = RecurrenceGradient.empty(call, cotangents.h_n, kernels.norm_summands)
+        kernels.recurrence_backward(gates, states, grad_output, grad)
+        rest = _prologue_backward(call, kernels, prologue, grad.f_tilde, need)
         grad_weights = []
-        if need_weights:
+        if need.weights:
             grad_weights = [
-                _weight_gradients(call, kernels, g, gates, grad, rest).like(weights[g])
-                for g in range(call.G)
+                _weight_gradients(call, kernels, g, gates, grad, rest).to_dtypes_of(weights)
+                for g, weights in enumerate(problem.weights)
             ]
-    return (
-        [x.view_as(input).to(call.dtype) for x, input in zip(rest.inputs, inputs, strict=False)],
+    return Gradients(
+        [x.view_as(y).to(call.dtype) for x, y in zip(rest.inputs, problem.inputs, strict=False)],
         [x.to(call.dtype) for x in rest.contexts],
         grad_weights,
         grad.hx.to(call.dtype),
@@ -255,40 +286,36 @@ class _PrologueGradient(NamedTuple):
 
 
 def _prologue_backward(
-    call: Call,
-    kernels: Kernels,
-    prologue: Prologue,
-    grad_f_tilde: Tensor,
-    need_input: bool,
-    need_weights: bool,
+    call: Call, kernels: Kernels, prologue: Prologue, grad_f_tilde: Tensor, need: Need
 ) -> _PrologueGradient:
-    da_s, grad_f_bar, grad_g_bar, norm_s = kernels.mix_backward(prologue, grad_f_tilde)
-    through_s = each(da_s, prologue.weights_sf)
-    to_f_bar = [x for x in (grad_f_bar, through_s) if x is not None]
-    da_f, norm_f = kernels.norm_tanh_backward(prologue.a_f, to_f_bar, gate=0)
-    da_s_context = da_s.view(call.G, call.T, call.B, call.H).sum(1, dtype=call.compute)
-    context_weights = [w.to(call.compute) for w in prologue.weights_sg]
-    to_context = [each(da_s_context, context_weights)]
-    if grad_g_bar is not None:
-        to_context.append(grad_g_bar.view(call.G, call.T, call.B, call.H).sum(1))
-    da_g, norm_g = kernels.norm_tanh_backward(prologue.a_g, to_context, gate=1)
+    mixed = MixGradient.empty(call)
+    kernels.mix_backward(prologue.mix, grad_f_tilde, mixed)
+    through_s = grouped_product(mixed.a, call.weights_sf)
+    to_f_bar = [x for x in (mixed.f_bar, through_s) if x is not None]
+    da_f, norm_f = kernels.norm_tanh_backward(prologue.a_f, to_f_bar, GATES.index("f"))
+    da_s_context = mixed.a.view(call.G, call.T, call.B, call.H).sum(1, dtype=call.compute)
+    context_weights = [w.to(call.compute) for w in call.weights_sg]
+    to_context = [grouped_product(da_s_context, context_weights)]
+    if mixed.g_bar is not None:
+        to_context.append(mixed.g_bar.view(call.G, call.T, call.B, call.H).sum(1))
+    da_g, norm_g = kernels.norm_tanh_backward(prologue.a_g, to_context, GATES.index("g"))
 
     products = []
-    if need_weights:
-        g_bar = prologue.g_bar.to(call.compute)
+    if need.weights:
+        g_bar = prologue.mix.g_bar.to(call.compute)
         for g in range(call.G):
             halves = (
-                product(da_s[g].T, prologue.f_bar[g]),
+                product(mixed.a[g].T, prologue.mix.f_bar[g]),
                 product(da_s_context[g].T, g_bar[g]),
             )
             weight_f = product(da_f[g].T, call.inputs[g])
             weight_g = product(da_g[g].T, call.contexts[g])
             products.append((weight_f, weight_g, torch.cat(halves, dim=1)))
     return _PrologueGradient(
-        [product(da_f[g], w) for g, w in enumerate(prologue.weights_f)] if need_input else [],
-        [product(da_g[g], w) for g, w in enumerate(prologue.weights_g)],
+        [product(da_f[g], w) for g, w in enumerate(call.weights_f)] if need.input else [],
+        [product(da_g[g], w) for g, w in enumerate(call.weights_g)],
         products,
-        [x.sum(1) for x in (norm_f, norm_g, norm_s) if x is not None],
+        [x.sum(1) for x in (norm_f, norm_g, mixed.norm) if x is not None],
     )
 
 
@@ -305,7 +332,6 @@ def _weight_gradients(
     operands = gates.f_tilde_h[g], gates.f_tilde_h[g], gates.f_tilde_r_h[g]
     recurrent = [product(da[:, gate].T, operand) for gate, operand in enumerate(operands)]
     if kernels.removed_mean:
-        # LayerNorm's mean of dy, which `gates` lack, is the same for all rows.
         for weight in recurrent:
             weight -= weight.mean(0, keepdim=True)
     weights = Weights(*prologue.weights[g], *recurrent)

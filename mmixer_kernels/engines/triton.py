@@ -19,18 +19,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..reference import Weights, compute_dtype
+from ..problem import Cotangents, Gradients, Keep, Need, Problem, Step, compute_dtype
 from . import gpu, triton_tuning
-from .gpu import Call, Gates, MixGradient, Prologue, RecurrenceGradient, saved_size
-from .state import EngineState
+from .gpu import Call, Gates, MixGradient, MixOperands, Prologue, RecurrenceGradient
+from .protocol import EngineState
 
-__all__ = ["backward", "forward", "saved_size", "state", "step", "unsupported"]
+NAME = "triton"
+DEVICES: tuple[str, ...] = ("cuda",)
+saved_size = gpu.saved_size
 
 _BLOCK_B = 16  # samples of a program of the recurrence: the least that a product takes
 _BLOCK_M = 64  # rows of a program of the products over all steps
 
 
 def state(device: torch.device | None = None) -> EngineState:
+    """Whether Triton is installed and torch finds a GPU."""
     return _state()
 
 
@@ -45,12 +48,6 @@ def _state() -> EngineState:
     return EngineState(True, f"triton {triton.__version__}")
 
 
-def unsupported(input: Tensor) -> str | None:
-    if input.device.type != "cuda":
-        return f"it takes tensors on a GPU, but input is on {input.device}"
-    return None
-
-
 def _kernels() -> ModuleType:
     """Imported late: `import mmixer_kernels` does not bring triton."""
     from . import triton_kernels
@@ -58,15 +55,9 @@ def _kernels() -> ModuleType:
     return triton_kernels
 
 
-def step(
-    input: Tensor,
-    context: Tensor,
-    weights: Weights,
-    hx: Tensor | None,
-    mix: str,
-    eps: float,
-) -> Tensor:
+def step(step: Step) -> Tensor:
     """One step without gradients in one launch: the next state `[B, H]`."""
+    input, context, weights, hx, mix, eps = step
     B, H = input.shape[0], weights.hidden_size
     compute = compute_dtype(input.dtype)
     input, context = gpu.rows(input), gpu.rows(context)
@@ -107,6 +98,7 @@ class _Kernels:
 
     def __init__(self, call: Call, backward: bool) -> None:
         self.call = call
+        self.norm_summands = -(-call.B // _BLOCK_B)  # a program of the recurrence writes one
         self.kernels = _kernels()
         sets = call.weights
         self.matrices = tuple(
@@ -128,10 +120,6 @@ class _Kernels:
             "BLOCK_B": _BLOCK_B,
         }
 
-    def _norm_sums(self, rows: int) -> Tensor | None:
-        call = self.call
-        return call.empty(call.G, min(rows, gpu.BLOCKS), 2, call.H) if call.has_norm else None
-
     def norm_tanh(self, a: Tensor, gate: int) -> Tensor:
         call, rows = self.call, a.shape[1]
         y = torch.empty_like(a, dtype=call.dtype)
@@ -144,7 +132,7 @@ class _Kernels:
         self, a: Tensor, grad_y: list[Tensor], gate: int
     ) -> tuple[Tensor, Tensor | None]:
         call, rows = self.call, a.shape[1]
-        da, norm = torch.empty_like(a, dtype=call.dtype), self._norm_sums(rows)
+        da, norm = torch.empty_like(a, dtype=call.dtype), call.norm_sums(rows)
         more = grad_y[1] if len(grad_y) > 1 else None
         self.kernels.norm_tanh_backward[min(rows, gpu.BLOCKS), call.G](
             *(a, grad_y[0], more, self.norms, da, norm, call.G, rows, call.H, gate),
@@ -154,34 +142,29 @@ class _Kernels:
         )
         return da, norm
 
-    def _mix_operands(self, prologue: Prologue) -> tuple[Tensor | None, ...]:
-        return (prologue.a_s, prologue.context_s, self.norms, prologue.f_bar, prologue.g_bar)
+    def _mix_operands(self, operands: MixOperands) -> tuple[Tensor | None, ...]:
+        return operands.a, operands.context, self.norms, operands.f_bar, operands.g_bar
 
     def _mix_options(self) -> dict[str, Any]:
         return {"eps": self.call.eps, "CONCAT": self.call.mix == "concat", **self.options}
 
-    def mix(self, prologue: Prologue) -> Tensor:
-        call, rows = self.call, prologue.f_bar.shape[1]
-        f_tilde = torch.empty_like(prologue.f_bar)
+    def mix(self, operands: MixOperands) -> Tensor:
+        call, rows = self.call, operands.f_bar.shape[1]
+        f_tilde = torch.empty_like(operands.f_bar)
         self.kernels.mix[rows, call.G](
-            *self._mix_operands(prologue),
+            *self._mix_operands(operands),
             *(f_tilde, call.G, rows, call.B, call.H),
             **self._mix_options(),
         )
         return f_tilde
 
-    def mix_backward(self, prologue: Prologue, grad_f_tilde: Tensor) -> MixGradient:
-        call, rows = self.call, prologue.f_bar.shape[1]
-        da, norm = torch.empty_like(prologue.f_bar), self._norm_sums(rows)
-        f_bar = g_bar = None
-        if call.mix == "gated":
-            f_bar, g_bar = (call.empty(call.G, rows, call.H) for _ in range(2))
+    def mix_backward(self, operands: MixOperands, grad_f_tilde: Tensor, into: MixGradient) -> None:
+        call, rows = self.call, operands.f_bar.shape[1]
         self.kernels.mix_backward[min(rows, gpu.BLOCKS), call.G](
-            *self._mix_operands(prologue),
-            *(grad_f_tilde, da, f_bar, g_bar, norm, call.G, rows, call.B, call.H),
+            *self._mix_operands(operands),
+            *(grad_f_tilde, *into, call.G, rows, call.B, call.H),
             **self._mix_options(),
         )
-        return MixGradient(da, f_bar, g_bar, norm)
 
     def gate_products(self, x: Tensor, first: int, count: int) -> Tensor:
         call, rows = self.call, x.shape[1]
@@ -201,7 +184,7 @@ class _Kernels:
         states = call.empty(call.G, call.T, call.B, call.H)
         operands = call.empty(2, call.G, call.B, call.H, dtype=call.dtype)
         a = torch.empty_like(operands, dtype=call.compute)
-        self.kernels.recurrence[-(-call.B // _BLOCK_B), call.G](
+        self.kernels.recurrence[self.norm_summands, call.G](
             *(input_gates, self.matrices, self.norms, call.hx, call.lengths, states, operands, a),
             *(call.T, call.B, call.H),
             eps=call.eps,
@@ -231,26 +214,25 @@ class _Kernels:
         return Gates(x_hat, r_std, f_tilde_h, f_tilde_r_h)
 
     def recurrence_backward(
-        self, gates: Gates, states: Tensor, grad_output: Tensor, grad_h_n: Tensor
-    ) -> RecurrenceGradient:
-        call, tiles = self.call, -(-self.call.B // _BLOCK_B)
-        if grad_output.stride(-1) != 1 and grad_output.shape[-1] > 1:
-            grad_output = grad_output.contiguous()
-        grad = RecurrenceGradient(
-            call.empty(call.G, call.T, call.B, 3, call.H, dtype=call.dtype),
-            call.empty(call.G, call.T, call.B, call.H),
-            grad_h_n.to(call.compute, copy=True).contiguous(),
-            call.empty(call.G, 2, 3, tiles, call.H) if call.has_norm else None,
-        )
-        self.kernels.recurrence_backward[tiles, call.G](
+        self, gates: Gates, states: Tensor, grad_output: Tensor, into: RecurrenceGradient
+    ) -> None:
+        call = self.call
+        self.kernels.recurrence_backward[self.norm_summands, call.G](
             *(gates.x_hat, gates.r_std, self.matrices, self.norms, self.previous, call.lengths),
             *(grad_output, *grad_output.stride()[:3]),
-            *(grad.hx, grad.gates, grad.f_tilde, grad.norm, call.empty(2, call.G, call.B, call.H)),
+            *(into.hx, into.gates, into.f_tilde, into.norm, call.empty(2, call.G, call.B, call.H)),
             *(call.T, call.B, call.H),
             **self.recurrent,
         )
-        return grad
 
 
-forward = functools.partial(gpu.forward, _Kernels)
-backward = functools.partial(gpu.backward, _Kernels)
+def forward(problem: Problem, keep: Keep) -> tuple[Tensor, Tensor, Tensor]:
+    """Output `[G, T, B, H]`, h_n `[G, B, H]`, and what is left for `backward`."""
+    return gpu.forward(_Kernels, problem, keep)
+
+
+def backward(
+    problem: Problem, saved: Tensor, keep: Keep, cotangents: Cotangents, need: Need
+) -> Gradients:
+    """The gradients, from what `forward` left."""
+    return gpu.backward(_Kernels, problem, saved, cotangents, need)

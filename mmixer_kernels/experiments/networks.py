@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ..data.video import VideoOptions
-from ..engines import NAMES, choose, get
+from ..engines import choose, of_device
 from ..training.command import UserError
 from ..training.options import Options
 from ..training.run import device_of
@@ -48,13 +48,9 @@ CHOSEN_HERE = ("unit", "summarizer", "content", "mix", "layer_norm")
 
 def of_engines(base: Options) -> list[Network]:
     """M-Mixer by each engine that can run on the base's device."""
-    probe = torch.empty(0, device=device_of(base.run.device))
-    names = [
-        name
-        for name in NAMES
-        if get(name).unsupported(probe) is None and get(name).state(probe.device).available
-    ]
-    used = choose(base.run.model.engine, probe)
+    device = device_of(base.run.device)
+    names = [engine.NAME for engine in of_device(device) if engine.state(device).available]
+    used = choose(base.run.model.engine, torch.empty(0, device=device))
     return [
         _form(M_MIXER, name, f"engine-{name}", ("--model.engine", name), name == used)
         for name in names

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mmixer_kernels import _native, reference
 from mmixer_kernels.engines import cpu
 from mmixer_kernels.functional import mcu, mcu_group
-from mmixer_kernels.reference import Weights
+from mmixer_kernels.problem import Cotangents, Need, Problem, Step, Weights
 
 BOUND = {torch.float64: 1e-10, torch.float32: 1e-4}
 run = partial(helpers.run, "cpu")
@@ -148,7 +148,7 @@ class Copies(TorchDispatchMode):
 
 def copied(x, context, weights):
     with Copies() as copies:
-        cpu.forward([x], [context], [weights], None, None, "gated", 1e-5, False)
+        cpu.forward(Problem([x], [context], [weights]), "nothing")
     return copies.shapes
 
 
@@ -230,37 +230,31 @@ def test_group_is_its_members():
 
 def test_only_what_is_needed_is_computed():
     p = problem(Size(3, 2, 4, 5, 6), dtype=torch.float32)
-    _, _, saved = cpu.forward(
-        [p.input], [p.context], [p.weights], p.hx[None], None, "gated", 1e-5, True
-    )
-    call = ([p.input], [p.context], [p.weights], p.hx[None], None, saved, "gated", 1e-5, False)
-    grads = (p.grad_output[None], p.grad_h_n[None])
-    everything = cpu.backward(*grads, *call, True, True)
-    for need_input, need_weights in ((False, True), (True, False), (False, False)):
-        inputs, contexts, weights, hx = cpu.backward(*grads, *call, need_input, need_weights)
-        assert len(inputs) == need_input
-        assert len(weights) == need_weights
-        assert torch.equal(contexts[0], everything[1][0])
-        assert torch.equal(hx, everything[3])
-        if need_input:
-            assert torch.equal(inputs[0], everything[0][0])
-    _, _, nothing = cpu.forward(
-        [p.input], [p.context], [p.weights], None, None, "gated", 1e-5, False
-    )
-    assert nothing.numel() == 0
+    _, _, saved = cpu.forward(p.call(), "gates")
+    call = p.call(), saved, "gates", Cotangents(p.grad_output[None], p.grad_h_n[None])
+    everything = cpu.backward(*call, Need(True, True))
+    for need in (Need(False, True), Need(True, False), Need(False, False)):
+        grads = cpu.backward(*call, need)
+        assert len(grads.inputs) == need.input
+        assert len(grads.weights) == need.weights
+        assert torch.equal(grads.contexts[0], everything.contexts[0])
+        assert torch.equal(grads.hx, everything.hx)
+        if need.input:
+            assert torch.equal(grads.inputs[0], everything.inputs[0])
+    assert cpu.forward(p.call(), "nothing")[2].numel() == 0
 
 
 @pytest.mark.parametrize("size", [(1, 1, 1, 1), (2, 3, 5, 17), (3, 8, 4, 64)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("recompute", [False, True])
-def test_saved_size_is_the_extension_s(size, dtype, recompute):
+@pytest.mark.parametrize("keep", ["states", "gates"])
+def test_saved_size_is_the_extension_s(size, dtype, keep):
     groups, steps, batch, hidden = size
     inputs = [torch.randn(steps, batch, 3, dtype=dtype)] * groups
     contexts = [torch.randn(batch, 2, dtype=dtype)] * groups
     weights = [Weights(*(x.to(dtype) for x in _weights(3, 2, hidden)))] * groups
-    call = cpu._Call(inputs, contexts, weights, None, None, "gated", 1e-5, recompute)
-    expected = _native.saved_size(dtype == torch.float64, call.native)
-    assert cpu.saved_size(inputs, hidden, recompute) == expected
+    call = Problem(inputs, contexts, weights)
+    expected = _native.saved_size(dtype == torch.float64, cpu._Call(call, keep).native)
+    assert cpu.saved_size(call, keep) == expected
 
 
 @every_option
@@ -307,12 +301,11 @@ def test_step_is_a_sequence_of_one(instruction_set, threads, dtype, mix, layer_n
         p = problem(size, layer_norm=layer_norm, dtype=dtype)
         input = torch.stack([p.input[0]] * 2, dim=-1)[..., 0]  # strided
         for hx in (None, p.hx):
-            state = None if hx is None else hx[None]
             for count in (1, 2):
                 torch.set_num_threads(count)
-                step = cpu.step(input, p.context, p.weights, hx, mix, 1e-5)
-                call = ([p.input[:1]], [p.context], [p.weights], state, None, mix, 1e-5, False)
-                output, h_n, _ = cpu.forward(*call)
+                step = cpu.step(Step(input, p.context, p.weights, hx, mix))
+                call = p._replace(input=p.input[:1], hx=hx).call(mix)
+                output, h_n, _ = cpu.forward(call, "nothing")
                 assert step.dtype == dtype
                 assert torch.equal(step, h_n[0])
                 assert torch.equal(step, output[0, 0])
@@ -372,9 +365,7 @@ def test_calls_from_several_python_threads(threads):
 def test_lengths_are_checked_where_the_values_are():
     p = problem(Size(3, 2, 4, 5, 6), dtype=torch.float32)
     with pytest.raises(ValueError, match=r"lengths must be in 1\.\.3"):
-        cpu.forward(
-            [p.input], [p.context], [p.weights], None, torch.tensor([0, 3]), "gated", 1e-5, False
-        )
+        cpu.forward(p._replace(lengths=torch.tensor([0, 3])).call(), "nothing")
 
 
 def _weights(input_size, context_size, hidden):
@@ -392,13 +383,13 @@ def test_limits(instruction_set):
         assert counts[0] == threads * _native.multiply_add(1, 1)
         block = torch.randn(1001)
         _native.read(block.data_ptr(), block.numel(), 3, threads)
-    sizes = [torch.randn(40, 3, 6)], [torch.randn(3, 4)], [_weights(6, 4, 64)]
-    call = cpu._Call(*sizes, None, None, "gated", 1e-5)
+    problem = Problem([torch.randn(40, 3, 6)], [torch.randn(3, 4)], [_weights(6, 4, 64)])
+    call = cpu._Call(problem, "nothing")
     output, h_n = torch.empty(40, 3, 64), torch.empty(3, 64)
     workspace = torch.empty(_native.forward_workspace_size(False, call.native, False))
     start = time.perf_counter()
     pointers = (x.data_ptr() for x in (output, h_n, workspace))
     seconds = _native.recurrence_seconds(call.native, *pointers)
     assert 0 < seconds < time.perf_counter() - start
-    expected, _, _ = cpu.forward(*sizes, None, None, "gated", 1e-5, False)
+    expected, _, _ = cpu.forward(problem, "nothing")
     assert torch.equal(output, expected[0])

@@ -315,10 +315,12 @@ def test_opcheck(options: dict[str, Any]) -> None:
     arguments, grads = op_operands(**options)
     forward = torch.ops.mmixer_kernels.mcu_forward.default
     backward = torch.ops.mmixer_kernels.mcu_backward.default
-    torch.library.opcheck(forward, (*arguments, "gated", 1e-5, "cuda", True, False))
-    _, _, saved = forward(*arguments, "gated", 1e-5, "cuda", True, False)
-    rest = (saved.detach(), "gated", 1e-5, "cuda", False, True, True)
-    torch.library.opcheck(backward, (*(x.requires_grad_() for x in grads), *arguments, *rest))
+    options = "cuda", "gates"
+    torch.library.opcheck(forward, (*arguments, *options))
+    _, _, saved = forward(*arguments, *options)
+    grads = [grad.requires_grad_() for grad in grads]
+    call = (*grads, saved.detach(), *arguments, *options, True, True)
+    torch.library.opcheck(backward, call)
 
 
 def test_compile() -> None:

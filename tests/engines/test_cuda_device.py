@@ -333,11 +333,12 @@ def test_opcheck(options: dict[str, Any]) -> None:
     arguments, grads = op_operands(**options, device=DEVICE)
     forward = torch.ops.mmixer_kernels.mcu_forward.default
     backward = torch.ops.mmixer_kernels.mcu_backward.default
-    torch.library.opcheck(forward, (*arguments, "gated", 1e-5, "cuda", True, False))
-    _, _, saved = forward(*arguments, "gated", 1e-5, "cuda", True, False)
+    options = "cuda", "gates"
+    torch.library.opcheck(forward, (*arguments, *options))
+    _, _, saved = forward(*arguments, *options)
     grads = [grad.requires_grad_() for grad in grads]
-    rest = (saved.detach(), "gated", 1e-5, "cuda", False, True, True)
-    torch.library.opcheck(backward, (*grads, *arguments, *rest))
+    call = (*grads, saved.detach(), *arguments, *options, True, True)
+    torch.library.opcheck(backward, call)
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])

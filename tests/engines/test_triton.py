@@ -20,9 +20,10 @@ from helpers import Size, op_operands, problem, reference_results, relative_erro
 
 from mmixer_kernels.engines import gpu, triton_tuning
 from mmixer_kernels.engines import triton as engine
-from mmixer_kernels.engines.state import EngineState
+from mmixer_kernels.engines.protocol import EngineState
 from mmixer_kernels.engines.triton_tuning import Configuration
 from mmixer_kernels.functional import mcu_cell, mcu_group
+from mmixer_kernels.problem import Problem
 
 triton = pytest.importorskip("triton")
 
@@ -43,7 +44,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (tests/conftest.py). The tiles are so small that every size has several."""
     if triton.knobs.runtime.interpret:
         monkeypatch.setattr(engine, "state", lambda device=None: EngineState(True, "interpreted"))
-        monkeypatch.setattr(engine, "unsupported", lambda input: None)
+        monkeypatch.setattr(engine, "DEVICES", ("cpu", "cuda"))
     p = problem(Size(1, 1, 1, 1, 2), dtype=torch.float32).on(DEVICE)
     try:
         with torch.no_grad():
@@ -110,10 +111,10 @@ def test_opcheck_of_backward() -> None:
     arguments, grads = op_operands(groups=2)
     forward = torch.ops.mmixer_kernels.mcu_forward.default
     backward = torch.ops.mmixer_kernels.mcu_backward.default
-    _, _, saved = forward(*arguments, "gated", 1e-5, "triton", True, False)
-    rest = (saved.detach(), "gated", 1e-5, "triton", False, True, True)
-    checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(backward, (*grads, *arguments, *rest), test_utils=checks)
+    options = "triton", "gates"
+    _, _, saved = forward(*arguments, *options)
+    call = (*grads, saved.detach(), *arguments, *options, True, True)
+    torch.library.opcheck(backward, call, test_utils=("test_schema", "test_faketensor"))
 
 
 @pytest.mark.usefixtures("runs")
@@ -162,10 +163,11 @@ def test_weights_of_a_call_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> No
     problems = [problem(Size(2, 3, 4, 6, 19)) for _ in range(3)]
     kernels = engine._Kernels(
         gpu.Call(
-            [p.input for p in problems],
-            [p.context for p in problems],
-            [p.weights for p in problems],
-            *(None, None, "gated", 1e-5),
+            Problem(
+                [p.input for p in problems],
+                [p.context for p in problems],
+                [p.weights for p in problems],
+            )
         ),
         backward=False,
     )
@@ -210,7 +212,6 @@ def test_every_kernel_compiles_with_and_without_its_options() -> None:
 
 def test_states(monkeypatch: pytest.MonkeyPatch) -> None:
     assert engine.state().available == torch.cuda.is_available()
-    assert engine.unsupported(torch.zeros(1)) == "it takes tensors on a GPU, but input is on cpu"
     engine._state.cache_clear()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert engine.state().reason == "triton is not installed: pip install triton"

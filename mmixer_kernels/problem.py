@@ -1,0 +1,220 @@
+"""A call of the unit as one value, which every floor from the functions to the engines hands on.
+
+`csrc/problem.h` describes the same for the native engines.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+GATES = ("f", "g", "s", "r", "z", "h")
+"""The rows of `norm_weight` and `norm_bias`."""
+
+Keep = Literal["nothing", "states", "gates"]
+"""What a forward leaves for its backward: with "states", backward computes the gates again."""
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64, float32 for every other: statistics and state are never narrower."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class Weights(NamedTuple):
+    """One weight set of an MCU, in the order in which the engines take it.
+
+    Shapes: `weight_f [H, input_size]`, `weight_g [H, context_size]`, `weight_s [H, 2H]` (first H
+    columns for f, last H for g), `weight_r`, `weight_z`, `weight_h [H, H]`; with layer norm
+    `norm_weight`, `norm_bias [6, H]`, rows in the order f g s r z h.
+    """
+
+    weight_f: Tensor
+    weight_g: Tensor
+    weight_s: Tensor
+    weight_r: Tensor
+    weight_z: Tensor
+    weight_h: Tensor
+    norm_weight: Tensor | None = None
+    norm_bias: Tensor | None = None
+
+    @staticmethod
+    def flat(sets: Iterable[Weights]) -> list[Tensor]:
+        """The tensors of some sets, one set after another."""
+        return [tensor for group in sets for tensor in group if tensor is not None]
+
+    @classmethod
+    def sets(cls, tensors: Sequence[Tensor], count: int) -> list[Weights]:
+        """The sets, `count` of them, that `flat` made these tensors of."""
+        size = len(tensors) // count
+        return [cls(*tensors[i : i + size]) for i in range(0, len(tensors), size)]
+
+    @property
+    def hidden_size(self) -> int:
+        return self.weight_r.shape[0]
+
+    def map(self, function: Callable[[Any], Any]) -> Weights:
+        """The set with `function` applied to each tensor that there is."""
+        return Weights._make(None if x is None else function(x) for x in self)
+
+    def to_dtypes_of(self, other: Weights) -> Weights:
+        """The set in the dtypes of another."""
+        pairs = zip(self, other, strict=True)
+        return Weights._make(None if x is None or y is None else x.to(y.dtype) for x, y in pairs)
+
+    def matrices(self) -> tuple[Tensor, ...]:
+        """The six weights, f g s r z h."""
+        return self[:6]
+
+    def norms(self) -> tuple[Tensor, ...]:
+        """norm_weight and norm_bias, or nothing."""
+        return () if self.norm_weight is None else self[6:]  # type: ignore[return-value]
+
+    def tensors(self) -> list[Tensor]:
+        """The six weights, then the two norm tensors where there are any."""
+        return [tensor for tensor in self if tensor is not None]
+
+
+class Problem(NamedTuple):
+    """G weight sets over their sequences, time first: what every engine computes.
+
+    inputs: G tensors `[T, B, input_size]`, whose input sizes may differ.
+    contexts: G tensors `[B, context_size]`; likewise.
+    weights: G weight sets of one hidden size H.
+    hx: `[G, B, H]`, None for zeros.
+    lengths: integers `[B]`, None where all are T.
+    mix: "gated" (Eq. 9-10) or "concat" (Table 3, experiment II).
+    eps: LayerNorm's.
+    """
+
+    inputs: Sequence[Tensor]
+    contexts: Sequence[Tensor]
+    weights: Sequence[Weights]
+    hx: Tensor | None = None
+    lengths: Tensor | None = None
+    mix: str = "gated"
+    eps: float = 1e-5
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """G, T, B and H."""
+        return len(self.inputs), *self.inputs[0].shape[:2], self.weights[0].hidden_size
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The inputs' dtype, in which output, h_n and the gradients are."""
+        return self.inputs[0].dtype
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        return compute_dtype(self.inputs[0].dtype)
+
+    @property
+    def states(self) -> Sequence[Tensor | None]:
+        """The initial state `[B, H]` of each weight set."""
+        return [None] * len(self.inputs) if self.hx is None else list(self.hx)
+
+    def map(self, function: Callable[[Any], Any]) -> Problem:
+        """The call with `function` applied to each tensor, in the order of `tensors`."""
+        return Problem(
+            [function(x) for x in self.inputs],
+            [function(x) for x in self.contexts],
+            [group.map(function) for group in self.weights],
+            None if self.hx is None else function(self.hx),
+            None if self.lengths is None else function(self.lengths),
+            self.mix,
+            self.eps,
+        )
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors that there are."""
+        tensors = [*self.inputs, *self.contexts, *Weights.flat(self.weights)]
+        if self.hx is not None:
+            tensors.append(self.hx)
+        if self.lengths is not None:
+            tensors.append(self.lengths)
+        return tensors
+
+    def positions(self, first: int = 0) -> Problem:
+        """The call with the place of each tensor in `tensors` instead of it, counted from `first`:
+        what is left of a call where its tensors are kept elsewhere. `map` brings them back."""
+        numbers = itertools.count(first)
+        return self.map(lambda _: next(numbers))
+
+    def flat(self) -> tuple[Any, ...]:
+        """The fields as a dispatcher op takes them, with one list of all sets' tensors."""
+        inputs, contexts, weights, *rest = self
+        return list(inputs), list(contexts), Weights.flat(weights), *rest
+
+    @classmethod
+    def of_flat(
+        cls, inputs: Sequence[Tensor], contexts: Sequence[Tensor], weights: Any, *rest: Any
+    ) -> Problem:
+        """The call that `flat` gave these fields of."""
+        return cls(inputs, contexts, Weights.sets(weights, len(inputs)), *rest)
+
+
+class Step(NamedTuple):
+    """One step of one weight set: input `[B, input_size]`, context `[B, context_size]` and hx
+    `[B, H]`, None for zeros; the options are those of `Problem`."""
+
+    input: Tensor
+    context: Tensor
+    weights: Weights
+    hx: Tensor | None = None
+    mix: str = "gated"
+    eps: float = 1e-5
+
+    def map(self, function: Callable[[Any], Any]) -> Step:
+        """The step with `function` applied to each tensor."""
+        return Step(
+            function(self.input),
+            function(self.context),
+            self.weights.map(function),
+            None if self.hx is None else function(self.hx),
+            self.mix,
+            self.eps,
+        )
+
+    def tensors(self) -> list[Tensor]:
+        """All tensors that there are."""
+        tensors = [self.input, self.context, *self.weights.tensors()]
+        return tensors if self.hx is None else [*tensors, self.hx]
+
+    def problem(self) -> Problem:
+        """The step as a sequence of one."""
+        hx = None if self.hx is None else self.hx.unsqueeze(0)
+        inputs = [self.input.unsqueeze(0)]
+        return Problem(inputs, [self.context], [self.weights], hx, None, self.mix, self.eps)
+
+
+class Cotangents(NamedTuple):
+    """The gradients of a call's results: output `[G, T, B, H]` and h_n `[G, B, H]`."""
+
+    output: Tensor
+    h_n: Tensor
+
+
+class Need(NamedTuple):
+    """Whether the gradients of the inputs and of the weights are wanted; those of contexts and hx
+    always are, as they cost little."""
+
+    input: bool
+    weights: bool
+
+
+class Gradients(NamedTuple):
+    """The gradients of a call's operands, in their shapes and dtypes; inputs and weights are empty
+    where they are not needed, and hx `[G, B, H]` is there also where the call has none."""
+
+    inputs: list[Tensor]
+    contexts: list[Tensor]
+    weights: list[Weights]
+    hx: Tensor
+
+    def flat(self) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
+        """The fields as a dispatcher op returns them."""
+        return self.inputs, self.contexts, Weights.flat(self.weights), self.hx
