@@ -8,7 +8,7 @@ backward. The second derivative is the reference's, of ordinary operations.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,37 +21,65 @@ from .problem import Cotangents, Need, Problem
 _FLAT = len(Problem._fields)
 
 
+class Form(NamedTuple):
+    """What a flat call is beside its tensors, which are kept elsewhere."""
+
+    groups: int
+    weights: int  # tensors of all sets
+    has_hx: bool
+    has_lengths: bool
+    mix: str
+    eps: float
+
+    @classmethod
+    def of(cls, flat: Sequence[Any]) -> Form:
+        """The form of a call in the fields of `Problem.flat`."""
+        inputs, _, weights, hx, lengths, mix, eps = flat
+        return cls(len(inputs), len(weights), hx is not None, lengths is not None, mix, eps)
+
+    def fill(self, values: Sequence[Any]) -> tuple[Any, ...]:
+        """The fields of `Problem.flat`, with the values in the tensors' place."""
+        first, second = self.groups, 2 * self.groups
+        third = second + self.weights
+        hx = values[third] if self.has_hx else None
+        lengths = values[-1] if self.has_lengths else None
+        lists = values[:first], values[first:second], values[second:third]
+        return *lists, hx, lengths, self.mix, self.eps
+
+
+def tensors_of(flat: Sequence[Any]) -> list[Tensor]:
+    """All tensors that there are of a call in the fields of `Problem.flat`."""
+    inputs, contexts, weights, hx, lengths = flat[:5]
+    return [*inputs, *contexts, *weights, *(x for x in (hx, lengths) if x is not None)]
+
+
 def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """`mcu_forward`."""
-    problem = Problem.of_flat(*arguments[:_FLAT])
+    flat, options = arguments[:_FLAT], arguments[_FLAT:]
     result: tuple[Tensor, Tensor, Tensor] = _Forward.apply(
-        problem.positions(), arguments[_FLAT:], *problem.tensors()
+        Form.of(flat), options, *tensors_of(flat)
     )
     return result
 
 
 def backward(*arguments: Any) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]:
     """`mcu_backward`."""
-    problem = Problem.of_flat(*arguments[3 : 3 + _FLAT])
-    options = arguments[3 + _FLAT :]
-    *grads, grad_hx = _Backward.apply(
-        problem.positions(), options, *arguments[:3], *problem.tensors()
-    )
-    need = Need(*options[2:])
-    first = len(problem.inputs) if need.input else 0
-    second = first + len(problem.contexts)
-    return grads[:first], grads[first:second], grads[second:], grad_hx
+    first, flat, options = arguments[:3], arguments[3 : 3 + _FLAT], arguments[3 + _FLAT :]
+    form, need = Form.of(flat), Need(*options[2:])
+    *grads, grad_hx = _Backward.apply(form, options, *first, *tensors_of(flat))
+    of_inputs = form.groups if need.input else 0
+    of_contexts = of_inputs + form.groups
+    return grads[:of_inputs], grads[of_inputs:of_contexts], grads[of_contexts:], grad_hx
 
 
-def remember(ctx: Any, form: Problem, options: Sequence[Any], *tensors: Tensor | None) -> None:
+def remember(ctx: Any, form: Form, options: Sequence[Any], *tensors: Tensor) -> None:
     """Keeps a call for its derivative.
 
     Args:
-        form: `Problem.positions` of the call.
         options: the op's arguments after the problem's.
         tensors: what else is kept, then the problem's.
     """
-    ctx.form, ctx.options = form, tuple(options)
+    ctx.form, ctx.options = form, options
     ctx.save_for_backward(*tensors)
     ctx.set_materialize_grads(False)  # They would be as large as what is saved.
 
@@ -72,58 +100,57 @@ def of_forward(
         cotangents: those of output and h_n, None for zeros.
     """
     saved, *tensors = ctx.saved_tensors
-    problem = ctx.form.map(tensors.__getitem__)
-    groups, steps, batch, hidden = problem.sizes
+    flat = ctx.form.fill(tensors)
     grad_output, grad_h_n = cotangents
-    if grad_output is None:
-        grad_output = problem.inputs[0].new_zeros(()).expand(groups, steps, batch, hidden)
-    if grad_h_n is None:
-        grad_h_n = problem.inputs[0].new_zeros(()).expand(groups, batch, hidden)
+    if grad_output is None or grad_h_n is None:
+        groups, steps, batch, hidden = Problem.of_flat(*flat).sizes
+        zero = tensors[0].new_zeros(())
+        if grad_output is None:
+            grad_output = zero.expand(groups, steps, batch, hidden)
+        if grad_h_n is None:
+            grad_h_n = zero.expand(groups, batch, hidden)
     engine, keep = ctx.options
     if keep == "nothing":  # The call was traced without gradients, say, and is then trained.
         keep = "gates"
         with torch.no_grad():
-            saved = run_forward(*problem.flat(), engine, keep)[2]
-    of_inputs, of_contexts, of_weights, of_hx = needs
-    need = Need(any(of_inputs), any(of_weights))
-    gradients = run_backward(
-        grad_output, grad_h_n, saved, *problem.flat(), engine, keep, need.input, need.weights
+            saved = run_forward(*flat, engine, keep)[2]
+    *of_lists, of_hx = needs
+    need_input, need_context, need_weights = map(any, of_lists)
+    *grads, grad_hx = run_backward(
+        grad_output, grad_h_n, saved, *flat, engine, keep, need_input, need_weights
     )
-    needed = need.input, any(of_contexts), need.weights
-    lists = [
-        grads if is_needed else [None] * len(of)
-        for grads, is_needed, of in zip(
-            gradients, needed, (of_inputs, of_contexts, of_weights), strict=False
-        )
+    lists = zip(grads, of_lists, (need_input, need_context, need_weights), strict=True)
+    return [
+        *(each if is_needed else [None] * len(of) for each, of, is_needed in lists),
+        grad_hx if of_hx else None,
     ]
-    return [*lists, gradients[3] if of_hx else None]
 
 
 def of_backward(ctx: Any, cotangents: Sequence[Tensor | None]) -> tuple[Any, ...]:
-    """`mcu_backward`'s gradients of grad_output, grad_h_n, inputs, contexts, weights and hx: the
-    derivative of the reference's backward, which was derived by hand.
+    """`mcu_backward`'s gradients of grad_output, grad_h_n and the problem's tensors: the derivative
+    of the reference's backward, which was derived by hand.
 
     Args:
         cotangents: those of the gradients that `flat` gives, None for zeros.
     """
     form, tensors = ctx.form, list(ctx.saved_tensors)
-    need = Need(*ctx.options[2:])
-    lengths = None if form.lengths is None else tensors.pop()
+    of_lengths = [None] if form.has_lengths else []
+    lengths = [tensors.pop() for _ in of_lengths]
     given = [i for i, cotangent in enumerate(cotangents) if cotangent is not None]
     if not given:
-        return (None,) * len(tensors)
+        return (*(None for _ in tensors), *of_lengths)
 
     def first(grad_output: Tensor, grad_h_n: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        problem = form.map([*tensors, lengths].__getitem__)
+        problem = Problem.of_flat(*form.fill([*tensors, *lengths]))
+        first_cotangents, need = Cotangents(grad_output, grad_h_n), Need(*ctx.options[2:])
         saved = grad_output.new_empty(0)
-        cotangents = Cotangents(grad_output, grad_h_n)
-        gradients = reference.backward(problem, saved, "nothing", cotangents, need)
+        gradients = reference.backward(problem, saved, "nothing", first_cotangents, need)
         values = flat(gradients.flat())
         return tuple(values[i] for i in given)
 
     with autocast.off(tensors[0]):
         second = torch.func.vjp(first, *tensors)[1](tuple(cotangents[i] for i in given))
-    return second
+    return (*second, *of_lengths)
 
 
 def flat(gradients: Sequence[Any]) -> tuple[Any, ...]:
@@ -132,22 +159,13 @@ def flat(gradients: Sequence[Any]) -> tuple[Any, ...]:
     return *of_inputs, *of_contexts, *of_weights, of_hx
 
 
-def nested(form: Problem, values: Sequence[Any]) -> list[Any]:
-    """A value per tensor, nested as the ops' arguments: inputs, contexts, weights, hx, lengths."""
-    *lists, hx, lengths = form.flat()[:5]
-    return [
-        *([values[i] for i in positions] for positions in lists),
-        *(None if i is None else values[i] for i in (hx, lengths)),
-    ]
-
-
 class _Forward(Function):
     """`mcu_forward` of tensors; form and options are those of `remember`."""
 
     @staticmethod
-    def forward(form: Problem, options: Any, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(form: Form, options: Any, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         result: tuple[Tensor, Tensor, Tensor] = torch.ops.mmixer_kernels.mcu_forward(
-            *form.map(tensors.__getitem__).flat(), *options
+            *form.fill(tensors), *options
         )
         return result
 
@@ -158,30 +176,27 @@ class _Forward(Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
-        needs = nested(ctx.form, ctx.needs_input_grad[2:])
-        grads = of_forward(ctx, forward, backward, needs[:4], cotangents[:2])
-        grads_of_tensors = flat(grads)
-        if ctx.form.hx is None:
-            grads_of_tensors = grads_of_tensors[:-1]
-        of_lengths = [] if ctx.form.lengths is None else [None]
-        return None, None, *grads_of_tensors, *of_lengths
+        needs = ctx.form.fill(ctx.needs_input_grad[2:])[:4]
+        grads = flat(of_forward(ctx, forward, backward, needs, cotangents[:2]))
+        of_hx = grads[-1:] if ctx.form.has_hx else ()
+        of_lengths = [None] if ctx.form.has_lengths else []
+        return None, None, *grads[:-1], *of_hx, *of_lengths
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: Sequence[Any], form: Problem, options: Any, *tensors: Tensor
+        info: Any, in_dims: Sequence[Any], form: Form, options: Any, *tensors: Tensor
     ) -> tuple[Any, Any]:
-        dims = nested(form, in_dims[2:])
-        arguments = *form.map(tensors.__getitem__).flat(), *options
-        return batching.forward(forward, info, dims, *arguments)
+        arguments = *form.fill(tensors), *options
+        return batching.forward(forward, info, form.fill(in_dims[2:]), *arguments)
 
 
 class _Backward(Function):
     """`mcu_backward` of tensors, its gradients as one tuple, of inputs and weights as needed."""
 
     @staticmethod
-    def forward(form: Problem, options: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
-        problem = form.map(tensors[3:].__getitem__)
-        return flat(torch.ops.mmixer_kernels.mcu_backward(*tensors[:3], *problem.flat(), *options))
+    def forward(form: Form, options: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
+        arguments = *tensors[:3], *form.fill(tensors[3:]), *options
+        return flat(torch.ops.mmixer_kernels.mcu_backward(*arguments))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -191,14 +206,13 @@ class _Backward(Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
         grad_output, grad_h_n, *grads = of_backward(ctx, cotangents)
-        of_lengths = [] if ctx.form.lengths is None else [None]
-        return None, None, grad_output, grad_h_n, None, *grads, *of_lengths
+        return None, None, grad_output, grad_h_n, None, *grads
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: Sequence[Any], form: Problem, options: Any, *tensors: Tensor
+        info: Any, in_dims: Sequence[Any], form: Form, options: Any, *tensors: Tensor
     ) -> tuple[Any, Any]:
-        dims = *in_dims[2:5], *nested(form, in_dims[5:])
-        arguments = *tensors[:3], *form.map(tensors[3:].__getitem__).flat(), *options
+        dims = *in_dims[2:5], *form.fill(in_dims[5:])
+        arguments = *tensors[:3], *form.fill(tensors[3:]), *options
         results, result_dims = batching.backward(forward, backward, info, dims, *arguments)
         return flat(results), flat(result_dims)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -121,44 +121,15 @@ def _check_each(check: Callable[[str, Tensor], object], problem: Problem) -> Non
                 check(arguments.name_of(name, i if len(problem.inputs) > 1 else None), tensor)
 
 
-class _Forward(NamedTuple):
-    """The arguments of `mcu_forward`."""
-
-    problem: Problem
-    engine: str
-    keep: Keep
-
-    @classmethod
-    def of(cls, arguments: Sequence[Any]) -> _Forward:
-        return cls(Problem.of_flat(*arguments[:_FLAT]), *arguments[_FLAT:])
-
-
-class _Backward(NamedTuple):
-    """The arguments of `mcu_backward`."""
-
-    cotangents: Cotangents
-    saved: Tensor
-    problem: Problem
-    engine: str
-    keep: Keep
-    need: Need
-
-    @classmethod
-    def of(cls, arguments: Sequence[Any]) -> _Backward:
-        grad_output, grad_h_n, saved, *rest = arguments
-        problem, (engine, keep, *need) = Problem.of_flat(*rest[:_FLAT]), rest[_FLAT:]
-        return cls(Cotangents(grad_output, grad_h_n), saved, problem, engine, keep, Need(*need))
-
-
 def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    problem, engine, keep = _Forward.of(arguments)
+    problem, (engine, keep) = Problem.of_flat(*arguments[:_FLAT]), arguments[_FLAT:]
     _check_memory(problem, problem.tensors())
     with autocast.off(problem.inputs[0]):
         return _engine(engine, problem).forward(problem, keep)
 
 
 def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    problem, engine, keep = _Forward.of(arguments)
+    problem, (engine, keep) = Problem.of_flat(*arguments[:_FLAT]), arguments[_FLAT:]
     groups, steps, batch, hidden = problem.sizes
     new_empty = problem.inputs[0].new_empty
     return (
@@ -169,9 +140,9 @@ def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _forward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    problem, engine, keep = _Forward.of(inputs)
-    options = engine, keep
-    derivatives.remember(ctx, problem.positions(), options, output[2], *problem.tensors())
+    flat, options = inputs[:_FLAT], inputs[_FLAT:]
+    tensors = derivatives.tensors_of(flat)
+    derivatives.remember(ctx, derivatives.Form.of(flat), options, output[2], *tensors)
 
 
 def _forward_autograd(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
@@ -182,39 +153,39 @@ def _forward_autograd(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
 
 
 def _backward(*arguments: Any) -> _Gradients:
-    cotangents, saved, problem, engine, keep, need = _Backward.of(arguments)
+    grad_output, grad_h_n, saved, *rest = arguments
+    problem, (engine, keep, *need) = Problem.of_flat(*rest[:_FLAT]), rest[_FLAT:]
     _check_memory(problem, problem.tensors())
+    cotangents = Cotangents(grad_output, grad_h_n)
     with autocast.off(problem.inputs[0]):
-        return _engine(engine, problem).backward(problem, saved, keep, cotangents, need).flat()
+        gradients = _engine(engine, problem).backward(problem, saved, keep, cotangents, Need(*need))
+    return gradients.flat()
 
 
 def _backward_fake(*arguments: Any) -> _Gradients:
-    inputs, contexts, weights, *_ = arguments[3:]
-    call = _Backward.of(arguments)
+    _, grad_h_n, _, inputs, contexts, weights, *_, need_input, need_weights = arguments
 
     def fresh(tensors: list[Tensor]) -> list[Tensor]:
         return [tensor.new_empty(tensor.shape) for tensor in tensors]
 
     return (
-        fresh(inputs) if call.need.input else [],
+        fresh(inputs) if need_input else [],
         fresh(contexts),
-        fresh(weights) if call.need.weights else [],
-        call.cotangents.h_n.new_empty(call.cotangents.h_n.shape),
+        fresh(weights) if need_weights else [],
+        grad_h_n.new_empty(grad_h_n.shape),
     )
 
 
 def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: _Gradients) -> None:
-    call = _Backward.of(inputs)
-    options = call.engine, call.keep, *call.need
-    tensors = *call.cotangents, *call.problem.tensors()
-    derivatives.remember(ctx, call.problem.positions(), options, *tensors)
+    grad_output, grad_h_n, _, *rest = inputs
+    flat, options = rest[:_FLAT], rest[_FLAT:]
+    tensors = grad_output, grad_h_n, *derivatives.tensors_of(flat)
+    derivatives.remember(ctx, derivatives.Form.of(flat), options, *tensors)
 
 
 def _backward_autograd(ctx: Any, *cotangents: Any) -> tuple[Any, ...]:
-    form: Problem = ctx.form
     grad_output, grad_h_n, *grads = derivatives.of_backward(ctx, derivatives.flat(cotangents))
-    nested = derivatives.nested(form, [*grads, None])  # None is of lengths
-    return grad_output, grad_h_n, None, *nested, *[None] * 6
+    return grad_output, grad_h_n, None, *ctx.form.fill(grads)[:5], *[None] * 6
 
 
 for _name, _implementation, _fake, _setup, _autograd in (

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -137,12 +136,6 @@ class Problem(NamedTuple):
         if self.lengths is not None:
             tensors.append(self.lengths)
         return tensors
-
-    def positions(self, first: int = 0) -> Problem:
-        """The call with the place of each tensor in `tensors` instead of it, counted from `first`:
-        what is left of a call where its tensors are kept elsewhere. `map` brings them back."""
-        numbers = itertools.count(first)
-        return self.map(lambda _: next(numbers))
 
     def flat(self) -> tuple[Any, ...]:
         """The fields as a dispatcher op takes them, with one list of all sets' tensors."""

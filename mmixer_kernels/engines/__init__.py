@@ -85,7 +85,9 @@ def choose(engine: str, input: Tensor) -> str:
 def _fastest(device: torch.device) -> str:
     """The first engine that takes tensors of this device and runs here."""
     refused, chosen = [], ""
-    for engine in of_device(device):
+    for engine in ENGINES:
+        if engine.DEVICES and device.type not in engine.DEVICES:
+            continue
         state = engine.state(device)
         if state.available:
             chosen = engine.NAME
