@@ -4,7 +4,8 @@
     python tests/bits.py compare FILE.json     in a checkout of the other
 
 FILE has, per engine and case, a hash of each result and the number of bytes that autograd keeps for
-backward. `compare` names what differs and ends with exit status 1. It lives here because the
+backward. `compare` names what differs and ends with exit status 1; less memory is told, and is no
+difference. It lives here because the
 emulated CUDA engine is built and entered as the tests do it, by the helpers of the checkout that is
 measured: the one that `mmixer_kernels` is imported from, which PYTHONPATH chooses. All else is
 public interface, so that one copy of this script serves any commit.
@@ -60,6 +61,7 @@ SIZES = [
     (2, 5, 24, 3, 130),
 ]
 BOTH = (False, True)
+KEPT = "bytes kept for backward"
 ROUNDS = {"reference": 8, "cpu": 8, "cuda": 2, "triton": 1}
 """How often an engine gets each pair of options; kernels that are emulated take their time."""
 SEQUENCES = {
@@ -264,7 +266,7 @@ def results(case: Case, engine: str) -> Results:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
         outputs = call()
-    found["bytes kept for backward"] = sum(kept.values())
+    found[KEPT] = sum(kept.values())
     found |= {f"result {i}": digest(x) for i, x in enumerate(outputs)}
     twice = case.get("derivatives") == 2
     for _ in range(2 if twice else 1):
@@ -284,21 +286,18 @@ def digest(x: Tensor) -> str:
 
 
 @contextmanager
-def patched(module: Any, **attributes: Any) -> Iterator[None]:
-    before = {name: getattr(module, name) for name in attributes}
-    vars(module).update(attributes)
+def on_cpu_tensors(engine: Any, **attributes: Any) -> Iterator[None]:
+    """Inside, the engine takes CPU tensors, and has these attributes."""
+    state = mmixer_kernels.EngineState(True, "made to take CPU tensors")
+    attributes["state"] = lambda device=None: state
+    # An engine tells its devices by the one or the other, as the commit has it.
+    attributes |= {"DEVICES": ("cpu",), "unsupported": lambda input: None}
+    before = {name: vars(engine)[name] for name in attributes if name in vars(engine)}
+    vars(engine).update((name, attributes[name]) for name in before)
     try:
         yield
     finally:
-        vars(module).update(before)
-
-
-def on_cpu_tensors(module: Any, **more: Any) -> Any:
-    """The engine takes CPU tensors."""
-    state = mmixer_kernels.EngineState(True, "made to take CPU tensors")
-    return patched(
-        module, state=lambda device=None: state, unsupported=lambda problem: None, **more
-    )
+        vars(engine).update(before)
 
 
 def emulated() -> Any:
@@ -374,16 +373,18 @@ def machine() -> dict[str, str]:
     }
 
 
-def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+def differences(before: dict[str, Any], after: dict[str, Any], where: str = "") -> list[str]:
     """A line for each engine, case or result that is in one alone, or differs."""
     lines = []
     for name in {**before, **after}:
         if name not in before or name not in after:
-            lines.append(f"{name}: only {'before' if name in before else 'after'}")
+            lines.append(f"{where}{name}: only {'before' if name in before else 'after'}")
         elif isinstance(before[name], dict):
-            lines += [f"{name}: {line}" for line in differences(before[name], after[name])]
+            lines += differences(before[name], after[name], f"{where}{name}: ")
+        elif name == KEPT and after[name] < before[name]:
+            print(f"less memory: {where}{before[name]} bytes before, {after[name]} after")
         elif before[name] != after[name]:
-            lines.append(f"{name}: {before[name]} before, {after[name]} after")
+            lines.append(f"{where}{name}: {before[name]} before, {after[name]} after")
     return lines
 
 
