@@ -1,5 +1,7 @@
 import pytest
 
+pytest.register_assert_rewrite("contract")
+
 
 @pytest.fixture(autouse=True)
 def fresh_memory(nan_filled_memory: None) -> None:
