@@ -1,4 +1,4 @@
-// Compiled once per instruction set, with -DMMIXER_ISA=<name> and that set's flags.
+// This file is compiled once per instruction set, with -DMMIXER_ISA=<name> and that set's flags.
 #include "instruction_set.h"
 
 #include "backward.h"
