@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SEARCH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-"""Where programs are: beside this Python first, as a virtual environment need not be active."""
+"""The folders of programs: this Python's first, as a virtual environment need not be active."""
 
 
 def find(*programs: str) -> str:
@@ -76,9 +76,9 @@ def _pybind11() -> list[str]:
 
 
 def build_directory(sanitize: str = "") -> Path:
-    """Where builds stay, so that the next run compiles only what has changed: in build/tests of the
-    repository, or MMIXER_TEST_BUILD, a folder for each sanitizer and set of tools. CMake keeps
-    those of its first run."""
+    """The folder where builds stay, so that the next run compiles only what has changed:
+    build/tests of the repository, or MMIXER_TEST_BUILD, a folder for each sanitizer and set of
+    tools. CMake keeps those of its first run."""
     flags = [os.environ.get(name) for name in ("CXX", "CXXFLAGS")]
     tools = repr([sys.executable, shutil.which("ninja", path=SEARCH), *flags])
     digest = hashlib.sha256(tools.encode()).hexdigest()[:8]
@@ -87,7 +87,7 @@ def build_directory(sanitize: str = "") -> Path:
 
 
 def launcher(directory: Path, sanitize: str) -> list[str]:
-    """What a program has to be started with, so that the sanitizer can run here."""
+    """The words before a program's own with which its sanitizer can run here."""
     source, program = directory / "empty.cpp", directory / "empty"
     source.write_text("int main() {}\n")
     compiler = find(*os.environ.get("CXX", "").split()[:1], "c++", "g++", "clang++")

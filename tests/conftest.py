@@ -1,4 +1,4 @@
-"""What every test runs with: one thread, a seed, and Triton's interpreter where there is no GPU."""
+"""The setting of every test: one thread, a seed, and Triton's interpreter where there is no GPU."""
 
 import importlib.util
 import os

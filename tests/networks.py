@@ -9,8 +9,8 @@ from mmixer_kernels.training.extractors import FEATURE_SIZE
 
 
 class TinyResNet(nn.Module):
-    """In a ResNet's place: a convolution, a batch norm with its statistics, features of a ResNet's
-    size and a classifier, under torchvision's names."""
+    """A network in a ResNet's place: a convolution, a batch norm with its statistics, features of a
+    ResNet's size and a classifier, under torchvision's names."""
 
     def __init__(self) -> None:
         super().__init__()
