@@ -24,7 +24,8 @@ class CMakeBuild(build_ext):
 
         source = Path(__file__).parent.resolve()
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
-        # Beside the sources too: `python -m mmixer_kernels.train` in the checkout imports those.
+        # The extension lies beside the sources too, as `python -m mmixer_kernels.train` in the
+        # checkout imports those.
         in_tree = source / "mmixer_kernels"
         build = Path(self.build_temp).resolve()
         configure = [

@@ -20,6 +20,8 @@ import timing
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from mmixer_kernels.command import processors
+
 COMPARISONS = pytest.StashKey[list[report.Comparison]]()
 LOAD = pytest.StashKey[float]()
 """Load average of the last minute before the run: what others do here."""
@@ -57,7 +59,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     """torch's number of threads, which the CPU engine follows."""
     count: int = request.param
-    available = len(os.sched_getaffinity(0))
+    available = processors()
     if count > available:
         pytest.skip(f"{count} threads need {count} processors, here are {available}")
     before = torch.get_num_threads()
@@ -234,8 +236,7 @@ def pytest_terminal_summary(
     if comparisons:
         terminalreporter.section("ratios: our time / the baseline's, below 1 is faster")
         terminalreporter.write_line("of the medians (95 % bootstrap interval); case is TxBxH")
-        processors = len(os.sched_getaffinity(0))
-        load = f"{config.stash[LOAD]:.1f} on {processors} processors"
+        load = f"{config.stash[LOAD]:.1f} on {processors()} processors"
         terminalreporter.write_line(f"load before the run: {load}\n")
         terminalreporter.write_line(report.tables(comparisons))
     if path := _write(config, failed):

@@ -33,7 +33,7 @@
 #include <vector>
 
 #include "../csrc/cuda/launch.h"
-#include "../csrc/cuda/mcu.h"
+#include "../csrc/cuda/engine.h"
 
 namespace mmixer::cuda {
 namespace {
@@ -187,13 +187,13 @@ float widen(uint16_t x, Dtype dtype) {
   return result;
 }
 
-// W_r, W_z and W_h: their terms [parts][gates][H][H], and the sums of these.
+// W_r, W_z and W_h: their terms [terms][3][H][H], and the sums of these.
 struct RandomWeights {
   std::vector<uint16_t> terms;
   std::vector<float> sum;
 
   RandomWeights(const Terms& kind, int H)
-      : terms(size_t(kind.parts) * gates * H * H), sum(size_t(gates) * H * H) {
+      : terms(size_t(kind.parts) * step_gates * H * H), sum(size_t(step_gates) * H * H) {
     const float bound = 1 / std::sqrt(float(H));
     const std::vector<float> x = random_floats(sum.size(), -bound, bound);
     for (size_t i = 0; i < sum.size(); i++) {
@@ -553,22 +553,22 @@ class Operands {
         H_(kernel.H),
         terms_(kernel.terms),
         weights_(terms_, H_),
-        norms_(random_floats(2 * norm_gates * H_, -1, 1)),
+        norms_(random_floats(2 * gates * H_, -1, 1)),
         hx_(random_floats(batch * H_, -1, 1)),
-        inputs_(random_floats(size_t(steps) * gates * batch * H_, -1, 1)),
+        inputs_(random_floats(size_t(steps) * step_gates * batch * H_, -1, 1)),
         weights_there_(weights_.terms.size(), weights_.terms),
         norms_there_(norms_.size(), norms_),
         hx_there_(hx_.size(), hx_),
-        inputs_there_(size_t(steps) * gates * batch * H_, inputs_),
+        inputs_there_(size_t(steps) * step_gates * batch * H_, inputs_),
         states_(size_t(steps) * batch * H_, random_floats(size_t(steps) * batch * H_, -1, 1)),
-        projected_(backward_ ? size_t(steps) * gates * batch * H_ : 1, inputs_),
-        r_std_(size_t(steps) * gates * batch, random_floats(size_t(steps) * 24, 0.5f, 1.5f)),
+        projected_(backward_ ? size_t(steps) * step_gates * batch * H_ : 1, inputs_),
+        r_std_(size_t(steps) * step_gates * batch, random_floats(size_t(steps) * 24, 0.5f, 1.5f)),
         grad_output_(backward_ ? size_t(steps) * batch * H_ : 1, inputs_),
         grad_h_n_(hx_.size(), hx_),
-        grad_gates_(backward_ ? size_t(steps) * gates * batch * H_ : 1),
+        grad_gates_(backward_ ? size_t(steps) * step_gates * batch * H_ : 1),
         grad_f_tilde_(backward_ ? size_t(steps) * batch * H_ : 1),
         grad_hx_(hx_.size()),
-        grad_norm_(size_t(2) * gates * batch * H_) {}
+        grad_norm_(size_t(2) * step_gates * batch * H_) {}
 
   bool are_for(const PersistentKernel& kernel) const {
     return H_ == kernel.H && terms_.parts == kernel.terms.parts && terms_.dtype == kernel.terms.dtype;
@@ -602,10 +602,10 @@ class Operands {
     std::vector<std::pair<Array<float>*, size_t>> outputs;
     const size_t step = size_t(batch) * H_;
     if (backward_)
-      outputs = {{&grad_gates_, steps * gates * step},
+      outputs = {{&grad_gates_, steps * step_gates * step},
                  {&grad_f_tilde_, steps * step},
                  {&grad_hx_, step},
-                 {&grad_norm_, 2 * gates * step}};
+                 {&grad_norm_, 2 * step_gates * step}};
     else
       outputs = {{&states_, steps * step}};
     for (const auto& [array, size] : outputs) array->poison();
@@ -642,24 +642,24 @@ class Operands {
           double square = 0;
           for (int i = 0; i < H_; i++) {
             const float* const row = &weights_.sum[(size_t(which) * H_ + i) * H_];
-            const size_t place = ((size_t(t) * batch + s) * gates + which) * H_ + i;
+            const size_t place = ((size_t(t) * batch + s) * step_gates + which) * H_ + i;
             a[i] = inputs_[place % inputs_.size()];
             for (int k = 0; k < H_; k++) a[i] += double(row[k]) * operand[k];
             square += a[i] * a[i];
           }
           const double scale = 1 / std::sqrt(square / H_ + 1e-5);
           for (int i = 0; i < H_; i++)
-            a[i] = activation(a[i] * scale * norms_[(norm_r + which) * H_ + i] +
-                              norms_[(norm_gates + norm_r + which) * H_ + i]);
+            a[i] = activation(a[i] * scale * norms_[(gate_r + which) * H_ + i] +
+                              norms_[(gates + gate_r + which) * H_ + i]);
           return a;
         };
         const auto sigmoid = [](double x) { return 1 / (1 + std::exp(-x)); };
         const auto tanh = [](double x) { return std::tanh(x); };
         std::vector<double> operand(h, h + H_);
-        const std::vector<double> r = gate(gate_r, operand, sigmoid);
-        const std::vector<double> z = gate(gate_z, operand, sigmoid);
+        const std::vector<double> r = gate(step_r, operand, sigmoid);
+        const std::vector<double> z = gate(step_z, operand, sigmoid);
         for (int i = 0; i < H_; i++) operand[i] *= r[i];
-        const std::vector<double> h_tilde = gate(gate_h, operand, tanh);
+        const std::vector<double> h_tilde = gate(step_h, operand, tanh);
         for (int i = 0; i < H_; i++) h[i] = z[i] * h_tilde[i] + (1 - z[i]) * h[i];
       }
       all.insert(all.end(), state.begin(), state.end());
@@ -744,7 +744,9 @@ int kernels(const std::string& path, const std::string& direction, const Words& 
 
 struct CellOperands {
   const int H, batch;
-  const CellPlan chosen;
+  Problem problem{};
+  Group group{};
+  CellPlan chosen;
   std::deque<Array<uint16_t>> weights;
   Array<float> norms, features, output;
   Array<uint64_t> workspace;
@@ -752,13 +754,13 @@ struct CellOperands {
   CellOperands(int H, int batch)
       : H(H),
         batch(batch),
-        chosen(cell_plan(batch, H, H, H, Dtype::float32, Dtype::bfloat16)),
-        norms(2 * norm_gates * H, random_floats(2 * norm_gates * H, -1, 1)),
+        chosen(planned()),
+        norms(2 * gates * H, random_floats(2 * gates * H, -1, 1)),
         features(size_t(batch) * H, random_floats(size_t(batch) * H, -1, 1)),
         output(size_t(batch) * H),
         workspace(size_t(chosen.workspace) / sizeof(uint64_t) + 1) {
-    for (int gate = 0; gate < norm_gates; gate++) {
-      const size_t size = size_t(H) * H * (gate == norm_s ? 2 : 1);
+    for (int gate = 0; gate < gates; gate++) {
+      const size_t size = size_t(H) * H * (gate == gate_s ? 2 : 1);
       const float bound = 1 / std::sqrt(float(H));
       const std::vector<float> x = random_floats(size, -bound, bound);
       std::vector<uint16_t> rounded(x.size());
@@ -767,19 +769,22 @@ struct CellOperands {
       weights.emplace_back(size, rounded);
     }
     CHECK(cudaMemset(workspace.data(), 0, size_t(chosen.workspace)));
+    group.input = group.context = problem.hx = features.data();
+    for (int gate = 0; gate < gates; gate++) group.weight[gate] = weights[gate].data();
+    group.norm_weight = norms.data(), group.norm_bias = norms.data() + gates * H;
+  }
+
+  CellPlan planned() {
+    problem.batch = batch, problem.hidden = H, problem.eps = 1e-5;
+    problem.weight_dtype = Dtype::bfloat16;
+    problem.hx_stride_sample = H;
+    group.input_stride_sample = group.context_stride_sample = H;
+    group.input_size = group.context_size = H;
+    return cell_plan(problem, group);
   }
 
   void run() const {
-    CellArguments a{};
-    a.input = a.context = a.hx = features.data();
-    a.input_stride = a.context_stride = a.hx_stride = H;
-    for (int gate = 0; gate < norm_gates; gate++) a.weight[gate] = weights[gate].data();
-    a.norm_weight = norms.data(), a.norm_bias = norms.data() + norm_gates * H;
-    a.output = output.data(), a.workspace = workspace.data();
-    a.dtype = a.norm_dtype = Dtype::float32, a.weight_dtype = Dtype::bfloat16;
-    a.B = batch, a.F = a.C = a.H = H;
-    a.team_samples = chosen.team_samples, a.blocks = chosen.blocks, a.eps = 1e-5;
-    cuda::cell(a, nullptr);
+    cuda::cell(problem, group, chosen, output.data(), workspace.data(), nullptr);
   }
 
   std::vector<float> results(const std::string& what) {

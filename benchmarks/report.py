@@ -13,7 +13,7 @@ import torch
 from timing import Ratio
 
 from mmixer_kernels import info, provenance
-from mmixer_kernels.files import replacing
+from mmixer_kernels.atomic import replacing
 
 
 @dataclass

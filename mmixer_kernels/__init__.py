@@ -6,6 +6,7 @@ from .engines import EngineState, engines
 from .modules import FusedMCU, FusedMCUCell
 from .network import MMixer, StreamClassifiers
 from .streaming import CellStream
+from .version import __version__ as __version__
 
 __all__ = [
     "CellStream",
@@ -18,4 +19,3 @@ __all__ = [
     "functional",
     "reference",
 ]
-__version__ = "0.1.0"

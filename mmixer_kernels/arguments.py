@@ -1,4 +1,4 @@
-"""What callers hand over: `nn.GRU`'s layouts brought to `[T, B, ...]` and back, and the checks.
+"""The checks of what callers hand over, and `nn.GRU`'s layouts, brought to `[T, B, ...]` and back.
 
 Every message names the argument, what it is and what it must be.
 """
@@ -33,6 +33,7 @@ class Layout(NamedTuple):
 
     @classmethod
     def of(cls, input: Tensor | PackedSequence, batch_first: bool) -> Layout:
+        """The layout of an input, whose type and dimensions are checked."""
         check_bool("batch_first", batch_first)
         if isinstance(input, PackedSequence):
             if torch.compiler.is_exporting():
@@ -163,12 +164,18 @@ def check_sequence(name: str, value: object, kind: str = "a sequence") -> None:
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """ValueError unless the value is one of the choices."""
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, but is {value!r}")
 
 
 def check_alike(names: str, i: int, tensor: Tensor, first: Tensor) -> None:
-    """What tensors of one call have in common: `tensor` is names[i], `first` is names[0]."""
+    """Raises unless two tensors of a call agree in dtype and device.
+
+    Args:
+        tensor: the operand names[i].
+        first: the operand names[0].
+    """
     if tensor.dtype != first.dtype:
         raise TypeError(
             f"{names} must agree in dtype, but {names}[0] is {first.dtype} and {names}[{i}] "
@@ -207,17 +214,20 @@ def check_like_weight(name: str, tensor: Tensor, weight: Tensor) -> None:
 
 
 def check_sizes(sizes: dict[str, int]) -> None:
+    """ValueError unless each size, under its name, is a positive int."""
     for name, size in sizes.items():
         if type(size) is bool or not isinstance(size, int) or size < 1:
             raise ValueError(f"{name} must be a positive int, but is {size!r}")
 
 
 def check_bool(name: str, value: object) -> None:
+    """TypeError unless the value is True or False."""
     if value is not True and value is not False:
         raise TypeError(f"{name} must be True or False, but is {value!r}")
 
 
 def check_options(mix: str, eps: float) -> None:
+    """ValueError unless both are options of a call."""
     check_choice("mix", mix, MIXES)
     is_number = type(eps) is float or (isinstance(eps, int | float) and type(eps) is not bool)
     if not is_number or not 0 < eps <= sys.float_info.max:
@@ -225,6 +235,7 @@ def check_options(mix: str, eps: float) -> None:
 
 
 def check_dtype(name: str, dtype: object) -> None:
+    """TypeError unless the engines compute with tensors of this dtype."""
     if not isinstance(dtype, torch.dtype) or dtype not in DTYPES:
         raise TypeError(
             f"{name} must be float64, float32, bfloat16 or float16, but is {_name(dtype)}"
@@ -367,7 +378,7 @@ def check_memory(name: str, tensor: Tensor) -> None:
 
 
 def _refuse_matrices(matrices: dict[str, object], group: int | None) -> NoReturn:
-    """Of the matrices whose shapes say what the others must have."""
+    """Raises for the first wrong one of the matrices whose shapes say what the others must have."""
     for name, matrix in matrices.items():
         weight = check_tensor(name_of(name, group), matrix)
         if weight.ndim != 2 or 0 in weight.shape:
@@ -411,7 +422,7 @@ def _check_tensors(
 
 
 def name_of(name: str, group: int | None) -> str:
-    """What `mcu_group` calls an operand of one of its groups."""
+    """The name that the caller knows an operand by; `mcu_group` numbers those of its groups."""
     if group is None or name in ("hx", "lengths"):
         return name
     return f"{name}s[{group}]" if name in ("input", "context") else f"weights[{group}].{name}"

@@ -1,4 +1,4 @@
-"""What `torch.vmap` makes of the ops: a batch of N calls becomes one call.
+"""The rules of `torch.vmap` for the ops: a batch of N calls becomes one call.
 
 The samples of all calls are samples of the one call. Where the calls have weights of their own, or
 want gradients of the weights for each, they are its groups: N calls of G groups are one of G N.
@@ -108,7 +108,7 @@ def backward_of_batched_gradients(
 
 
 class _Info(NamedTuple):
-    """What a rule is told of a vmap."""
+    """The size of a vmap, as its rules are told it."""
 
     batch_size: int
 
@@ -124,7 +124,7 @@ class _Calls(NamedTuple):
     def of(
         cls, info: Any, dims: Sequence[Any], operands: Sequence[Any], need_weights: bool = False
     ) -> _Calls | None:
-        """None where the calls cannot be joined."""
+        """The joined calls; None where they cannot be joined."""
         as_groups = need_weights or any(dim is not None for dim in dims[2])
         if as_groups and dims[4] is not None:
             return None
@@ -153,7 +153,7 @@ class _Calls(NamedTuple):
     def join_list(
         self, tensors: Sequence[Tensor], dims: Sequence[_Dim], samples: int | None
     ) -> list[Tensor]:
-        """As many tensors for each group of the one call; `samples` as in `join`, or None."""
+        """A list of all calls, with as many tensors per group; `samples` as in `join`, or None."""
         if self.as_groups:
             return [
                 tensor if dim is None else tensor.select(dim, call)

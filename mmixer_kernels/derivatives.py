@@ -22,7 +22,7 @@ _FLAT = len(Problem._fields)
 
 
 class Form(NamedTuple):
-    """What a flat call is beside its tensors, which are kept elsewhere."""
+    """A flat call without its tensors, which are kept elsewhere."""
 
     groups: int
     weights: int  # tensors of all sets

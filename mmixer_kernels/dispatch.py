@@ -25,7 +25,7 @@ _functorch = getattr(torch._C, "_functorch", None)
 _interpreters = getattr(_functorch, "get_interpreter_stack", lambda: None)
 _MOST_GUARDS = 16
 _guards: dict[int, list[Any]] = {}
-"""By number of operands; one for each set of dtypes, devices and numbers of dimensions."""
+"""Guards by number of operands, one per set of dtypes, devices and numbers of dimensions."""
 
 
 def is_plain(tensors: Sequence[Tensor]) -> bool:
@@ -86,7 +86,7 @@ def _has_other_keys(tensors: Sequence[Tensor]) -> bool:
 
 @functools.cache
 def _keys(*names: str) -> Any:
-    """Those, and that of views and changes in place."""
+    """The keys of these names, and that of views and changes in place."""
     keys = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
     for name in names:
         keys |= torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, name))

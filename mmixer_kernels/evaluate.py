@@ -9,7 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .training import command, distributed, missing, options, result, run
+from . import command
+from .errors import user_errors
+from .trained import evaluation, missing
+from .trained.restore import Overrides
+from .training import distributed, result
+from .training.options import Precision
 
 PROG = "python -m mmixer_kernels.evaluate"
 
@@ -25,21 +30,21 @@ class EvaluateOptions:
     root: Path | None = None
     """Folder of the data set's files, where it is not the run's."""
     batch_size: int | None = None
-    """Samples a step; when None, the run's. Another one can change a result in its last bits."""
+    """Samples per step; when None, the run's. Another one can change a result in its last bits."""
     workers: int | None = None
     """Processes that load samples; when None, the run's."""
     device: str = "auto"
-    """Where the network runs, as PyTorch names it; auto is the run's, or where that cannot be used
-    here what there is, with a note. Another kind than the run's changes the last bits."""
-    precision: options.Precision | None = None
+    """Device of the network, as PyTorch names it; auto is the run's or, where that cannot be used
+    here, what there is, with a note. Another kind than the run's changes the last bits."""
+    precision: Precision | None = None
     """Autocast of the network's arithmetic; when None, the run's."""
     streams: bool = False
     """Train a classifier on each modality's state of the frozen network (Eq. 15-16) and tell what
-    each stream knows, as in Table 4; written beside the checkpoint, for predict."""
+    each stream knows, as in Table 4; predict reads them beside the checkpoint."""
     missing: bool = False
-    """Tell what is left when one modality is absent (zeros for its inputs), and when white noise of
-    0.5, 1 and 2 times its inputs' standard deviation over the split is added to it; the same noise
-    every time."""
+    """Tell the accuracy that is left when one modality is absent (its inputs are zeros), and when
+    white noise of 0.5, 1 and 2 times its inputs' standard deviation over the split is added to it;
+    the noise is the same every time."""
     output: Path | None = None
     """JSON file to write the report to."""
 
@@ -54,16 +59,12 @@ def _main(arguments: Sequence[str]) -> int:
 
     positional = tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(EvaluateOptions)
     chosen = tyro.cli(positional, prog=PROG, args=list(arguments))
-    report = run.evaluate(
+    report = evaluation.evaluate(
         chosen.checkpoint,
         chosen.split,
-        chosen.root,
-        chosen.batch_size,
-        chosen.workers,
+        Overrides(chosen.root, chosen.batch_size, chosen.workers, chosen.device, chosen.precision),
         chosen.streams,
         chosen.missing,
-        chosen.device,
-        chosen.precision,
     )
     if not distributed.is_first():
         return 0
@@ -73,7 +74,7 @@ def _main(arguments: Sequence[str]) -> int:
     if chosen.missing:
         print(missing.describe(report))
     if chosen.output is not None:
-        with command.user_errors():
+        with user_errors():
             chosen.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return 0
 

@@ -10,7 +10,10 @@ from typing import Literal
 
 import tyro
 
-from .training import command, export, run
+from . import command
+from .errors import UserError
+from .trained import export
+from .trained.restore import Overrides, restore
 
 PROG = "python -m mmixer_kernels.export"
 FORMATS: dict[str, Literal["onnx", "torch"]] = {".onnx": "onnx", ".pt2": "torch"}
@@ -43,12 +46,12 @@ def _main(arguments: Sequence[str]) -> int:
     options = tyro.cli(ExportOptions, prog=PROG, args=list(arguments))
     kind = options.format or FORMATS.get(options.output.suffix)
     if kind is None:
-        raise command.UserError(
+        raise UserError(
             f"--output must end in .onnx or .pt2, but is {options.output}: or choose by --format"
         )
     if options.steps is not None and options.steps < 1:
-        raise command.UserError(f"--steps must be 1 or more, but is {options.steps}")
-    restored = run.restore(options.checkpoint, options.root, device="cpu", samples="shapes")
+        raise UserError(f"--steps must be 1 or more, but is {options.steps}")
+    restored = restore(options.checkpoint, Overrides(options.root, device="cpu"), "shapes")
     written = export.export(restored, options.output, kind, options.steps)
     shapes = ", ".join(
         f"{name} [{', '.join(map(str, shape))}]" for name, shape in written.inputs.items()

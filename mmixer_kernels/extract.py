@@ -7,7 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .training import command, features, options, run
+from . import command
+from .trained import features
+from .trained.restore import Overrides, restore
+from .training import parsing
 
 PROG = "python -m mmixer_kernels.extract"
 
@@ -25,12 +28,12 @@ class FromCheckpoint:
     root: Path | None = None
     """Folder of the data set's files, where it is not the run's."""
     batch_size: int | None = None
-    """Samples a step; when None, the run's."""
+    """Samples per step; when None, the run's."""
     workers: int | None = None
     """Processes that load samples; when None, the run's."""
     device: str = "auto"
-    """Where the network runs, as PyTorch names it; auto is the run's, or where that cannot be used
-    here what there is, with a note."""
+    """Device of the network, as PyTorch names it; auto is the run's or, where that cannot be used
+    here, what there is, with a note."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(arguments: Sequence[str]) -> int:
     if any(argument.partition("=")[0] == "--data" for argument in arguments):
-        chosen = options.parse_extract(arguments, PROG)
+        chosen = parsing.parse_extract(arguments, PROG)
         output = chosen.output
         written = features.of_pretrained(chosen, output)
     else:
@@ -49,9 +52,8 @@ def _main(arguments: Sequence[str]) -> int:
         positional = tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(FromCheckpoint)
         given = tyro.cli(positional, prog=PROG, args=list(arguments))
         output = given.output or given.checkpoint.with_name("features")
-        restored = run.restore(
-            given.checkpoint, given.root, given.batch_size, given.workers, given.device
-        )
+        overrides = Overrides(given.root, given.batch_size, given.workers, given.device)
+        restored = restore(given.checkpoint, overrides)
         written = features.of_checkpoint(restored, output)
     for file in written:
         print(f"{file.path}: {file.samples} samples, up to {file.steps} steps")

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from .command import processors
 from .engines import engines
 from .training.result import versions
 
@@ -45,7 +46,7 @@ def collect() -> dict[str, dict[str, Any]]:
         "threads": {
             "torch": torch.get_num_threads(),
             "torch between operations": torch.get_num_interop_threads(),
-            "processors": os.cpu_count(),
+            "processors": processors(),
         },
         "environment": {
             name: os.environ.get(name, "not set")

@@ -76,7 +76,24 @@ class FusedMCU(MCU):
         hx: Tensor | None = None,
         lengths: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
-        """Encodes a sequence in the light of `context`; see `functional.mcu`."""
+        """Encodes a sequence in the light of `context`.
+
+        Args:
+            input: `[T, B, input_size]`, `[B, T, input_size]` when batch_first,
+                `[T, input_size]` unbatched, or a PackedSequence; in the parameters' dtype, or
+                float32 beside bfloat16 parameters.
+            context: `[B, context_size]`, or `[context_size]` unbatched.
+            hx: initial state `[1, B, H]` (`[1, H]` unbatched), zeros when None.
+            lengths: integers `[B]` in 1..T: past a sample's length the input is not used, the
+                output is 0 and h_n is the sample's own last valid step.
+
+        Returns:
+            output, like input with H features, and h_n `[1, B, H]` (`[1, H]` unbatched).
+
+        Raises:
+            ValueError: a wrong shape, device or length. TypeError: a wrong dtype, or what is no
+            tensor. RuntimeError: the engine asked for cannot run here.
+        """
         return functional.mcu(
             input,
             context,
@@ -95,6 +112,7 @@ class FusedMCU(MCU):
         own out for cuDNN, has this method, so that programs call it on any recurrent layer."""
 
     def extra_repr(self) -> str:
+        """The sizes, and the options that are not at their defaults."""
         text = super().extra_repr()
         if self.engine != "auto":
             text += f", engine={self.engine!r}"
@@ -141,7 +159,21 @@ class FusedMCUCell(MCU):
         self.engine = engine
 
     def forward(self, input: Tensor, context: Tensor, hx: Tensor | None = None) -> Tensor:  # type: ignore[override]
-        """The next state `[B, H]`; see `functional.mcu_cell`."""
+        """One step.
+
+        Args:
+            input: `[B, input_size]`, or `[input_size]` unbatched; in the parameters' dtype, or
+                float32 beside bfloat16 parameters.
+            context: `[B, context_size]`, or `[context_size]` unbatched.
+            hx: `[B, H]` (`[H]` unbatched), zeros when None.
+
+        Returns:
+            The next state `[B, H]` (`[H]` unbatched).
+
+        Raises:
+            ValueError: a wrong shape or device. TypeError: a wrong dtype, or what is no tensor.
+            RuntimeError: the engine asked for cannot run here.
+        """
         return functional.mcu_cell(
             input,
             context,

@@ -53,6 +53,7 @@ class Summarizer(nn.Module):
             self.gru = nn.GRU(size, size, batch_first=True, device=device, dtype=dtype)
 
     def forward(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """The content `[B, D]`; lengths `[B]` leaves out the steps past each sample's own."""
         if self.gru is not None:
             return _last_state(self.gru, features, lengths)
         if lengths is None:
@@ -64,6 +65,7 @@ class Summarizer(nn.Module):
         return torch.where(valid, features, -torch.inf).amax(1)
 
     def extra_repr(self) -> str:
+        """The kind."""
         return self.kind
 
 
@@ -74,7 +76,7 @@ class MMixer(nn.Module):
         feature_sizes: d_f of each modality.
         num_classes: K.
         hidden_size: d_h.
-        unit: "mcu", or Table 2's "gru" and "lstm": one a modality without action content.
+        unit: "mcu", or Table 2's "gru" and "lstm": one per modality without action content.
         summarizer: ASO, "avg", "max" or "gru" (Table 1).
         content: "cross" gives each MCU the other modalities' contents (Eq. 3), "self" its own
             (Table 4's MCU-self).
@@ -277,7 +279,7 @@ class MMixer(nn.Module):
 
 
 class StreamClassifiers(nn.Module):
-    """One classifier a modality on a frozen network's h_T (Eq. 15), for Table 4.
+    """One classifier per modality on a frozen network's h_T (Eq. 15), for Table 4.
 
     Args:
         network: its weights are not trained here and get no gradient (Section 4.3.4).

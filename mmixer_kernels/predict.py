@@ -1,4 +1,4 @@
-"""`python -m mmixer_kernels.predict CHECKPOINT FILES...`: what a network says of samples."""
+"""`python -m mmixer_kernels.predict CHECKPOINT FILES...`: a network's predictions for samples."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from typing import Literal
 
 import tyro
 
-from .training import command, pictures, predictions, run, streams
+from . import command
+from .errors import UserError, user_errors
+from .trained import pictures, predictions, streams
+from .trained.restore import Overrides, Samples, restore
 
 PROG = "python -m mmixer_kernels.predict"
 MOST_DRAWN = 20
-"""Samples in a picture: a PNG file has room for some more, an eye has not."""
+"""Samples per picture: a PNG file has room for some more, an eye has not."""
 
 
 @dataclass(frozen=True)
@@ -26,23 +29,23 @@ class PredictOptions:
     """best.pt or last.pt of a run. The streams' own predictions need the classifiers that
     python -m mmixer_kernels.evaluate CHECKPOINT --streams writes."""
     files: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """Of a network of video, the files and folders of one or more samples: NAME_rgb.avi,
-    NAME_ir.avi, and the depth folder NAME; or folders of NW-UCLA. Of a network of arrays, .npz
-    files as those it was trained on, label may be missing, or folders of such files. Nothing that
-    the network was trained on is needed beside them."""
+    """Files and folders of one or more samples. A network of video takes NAME_rgb.avi,
+    NAME_ir.avi and the depth folder NAME, or folders of NW-UCLA. A network of arrays takes .npz
+    files as those it was trained on, where label may be missing, or folders of such files. Nothing
+    that the network was trained on is needed beside them."""
     index: tuple[int, ...] = ()
-    """Instead of files: samples of the data set by their places in --split, from 0."""
+    """Samples of the data set by their places in --split, from 0, instead of files."""
     split: Literal["test", "validation", "train"] = "test"
-    """Where --index counts."""
+    """Split that --index counts in."""
     top: int = 5
-    """Classes to show of each stream."""
+    """Classes to show for each stream."""
     output: Path = Path("predictions.png")
     """PNG file to draw in, the first 20 samples where there are more."""
     root: Path | None = None
     """Folder of the data set's files for --index, where it is not the run's."""
     device: str = "auto"
-    """Where the network runs, as PyTorch names it; auto is the run's, or where that cannot be used
-    here what there is, with a note."""
+    """Device of the network, as PyTorch names it; auto is the run's or, where that cannot be used
+    here, what there is, with a note."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,18 +56,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(arguments: Sequence[str]) -> int:
     options = tyro.cli(PredictOptions, prog=PROG, args=list(arguments))
     if bool(options.files) == bool(options.index):
-        raise command.UserError("give the files of a sample or more, or --index")
+        raise UserError("give the files of a sample or more, or --index")
     if options.top < 1:
-        raise command.UserError(f"--top must be 1 or more, but is {options.top}")
+        raise UserError(f"--top must be 1 or more, but is {options.top}")
     path = options.checkpoint
-    samples: run.Samples = "none" if options.files else "all"
-    restored = run.restore(path, options.root, device=options.device, samples=samples)
+    samples: Samples = "none" if options.files else "all"
+    restored = restore(path, Overrides(options.root, device=options.device), samples)
     if options.files:
         found = predictions.of_files(restored, path, options.files)
     else:
         found = predictions.of_split(restored, path, options.split, options.index)
     print(predictions.describe(found, restored.data.classes, options.top))
-    with command.user_errors():
+    with user_errors():
         pictures.write(options.output, found[:MOST_DRAWN], restored.data, options.top)
     drawn = "" if len(found) <= MOST_DRAWN else f"the first {MOST_DRAWN} of {len(found)} are "
     print(f"\n{drawn}drawn in {options.output}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -10,9 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from . import command
 from .data import DATA, convert
 from .data.video import VideoOptions
-from .training import command, loop
+from .errors import user_errors
+from .stop import Interrupted
 
 PROG = "python -m mmixer_kernels.prepare"
 VIDEO = tuple(name for name, options in DATA.items() if issubclass(options, VideoOptions))
@@ -31,22 +32,22 @@ class PrepareOptions:
     root: Path | None = None
     """Folder of the raw files."""
     modalities: tuple[Literal["rgb", "depth", "ir"], ...] | None = None
-    """What to convert; training may choose fewer. When None, the data set's default."""
+    """Modalities to convert; training may choose fewer. When None, the data set's default."""
     depth: Literal["masked", "full"] | None = None
     """NTU's depth of the bodies alone (the default), or with the background."""
     stride: int = 8
-    """Every so manieth frame of a clip is converted; the default is the paper's. Training must
-    sample in the same way."""
+    """Keep every n-th frame of a clip; the default is the paper's. Training must sample in the same
+    way."""
     frames: int | None = None
-    """Convert so many frames, evenly spaced, of each clip instead."""
+    """Keep this many frames of each clip instead, evenly spaced."""
     size: int = 256
     """Pixels of the frames' shorter side; training with --image-size 224 needs 256."""
     quality: int = 95
-    """Of the JPEGs of RGB and IR, 1 to 100; depth is kept exactly."""
+    """Quality of the JPEGs of RGB and IR, 1 to 100; depth is kept exactly."""
     samples_per_shard: int = 256
-    """Samples in a file, the unit that is made anew after a stop."""
-    workers: int = field(default_factory=lambda: _processors())
-    """Processes; they change no byte of the result."""
+    """Samples per file, the unit that is made anew after a stop."""
+    workers: int = field(default_factory=command.processors)
+    """Number of processes; it changes no byte of the result."""
     allow_missing: bool = False
     """Finish even though samples are missing or damaged. They are reported, and training asks for
     the same option where they are the test set's."""
@@ -78,10 +79,10 @@ def _main(arguments: Sequence[str]) -> int:
 
     options = tyro.cli(PrepareOptions, prog=PROG, args=list(arguments))
     try:
-        with command.user_errors():
+        with user_errors():
             options.check()
             return _verify(options) if options.verify else _convert(options)
-    except loop.Interrupted as interruption:
+    except Interrupted as interruption:
         again = shlex.join([*PROG.split(), *arguments])
         print(f"stopped by {interruption}; go on with: {again}", file=sys.stderr)
         return 128 + interruption.number
@@ -149,12 +150,6 @@ def _verify(options: PrepareOptions) -> int:
         return 1
     print(f"{options.output}: {samples:,} samples are as they were written")
     return 0
-
-
-def _processors() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ GATES = ("f", "g", "s", "r", "z", "h")
 """The rows of `norm_weight` and `norm_bias`."""
 
 Keep = Literal["nothing", "states", "gates"]
-"""What a forward leaves for its backward: with "states", backward computes the gates again."""
+"""The part of a forward that is kept for its backward, which computes the gates again from the
+states."""
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -53,6 +54,7 @@ class Weights(NamedTuple):
 
     @property
     def hidden_size(self) -> int:
+        """H."""
         return self.weight_r.shape[0]
 
     def map(self, function: Callable[[Any], Any]) -> Weights:
@@ -109,6 +111,7 @@ class Problem(NamedTuple):
 
     @property
     def compute_dtype(self) -> torch.dtype:
+        """The dtype of statistics, gates and states."""
         return compute_dtype(self.inputs[0].dtype)
 
     @property

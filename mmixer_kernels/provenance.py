@@ -1,4 +1,4 @@
-"""Where a result comes from: the commit of the code and the processor."""
+"""The origin of a result: the commit of the code and the processor."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 
 def commit() -> str:
     """The commit of the checkout that this package is used from, with "-dirty" where files differ
-    from it; of an installed copy, "unknown" and why.
+    from it, or "unknown" and why in an installed copy.
 
-    A copy without git's own files has it in the environment variable MMIXER_COMMIT.
+    The environment variable MMIXER_COMMIT gives it to a copy without git's own files.
     """
     if given := os.environ.get("MMIXER_COMMIT"):
         return given
@@ -27,7 +27,7 @@ def commit() -> str:
 
 
 def processor() -> str:
-    """The model name that Linux gives, or "unknown"."""
+    """The processor's model name as Linux gives it, or "unknown"."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

@@ -1,4 +1,4 @@
-"""The MCU in plain PyTorch, one line an equation of Lee et al., "Modality Mixer for
+"""The MCU in plain PyTorch, one line per equation of Lee et al., "Modality Mixer for
 Multi-modal Action Recognition": the truth that every engine is tested against.
 
 `mcu` is the forward, `mcu_backward` its hand-derived gradient (the map of the native
@@ -366,13 +366,14 @@ class MCU(nn.Module):
         return layout.restore(output.squeeze(0), h_n)
 
     def __prepare_scriptable__(self) -> NoReturn:
-        """What `torch.jit.script` asks for."""
+        """Raises the TypeError that `torch.jit.script`, which asks for this, ends with."""
         raise TypeError(
             f"{type(self).__name__} cannot be scripted: use torch.jit.trace, torch.export or "
             "torch.compile"
         )
 
     def extra_repr(self) -> str:
+        """The sizes, and the options that are not at their defaults."""
         text = f"{self.input_size}, {self.context_size}, {self.hidden_size}"
         defaults = {"layer_norm": True, "mix": "gated", "batch_first": False, "eps": 1e-5}
         for name, default in defaults.items():

@@ -6,7 +6,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from .training import command, distributed, loop, options, result, run
+from . import command
+from .stop import Interrupted
+from .training import distributed, parsing, result, run
 
 PROG = "python -m mmixer_kernels.train"
 
@@ -17,8 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: Sequence[str]) -> int:
-    with distributed.one_voice():
-        chosen = options.parse(arguments, PROG)
+    with distributed.silence_other_ranks():
+        chosen = parsing.parse(arguments, PROG)
         if chosen.run.check is not None:
             found = run.check(chosen)
             print(found)
@@ -26,7 +28,7 @@ def _main(arguments: Sequence[str]) -> int:
     output = chosen.output
     try:
         report = run.train(chosen)
-    except loop.Interrupted as interruption:
+    except Interrupted as interruption:
         again = f"{PROG} --output {output} --resume"
         if distributed.is_first():
             print(f"stopped by {interruption}; go on with: {again}", file=sys.stderr)

@@ -9,9 +9,9 @@ from typing import Literal
 
 import torch
 
-from . import tuning
+from . import command, tuning
 from .engines import triton_tuning
-from .training import command
+from .errors import user_errors
 
 PROG = "python -m mmixer_kernels.tune"
 
@@ -23,15 +23,15 @@ class TuneOptions:
     without it they run with a fixed default, and nothing is tuned by itself."""
 
     hidden_size: int = 512
-    """H of the units that are to be fast."""
+    """H, the hidden size of the units that are to be fast."""
     dtype: Literal["bfloat16", "float16", "float32", "float64"] = "bfloat16"
-    """Of the features and weights."""
+    """Dtype of the features and weights."""
     batch_size: int = 8
     """Samples of the measured call."""
     steps: int = 16
     """Time steps of the measured call."""
     weight_sets: int = 2
-    """Units in one call: M-Mixer's modalities."""
+    """Units per call: M-Mixer's modalities."""
     device: str = "cuda"
     """The GPU, as PyTorch names it."""
 
@@ -45,7 +45,7 @@ def _main(arguments: Sequence[str]) -> int:
     import tyro
 
     options = tyro.cli(TuneOptions, prog=PROG, args=list(arguments))
-    with command.user_errors(RuntimeError):
+    with user_errors(RuntimeError):
         trials = tuning.tune_unit(
             options.hidden_size,
             getattr(torch, options.dtype),

@@ -1,206 +1,227 @@
 #include "cuda.h"
 
-#include <pybind11/stl.h>
-
-#include <array>
-#include <cstdint>
-#include <stdexcept>
 #include <tuple>
-#include <type_traits>
 
-#include "../csrc/cuda/mcu.h"
+#include "../csrc/cuda/engine.h"
+#include "problem.h"
 
 namespace py = pybind11;
+using namespace mmixer;
 using namespace mmixer::cuda;
 
 namespace {
 
-using Address = std::uintptr_t;
+struct PlanCall : Variant {
+  int hidden;
+  bool backward;
+};
 
-void* pointer(Address address) { return reinterpret_cast<void*>(address); }
+template <class Arguments>
+struct Recurrence : Variant {
+  int teams;
+  fields::Held<Arguments> arguments;
+  void* stream;
+};
 
-// A field as an attribute: pointers as addresses, enumerations as their numbers.
-template <class Arguments, class Owner, class Field>
-void attribute(py::class_<Arguments>& type, const char* name, Field Owner::*field) {
-  if constexpr (std::is_pointer_v<Field>) {
-    type.def_property(
-        name, [field](const Arguments& a) { return reinterpret_cast<Address>(a.*field); },
-        [field](Arguments& a, Address x) { a.*field = static_cast<Field>(pointer(x)); });
-  } else if constexpr (std::is_enum_v<Field>) {
-    type.def_property(
-        name, [field](const Arguments& a) { return static_cast<int>(a.*field); },
-        [field](Arguments& a, int x) { a.*field = static_cast<Field>(x); });
-  } else if constexpr (std::is_same_v<Field, Strides>) {
-    type.def_property(
-        name,
-        [field](const Arguments& a) {
-          const Strides& s = a.*field;
-          return std::make_tuple(s.group, s.step, s.sample);
-        },
-        [field](Arguments& a, std::tuple<int64_t, int64_t, int64_t> x) {
-          a.*field = {std::get<0>(x), std::get<1>(x), std::get<2>(x)};
-        });
-  } else {
-    type.def_readwrite(name, field);
-  }
+struct CellPlanCall : Problem, Group {};
+
+struct CellCall : Problem, Group {
+  int team_samples, blocks;
+  void *next_state, *workspace, *stream;
+};
+
+std::tuple<int, int, int64_t, std::string> plan_call(const PlanCall& call) {
+  const Plan p = plan(call, call.hidden, call.backward);
+  return {p.H, p.teams, p.packets, p.refusal};
 }
 
-// Types are local to their module, as the tests load a second one beside mmixer_kernels._native.
-#define ATTRIBUTE(name) attribute(type, #name, &Type::name)
-
-void bind_recurrence(py::module_& m) {
-  {
-    using Type = ForwardArguments;
-    py::class_<Type> type(m, "ForwardArguments", py::module_local());
-    type.def(py::init([] { return Type{}; }));
-    ATTRIBUTE(weights), ATTRIBUTE(input_gates), ATTRIBUTE(norms), ATTRIBUTE(hx);
-    ATTRIBUTE(lengths), ATTRIBUTE(states), ATTRIBUTE(packets), ATTRIBUTE(eps);
-    ATTRIBUTE(G), ATTRIBUTE(T), ATTRIBUTE(B), ATTRIBUTE(H);
-  }
-  {
-    using Type = BackwardArguments;
-    py::class_<Type> type(m, "BackwardArguments", py::module_local());
-    type.def(py::init([] { return Type{}; }));
-    ATTRIBUTE(weights), ATTRIBUTE(x_hat), ATTRIBUTE(projected), ATTRIBUTE(r_std);
-    ATTRIBUTE(norms), ATTRIBUTE(states), ATTRIBUTE(hx), ATTRIBUTE(lengths);
-    ATTRIBUTE(grad_output), ATTRIBUTE(grad_output_stride), ATTRIBUTE(grad_output_dtype);
-    ATTRIBUTE(grad_h_n), ATTRIBUTE(grad_gates), ATTRIBUTE(grad_gates_dtype);
-    ATTRIBUTE(grad_f_tilde), ATTRIBUTE(grad_hx), ATTRIBUTE(grad_norm), ATTRIBUTE(packets);
-    ATTRIBUTE(G), ATTRIBUTE(T), ATTRIBUTE(B), ATTRIBUTE(H);
-  }
+void forward_call(const Recurrence<ForwardArguments>& call) {
+  forward(call, call.teams, *call.arguments.value, call.stream);
 }
 
-void bind_prepare(py::module_& m) {
-  using Type = PrepareArguments;
-  py::class_<Type> type(m, "PrepareArguments", py::module_local());
-  type.def(py::init([] { return Type{}; }));
-  type.def("set_weights", [](Type& a, int local, Address r, Address z, Address h,
-                             Address norm_weight, Address norm_bias) {
-    if (local < 0 || local >= most_weight_sets) throw std::out_of_range("weight set");
-    a.set[local] = {{pointer(r), pointer(z), pointer(h)}, pointer(norm_weight), pointer(norm_bias)};
+void backward_call(const Recurrence<BackwardArguments>& call) {
+  backward(call, call.teams, *call.arguments.value, call.stream);
+}
+
+std::tuple<int, int, int64_t, std::string> cell_plan_call(const CellPlanCall& call) {
+  const CellPlan p = cell_plan(call, call);
+  return {p.team_samples, p.blocks, p.workspace, p.refusal};
+}
+
+void cell_call(const CellCall& call) {
+  const CellPlan plan{call.team_samples, call.blocks, 0, ""};
+  cell(call, call, plan, call.next_state, call.workspace, call.stream);
+}
+
+}  // namespace
+
+namespace fields {
+
+template <>
+struct Names<Path> {
+  static constexpr const char* of[] = {"cluster", "cooperative", "wide"};
+};
+
+#define FIELD(name) .field(#name, &Struct::name)
+#define OPTIONAL(name) .field(#name, &Struct::name, true)
+#define SIZES FIELD(G) FIELD(T) FIELD(B) FIELD(H)
+#define VARIANT FIELD(path) FIELD(samples) FIELD(terms) FIELD(term_dtype)
+
+template <>
+Table<PlanCall> describe() {
+  using Struct = PlanCall;
+  return Table<Struct>("plan") VARIANT FIELD(hidden) FIELD(backward);
+}
+
+template <>
+Table<Recurrence<ForwardArguments>> describe() {
+  using Struct = Recurrence<ForwardArguments>;
+  return Table<Struct>("forward") VARIANT FIELD(teams) FIELD(arguments) FIELD(stream);
+}
+
+template <>
+Table<Recurrence<BackwardArguments>> describe() {
+  using Struct = Recurrence<BackwardArguments>;
+  return Table<Struct>("backward") VARIANT FIELD(teams) FIELD(arguments) FIELD(stream);
+}
+
+template <>
+Table<CellPlanCall> describe() {
+  using Struct = CellPlanCall;
+  return Table<Struct>("cell_plan") FIELD(batch) FIELD(input_size) FIELD(context_size)
+      FIELD(hidden) FIELD(dtype) FIELD(weight_dtype);
+}
+
+template <>
+Table<CellCall> describe() {
+  using Struct = CellCall;
+  Table<Struct> table("cell");
+  return add_step(table) FIELD(team_samples) FIELD(blocks) FIELD(next_state) FIELD(workspace)
+      FIELD(stream);
+}
+
+template <>
+Table<WeightSet> describe() {
+  Table<WeightSet> table("WeightSet");
+  return add_weights(table);
+}
+
+template <>
+Table<PrepareArguments> describe() {
+  using Struct = PrepareArguments;
+  return Table<Struct>("PrepareArguments")
+      .list<&Struct::set, &Struct::count>("sets") FIELD(first) FIELD(weight_dtype)
+      FIELD(norm_dtype) FIELD(remove_mean) FIELD(transposed) FIELD(matrices) FIELD(matrices_dtype)
+      FIELD(split_weights) FIELD(term_dtype) FIELD(norms) FIELD(G) FIELD(H) FIELD(Hp)
+      FIELD(terms);
+}
+
+template <>
+Table<ForwardArguments> describe() {
+  using Struct = ForwardArguments;
+  return Table<Struct>("ForwardArguments") SIZES FIELD(norms) FIELD(hx) FIELD(lengths) FIELD(eps)
+      FIELD(weights) FIELD(input_gates) FIELD(states) FIELD(packets);
+}
+
+// In the order of G, T and B.
+#define GRAD_OUTPUT                                                                       \
+  FIELD(grad_output) FIELD(grad_output_dtype)                                             \
+  .field("grad_output_stride_group", &Struct::grad_output_stride, &Strides::group)        \
+  .field("grad_output_stride_step", &Struct::grad_output_stride, &Strides::step)          \
+  .field("grad_output_stride_sample", &Struct::grad_output_stride, &Strides::sample)
+
+template <>
+Table<BackwardArguments> describe() {
+  using Struct = BackwardArguments;
+  return Table<Struct>("BackwardArguments") SIZES FIELD(norms) FIELD(hx) FIELD(lengths)
+      FIELD(states) FIELD(x_hat) FIELD(r_std) GRAD_OUTPUT FIELD(grad_gates) FIELD(grad_f_tilde)
+      FIELD(grad_norm) FIELD(grad_h_n) FIELD(grad_hx) FIELD(weights) FIELD(projected)
+      FIELD(packets) FIELD(grad_gates_dtype);
+}
+
+#define ROWS FIELD(G) FIELD(rows) FIELD(H) FIELD(blocks) FIELD(norms) FIELD(eps)
+
+template <>
+Table<NormTanhArguments> describe() {
+  using Struct = NormTanhArguments;
+  return Table<Struct>("NormTanhArguments") ROWS FIELD(a) FIELD(y) FIELD(y_dtype) FIELD(gate);
+}
+
+template <>
+Table<NormTanhBackwardArguments> describe() {
+  using Struct = NormTanhBackwardArguments;
+  return Table<Struct>("NormTanhBackwardArguments") ROWS FIELD(a) FIELD(gate) FIELD(grad_y)
+      FIELD(grad_y_more) FIELD(grad_a) FIELD(grad_a_dtype) FIELD(grad_norm);
+}
+
+template <>
+Table<MixArguments> describe() {
+  using Struct = MixArguments;
+  return Table<Struct>("MixArguments") ROWS FIELD(samples) FIELD(a) FIELD(context) FIELD(f_bar)
+      FIELD(g_bar) FIELD(dtype) FIELD(mix) OPTIONAL(f_tilde) OPTIONAL(grad_f_tilde)
+      OPTIONAL(grad_a) OPTIONAL(grad_f_bar) OPTIONAL(grad_g_bar) OPTIONAL(grad_norm);
+}
+
+template <>
+Table<GateArguments> describe() {
+  using Struct = GateArguments;
+  return Table<Struct>("GateArguments") SIZES FIELD(norms) FIELD(hx) FIELD(lengths) FIELD(steps)
+      FIELD(states) FIELD(dtype) FIELD(eps) FIELD(input_gates) FIELD(state_gates) FIELD(r_h)
+      OPTIONAL(first_step) OPTIONAL(candidate) OPTIONAL(operand) OPTIONAL(f_tilde)
+      OPTIONAL(x_hat) OPTIONAL(x_hat_operand) OPTIONAL(r_std) OPTIONAL(f_tilde_h)
+      OPTIONAL(f_tilde_r_h);
+}
+
+template <>
+Table<GateBackwardArguments> describe() {
+  using Struct = GateBackwardArguments;
+  return Table<Struct>("GateBackwardArguments") SIZES FIELD(norms) FIELD(hx) FIELD(lengths)
+      FIELD(states) FIELD(x_hat) FIELD(r_std) GRAD_OUTPUT FIELD(grad_gates) FIELD(grad_f_tilde)
+      FIELD(grad_norm) FIELD(dtype) FIELD(carry) FIELD(grad_h) FIELD(step) OPTIONAL(grad_r_h)
+      OPTIONAL(grad_sum);
+}
+
+}  // namespace fields
+
+namespace {
+
+// m.NAME(arguments, stream)
+template <class Arguments>
+void add_kernel(py::module_& m, const char* name, void (*call)(const Arguments&, void*)) {
+  m.def(name, [call](const fields::Filled<Arguments>& arguments, std::uintptr_t stream) {
+    call(fields::complete(arguments), reinterpret_cast<void*>(stream));
   });
-  ATTRIBUTE(weight_dtype), ATTRIBUTE(norm_dtype), ATTRIBUTE(matrices_dtype), ATTRIBUTE(terms_dtype);
-  ATTRIBUTE(remove_mean), ATTRIBUTE(transposed);
-  ATTRIBUTE(matrices), ATTRIBUTE(terms), ATTRIBUTE(norms);
-  ATTRIBUTE(first), ATTRIBUTE(count);
-  ATTRIBUTE(G), ATTRIBUTE(H), ATTRIBUTE(Hp), ATTRIBUTE(parts);
-}
-
-template <class Type>
-py::class_<Type> bind_rows(py::module_& m, const char* name) {
-  py::class_<Type> type(m, name, py::module_local());
-  type.def(py::init([] { return Type{}; }));
-  ATTRIBUTE(G), ATTRIBUTE(rows), ATTRIBUTE(H), ATTRIBUTE(blocks);
-  ATTRIBUTE(a), ATTRIBUTE(norms), ATTRIBUTE(eps);
-  return type;
-}
-
-void bind_prologue(py::module_& m) {
-  {
-    using Type = NormTanhArguments;
-    auto type = bind_rows<Type>(m, "NormTanhArguments");
-    ATTRIBUTE(y), ATTRIBUTE(y_dtype), ATTRIBUTE(gate);
-  }
-  {
-    using Type = NormTanhBackwardArguments;
-    auto type = bind_rows<Type>(m, "NormTanhBackwardArguments");
-    ATTRIBUTE(grad_y), ATTRIBUTE(grad_y_more), ATTRIBUTE(grad_a), ATTRIBUTE(grad_a_dtype);
-    ATTRIBUTE(grad_norm), ATTRIBUTE(gate);
-  }
-  {
-    using Type = MixArguments;
-    auto type = bind_rows<Type>(m, "MixArguments");
-    ATTRIBUTE(samples), ATTRIBUTE(context), ATTRIBUTE(f_bar), ATTRIBUTE(g_bar);
-    ATTRIBUTE(dtype), ATTRIBUTE(concat), ATTRIBUTE(f_tilde), ATTRIBUTE(grad_f_tilde);
-    ATTRIBUTE(grad_a), ATTRIBUTE(grad_f_bar), ATTRIBUTE(grad_g_bar), ATTRIBUTE(grad_norm);
-  }
-}
-
-void bind_gates(py::module_& m) {
-  {
-    using Type = GateArguments;
-    py::class_<Type> type(m, "GateArguments", py::module_local());
-    type.def(py::init([] { return Type{}; }));
-    ATTRIBUTE(G), ATTRIBUTE(T), ATTRIBUTE(B), ATTRIBUTE(H), ATTRIBUTE(first_step);
-    ATTRIBUTE(steps), ATTRIBUTE(input_gates), ATTRIBUTE(state_gates), ATTRIBUTE(candidate);
-    ATTRIBUTE(f_tilde), ATTRIBUTE(norms), ATTRIBUTE(states), ATTRIBUTE(hx), ATTRIBUTE(lengths);
-    ATTRIBUTE(dtype), ATTRIBUTE(eps), ATTRIBUTE(r_h), ATTRIBUTE(operand), ATTRIBUTE(x_hat);
-    ATTRIBUTE(r_std), ATTRIBUTE(x_hat_operand), ATTRIBUTE(f_tilde_h), ATTRIBUTE(f_tilde_r_h);
-  }
-  {
-    using Type = GateBackwardArguments;
-    py::class_<Type> type(m, "GateBackwardArguments", py::module_local());
-    type.def(py::init([] { return Type{}; }));
-    ATTRIBUTE(G), ATTRIBUTE(T), ATTRIBUTE(B), ATTRIBUTE(H), ATTRIBUTE(step);
-    ATTRIBUTE(x_hat), ATTRIBUTE(r_std), ATTRIBUTE(norms), ATTRIBUTE(states), ATTRIBUTE(hx);
-    ATTRIBUTE(lengths), ATTRIBUTE(grad_output), ATTRIBUTE(grad_output_stride);
-    ATTRIBUTE(grad_output_dtype), ATTRIBUTE(dtype), ATTRIBUTE(grad_r_h), ATTRIBUTE(grad_sum);
-    ATTRIBUTE(carry), ATTRIBUTE(grad_h), ATTRIBUTE(grad_gates), ATTRIBUTE(grad_f_tilde);
-    ATTRIBUTE(grad_norm);
-  }
-}
-
-void bind_cell(py::module_& m) {
-  using Type = CellArguments;
-  py::class_<Type> type(m, "CellArguments", py::module_local());
-  type.def(py::init([] { return Type{}; }));
-  type.def("set_weights", [](Type& a, const std::array<Address, norm_gates>& weights) {
-    for (int gate = 0; gate < norm_gates; gate++) a.weight[gate] = pointer(weights[gate]);
-  });
-  ATTRIBUTE(input), ATTRIBUTE(context), ATTRIBUTE(hx), ATTRIBUTE(input_stride);
-  ATTRIBUTE(context_stride), ATTRIBUTE(hx_stride), ATTRIBUTE(norm_weight), ATTRIBUTE(norm_bias);
-  ATTRIBUTE(output), ATTRIBUTE(workspace), ATTRIBUTE(dtype), ATTRIBUTE(weight_dtype);
-  ATTRIBUTE(norm_dtype), ATTRIBUTE(B), ATTRIBUTE(F), ATTRIBUTE(C), ATTRIBUTE(H);
-  ATTRIBUTE(team_samples), ATTRIBUTE(blocks), ATTRIBUTE(concat), ATTRIBUTE(eps);
-}
-
-#undef ATTRIBUTE
-
-template <auto call, class Arguments>
-void bind_call(py::module_& m, const char* name) {
-  m.def(name, [](const Arguments& a, Address stream) { call(a, pointer(stream)); });
-}
-
-Variant variant(int path, int samples, int parts, int terms) {
-  return {static_cast<Path>(path), samples, parts, static_cast<Dtype>(terms)};
 }
 
 }  // namespace
 
 void bind_cuda(py::module_& m) {
-  bind_recurrence(m);
-  bind_prepare(m);
-  bind_prologue(m);
-  bind_gates(m);
-  bind_cell(m);
+  fields::add_struct<WeightSet>(m);
+  fields::add_struct<PrepareArguments>(m);
+  fields::add_struct<ForwardArguments>(m);
+  fields::add_struct<BackwardArguments>(m);
+  fields::add_struct<NormTanhArguments>(m);
+  fields::add_struct<NormTanhBackwardArguments>(m);
+  fields::add_struct<MixArguments>(m);
+  fields::add_struct<GateArguments>(m);
+  fields::add_struct<GateBackwardArguments>(m);
+  fields::add_call<plan_call>(m);
+  fields::add_call<forward_call>(m);
+  fields::add_call<backward_call>(m);
+  fields::add_call<cell_plan_call>(m);
+  fields::add_call<cell_call>(m);
+  add_kernel(m, "prepare", prepare);
+  add_kernel(m, "norm_tanh", norm_tanh);
+  add_kernel(m, "norm_tanh_backward", norm_tanh_backward);
+  add_kernel<MixArguments>(m, "mix", mix);
+  add_kernel(m, "mix_backward", mix_backward);
+  add_kernel(m, "reset_gate", reset_gate);
+  add_kernel(m, "update_gate", update_gate);
+  add_kernel(m, "update_gate_backward", update_gate_backward);
+  add_kernel(m, "reset_gate_backward", reset_gate_backward);
   m.attr("most_weight_sets") = most_weight_sets;
-  m.def("plan", [](int path, int samples, int parts, int terms, int H, bool is_backward) {
-    const Plan p = plan(variant(path, samples, parts, terms), H, is_backward);
-    return std::make_tuple(p.H, p.teams, p.packets, p.refusal);
-  });
   m.def("refusal", [] { return refusal(); });
-  m.def("forward", [](int path, int samples, int parts, int terms, int teams,
-                      const ForwardArguments& a, Address stream) {
-    forward(variant(path, samples, parts, terms), teams, a, pointer(stream));
+  m.def("stream_number", [](std::uintptr_t stream) {
+    return stream_number(reinterpret_cast<void*>(stream));
   });
-  m.def("backward", [](int path, int samples, int parts, int terms, int teams,
-                       const BackwardArguments& a, Address stream) {
-    backward(variant(path, samples, parts, terms), teams, a, pointer(stream));
-  });
-  m.def("cell_plan", [](int B, int F, int C, int H, int dtype, int weight_dtype) {
-    const CellPlan p =
-        cell_plan(B, F, C, H, static_cast<Dtype>(dtype), static_cast<Dtype>(weight_dtype));
-    return std::make_tuple(p.team_samples, p.blocks, p.workspace, p.refusal);
-  });
-  m.def("stream_number", [](Address stream) { return stream_number(pointer(stream)); });
-  m.def("cell", [](const CellArguments& a, Address stream) { cell(a, pointer(stream)); });
-  m.def("prepare", [](const PrepareArguments& a, Address stream) { prepare(a, pointer(stream)); });
-  bind_call<norm_tanh, NormTanhArguments>(m, "norm_tanh");
-  bind_call<norm_tanh_backward, NormTanhBackwardArguments>(m, "norm_tanh_backward");
-  bind_call<mix, MixArguments>(m, "mix");
-  bind_call<mix_backward, MixArguments>(m, "mix_backward");
-  bind_call<reset_gate, GateArguments>(m, "reset_gate");
-  bind_call<update_gate, GateArguments>(m, "update_gate");
-  bind_call<update_gate_backward, GateBackwardArguments>(m, "update_gate_backward");
-  bind_call<reset_gate_backward, GateBackwardArguments>(m, "reset_gate_backward");
 }

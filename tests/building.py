@@ -16,11 +16,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SEARCH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-"""The folders of programs: this Python's first, as a virtual environment need not be active."""
+"""The search path of programs: beside this Python first, as its environment need not be active."""
 
 
 def find(*programs: str) -> str:
-    """The path of the first that there is; skips the test where there is none."""
+    """The path of the first program that there is; skips the test where there is none."""
     for program in programs:
         if found := shutil.which(program, path=SEARCH):
             return found
@@ -76,9 +76,9 @@ def _pybind11() -> list[str]:
 
 
 def build_directory(sanitize: str = "") -> Path:
-    """The folder where builds stay, so that the next run compiles only what has changed:
-    build/tests of the repository, or MMIXER_TEST_BUILD, a folder for each sanitizer and set of
-    tools. CMake keeps those of its first run."""
+    """The folder where a build stays, so that the next run compiles only what has changed. It lies
+    in the repository's build/tests, or in MMIXER_TEST_BUILD. Each sanitizer and set of tools has a
+    folder of its own, as CMake keeps the tools of its first run."""
     flags = [os.environ.get(name) for name in ("CXX", "CXXFLAGS")]
     tools = repr([sys.executable, shutil.which("ninja", path=SEARCH), *flags])
     digest = hashlib.sha256(tools.encode()).hexdigest()[:8]
@@ -87,7 +87,7 @@ def build_directory(sanitize: str = "") -> Path:
 
 
 def launcher(directory: Path, sanitize: str) -> list[str]:
-    """The words before a program's own with which its sanitizer can run here."""
+    """The words in front of a program with which the sanitizer can run here."""
     source, program = directory / "empty.cpp", directory / "empty"
     source.write_text("int main() {}\n")
     compiler = find(*os.environ.get("CXX", "").split()[:1], "c++", "g++", "clang++")

@@ -1,4 +1,4 @@
-"""The setting of every test: one thread, a seed, and Triton's interpreter where there is no GPU."""
+"""The surroundings of every test: one thread, a seed, and Triton's interpreter without a GPU."""
 
 import importlib.util
 import os

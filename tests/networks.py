@@ -9,7 +9,7 @@ from mmixer_kernels.training.extractors import FEATURE_SIZE
 
 
 class TinyResNet(nn.Module):
-    """A network in a ResNet's place: a convolution, a batch norm with its statistics, features of a
+    """A stand-in for a ResNet: a convolution, a batch norm with its statistics, features of a
     ResNet's size and a classifier, under torchvision's names."""
 
     def __init__(self) -> None:
@@ -23,6 +23,6 @@ class TinyResNet(nn.Module):
 
 
 def shrink_resnets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchvision's get_model gives a TinyResNet, whatever it is asked for."""
+    """Makes torchvision's get_model give a TinyResNet, whatever it is asked for."""
     torchvision = pytest.importorskip("torchvision")
     monkeypatch.setattr(torchvision.models, "get_model", lambda name, **options: TinyResNet())

@@ -14,7 +14,7 @@ from torch import Tensor
 from mmixer_kernels import export, onnx, train
 from mmixer_kernels.data import SyntheticOptions
 from mmixer_kernels.problem import Problem
-from mmixer_kernels.training import run
+from mmixer_kernels.trained.restore import restore
 
 SHAPES = {"rgb": (3, 8, 8), "depth": (1, 8, 8)}
 TINY = [
@@ -60,7 +60,7 @@ def exported(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_any_batch_and_time_give_the_networks_logits(
     finished: Path, exported: Path, name: str, loaded: Any
 ) -> None:
-    network = run.restore(finished).model
+    network = restore(finished).model
     for count, steps in ((1, 1), (4, 7), (2, 3)):
         inputs = batch(count, steps)
         with torch.no_grad():
@@ -96,7 +96,7 @@ def test_recurrent_units_of_pytorch_need_a_number_of_steps(
     assert "rgb [batch, 5, 3, 8, 8]" in capsys.readouterr().out
     inputs = batch(3, 5)
     with torch.no_grad():
-        expected = run.restore(tmp_path / "best.pt").model(inputs)
+        expected = restore(tmp_path / "best.pt").model(inputs)
     torch.testing.assert_close(run_onnx(path, inputs), expected)
 
 

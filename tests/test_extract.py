@@ -14,7 +14,8 @@ from networks import TinyResNet, shrink_resnets
 
 from mmixer_kernels import extract, train
 from mmixer_kernels.data import DATA, ArraysOptions, Data, Sample, Split
-from mmixer_kernels.training import checkpoint, run
+from mmixer_kernels.trained.restore import restore
+from mmixer_kernels.training import checkpoint
 
 MODALITIES = ("rgb", "depth")
 
@@ -119,7 +120,7 @@ def test_a_checkpoint_gives_its_own_trained_features(weights: Path, tmp_path: Pa
     assert train.main([str(argument) for argument in (*arguments, *small)]) == 0
     weights_now = checkpoint.load(tmp_path / "run" / "best.pt")["model"]
     assert command(tmp_path / "run" / "best.pt", "--batch-size", 2) == 0
-    network = run.restore(tmp_path / "run" / "best.pt").model.extractors[1].network  # type: ignore[union-attr]
+    network = restore(tmp_path / "run" / "best.pt").model.extractors[1].network  # type: ignore[union-attr]
     key = "conv1.weight"
     assert torch.equal(network.state_dict()[key], weights_now[f"extractors.1.network.{key}"])
     assert not torch.equal(network.state_dict()[key], torch.load(weights)[key])
@@ -167,7 +168,7 @@ def test_mistakes_end_in_one_line(
 def test_a_failure_leaves_nothing_that_looks_complete(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mmixer_kernels.data.clips import DamagedFile
+    from mmixer_kernels.errors import DamagedFile
 
     def damaged(self: FrameSplit, index: int) -> Sample:
         if len(self) == 5 and index == 3:

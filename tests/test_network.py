@@ -97,7 +97,7 @@ def test_one_call_of_the_engine(monkeypatch):
 
     calls = []
     forward = cpu._native.forward
-    monkeypatch.setattr(cpu._native, "forward", lambda *a: (calls.append(1), forward(*a))[1])
+    monkeypatch.setattr(cpu._native, "forward", lambda **a: (calls.append(1), forward(**a))[1])
     MMixer((6, 5, 4), 10, hidden_size=8)(features((6, 5, 4)))
     assert len(calls) == 1
 
@@ -165,9 +165,9 @@ def test_three_modalities_are_one_native_call(monkeypatch: pytest.MonkeyPatch) -
     native = cpu._native
 
     def counted(name: str) -> Callable[..., object]:
-        def call(*arguments: Any) -> object:
+        def call(**arguments: Any) -> object:
             calls.append(name)
-            return getattr(native, name)(*arguments)
+            return getattr(native, name)(**arguments)
 
         return call
 

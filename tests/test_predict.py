@@ -13,7 +13,9 @@ from networks import shrink_resnets
 
 from mmixer_kernels import evaluate, predict, train
 from mmixer_kernels.data import collate
-from mmixer_kernels.training import checkpoint, predictions, run, streams
+from mmixer_kernels.trained import predictions, streams
+from mmixer_kernels.trained.restore import restore
+from mmixer_kernels.training import checkpoint
 
 VIDEO = [
     *("--data", "ntu60", "--image-size", "32", "--model.weights", "none", "--epochs", "1"),
@@ -61,7 +63,7 @@ def test_streams_are_shown_when_their_classifiers_are_there(
     assert command(*arguments) == 0
     text = capsys.readouterr().out
     assert "--streams first" not in text
-    restored = run.restore(finished)
+    restored = restore(finished)
     classes = restored.data.classes
     sample = restored.data.test[3]
     heads = streams.load_heads(restored.model, finished)
@@ -87,7 +89,7 @@ def test_files_give_what_the_data_set_gives(
     assert train.main([*VIDEO, "--root", str(root), "--output", str(output)]) == 0
     path = output / "best.pt"
     name = "S001C001P003R001A002"
-    restored = run.restore(path)
+    restored = restore(path)
     index = [clip.name for clip in restored.data.test.clips].index(name)  # type: ignore[attr-defined]
     (expected,) = predictions.of_split(restored, path, "test", [index])
     moved = root.rename(tmp_path / "elsewhere")
@@ -96,7 +98,7 @@ def test_files_give_what_the_data_set_gives(
     assert command(path, *files, "--output", tmp_path / "p.png") == 0
     text = capsys.readouterr().out
     assert text.startswith(f"{name}, true class eat meal")
-    without_data = run.restore(path, samples="none")
+    without_data = restore(path, samples="none")
     (found,) = predictions.of_files(without_data, path, files)
     assert (found.name, found.label) == (name, expected.label)
     for stream, confidences in expected.confidences.items():
@@ -127,7 +129,7 @@ def test_new_arrays_need_neither_the_training_file_nor_labels(
     arguments = ["--data", "arrays", "--root", str(root), "--output", str(output), *tiny, *form]
     assert train.main(arguments) == 0
     path = output / "best.pt"
-    restored = run.restore(path)
+    restored = restore(path)
     expected = predictions.of_split(restored, path, "test", range(25))
     (root / "train.npz").unlink()
     (root / "test.npz").unlink()
@@ -140,7 +142,7 @@ def test_new_arrays_need_neither_the_training_file_nor_labels(
         assert text.startswith(f"{root / 'new.npz'} 0\n")
         assert "true class" not in text
         assert "the first 2 of 25 are drawn in" in text
-    found = predictions.of_files(run.restore(path, samples="none"), path, [root])
+    found = predictions.of_files(restore(path, samples="none"), path, [root])
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.label is None
         assert torch.equal(ours.confidences["a+b"], theirs.confidences["a+b"])

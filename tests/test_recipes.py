@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from mmixer_kernels.training import options
+from mmixer_kernels.training import parsing
 
 PAPER = {
     "ntu60-rgb-depth": ("ntu60", ("rgb", "depth"), "resnet18"),
@@ -13,12 +13,12 @@ PAPER = {
 
 
 def test_the_package_has_a_recipe_for_each_of_the_papers_results() -> None:
-    assert set(options.recipes()) == set(PAPER)
+    assert set(parsing.recipes()) == set(PAPER)
 
 
 @pytest.mark.parametrize("name", PAPER)
 def test_recipes_are_the_papers(name: str) -> None:
-    chosen = options.parse(["--config", name], "train")
+    chosen = parsing.parse(["--config", name], "train")
     data, modalities, extractor = PAPER[name]
     assert chosen.run.data == data
     assert tuple(chosen.data.modalities) == modalities

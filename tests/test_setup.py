@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,22 @@ def test_a_second_install_does_not_look_for_the_first_ones_tools(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert (temporary / "build.ninja").is_file()
+
+
+def test_a_source_archive_has_all_that_the_extension_is_built_of(tmp_path):
+    metadata = ("egg_info", "--egg-base", str(tmp_path))
+    subprocess.run(
+        [sys.executable, "setup.py", *metadata, "sdist", "--dist-dir", str(tmp_path)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as opened:
+        packed = {name.partition("/")[2] for name in opened.getnames()}
+    wanted = [ROOT / "CMakeLists.txt", ROOT / "benchmarks" / "gpu_probe.cu"]
+    wanted += [path for folder in ("csrc", "python") for path in (ROOT / folder).rglob("*.*")]
+    assert {str(path.relative_to(ROOT)) for path in wanted} <= packed
 
 
 _NOT_INSTALLED = """

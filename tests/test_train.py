@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from mmixer_kernels import train
-from mmixer_kernels.training import checkpoint, loop, options
-from mmixer_kernels.training.run import evaluate
+from mmixer_kernels.trained.evaluation import evaluate
+from mmixer_kernels.training import checkpoint, loop, parsing
 
 TINY = [
     *("--frames", "4", "--frame-size", "8", "--samples", "16", "--evaluation-samples", "16"),
@@ -107,9 +107,9 @@ def test_the_last_epoch_can_be_the_one_that_is_tested(tmp_path: Path) -> None:
     assert (result["checkpoint"], result["epoch"]) == ("last.pt", 2)
     assert best["epoch"] == 1
     assert result["validation"]["loss"] == last["history"][1]["validation_loss"]
-    report = evaluate(tmp_path / "last.pt", "test", None, None, None)
+    report = evaluate(tmp_path / "last.pt", "test")
     assert (report["loss"], report["confusion"]) == (result["loss"], result["confusion"])
-    assert report["loss"] != evaluate(tmp_path / "best.pt", "test", None, None, None)["loss"]
+    assert report["loss"] != evaluate(tmp_path / "best.pt", "test")["loss"]
 
 
 def test_a_run_is_not_overwritten(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -172,9 +172,9 @@ def test_resume_takes_another_device_of_the_same_kind(
 def test_auto_is_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     for there, expected in ((True, "cuda"), (False, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
-        chosen = options.parse([], "train")
+        chosen = parsing.parse([], "train")
         assert (chosen.run.device, chosen.config()["device"]) == (expected, expected)
-        assert options.parse_extract(["--data", "ntu60"], "extract").run.device == expected
+        assert parsing.parse_extract(["--data", "ntu60"], "extract").run.device == expected
 
 
 def test_a_constant_schedule_may_grow(finished: Path, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@
 #include <optional>
 
 #include "gemm.h"
-#include "mcu.h"
 #include "rows.h"
 #include "team.h"
 
@@ -52,14 +51,14 @@ struct Saved {
   Table<T> x_hat[gates], h;
   Table<T> r_std[gates];
 
-  // All of it in one arena; of a call that computes the gates again, the states alone.
-  Saved(T* memory, const Problem<T>& p) : arena_(memory) {
-    h = Table<T>(arena_, p.groups, p.steps * p.batch, p.hidden);
-    if (!p.recompute) take_gates(arena_, p);
+  // What Problem::keep says, in one arena.
+  Saved(T* memory, const Problem& p) : arena_(memory) {
+    if (p.keep != Keep::nothing) h = Table<T>(arena_, p.groups, p.steps * p.batch, p.hidden);
+    if (p.keep == Keep::gates) take_gates(arena_, p);
   }
-  void take_gates(Arena<T>& arena, const Problem<T>& p) {
+  void take_gates(Arena<T>& arena, const Problem& p) {
     for (int gate = 0; gate < gates; gate++) {
-      const int64_t rows = gate == G ? p.batch : p.steps * p.batch;
+      const int64_t rows = gate == gate_g ? p.batch : p.steps * p.batch;
       x_hat[gate] = Table<T>(arena, p.groups, rows, p.hidden);
       r_std[gate] = Table<T>(arena, p.groups, 1, rows);
     }
@@ -69,15 +68,16 @@ struct Saved {
   // Zeros where no row was written and in the padding, so that equal calls leave equal bits.
   void clear_rest(const Member& member, int64_t groups, int64_t rows, int64_t hidden) const {
     const auto clear = [&](const Table<T>& table, int64_t used, int64_t size) {
-      for (int64_t i = member.begin(groups * table.rows); i < member.end(groups * table.rows); i++) {
+      for (int64_t i = member.begin(groups * table.rows); i < member.end(groups * table.rows);
+           i++) {
         T* row = table(i / table.rows, i % table.rows);
         std::fill(i % table.rows < used ? row + size : row, row + table.width, T(0));
       }
     };
     clear(h, rows, hidden);
     for (int gate = 0; gate < gates; gate++) {
-      clear(x_hat[gate], gate == G ? x_hat[gate].rows : rows, hidden);
-      clear(r_std[gate], 1, gate == G ? x_hat[gate].rows : rows);
+      clear(x_hat[gate], gate == gate_g ? x_hat[gate].rows : rows, hidden);
+      clear(r_std[gate], 1, gate == gate_g ? x_hat[gate].rows : rows);
     }
   }
 
@@ -85,11 +85,11 @@ struct Saved {
   Arena<T> arena_;
 };
 
-// Calls body with an operand's address in the type that it is stored in.
+// Calls body with an operand's address in the type in which it is stored.
 template <class T, class Body>
-void with_stored(bool is_bfloat16, const void* operand, Body body) {
+void with_stored(Dtype dtype, const void* operand, Body body) {
   if constexpr (sizeof(T) == sizeof(float))
-    if (is_bfloat16) return body(static_cast<const bfloat16*>(operand));
+    if (dtype == Dtype::bfloat16) return body(static_cast<const bfloat16*>(operand));
   body(static_cast<const T*>(operand));
 }
 
@@ -99,7 +99,7 @@ struct Norms {
   Table<T> scale, shift;
   bool enabled;
 
-  Norms(Arena<T>& arena, const Problem<T>& p)
+  Norms(Arena<T>& arena, const Problem& p)
       : scale(arena, p.groups, gates, p.hidden),
         shift(arena, p.groups, gates, p.hidden),
         enabled(p.group && p.group[0].norm_weight) {}
@@ -108,13 +108,13 @@ struct Norms {
     return {scale(group, gate), shift(group, gate), enabled};
   }
 
-  void fill(const Member& member, const Problem<T>& p) const {
+  void fill(const Member& member, const Problem& p) const {
     for (int64_t i = member.begin(p.groups * gates); i < member.end(p.groups * gates); i++) {
       const int64_t g = i / gates, gate = i % gates;
       if (enabled) {
         const int64_t first = gate * p.hidden;
         const auto widen = [&](const void* norm, T* target) {
-          with_stored<T>(p.bfloat16_norms, norm, [&](const auto* values) {
+          with_stored<T>(p.norm_dtype, norm, [&](const auto* values) {
             for (int64_t j = 0; j < p.hidden; j += lanes<T>)
               store(target + j, load(values + first + j, p.hidden - j));
           });
@@ -134,7 +134,7 @@ template <class T>
 class Panels {
  public:
   Panels() = default;
-  Panels(Arena<T>& arena, const Problem<T>& p, int64_t K, int64_t N)
+  Panels(Arena<T>& arena, const Problem& p, int64_t K, int64_t N)
       : table_(arena, p.groups, 1, panels_size<T>(K, N)) {}
 
   T* operator()(int64_t group) const { return table_.data ? table_(group, 0) : nullptr; }
@@ -143,8 +143,7 @@ class Panels {
   Table<T> table_;
 };
 
-template <class T>
-int64_t widest_input(const Problem<T>& p) {
+inline int64_t widest_input(const Problem& p) {
   int64_t widest = 0;
   for (int64_t g = 0; g < p.groups; g++) widest = std::max(widest, p.group[g].input_size);
   return widest;
@@ -155,16 +154,16 @@ struct ForwardBuffers {
   Arena<T> arena;
   Norms<T> norms;
   Panels<T> weight_f, weight_s, weight_r, weight_z, weight_h;  // none for a single step
-  Table<T> f_tilde;             // f_bar, then f_tilde, of every row
-  Table<T> g_bar, s_g;          // of every rank; s_g = W_s's context half times g_bar
-  Table<T> h, u, v, z;          // of every rank: state, f_tilde + h, r h + f_tilde, update gate
-  Table<T> x_hat[gates];        // kept, or scratch: of every row for f and s, of every rank else
-  Table<T> r_std[gates];        // where x_hat is kept
+  Table<T> f_tilde;                                            // f_bar, then f_tilde, of every row
+  Table<T> g_bar, s_g;    // of every rank; s_g = W_s's context half times g_bar
+  Table<T> h, u, v, z;    // of every rank: state, f_tilde + h, r h + f_tilde, update gate
+  Table<T> x_hat[gates];  // kept, or scratch: of every row for f and s, of every rank else
+  Table<T> r_std[gates];  // where x_hat is kept
   bool keep;
 
   // x_hat and r_std are kept where `saved` has room for them.
-  ForwardBuffers(Arena<T> memory, const Problem<T>& p, const Saved<T>* saved)
-      : arena(memory), norms(arena, p), keep(saved && saved->x_hat[F].rows) {
+  ForwardBuffers(Arena<T> memory, const Problem& p, const Saved<T>& saved)
+      : arena(memory), norms(arena, p), keep(saved.x_hat[gate_f].rows > 0) {
     const int64_t all = p.steps * p.batch;
     if (p.steps > 1) {
       weight_f = Panels<T>(arena, p, widest_input(p), p.hidden);
@@ -176,18 +175,19 @@ struct ForwardBuffers {
       *table = Table<T>(arena, p.groups, p.batch, p.hidden);
     if (keep) {
       for (int gate = 0; gate < gates; gate++) {
-        x_hat[gate] = saved->x_hat[gate];
-        r_std[gate] = saved->r_std[gate];
+        x_hat[gate] = saved.x_hat[gate];
+        r_std[gate] = saved.r_std[gate];
       }
     } else {
-      x_hat[F] = x_hat[S] = Table<T>(arena, p.groups, all, p.hidden);
-      for (Gate gate : {G, R, Z, H}) x_hat[gate] = Table<T>(arena, p.groups, p.batch, p.hidden);
+      x_hat[gate_f] = x_hat[gate_s] = Table<T>(arena, p.groups, all, p.hidden);
+      for (Gate gate : {gate_g, gate_r, gate_z, gate_h})
+        x_hat[gate] = Table<T>(arena, p.groups, p.batch, p.hidden);
     }
   }
 
-  // Of the pre-activations of a row.
-  Statistics<T> statistics(Gate gate, int64_t g, int64_t row, const Problem<T>& p) const {
-    const Statistics<T> found(norms.enabled, x_hat[gate](g, row), p.hidden, p.eps);
+  // LayerNorm's statistics of a row of pre-activations.
+  Statistics<T> statistics(Gate gate, int64_t g, int64_t row, const Problem& p) const {
+    const Statistics<T> found(norms.enabled, x_hat[gate](g, row), p.hidden, T(p.eps));
     if (keep) r_std[gate](g, 0)[row] = found.r_std;
     return found;
   }
@@ -201,15 +201,15 @@ struct BackwardBuffers {
   Arena<T> arena;
   Norms<T> norms;
   Panels<T> weight_f, weight_g, weight_sf, weight_sg, weight_r, weight_z, weight_h;
-  Table<T> f_tilde;                    // of every row
-  Table<T> da_r, da_z, da_h, da_s;     // of every row
-  Table<T> df;                         // of every row: df_tilde, df_bar, then da_f
-  Table<T> dg, da_s_sum;               // of every rank: dg_bar, then da_g; sum over t of da_s
-  Table<T> g_bar, h_0, dh, r, dv, du;  // of every rank
-  Table<T> norm_grad;                  // of every rank: 6 gates x (scale, shift)
+  Table<T> f_tilde;                     // of every row
+  Table<T> da_r, da_z, da_h, da_s;      // of every row
+  Table<T> df;                          // of every row: df_tilde, df_bar, then da_f
+  Table<T> dg, da_s_sum;                // of every rank: dg_bar, then da_g; sum over t of da_s
+  Table<T> g_bar, h_0, dh, r, dv, du;   // of every rank
+  Table<T> norm_grad;                   // of every rank: 6 gates x (scale, shift)
   T *left = nullptr, *right = nullptr;  // packed operands of a weight gradient
 
-  BackwardBuffers(Arena<T> memory, const Problem<T>& p, bool need_weights)
+  BackwardBuffers(Arena<T> memory, const Problem& p, bool need_weights)
       : arena(memory), norms(arena, p) {
     const int64_t all = p.steps * p.batch, input = widest_input(p);
     int64_t context = 0;
@@ -241,12 +241,12 @@ struct BackwardMemory {
   std::optional<ForwardBuffers<T>> again;  // where the gates are computed again
   std::optional<BackwardBuffers<T>> buffers;
 
-  BackwardMemory(T* saved_memory, T* workspace, const Problem<T>& p, bool need_weights)
+  BackwardMemory(T* saved_memory, T* workspace, const Problem& p, bool need_weights)
       : saved(saved_memory, p) {
     Arena<T> arena(workspace);
-    if (p.recompute) {
+    if (p.keep == Keep::states) {
       saved.take_gates(arena, p);
-      again.emplace(arena, p, &saved);
+      again.emplace(arena, p, saved);
       arena = again->arena;
     }
     buffers.emplace(arena, p, need_weights);

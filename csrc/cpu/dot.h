@@ -1,8 +1,8 @@
 // C = A W^T without packing, for weights that a call uses once: a single step, and the context.
 //
-// Both operands are read along k, as PyTorch stores them: W passes once, from where it lies. A member
-// owns a range of rows of A, or of columns of C where there are few rows. Bound: the bandwidth of W
-// up to four rows, FMA throughput above.
+// Both operands are read along k, as PyTorch stores them: W passes once, from where it lies. A
+// member owns a range of rows of A, or of columns of C where there are few rows. Bound: the
+// bandwidth of W up to four rows, FMA throughput above.
 //
 // Each element of C is summed in an order that depends on K alone, lane by lane and then across
 // lanes: not on tiles, threads or the number of rows. (It is another order than gemm.h's.)
@@ -126,8 +126,7 @@ __attribute__((noinline)) void dot_tile(const T* const* a, const Stored* w, int6
 template <class T, int MR, int NR, class Stored>
 inline void dot_tiles(const T* const* a, const Stored* w, int64_t w_stride, int64_t K, T* const* c,
                       int64_t n, int64_t n_end) {
-  for (; n + NR <= n_end; n += NR)
-    dot_tile<T, MR, NR>(a, w + n * w_stride, w_stride, K, c, n);
+  for (; n + NR <= n_end; n += NR) dot_tile<T, MR, NR>(a, w + n * w_stride, w_stride, K, c, n);
   if constexpr (NR > 1)
     if (n < n_end) dot_tiles<T, MR, NR / 2>(a, w, w_stride, K, c, n, n_end);
 }

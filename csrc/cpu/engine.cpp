@@ -1,74 +1,127 @@
-// Compiled once for each instruction set, with -DMMIXER_ISA=<name> and that set's flags.
 #include "engine.h"
 
-#include <algorithm>
+#include <atomic>
+#include <stdexcept>
+#include <vector>
 
-#include "backward.h"
-#include "limits.h"
+#include "instruction_set.h"
 
-namespace mmixer::cpu::MMIXER_ISA {
+namespace mmixer::cpu {
 namespace {
 
-// Threads worth their barriers: at least 32 k multiplications each in a step's product.
-template <class T>
-int team_size(const Problem<T>& p) {
-  const int64_t work = p.groups * p.batch * p.hidden * p.hidden;
-  return int(std::clamp<int64_t>(work / 32768, 1, p.threads));
+struct InstructionSet {
+  std::string name;
+  const Engines* engines;
+};
+
+// Those that this build has and this processor supports, the best first.
+const std::vector<InstructionSet>& available() {
+  static const std::vector<InstructionSet> sets = [] {
+    std::vector<InstructionSet> found;
+#ifdef MMIXER_X86
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw"))
+      found.push_back({"avx512", &avx512::engines});
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+      found.push_back({"avx2", &avx2::engines});
+#endif
+    found.push_back({"baseline", &baseline::engines});
+    return found;
+  }();
+  return sets;
 }
 
-template <class T>
-int64_t saved_size(const Problem<T>& p) {
-  return Saved<T>(nullptr, p).size();
+std::atomic<const InstructionSet*>& current() {
+  static std::atomic<const InstructionSet*> set = &available().front();
+  return set;
 }
 
-template <class T>
-int64_t forward_workspace_size(const Problem<T>& p, bool save) {
-  const Saved<T> saved(nullptr, p);
-  return ForwardBuffers<T>(Arena<T>(nullptr), p, save ? &saved : nullptr).arena.used();
+void require(bool condition, const char* message) {
+  if (!condition) throw std::invalid_argument(message);
 }
 
-template <class T>
-int64_t backward_workspace_size(const Problem<T>& p, bool need_weights) {
-  return BackwardMemory<T>(nullptr, nullptr, p, need_weights).size();
+// The engine of a problem's dtype.
+const Engine& engine(const Problem& p) {
+  require(p.groups > 0 && p.steps > 0 && p.batch > 0 && p.hidden > 0,
+          "groups, steps, batch and hidden must be positive");
+  require(p.dtype == Dtype::float32 || p.dtype == Dtype::float64,
+          "dtype must be float32 or float64");
+  for (const Dtype stored : {p.weight_dtype, p.norm_dtype})
+    require(stored == p.dtype || (stored == Dtype::bfloat16 && p.dtype == Dtype::float32),
+            "weight_dtype and norm_dtype must be dtype, or bfloat16 where that is float32");
+  const Engines& engines = *current().load()->engines;
+  return p.dtype == Dtype::float64 ? engines.of_double : engines.of_float;
 }
 
-template <class T>
-void forward(const Problem<T>& p, const Schedule& schedule, T* output, T* h_n, T* saved_memory,
-             T* workspace) {
-  const Saved<T> tables(saved_memory, p);
-  const Saved<T>* saved = saved_memory ? &tables : nullptr;
-  const ForwardBuffers<T> buffers(Arena<T>(workspace), p, saved);
-  auto body = [&](Member& member) {
-    forward_team(member, p, schedule, buffers, saved, output, h_n);
-  };
-  run_team(team_size(p), body);
+// The same, of a problem with its groups.
+const Engine& engine_with_groups(const Problem& p) {
+  const Engine& found = engine(p);
+  for (int64_t g = 0; g < p.groups; g++)
+    require(p.group[g].input_size > 0 && p.group[g].context_size > 0,
+            "input_size and context_size must be positive");
+  return found;
 }
 
-template <class T>
-void backward(const Problem<T>& p, const Schedule& schedule, Rows<T> grad_output, Rows<T> grad_h_n,
-              const T* saved_memory, const GroupGradient<T>* gradient, T* grad_hx, T* workspace) {
-  const BackwardMemory<T> memory(const_cast<T*>(saved_memory), workspace, p,
-                                 gradient[0].weight_f != nullptr);
-  const Backward<T> call{p,
-                         schedule,
-                         memory.saved,
-                         *memory.buffers,
-                         p.recompute ? &*memory.again : nullptr,
-                         grad_output,
-                         grad_h_n,
-                         gradient,
-                         grad_hx,
-                         p.hidden};
-  auto body = [&](Member& member) { backward_team(member, call); };
-  run_team(team_size(p), body);
+Problem single_step(Problem p) {
+  p.groups = p.steps = 1;
+  p.keep = Keep::nothing;
+  p.hx_stride_group = 0;
+  p.lengths = nullptr;
+  return p;
 }
-
-template <class T>
-constexpr Engine<T> engine{saved_size<T>, forward_workspace_size<T>, backward_workspace_size<T>,
-                           forward<T>, backward<T>};
 
 }  // namespace
 
-const Engines engines{engine<float>, engine<double>, multiply_add, read};
+int64_t saved_size(const Problem& p) { return engine_with_groups(p).saved_size(p); }
 
-}  // namespace mmixer::cpu::MMIXER_ISA
+int64_t forward_workspace_size(const Problem& p) {
+  return engine_with_groups(p).forward_workspace_size(p);
+}
+
+int64_t backward_workspace_size(const Problem& p, bool need_weights) {
+  return engine_with_groups(p).backward_workspace_size(p, need_weights);
+}
+
+void forward(const Problem& p, void* output, void* h_n, void* saved, void* workspace) {
+  engine_with_groups(p).forward(p, Schedule(p.steps, p.batch, p.lengths), output, h_n, saved,
+                                workspace);
+}
+
+void backward(const Problem& p, const Cotangents& cotangents, const void* saved,
+              const GroupGradient* gradient, void* grad_hx, void* workspace) {
+  engine_with_groups(p).backward(p, Schedule(p.steps, p.batch, p.lengths), cotangents, saved,
+                                 gradient, grad_hx, workspace);
+}
+
+int64_t step_workspace_size(Dtype dtype, int64_t batch, int64_t hidden) {
+  Problem p{};
+  p.batch = batch, p.hidden = hidden;
+  p.dtype = p.weight_dtype = p.norm_dtype = dtype;
+  p = single_step(p);
+  return engine(p).forward_workspace_size(p);  // which reads no group where there is one step
+}
+
+void step(Problem problem, const Group& group, void* next_state, void* workspace) {
+  Problem p = single_step(problem);
+  p.group = &group;
+  forward(p, next_state, next_state, nullptr, workspace);  // output and h_n are the same values
+}
+
+std::vector<std::string> instruction_sets() {
+  std::vector<std::string> names;
+  for (const InstructionSet& set : available()) names.push_back(set.name);
+  return names;
+}
+
+std::string instruction_set() { return current().load()->name; }
+
+bool use_instruction_set(const std::string& name) {
+  for (const InstructionSet& set : available())
+    if (set.name == name) {
+      current() = &set;
+      return true;
+    }
+  return false;
+}
+
+}  // namespace mmixer::cpu

@@ -1,38 +1,42 @@
-// One instruction set's engine, as a table of functions: what engine.cpp makes and mcu.cpp picks.
+// The CPU engine: G weight sets over their sequences, forward and backward, on plain pointers.
+// Every buffer is the caller's; nothing is kept between calls.
+//
+// Problem::dtype, in which everything is computed, is float32 or float64. Matrices and norms have
+// the same dtype, or, where it is float32, bfloat16, which is widened as it is read. Anything else
+// is a std::invalid_argument.
 #pragma once
 
-#include "mcu.h"
-#include "schedule.h"
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "../problem.h"
 
 namespace mmixer::cpu {
 
-template <class T>
-struct Engine {
-  int64_t (*saved_size)(const Problem<T>&);
-  int64_t (*forward_workspace_size)(const Problem<T>&, bool save);
-  int64_t (*backward_workspace_size)(const Problem<T>&, bool need_weights);
-  void (*forward)(const Problem<T>&, const Schedule&, T* output, T* h_n, T* saved, T* workspace);
-  void (*backward)(const Problem<T>&, const Schedule&, Rows<T> grad_output, Rows<T> grad_h_n,
-                   const T* saved, const GroupGradient<T>*, T* grad_hx, T* workspace);
-};
+// The elements of Problem::dtype that forward saves for backward, and that each needs as scratch
+// memory.
+int64_t saved_size(const Problem& problem);
+int64_t forward_workspace_size(const Problem& problem);
+int64_t backward_workspace_size(const Problem& problem, bool need_weights);
 
-struct Engines {
-  Engine<float> of_float;
-  Engine<double> of_double;
-  int64_t (*multiply_add)(int64_t rounds);
-  void (*read)(const float* memory, int64_t size, int64_t rounds);
-};
+// output [G, T, B, H] and h_n [G, B, H], contiguous. saved: null where Problem::keep is nothing.
+void forward(const Problem& problem, void* output, void* h_n, void* saved, void* workspace);
 
-namespace baseline {
-extern const Engines engines;
-}
-#ifdef MMIXER_X86
-namespace avx2 {
-extern const Engines engines;
-}
-namespace avx512 {
-extern const Engines engines;
-}
-#endif
+// gradient [G]; grad_hx [G, B, H], contiguous.
+void backward(const Problem& problem, const Cotangents& cotangents, const void* saved,
+              const GroupGradient* gradient, void* grad_hx, void* workspace);
+
+// One step of one weight set without gradients: forward with T = 1, of whose Problem batch, hidden,
+// mix, eps, threads, the dtypes, hx and hx_stride_sample are read. next_state [B, H], contiguous.
+int64_t step_workspace_size(Dtype dtype, int64_t batch, int64_t hidden);
+void step(Problem problem, const Group& group, void* next_state, void* workspace);
+
+// Of "avx512", "avx2" and "baseline" those that this build and this processor have, the best first.
+std::vector<std::string> instruction_sets();
+// The one in use: the best, unless a test has asked for another.
+std::string instruction_set();
+// False where there is no such set. Not to be called beside a running call.
+bool use_instruction_set(const std::string& name);
 
 }  // namespace mmixer::cpu

@@ -1,12 +1,11 @@
 // Forward: projections and mix of all steps at once, then the recurrence.
 //
-// A step of the recurrence has two matrix products, W_r and W_z, then W_h, and a pass over rows after
-// each. A team shares columns of W and rows, and meets four times a step. Where there are many
-// samples or groups, each thread takes samples of its own instead and meets nobody. Bound: FMA
+// A step of the recurrence has two matrix products, W_r and W_z, then W_h, and a pass over rows
+// after each. A team shares columns of W and rows, and meets four times a step. Where there are
+// many samples or groups, each thread takes samples of its own instead and meets nobody. Bound: FMA
 // throughput from 8 rows on, the bandwidth of the weights (3 H^2 values a step) below.
 #pragma once
 
-#include <chrono>
 #include <vector>
 
 #include "buffers.h"
@@ -27,8 +26,8 @@ struct Slice {
 
 // Calls body(slice, rank) for the member's share of the slices' samples that are active at step t.
 template <class Body>
-void each_active(const Member& member, const Slice* slices, int64_t count,
-                 const Schedule& schedule, int64_t t, Body body) {
+void each_active(const Member& member, const Slice* slices, int64_t count, const Schedule& schedule,
+                 int64_t t, Body body) {
   int64_t total = 0, first = 0;
   for (int64_t i = 0; i < count; i++) total += slices[i].active(schedule, t);
   const int64_t begin = member.begin(total), end = member.end(total);
@@ -40,10 +39,10 @@ void each_active(const Member& member, const Slice* slices, int64_t count,
   }
 }
 
-// Runs recurrence(member, slices, count) over all groups and samples: blocks of samples of their own
-// for the members where that keeps all of them busy, otherwise everything for the team.
-template <class T, class Recurrence>
-void share_samples(Member& member, const Problem<T>& p, Recurrence recurrence) {
+// Runs recurrence(member, slices, count) over all groups and samples: blocks of samples of their
+// own for the members where that keeps all of them busy, otherwise everything for the team.
+template <class Recurrence>
+void share_samples(Member& member, const Problem& p, Recurrence recurrence) {
   constexpr int64_t block = 8;
   const int64_t blocks_of_group = (p.batch + block - 1) / block;
   const int64_t blocks = p.groups * blocks_of_group, size = member.size();
@@ -63,46 +62,45 @@ void share_samples(Member& member, const Problem<T>& p, Recurrence recurrence) {
 
 // c(m) = W a(m), by panels where the call has packed them.
 template <class T, class RowsA, class RowsC>
-void project(const Member& member, const Problem<T>& p, RowsA a, int64_t M, const void* weight,
+void project(const Member& member, const Problem& p, RowsA a, int64_t M, const void* weight,
              int64_t stride, int64_t K, const T* panels, RowsC c) {
   if (panels) return gemm<T>(member, a, 1, M, panels, p.hidden, K, c);
-  with_stored<T>(p.bfloat16_weights, weight,
-              [&](const auto* w) { dot<T>(member, a, M, w, stride, p.hidden, K, c); });
+  with_stored<T>(p.weight_dtype, weight,
+                 [&](const auto* w) { dot<T>(member, a, M, w, stride, p.hidden, K, c); });
 }
 
 template <class T>
-void pack_weights(const Member& member, const Problem<T>& p, const ForwardBuffers<T>& b) {
+void pack_weights(const Member& member, const Problem& p, const ForwardBuffers<T>& b) {
   for (int64_t g = 0; g < p.groups; g++) {
-    const Group<T>& group = p.group[g];
+    const Group& group = p.group[g];
     const auto packed = [&](const void* weight, int64_t stride, int64_t K, T* panels) {
-      with_stored<T>(p.bfloat16_weights, weight, [&](const auto* w) {
+      with_stored<T>(p.weight_dtype, weight, [&](const auto* w) {
         pack_transposed<T>(member, w, stride, K, p.hidden, panels);
       });
     };
     if (!b.weight_r(g)) return;
-    packed(group.weight_f, group.input_size, group.input_size, b.weight_f(g));
-    packed(group.weight_s, 2 * p.hidden, p.hidden, b.weight_s(g));
-    packed(group.weight_r, p.hidden, p.hidden, b.weight_r(g));
-    packed(group.weight_z, p.hidden, p.hidden, b.weight_z(g));
-    packed(group.weight_h, p.hidden, p.hidden, b.weight_h(g));
+    packed(group.weight[gate_f], group.input_size, group.input_size, b.weight_f(g));
+    packed(group.weight[gate_s], 2 * p.hidden, p.hidden, b.weight_s(g));
+    packed(group.weight[gate_r], p.hidden, p.hidden, b.weight_r(g));
+    packed(group.weight[gate_z], p.hidden, p.hidden, b.weight_z(g));
+    packed(group.weight[gate_h], p.hidden, p.hidden, b.weight_h(g));
   }
 }
 
 template <class T>
-void forward_recurrence(Member& member, const Problem<T>& p, const Schedule& schedule,
-                        const ForwardBuffers<T>& b, const Saved<T>* saved, const Slice* slices,
+void forward_recurrence(Member& member, const Problem& p, const Schedule& schedule,
+                        const ForwardBuffers<T>& b, const Saved<T>& saved, const Slice* slices,
                         int64_t count, T* output) {
-  const int64_t H_ = p.hidden;
+  const int64_t H = p.hidden;
   for (int64_t t = 0; t < p.steps; t++) {
     const int64_t first = schedule.first_row[t];
     const auto step_row = [&](int64_t rank) { return b.keep ? first + rank : rank; };
-    const auto product = [&](Gate gate, const void* Group<T>::*weight, const Panels<T>& panels,
-                             const Table<T>& operand) {
+    const auto product = [&](Gate gate, const Panels<T>& panels, const Table<T>& operand) {
       for (int64_t i = 0; i < count; i++) {
         const Slice& slice = slices[i];
         project<T>(
             member, p, [&](int64_t m) { return operand(slice.group, slice.begin + m); },
-            slice.active(schedule, t), p.group[slice.group].*weight, H_, H_, panels(slice.group),
+            slice.active(schedule, t), p.group[slice.group].weight[gate], H, H, panels(slice.group),
             [&](int64_t m) { return b.x_hat[gate](slice.group, step_row(slice.begin + m)); });
       }
     };
@@ -110,45 +108,46 @@ void forward_recurrence(Member& member, const Problem<T>& p, const Schedule& sch
       each_active(member, slices, count, schedule, t, [&](const Slice& slice, int64_t rank) {
         const T *h = b.h(slice.group, rank), *f = b.f_tilde(slice.group, first + rank);
         T* u = b.u(slice.group, rank);
-        for (int64_t j = 0; j < H_; j += lanes<T>) store(u + j, load(f + j) + load(h + j));
+        for (int64_t j = 0; j < H; j += lanes<T>) store(u + j, load(f + j) + load(h + j));
       });
       member.barrier();
     }
-    product(R, &Group<T>::weight_r, b.weight_r, b.u);
-    product(Z, &Group<T>::weight_z, b.weight_z, b.u);
+    product(gate_r, b.weight_r, b.u);
+    product(gate_z, b.weight_z, b.u);
     member.barrier();
     each_active(member, slices, count, schedule, t, [&](const Slice& slice, int64_t rank) {
       const int64_t g = slice.group, row = step_row(rank);
-      T *x_r = b.x_hat[R](g, row), *x_z = b.x_hat[Z](g, row);
-      const Statistics<T> of_r = b.statistics(R, g, row, p), of_z = b.statistics(Z, g, row, p);
-      const Norm<T> norm_r = b.norms(g, R), norm_z = b.norms(g, Z);
+      T *x_r = b.x_hat[gate_r](g, row), *x_z = b.x_hat[gate_z](g, row);
+      const Statistics<T> of_r = b.statistics(gate_r, g, row, p),
+                          of_z = b.statistics(gate_z, g, row, p);
+      const Norm<T> norm_r = b.norms(g, gate_r), norm_z = b.norms(g, gate_z);
       const T *h = b.h(g, rank), *f = b.f_tilde(g, first + rank);
       T *v = b.v(g, rank), *z = b.z(g, rank);
-      for (int64_t j = 0; j < H_; j += lanes<T>) {
+      for (int64_t j = 0; j < H; j += lanes<T>) {
         const Vector<T> r = sigmoid(norm_r(of_r.normalize(x_r, j), j));  // Eq. 11
         store(z + j, sigmoid(norm_z(of_z.normalize(x_z, j), j)));        // Eq. 12
         store(v + j, r * load(h + j) + load(f + j));
       }
     });
     member.barrier();
-    product(H, &Group<T>::weight_h, b.weight_h, b.v);
+    product(gate_h, b.weight_h, b.v);
     member.barrier();
     each_active(member, slices, count, schedule, t, [&](const Slice& slice, int64_t rank) {
       const int64_t g = slice.group, row = step_row(rank);
-      T* x_h = b.x_hat[H](g, row);
-      const Statistics<T> of_h = b.statistics(H, g, row, p);
-      const Norm<T> norm = b.norms(g, H);
+      T* x_h = b.x_hat[gate_h](g, row);
+      const Statistics<T> of_h = b.statistics(gate_h, g, row, p);
+      const Norm<T> norm = b.norms(g, gate_h);
       const bool continues = rank < schedule.active(t + 1);
       const T* f_next = continues ? b.f_tilde(g, schedule.first_row[t + 1] + rank) : nullptr;
       const T* z = b.z(g, rank);
       T *h = b.h(g, rank), *u = b.u(g, rank);
-      T* h_saved = saved ? saved->h(g, first + rank) : nullptr;
-      T* out = output + ((g * p.steps + t) * p.batch + schedule.sample[rank]) * H_;
-      for (int64_t j = 0; j < H_; j += lanes<T>) {
+      T* h_saved = p.keep == Keep::nothing ? nullptr : saved.h(g, first + rank);
+      T* out = output + ((g * p.steps + t) * p.batch + schedule.sample[rank]) * H;
+      for (int64_t j = 0; j < H; j += lanes<T>) {
         const Vector<T> h_tilde = tanh(norm(of_h.normalize(x_h, j), j));        // Eq. 14
         const Vector<T> next = interpolate(load(z + j), h_tilde, load(h + j));  // Eq. 13
         store(h + j, next);
-        store(out + j, next, H_ - j);
+        store(out + j, next, H - j);
         if (h_saved) store(h_saved + j, next);
         if (f_next) store(u + j, load(f_next + j) + next);
       }
@@ -159,61 +158,63 @@ void forward_recurrence(Member& member, const Problem<T>& p, const Schedule& sch
 
 // f_bar, g_bar, s and f_tilde of every row (Eq. 7-10); ends with a barrier.
 template <class T>
-void forward_mix(Member& member, const Problem<T>& p, const Schedule& schedule,
+void forward_mix(Member& member, const Problem& p, const Schedule& schedule,
                  const ForwardBuffers<T>& b) {
-  const int64_t H_ = p.hidden, rows = schedule.rows();
+  const int64_t H = p.hidden, rows = schedule.rows();
   const auto activate = [&](Gate gate, const Table<T>& bar, int64_t count) {
     for (int64_t i = member.begin(p.groups * count); i < member.end(p.groups * count); i++) {
       const int64_t g = i / count, row = i % count;
       T* x = b.x_hat[gate](g, row);
       const Statistics<T> of_row = b.statistics(gate, g, row, p);
       const Norm<T> norm = b.norms(g, gate);
-      for (int64_t j = 0; j < H_; j += lanes<T>)
+      for (int64_t j = 0; j < H; j += lanes<T>)
         store(bar(g, row) + j, tanh(norm(of_row.normalize(x, j), j)));
     }
   };
   for (int64_t g = 0; g < p.groups; g++) {
-    const Group<T>& group = p.group[g];
+    const Group& group = p.group[g];
     project<T>(
         member, p,
         [&](int64_t row) {
-          return group.input + schedule.step_of_row[row] * group.input_stride_step +
+          return static_cast<const T*>(group.input) +
+                 schedule.step_of_row[row] * group.input_stride_step +
                  schedule.sample[schedule.rank_of_row(row)] * group.input_stride_sample;
         },
-        rows, group.weight_f, group.input_size, group.input_size, b.weight_f(g),
-        [&](int64_t row) { return b.x_hat[F](g, row); });
+        rows, group.weight[gate_f], group.input_size, group.input_size, b.weight_f(g),
+        [&](int64_t row) { return b.x_hat[gate_f](g, row); });
     project<T>(
         member, p,
         [&](int64_t rank) {
-          return group.context + schedule.sample[rank] * group.context_stride_sample;
+          return static_cast<const T*>(group.context) +
+                 schedule.sample[rank] * group.context_stride_sample;
         },
-        p.batch, group.weight_g, group.context_size, group.context_size, nullptr,
-        [&](int64_t rank) { return b.x_hat[G](g, rank); });
+        p.batch, group.weight[gate_g], group.context_size, group.context_size, nullptr,
+        [&](int64_t rank) { return b.x_hat[gate_g](g, rank); });
   }
   member.barrier();
-  activate(F, b.f_tilde, rows);   // Eq. 7
-  activate(G, b.g_bar, p.batch);  // Eq. 8
+  activate(gate_f, b.f_tilde, rows);   // Eq. 7
+  activate(gate_g, b.g_bar, p.batch);  // Eq. 8
   member.barrier();
   for (int64_t g = 0; g < p.groups; g++) {
-    const void* weight = p.group[g].weight_s;
+    const void* weight = p.group[g].weight[gate_s];
     project<T>(
-        member, p, [&](int64_t row) { return b.f_tilde(g, row); }, rows, weight, 2 * H_, H_,
-        b.weight_s(g), [&](int64_t row) { return b.x_hat[S](g, row); });
-    with_stored<T>(p.bfloat16_weights, weight, [&](const auto* w) {
+        member, p, [&](int64_t row) { return b.f_tilde(g, row); }, rows, weight, 2 * H, H,
+        b.weight_s(g), [&](int64_t row) { return b.x_hat[gate_s](g, row); });
+    with_stored<T>(p.weight_dtype, weight, [&](const auto* w) {
       dot<T>(
-          member, [&](int64_t rank) { return b.g_bar(g, rank); }, p.batch, w + H_, 2 * H_, H_, H_,
+          member, [&](int64_t rank) { return b.g_bar(g, rank); }, p.batch, w + H, 2 * H, H, H,
           [&](int64_t rank) { return b.s_g(g, rank); });
     });
   }
   member.barrier();
   for (int64_t i = member.begin(p.groups * rows); i < member.end(p.groups * rows); i++) {
     const int64_t g = i / rows, row = i % rows, rank = schedule.rank_of_row(row);
-    T *x = b.x_hat[S](g, row), *f = b.f_tilde(g, row);
+    T *x = b.x_hat[gate_s](g, row), *f = b.f_tilde(g, row);
     const T *s_g = b.s_g(g, rank), *g_bar = b.g_bar(g, rank);
-    for (int64_t j = 0; j < H_; j += lanes<T>) store(x + j, load(x + j) + load(s_g + j));
-    const Statistics<T> of_row = b.statistics(S, g, row, p);
-    const Norm<T> norm = b.norms(g, S);
-    for (int64_t j = 0; j < H_; j += lanes<T>) {
+    for (int64_t j = 0; j < H; j += lanes<T>) store(x + j, load(x + j) + load(s_g + j));
+    const Statistics<T> of_row = b.statistics(gate_s, g, row, p);
+    const Norm<T> norm = b.norms(g, gate_s);
+    for (int64_t j = 0; j < H; j += lanes<T>) {
       const Vector<T> y = norm(of_row.normalize(x, j), j);
       store(f + j, p.mix == Mix::concat
                        ? y
@@ -223,37 +224,54 @@ void forward_mix(Member& member, const Problem<T>& p, const Schedule& schedule,
   member.barrier();
 }
 
+// A sample's row of hx, or null.
 template <class T>
-void forward_team(Member& member, const Problem<T>& p, const Schedule& schedule,
-                  const ForwardBuffers<T>& b, const Saved<T>* saved, T* output, T* h_n) {
-  const int64_t H_ = p.hidden, states = p.groups * p.batch;
+const T* first_state(const Problem& p, int64_t g, int64_t sample) {
+  const T* hx = static_cast<const T*>(p.hx);
+  return hx ? hx + g * p.hx_stride_group + sample * p.hx_stride_sample : nullptr;
+}
+
+// All that precedes the recurrence; ends with a barrier.
+template <class T>
+void forward_begin(Member& member, const Problem& p, const Schedule& schedule,
+                   const ForwardBuffers<T>& b) {
+  const int64_t H = p.hidden, states = p.groups * p.batch;
   b.norms.fill(member, p);
   pack_weights(member, p, b);
   for (int64_t i = member.begin(states); i < member.end(states); i++) {
     const int64_t g = i / p.batch, rank = i % p.batch;
     T* h = b.h(g, rank);
-    const T* h_0 =
-        p.hx ? p.hx + g * p.hx_stride_group + schedule.sample[rank] * p.hx_stride_sample : nullptr;
-    for (int64_t j = 0; j < H_; j += lanes<T>)
-      store(h + j, h_0 ? load(h_0 + j, H_ - j) : Vector<T>{});
+    const T* h_0 = first_state<T>(p, g, schedule.sample[rank]);
+    for (int64_t j = 0; j < H; j += lanes<T>)
+      store(h + j, h_0 ? load(h_0 + j, H - j) : Vector<T>{});
   }
   member.barrier();
   forward_mix(member, p, schedule, b);
-  const auto start = std::chrono::steady_clock::now();
+}
+
+// The recurrence of all groups and samples; ends with a barrier.
+template <class T>
+void forward_steps(Member& member, const Problem& p, const Schedule& schedule,
+                   const ForwardBuffers<T>& b, const Saved<T>& saved, T* output) {
   share_samples(member, p, [&](Member& team, const Slice* slices, int64_t count) {
     forward_recurrence(team, p, schedule, b, saved, slices, count, output);
   });
   member.barrier();
-  if (p.recurrence_seconds && member.index() == 0)
-    *p.recurrence_seconds =
-        std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  if (saved) saved->clear_rest(member, p.groups, schedule.rows(), H_);
+}
+
+template <class T>
+void forward_team(Member& member, const Problem& p, const Schedule& schedule,
+                  const ForwardBuffers<T>& b, const Saved<T>& saved, T* output, T* h_n) {
+  const int64_t H = p.hidden, states = p.groups * p.batch;
+  forward_begin(member, p, schedule, b);
+  forward_steps(member, p, schedule, b, saved, output);
+  if (p.keep != Keep::nothing) saved.clear_rest(member, p.groups, schedule.rows(), H);
   for (int64_t i = member.begin(states); i < member.end(states); i++) {
     const int64_t g = i / p.batch, rank = i % p.batch, sample = schedule.sample[rank];
-    for (int64_t j = 0; j < H_; j += lanes<T>)
-      store(h_n + (g * p.batch + sample) * H_ + j, load(b.h(g, rank) + j), H_ - j);
+    for (int64_t j = 0; j < H; j += lanes<T>)
+      store(h_n + (g * p.batch + sample) * H + j, load(b.h(g, rank) + j), H - j);
     for (int64_t t = schedule.length[rank]; t < p.steps; t++)
-      std::fill_n(output + ((g * p.steps + t) * p.batch + sample) * H_, H_, T(0));
+      std::fill_n(output + ((g * p.steps + t) * p.batch + sample) * H, H, T(0));
   }
 }
 

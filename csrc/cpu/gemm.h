@@ -5,8 +5,8 @@
 // MR values of A. A member owns a range of rows, or of panels where there are few rows. Bound: FMA
 // throughput from three rows on, the bandwidth of B below.
 //
-// Each element of C is summed in chains of multiply-adds in the order of k, one chain after the other:
-// its bits do not depend on tiles, threads or the number of rows.
+// Each element of C is summed in chains of multiply-adds in the order of k, one chain after the
+// other: its bits do not depend on tiles, threads or the number of rows.
 #pragma once
 
 #include <algorithm>
@@ -57,8 +57,7 @@ void pack_transposed(const Member& member, const Stored* w, int64_t stride, int6
       Vector<T> block[L];
       if (rows == L && k + L <= K) {
 #pragma GCC unroll 16
-        for (int j = 0; j < L; j++)
-          block[j] = load(source + j * stride + k);
+        for (int j = 0; j < L; j++) block[j] = load(source + j * stride + k);
         transpose<T>(block);
 #pragma GCC unroll 16
         for (int j = 0; j < L; j++) store(target + (k + j) * L, block[j]);
@@ -84,8 +83,7 @@ constexpr int tile_panels(int mr) { return std::min(8, (vector_registers - 1) / 
 // Kept out of its callers, whose live values would push the sums out of the registers.
 template <class T, int MR, int NR>
 __attribute__((noinline)) void gemm_tile(const T* const* a, int64_t a_step, const T* panels,
-                                         int64_t K, T* const* c, int64_t columns,
-                                         bool accumulate) {
+                                         int64_t K, T* const* c, int64_t columns, bool accumulate) {
   using V = Vector<T>;
   constexpr int L = lanes<T>;
   const int64_t size = panel_size<T>(K);

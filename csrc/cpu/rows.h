@@ -1,16 +1,15 @@
-// What happens to one row of H values: LayerNorm, its gradient, and loops over a row's vectors.
+// One row of H values: LayerNorm, its gradient, and loops over the row's vectors.
 //
 // Rows of the engine's own buffers are padded to whole vectors. What the padding holds is never
-// looked at: statistics mask it, matrix products stop at H, and rows of the caller's are not padded.
+// looked at: statistics mask it, matrix products stop at H, and rows of the caller's are not
+// padded.
 #pragma once
 
 #include "../formulas.h"
+#include "../problem.h"
 #include "vector.h"
 
 namespace mmixer::cpu::MMIXER_ISA {
-
-// The rows of norm_weight and norm_bias.
-enum Gate { F, G, S, R, Z, H, gates };
 
 // To 64 bytes with every instruction set, so that what one call saves has one layout.
 template <class T>
@@ -53,10 +52,12 @@ struct Statistics {
   Statistics(bool enabled, const T* a, int64_t size, T eps) {
     if (!enabled) return;
     mean = sum_row<T>(size, [&](int64_t j) { return load(a + j); }) / T(size);
-    const T variance = sum_row<T>(size, [&](int64_t j) {
-                         const Vector<T> centred = load(a + j) - mean;
-                         return centred * centred;
-                       }) / T(size);
+    const T variance = sum_row<T>(size,
+                                  [&](int64_t j) {
+                                    const Vector<T> centred = load(a + j) - mean;
+                                    return centred * centred;
+                                  }) /
+                       T(size);
     r_std = 1 / std::sqrt(variance + eps);
   }
   // a becomes x_hat, from j on.

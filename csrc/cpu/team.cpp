@@ -29,6 +29,8 @@ inline void pause() {
 #endif
 }
 
+std::atomic<int> processors_of_test{0};
+
 }  // namespace
 
 void Member::wait() {
@@ -48,12 +50,15 @@ void Member::wait() {
 }
 
 int available_processors() {
+  if (const int count = processors_of_test) return count;
 #ifdef __linux__
   cpu_set_t set;
   if (sched_getaffinity(0, sizeof set, &set) == 0) return std::max(1, CPU_COUNT(&set));
 #endif
   return std::max(1u, std::thread::hardware_concurrency());
 }
+
+void set_available_processors(int count) { processors_of_test = count; }
 
 void run_team(int threads, void (*body)(Member&, void*), void* context) {
   TeamState state;

@@ -80,8 +80,8 @@ struct bfloat16 {
 inline Vector<float> load(const bfloat16* p) {
 #if defined(__AVX2__) && !defined(__AVX512F__)
   // Of the conversion below, GCC 12 makes four instructions.
-  return (Vector<float>)_mm256_slli_epi32(
-      _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16);
+  return (Vector<float>)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)),
+                                          16);
 #else
   typedef uint16_t Half __attribute__((vector_size(vector_bytes / 2)));
   typedef uint32_t Whole __attribute__((vector_size(vector_bytes)));
@@ -151,7 +151,8 @@ inline T sum(Vector<T> v) {
         add_rotated<T, distance>(v, std::make_integer_sequence<int, lanes<T>>{}));
 }
 
-// Adds the halves of blocks of 2 h lanes, a's into the lower half of each block and b's into the upper.
+// Adds the halves of blocks of 2 h lanes, a's into the lower half of each block and b's into the
+// upper.
 template <class T, int h, int... lane>
 inline Vector<T> add_halves(Vector<T> a, Vector<T> b, std::integer_sequence<int, lane...>) {
   constexpr int L = lanes<T>;
@@ -202,8 +203,8 @@ struct ScaledExp {
   Vector<float> power, rest;
 };
 
-// Error of rest: below 5e-8, and relative to it below 1e-7 where power is 1. Beyond low or high, x is
-// taken to be that; NaN stays NaN. -87.3 < low and high < 88 keep power a normal number.
+// Error of rest: below 5e-8, and relative to it below 1e-7 where power is 1. Beyond low or high, x
+// is taken to be that; NaN stays NaN. -87.3 < low and high < 88 keep power a normal number.
 inline ScaledExp scaled_exp(Vector<float> x, float low, float high) {
   using V = Vector<float>;
   x = x < low ? broadcast(low) : x;

@@ -1,16 +1,14 @@
-// What the kernels take: addresses, sizes and options. T is the type of statistics and states, float32
-// or, for float64 operands, float64; dtype that of the products' operands.
+// The kernels' arguments: addresses, sizes and options. T is the type of statistics and states,
+// float32 or, for float64 operands, float64; dtype is that of the products' operands.
 #pragma once
 
-#include <cstdint>
+#include "../problem.h"
 
 namespace mmixer::cuda {
 
-// The gates of the recurrence, and those of LayerNorm's parameters.
-enum Gate { gate_r, gate_z, gate_h, gates };
-enum NormGate { norm_f, norm_g, norm_s, norm_r, norm_z, norm_h, norm_gates };
-
-enum class Dtype : int { float32, float64, bfloat16, float16 };
+// The gates of a step of the recurrence, as its arrays number them.
+enum StepGate { step_r, step_z = gate_z - gate_r, step_h = gate_h - gate_r, step_gates };
+static_assert(gate_r + step_gates == gates);
 
 // In elements; the last dimension is contiguous.
 struct Strides {
@@ -20,33 +18,33 @@ struct Strides {
 constexpr int most_weight_sets = 16;  // of one PrepareArguments
 
 struct ForwardArguments {
-  const uint16_t* weights;    // [G][parts][gates][Hp][Hp], Hp the padded hidden size
-  const float* input_gates;   // [G][T][B][gates][H]: W f_tilde
-  const float* norms;         // [2][G][6][H]: weight and bias of LayerNorm; null without
-  const float* hx;            // [G][B][H] or null: zeros
-  const int64_t* lengths;     // [B] or null
-  float* states;              // [G][T][B][H]
-  void* packets;              // of teams that exchange through L2; Plan::packets bytes each
+  const uint16_t* weights;   // [G][terms][3][Hp][Hp], Hp the padded hidden size
+  const float* input_gates;  // [G][T][B][3][H]: W f_tilde
+  const float* norms;        // [2][G][6][H]: weight and bias of LayerNorm; null without
+  const float* hx;           // [G][B][H] or null: zeros
+  const int64_t* lengths;    // [B] or null
+  float* states;             // [G][T][B][H]
+  void* packets;             // of teams that exchange through L2; Plan::packets bytes each
   int G, T, B, H;
-  int first_team;             // teams are numbered through G, then tiles of a team's samples
+  int first_team;  // teams are numbered through G, then tiles of a team's samples
   float eps;
 };
 
 struct BackwardArguments {
-  const uint16_t* weights;   // [G][parts][gates][Hp][Hp], transposed
-  const float* x_hat;        // [G][gates][T][B][H]
-  const float* projected;    // V: like x_hat; null without LayerNorm
-  const float* r_std;        // [G][gates][T][B]
-  const float* norms;        // as in ForwardArguments
-  const float* states;       // [G][T][B][H]
-  const float* hx;           // [G][B][H] or null
+  const uint16_t* weights;  // [G][terms][3][Hp][Hp], transposed
+  const float* x_hat;       // [G][3][T][B][H]
+  const float* projected;   // V: like x_hat; null without LayerNorm
+  const float* r_std;       // [G][3][T][B]
+  const float* norms;       // as in ForwardArguments
+  const float* states;      // [G][T][B][H]
+  const float* hx;          // [G][B][H] or null
   const int64_t* lengths;
   const void* grad_output;  // [G][T][B][H] with strides, the last 1
   const float* grad_h_n;    // [G][B][H]; may be grad_hx
-  void* grad_gates;         // da: [G][T][B][gates][H]
+  void* grad_gates;         // da: [G][T][B][3][H]
   float* grad_f_tilde;      // [G][T][B][H]
   float* grad_hx;           // [G][B][H]
-  float* grad_norm;         // [G][2][gates][B][H]: of norm_weight, norm_bias; a sum a sample
+  float* grad_norm;         // [G][2][3][B][H]: of norm_weight, norm_bias; a sum a sample
   void* packets;
   Strides grad_output_stride;
   Dtype grad_output_dtype, grad_gates_dtype;
@@ -55,21 +53,19 @@ struct BackwardArguments {
 };
 
 struct PrepareArguments {
-  struct WeightSet {
-    const void* weight[gates];                // [H][H], row-major
-    const void *norm_weight, *norm_bias;  // [6][H], or null
-  } set[most_weight_sets];
+  WeightSet
+      set[most_weight_sets];  // those of this launch, of which W_r, W_z and W_h and norms are read
+  int first, count;           // the number of the first among all G, and how many they are
   Dtype weight_dtype, norm_dtype;
   bool remove_mean, transposed;
-  void* matrices;  // [G][gates][H][H] in matrices_dtype
+  void* matrices;  // [G][3][H][H] in matrices_dtype
   Dtype matrices_dtype;
-  // [G][parts][gates][Hp][Hp] in terms_dtype, 16-byte aligned, or null: as many bfloat16 terms of a
-  // weight, or the weight in float16 and parts = 1. Hp is a multiple of 8.
-  uint16_t* terms;
-  Dtype terms_dtype;
-  void* norms;      // [2][G][6][H] of T, or null
-  int first, count;  // the weight sets of this launch, of all G
-  int G, H, Hp, parts;
+  // [G][terms][3][Hp][Hp] in term_dtype, 16-byte aligned, or null: as many bfloat16 terms of a
+  // weight, or the weight in float16 and terms = 1. Hp is a multiple of 8.
+  uint16_t* split_weights;
+  Dtype term_dtype;
+  void* norms;  // [2][G][6][H] of T, or null
+  int G, H, Hp, terms;
 };
 
 // Rows of G weight sets, `rows` each; `blocks` blocks, at most as many, share a weight set's.
@@ -87,26 +83,26 @@ struct NormTanhArguments : RowSizes {
 };
 
 struct NormTanhBackwardArguments : RowSizes {
-  const void* a;           // [G][rows][H] of T
-  const void* grad_y;      // likewise
+  const void* a;            // [G][rows][H] of T
+  const void* grad_y;       // likewise
   const void* grad_y_more;  // to be added, or null
   const void* norms;
-  void* grad_a;            // [G][rows][H]
-  void* grad_norm;         // [G][blocks][2][H] of T; null without LayerNorm
+  void* grad_a;     // [G][rows][H]
+  void* grad_norm;  // [G][blocks][2][H] of T; null without LayerNorm
   Dtype grad_a_dtype;
   int gate;
   double eps;
 };
 
 struct MixArguments : RowSizes {  // a row is (step, sample)
-  int samples;          // B
-  const void* a;        // [G][rows][H] of T: W_s's first half times f_bar
-  const void* context;  // [G][B][H] of T: its second half times g_bar
+  int samples;                    // B
+  const void* a;                  // [G][rows][H] of T: W_s's first half times f_bar
+  const void* context;            // [G][B][H] of T: its second half times g_bar
   const void* norms;
   const void* f_bar;  // [G][rows][H] in dtype
   const void* g_bar;  // [G][B][H] in dtype
   Dtype dtype;
-  bool concat;
+  mmixer::Mix mix;
   double eps;
   void* f_tilde;  // [G][rows][H] in dtype; forward alone
   // Backward alone. The gradients of f_bar and g_bar here are those through Eq. 10.
@@ -120,33 +116,33 @@ struct MixArguments : RowSizes {  // a row is (step, sample)
 struct GateArguments {
   int G, T, B, H;
   int first_step, steps;    // those of this launch; a row is (weight set, step, sample)
-  const void* input_gates;  // [G][T][B][gates][H] of T: W f_tilde
+  const void* input_gates;  // [G][T][B][3][H] of T: W f_tilde
   const void* state_gates;  // [G][steps][B][2][H] of T: W_r h, W_z h
   const void* candidate;    // [G][steps][B][H] of T: W_h (r h)
   const void* f_tilde;      // [G][T][B][H] in dtype
   const void* norms;
-  void* states;             // [G][T][B][H] of T
-  const void* hx;           // [G][B][H] of T, or null
+  void* states;    // [G][T][B][H] of T
+  const void* hx;  // [G][B][H] of T, or null
   const int64_t* lengths;
   Dtype dtype;
   double eps;
   void* r_h;  // [G][steps][B][H] in dtype
   // The next state and the same as an operand, [G][B][H] in dtype; forward alone.
   void* operand;
-  // Backward alone: what LayerNorm's gradient needs, x_hat once more as an operand (null where dtype is
-  // T), and the weights' operands f_tilde + h and f_tilde + r h.
-  void *x_hat, *r_std;  // [G][gates][T][B][H] and [G][gates][T][B], of T
+  // Backward alone: what LayerNorm's gradient needs, x_hat once more as an operand (null where
+  // dtype is T), and the weights' operands f_tilde + h and f_tilde + r h.
+  void *x_hat, *r_std;  // [G][3][T][B][H] and [G][3][T][B], of T
   void* x_hat_operand;
   void *f_tilde_h, *f_tilde_r_h;  // [G][T][B][H] in dtype
 };
 
 struct GateBackwardArguments {
   int G, T, B, H;
-  int step;             // -1: only what the step after it has left
-  const void* x_hat;    // [G][gates][T][B][H] of T
-  const void* r_std;    // [G][gates][T][B] of T
+  int step;           // -1: only what the step after it has left
+  const void* x_hat;  // [G][3][T][B][H] of T
+  const void* r_std;  // [G][3][T][B] of T
   const void* norms;
-  const void* states;   // [G][T][B][H] of T
+  const void* states;  // [G][T][B][H] of T
   const void* hx;
   const int64_t* lengths;
   const void* grad_output;  // [G][T][B][H] with strides, the last 1
@@ -156,22 +152,21 @@ struct GateBackwardArguments {
   const void* grad_sum;  // [G][B][H] of T: W_r^T da_r + W_z^T da_z
   void* carry;           // [G][B][H] of T: what reaches the state before without a product
   void* grad_h;          // [G][B][H] of T: of the state after this step; in the end of hx
-  void* grad_gates;      // da: [G][T][B][gates][H] in dtype
+  void* grad_gates;      // da: [G][T][B][3][H] in dtype
   void* grad_f_tilde;    // [G][T][B][H] of T
-  void* grad_norm;       // [G][2][gates][B][H] of T; null without LayerNorm
+  void* grad_norm;       // [G][2][3][B][H] of T; null without LayerNorm
 };
 
-struct CellArguments {
+// A Problem of one weight set and one step, in the kernel's own sizes.
+struct CellArguments : WeightSet {
   const void *input, *context, *hx;  // [B][F], [B][C], [B][H] or null: of dtype, with strides
   int64_t input_stride, context_stride, hx_stride;
-  const void* weight[norm_gates];       // f g s r z h, row-major
-  const void *norm_weight, *norm_bias;  // [6][H], or null
-  void* output;                         // [B][H] of dtype
-  uint64_t* workspace;                  // zero before the first call with this H
+  void* next_state;     // [B][H] of dtype
+  uint64_t* workspace;  // zero before the first call with this H
   Dtype dtype, weight_dtype, norm_dtype;
   int B, F, C, H;
-  int team_samples, blocks;  // of a team; from cell_plan
-  bool concat;
+  int team_samples, blocks;  // a team's, from cell_plan
+  mmixer::Mix mix;
   double eps;
 };
 

@@ -4,9 +4,9 @@
 // gradient is linear in dy, so that its statistics travel beside the data: with u = gamma dy,
 //   W^T da = r_std (W^T u - mean(u x_hat) V),   V = W^T x_hat, for all steps before (one product);
 // the term of mean(u) vanishes, as the columns of W have mean zero. For the same reason da lacks it
-// too: the caller takes the mean of each column from dW. First u_h and u_z, then u_r; the product for
-// z and all that only it needs hide behind the second. What bounds a step is the latency of the two
-// exchanges and the two products of 16 bits that wait for them.
+// too: the caller takes the mean of each column from dW. First u_h and u_z, then u_r; the product
+// for z and all that only it needs hide behind the second. What bounds a step is the latency of the
+// two exchanges and the two products of 16 bits that wait for them.
 #pragma once
 
 #include <type_traits>
@@ -20,22 +20,25 @@ namespace mmixer::cuda {
 
 template <class L, class Path>
 struct Backward {
-  // In a cluster statistics travel behind the operands, and z's behind h's, so that no product waits for
-  // what it does not need. Through L2 a channel more is a poll more, and they ride together.
+  // In a cluster statistics travel behind the operands, and z's behind h's, so that no product
+  // waits for what it does not need. Through L2 a channel more is a poll more, and they ride
+  // together.
   struct Apart {
     static constexpr int channels = 4;
-    static constexpr Channel channel[channels] = {
-        {gate_h, 1, 0, 0}, {gate_z, 1, gate_z, 2}, {gate_r, 1, 0, 0}, {0, 0, gate_r, 1}};
+    static constexpr Channel channel[channels] = {{step_h, 1, 0, 0},
+                                                  {step_z, 1, step_z, 2},
+                                                  {step_r, 1, 0, 0},
+                                                  {0, 0, step_r, 1}};
     enum { h, z, r, statistic_r };
   };
   struct Together {
     static constexpr int channels = 2;
-    static constexpr Channel channel[channels] = {{gate_z, 2, gate_z, 2}, {gate_r, 1, gate_r, 1}};
+    static constexpr Channel channel[channels] = {{step_z, 2, step_z, 2}, {step_r, 1, step_r, 1}};
     enum { h, z = h, r, statistic_r = r };
   };
   static constexpr bool apart = std::is_same_v<Path, ClusterPath>;
   using Schedule = std::conditional_t<apart, Apart, Together>;
-  using Landing = cuda::Landing<L, gates, gates>;
+  using Landing = cuda::Landing<L, step_gates, step_gates>;
   using Exchange = typename Path::template Exchange<L, Landing, Schedule>;
   using Arguments = BackwardArguments;
 
@@ -50,12 +53,12 @@ struct Backward {
 
   // Of a thread's element in one step: what the forward pass left, and dL/dh of the output.
   struct Step {
-    float x_hat[gates], v[gates], r_std[gates], h_previous;
+    float x_hat[step_gates], v[step_gates], r_std[step_gates], h_previous;
     uint32_t dy;
   };
 
-  // Where it lies, in the step that is loaded next, the last one first; and where the gradients go that
-  // are stored next.
+  // Where it lies, in the step that is loaded next, the last one first; and where the gradients go
+  // that are stored next.
   struct Cursor {
     const float *x_hat, *v, *r_std, *h_previous, *hx;
     const char* dy;
@@ -69,19 +72,19 @@ struct Backward {
       step_size = int64_t(a.B) * a.H, gate_size = a.T * step_size;
       const int dy_size = size_of(a.grad_output_dtype), da_size = size_of(a.grad_gates_dtype);
       dy_step = dy_size * a.grad_output_stride.step;
-      da_step = da_size * gates * step_size, da_gate = int64_t(da_size) * a.H;
+      da_step = da_size * step_gates * step_size, da_gate = int64_t(da_size) * a.H;
       const int64_t place = int64_t(own.batch_sample) * a.H + own.gate_row;
-      const int64_t gates_end = team.group * gates * gate_size + gate_size + place;
+      const int64_t gates_end = team.group * step_gates * gate_size + gate_size + place;
       const int64_t end = team.group * gate_size + gate_size + place;
       x_hat = a.x_hat + gates_end, v = a.projected + gates_end;
-      r_std = a.r_std + (int64_t(team.group) * gates + 1) * a.T * a.B + own.batch_sample;
+      r_std = a.r_std + (int64_t(team.group) * step_gates + 1) * a.T * a.B + own.batch_sample;
       h_previous = a.states + end - step_size;
       hx = a.hx ? a.hx + team.group * step_size + place : nullptr;
       dy = static_cast<const char*>(a.grad_output) +
            dy_size * (team.group * a.grad_output_stride.group + a.T * a.grad_output_stride.step +
                       own.batch_sample * a.grad_output_stride.sample + own.gate_row);
       da = static_cast<char*>(a.grad_gates) +
-           da_size * (gates * (end - step_size - own.gate_row) + own.gate_row);
+           da_size * (step_gates * (end - step_size - own.gate_row) + own.gate_row);
       d_f_tilde = a.grad_f_tilde + end - step_size;
     }
 
@@ -92,7 +95,7 @@ struct Backward {
 
     MMIXER_DEVICE void read(Step& step, const Arguments& a) const {
       MMIXER_UNROLL
-      for (int gate = 0; gate < gates; gate++) {
+      for (int gate = 0; gate < step_gates; gate++) {
         step.x_hat[gate] = load(x_hat + gate * gate_size);
         step.r_std[gate] = load(r_std + gate * (a.T * int64_t(a.B)));
         if (a.norms) step.v[gate] = load(v + gate * gate_size);
@@ -106,7 +109,7 @@ struct Backward {
     }
 
     MMIXER_DEVICE void store_rest(float da_r, float d_f_tilde_, const Arguments& a) {
-      store_gate(gate_r, da_r, a);
+      store_gate(step_r, da_r, a);
       *d_f_tilde = d_f_tilde_;
       da -= da_step, d_f_tilde -= step_size;
     }
@@ -119,12 +122,12 @@ struct Backward {
     const Element<L> own(team, a);
     const Norms<L> norms(a.norms, a.G, team.group, a.H, own.gate_row);
     Weights<L> weights;
-    weights.load(a.weights + int64_t(team.group) * L::parts * gates * L::H * L::H, shared.weights,
-                 team.rank);
+    weights.load(a.weights + int64_t(team.group) * L::terms * step_gates * L::H * L::H,
+                 shared.weights, team.rank);
 
     const int64_t state = (int64_t(team.group) * a.B + own.batch_sample) * a.H + own.gate_row;
     float dh = own.mine ? a.grad_h_n[state] : 0;
-    float grad_gamma[gates] = {}, grad_beta[gates] = {};
+    float grad_gamma[step_gates] = {}, grad_beta[step_gates] = {};
     Cursor cursor(team, own, a);
     Step next = {};
     cursor.move_to(a.T - 1, a);
@@ -147,71 +150,74 @@ struct Backward {
     for (int step = 0; step < a.T; step++) {
       const int t = a.T - 1 - step;
       const Step now = next;
-      const float(&x_hat)[gates] = now.x_hat, (&r_std)[gates] = now.r_std;
+      const float(&x_hat)[step_gates] = now.x_hat, (&r_std)[step_gates] = now.r_std;
       const bool valid = t < own.length;
       const float d = valid ? dh + float_of_bits(now.dy, a.grad_output_dtype) : 0;
-      const float r = Activation::sigmoid(norms.apply(gate_r, x_hat[gate_r]));
-      const float z = Activation::sigmoid(norms.apply(gate_z, x_hat[gate_z]));
-      const float h_tilde = Activation::tanh(norms.apply(gate_h, x_hat[gate_h]));
+      const float r = Activation::sigmoid(norms.apply(step_r, x_hat[step_r]));
+      const float z = Activation::sigmoid(norms.apply(step_z, x_hat[step_z]));
+      const float h_tilde = Activation::tanh(norms.apply(step_h, x_hat[step_h]));
       const float dy_z = sigmoid_backward(d * (h_tilde - now.h_previous), z);
       const float dy_h = tanh_backward(d * z, h_tilde);
-      const float u_z = dy_z * norms.gamma[gate_z], u_h = dy_h * norms.gamma[gate_h];
+      const float u_z = dy_z * norms.gamma[step_z], u_h = dy_h * norms.gamma[step_h];
       if (own.exists) {
-        exchange.template send_operand<Schedule::h, gate_h>(u_h, step);
-        exchange.template send_operand<Schedule::z, gate_z>(u_z, step);
-        exchange.template send_statistics<Schedule::z, gate_z>(
-            own, {u_z * x_hat[gate_z], u_h * x_hat[gate_h]}, step);
+        exchange.template send_operand<Schedule::h, step_h>(u_h, step);
+        exchange.template send_operand<Schedule::z, step_z>(u_z, step);
+        exchange.template send_statistics<Schedule::z, step_z>(own,
+                                                               {u_z * x_hat[step_z],
+                                                                u_h * x_hat[step_h]},
+                                                               step);
       }
       // Behind the exchange.
-      grad_gamma[gate_z] += dy_z * x_hat[gate_z], grad_beta[gate_z] += dy_z;
-      grad_gamma[gate_h] += dy_h * x_hat[gate_h], grad_beta[gate_h] += dy_h;
+      grad_gamma[step_z] += dy_z * x_hat[step_z], grad_beta[step_z] += dy_z;
+      grad_gamma[step_h] += dy_h * x_hat[step_h], grad_beta[step_h] += dy_h;
       if (own.mine && step > 0) cursor.store_rest(da_r, d_f_tilde, a);
       exchange.template receive<Schedule::h>(step);
-      weights.template multiply<gate_h>(landing.source(gate_h), shared.sums[0]);
+      weights.template multiply<step_h>(landing.source(step_h), shared.sums[0]);
       if constexpr (apart) exchange.template receive<Schedule::z>(step);
       if (own.mine && t > 0) cursor.read(next, a);  // It comes while u_r travels.
-      // The others may overwrite u_z and its statistic once they have all that this block sends of r.
+      // The others may overwrite u_z and its statistic once they have all that this block sends of
+      // r.
       HeldOperand<L> held_u_z;
-      if constexpr (!L::every_warp_owns) held_u_z.read(landing.source(gate_z));
+      if constexpr (!L::every_warp_owns) held_u_z.read(landing.source(step_z));
       block_sync();
       float mean_z = 0, mean_h = 0, d_r_h = 0, dy_r = 0, u_r = 0;
       if (own.exists) {
-        mean_h = mean(gate_h);
-        d_r_h = r_std[gate_h] *
-                (shared.sums[0].total(own.sample, own.row) - mean_h * now.v[gate_h]);
+        mean_h = mean(step_h);
+        d_r_h =
+            r_std[step_h] * (shared.sums[0].total(own.sample, own.row) - mean_h * now.v[step_h]);
         dy_r = sigmoid_backward(d_r_h * now.h_previous, r);
-        u_r = dy_r * norms.gamma[gate_r];
-        exchange.template send_operand<Schedule::r, gate_r>(u_r, step);
-        if constexpr (L::every_warp_owns) held_u_z.read(landing.source(gate_z));
-        mean_z = mean(gate_z);
+        u_r = dy_r * norms.gamma[step_r];
+        exchange.template send_operand<Schedule::r, step_r>(u_r, step);
+        if constexpr (L::every_warp_owns) held_u_z.read(landing.source(step_z));
+        mean_z = mean(step_z);
         warp_sync();  // What the lanes have read comes before what any of them sends.
-        exchange.template send_statistics<Schedule::statistic_r, gate_r>(own, {u_r * x_hat[gate_r]},
-                                                                       step);
+        exchange.template send_statistics<Schedule::statistic_r, step_r>(own, {u_r * x_hat[step_r]},
+                                                                         step);
       }
       // Behind the exchange: the product for z, and what is done with it.
-      weights.template multiply<gate_z>(held_u_z, shared.sums[1]);
+      weights.template multiply<step_z>(held_u_z, shared.sums[1]);
       block_sync();
       float d_sum = 0;
       if (own.exists)
-        d_sum = r_std[gate_z] *
-                (shared.sums[1].total(own.sample, own.row) - mean_z * now.v[gate_z]);
-      grad_gamma[gate_r] += dy_r * x_hat[gate_r], grad_beta[gate_r] += dy_r;
+        d_sum =
+            r_std[step_z] * (shared.sums[1].total(own.sample, own.row) - mean_z * now.v[step_z]);
+      grad_gamma[step_r] += dy_r * x_hat[step_r], grad_beta[step_r] += dy_r;
       if (own.mine) {
-        cursor.store_gate(gate_z, r_std[gate_z] * (u_z - mean_z * x_hat[gate_z]), a);
-        cursor.store_gate(gate_h, r_std[gate_h] * (u_h - mean_h * x_hat[gate_h]), a);
+        cursor.store_gate(step_z, r_std[step_z] * (u_z - mean_z * x_hat[step_z]), a);
+        cursor.store_gate(step_h, r_std[step_h] * (u_h - mean_h * x_hat[step_h]), a);
       }
       const float carry = d - d * z + d_r_h * r + d_sum;
       cursor.move_to(t - 2, a);
       exchange.template receive<Schedule::r>(step);
-      weights.template multiply<gate_r>(landing.source(gate_r), shared.sums[0]);
+      weights.template multiply<step_r>(landing.source(step_r), shared.sums[0]);
       if constexpr (apart) exchange.template receive<Schedule::statistic_r>(step);
       block_sync();
       if (own.exists) {
-        const float mean_r = mean(gate_r);
-        const float through_r = r_std[gate_r] * (shared.sums[0].total(own.sample, own.row) -
-                                                 mean_r * now.v[gate_r]);
+        const float mean_r = mean(step_r);
+        const float through_r =
+            r_std[step_r] * (shared.sums[0].total(own.sample, own.row) - mean_r * now.v[step_r]);
         if (valid) dh = carry + through_r;
-        da_r = r_std[gate_r] * (u_r - mean_r * x_hat[gate_r]);
+        da_r = r_std[step_r] * (u_r - mean_r * x_hat[step_r]);
         d_f_tilde = d_r_h + (d_sum + through_r);
       }
     }
@@ -219,11 +225,11 @@ struct Backward {
     cursor.store_rest(da_r, d_f_tilde, a);
     a.grad_hx[state] = dh;
     if (!has_norm) return;
-    const int64_t gate_size = int64_t(a.B) * a.H, kind_size = gates * gate_size;
+    const int64_t gate_size = int64_t(a.B) * a.H, kind_size = step_gates * gate_size;
     float* const grad_norm = a.grad_norm + int64_t(team.group) * 2 * kind_size +
                              int64_t(own.batch_sample) * a.H + own.gate_row;
     MMIXER_UNROLL
-    for (int gate = 0; gate < gates; gate++) {
+    for (int gate = 0; gate < step_gates; gate++) {
       grad_norm[gate * gate_size] = grad_gamma[gate];
       grad_norm[kind_size + gate * gate_size] = grad_beta[gate];
     }

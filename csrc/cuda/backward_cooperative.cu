@@ -9,7 +9,8 @@ Recurrences<BackwardArguments> cooperative_backward() {
 }
 
 Recurrences<BackwardArguments> wide_backward() {
-  static const auto all = recurrences<Backward, WidePath, BackwardArguments>(List<Wide<8>, Wide<4>>());
+  static const auto all =
+      recurrences<Backward, WidePath, BackwardArguments>(List<Wide<8>, Wide<4>>());
   return all;
 }
 

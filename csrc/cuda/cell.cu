@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "engine.h"
 #include "launch.h"
-#include "mcu.h"
 
 namespace mmixer::cuda {
 namespace {
@@ -22,8 +22,8 @@ CellPlan plan(int B, int F, int C, int H) {
                              : blocks.refusal;
       continue;
     }
-    // Fewer samples a team, as long as each block has a processor of its own: another sample costs a
-    // team more than another team costs the L2 cache. Then teams of one size.
+    // Fewer samples a team, as long as each block has a processor of its own: another sample costs
+    // a team more than another team costs the L2 cache. Then teams of one size.
     while (samples > 1 && teams(samples - 1) * most <= processors()) samples--;
     const int count = teams(samples);
     return {(B + count - 1) / count, std::min(blocks.count / count, most),
@@ -42,8 +42,7 @@ void run(const CellArguments& a, void* stream) {
 // Calls function(Kernel*) with the kernel of these types.
 template <class Function>
 auto with_kernel(Dtype dtype, Dtype weight_dtype, Function function) {
-  if (dtype == Dtype::float64)
-    return function(static_cast<Cell<double, Dtype::float64>*>(nullptr));
+  if (dtype == Dtype::float64) return function(static_cast<Cell<double, Dtype::float64>*>(nullptr));
   switch (weight_dtype) {
     case Dtype::float32: return function(static_cast<Cell<float, Dtype::float32>*>(nullptr));
     case Dtype::bfloat16: return function(static_cast<Cell<float, Dtype::bfloat16>*>(nullptr));
@@ -54,18 +53,32 @@ auto with_kernel(Dtype dtype, Dtype weight_dtype, Function function) {
 
 }  // namespace
 
-CellPlan cell_plan(int B, int F, int C, int H, Dtype dtype, Dtype weight_dtype) {
-  CellPlan result = with_kernel(dtype, weight_dtype, [&](auto* kernel) {
-    return plan<std::remove_pointer_t<decltype(kernel)>>(B, F, C, H);
+CellPlan cell_plan(const Problem& p, const Group& group) {
+  const int H = int(p.hidden);
+  CellPlan result = with_kernel(p.dtype, p.weight_dtype, [&](auto* kernel) {
+    return plan<std::remove_pointer_t<decltype(kernel)>>(int(p.batch), int(group.input_size),
+                                                         int(group.context_size), H);
   });
-  result.workspace *= dtype == Dtype::float64 ? cell_workspace<double>(H) : cell_workspace<float>(H);
+  result.workspace *=
+      p.dtype == Dtype::float64 ? cell_workspace<double>(H) : cell_workspace<float>(H);
   return result;
 }
 
-void cell(const CellArguments& a, void* stream) {
-  with_kernel(a.dtype, a.weight_dtype, [&](auto* kernel) {
-    run<std::remove_pointer_t<decltype(kernel)>>(a, stream);
-  });
+void cell(const Problem& p, const Group& group, const CellPlan& plan, void* next_state,
+          void* workspace, void* stream) {
+  CellArguments a{};
+  static_cast<WeightSet&>(a) = group;
+  a.input = group.input, a.input_stride = group.input_stride_sample;
+  a.context = group.context, a.context_stride = group.context_stride_sample;
+  a.hx = p.hx, a.hx_stride = p.hx_stride_sample;
+  a.next_state = next_state, a.workspace = static_cast<uint64_t*>(workspace);
+  a.dtype = p.dtype, a.weight_dtype = p.weight_dtype, a.norm_dtype = p.norm_dtype;
+  a.B = int(p.batch), a.F = int(group.input_size), a.C = int(group.context_size);
+  a.H = int(p.hidden);
+  a.team_samples = plan.team_samples, a.blocks = plan.blocks;
+  a.mix = p.mix, a.eps = p.eps;
+  with_kernel(a.dtype, a.weight_dtype,
+              [&](auto* kernel) { run<std::remove_pointer_t<decltype(kernel)>>(a, stream); });
 }
 
 }  // namespace mmixer::cuda

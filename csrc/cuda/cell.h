@@ -1,12 +1,12 @@
-// One step of one weight set, the whole unit (Eq. 7-14), in one launch. A team of blocks owns up to 8
-// samples, and each of its warps rows of the weights; what a product gives goes to every block of the
-// team as packets through L2 (device.h): f and g, then s, then r, then z and h. Each block computes all
-// norms and gates again, which costs less than to send them; only z and the new state, at the end, are
-// shared out by columns. Bound by the latency of the four exchanges; the weights of a product are
-// requested before the wait in front of it.
+// One step of one weight set, the whole unit (Eq. 7-14), in one launch. A team of blocks owns up to
+// 8 samples, and each of its warps rows of the weights; what a product gives goes to every block of
+// the team as packets through L2 (device.h): f and g, then s, then r, then z and h. Each block
+// computes all norms and gates again, which costs less than to send them; only z and the new state,
+// at the end, are shared out by columns. Bound by the latency of the four exchanges; the weights of
+// a product are requested before the wait in front of it.
 //
-// A packet's tag is the number of the team's call. It is kept beside the packets: nothing is cleared
-// between calls, which a stream runs one after another.
+// A packet's tag is the number of the team's call. It is kept beside the packets: nothing is
+// cleared between calls, which a stream runs one after another.
 #pragma once
 
 #include <type_traits>
@@ -22,7 +22,7 @@ constexpr int cell_samples = 8;  // of a team at most
 // 8-byte words of a team's workspace: its number of calls, and six values of each row and sample.
 template <class T>
 MMIXER_CONSTANT int64_t cell_workspace(int H) {
-  return 1 + int64_t(norm_gates) * cell_samples * H * int64_t(sizeof(T) / sizeof(uint32_t));
+  return 1 + int64_t(gates) * cell_samples * H * int64_t(sizeof(T) / sizeof(uint32_t));
 }
 
 template <class T, Dtype weight_dtype>
@@ -33,8 +33,8 @@ struct Cell {
   static constexpr int warps = threads / 32;
   static constexpr int words = sizeof(T) / sizeof(uint32_t);
   static constexpr int weight_bytes = sizeof(Stored<weight_dtype>);
-  // Of a product, for a lane at a time. Lanes read the operand in 16 bytes beside their neighbours' 16,
-  // whatever the weights' type: each quarter of a warp meets all 32 banks once.
+  // Of a product, for a lane at a time. Lanes read the operand in 16 bytes beside their neighbours'
+  // 16, whatever the weights' type: each quarter of a warp meets all 32 banks once.
   static constexpr int columns = 16 / sizeof(T);
   using Weights = std::conditional_t<columns * weight_bytes == 8, Word2, Word4>;
   static constexpr int ahead = 8;  // loads of weights in flight
@@ -54,20 +54,19 @@ struct Cell {
     return whole(F) + whole(C) > whole(H) ? whole(F) + whole(C) : whole(H);
   }
 
-  // Per sample a product's operand, [f_bar || g_bar], f_tilde and the state; LayerNorm's parameters.
+  // Per sample a product's operand, [f_bar || g_bar], f_tilde and the state; LayerNorm's
+  // parameters.
   static MMIXER_CONSTANT size_t shared_bytes(int samples, int F, int C, int H) {
     const size_t values =
-        samples * (size_t(width(F, C, H)) + 4 * size_t(H)) + 2 * norm_gates * size_t(H);
+        samples * (size_t(width(F, C, H)) + 4 * size_t(H)) + 2 * gates * size_t(H);
     return sizeof(Head) + values * sizeof(T);
   }
 
-  static MMIXER_DEVICE void run(void* shared, const Arguments& a) {
-    Cell(shared, a).step();
-  }
+  static MMIXER_DEVICE void run(void* shared, const Arguments& a) { Cell(shared, a).step(); }
 
  private:
-  // A weight [H][K], and a product's other operand: a row of shared memory each sample. The gates of
-  // those that are multiplied together follow one another.
+  // A weight [H][K], and a product's other operand: a row of shared memory each sample. The gates
+  // of those that are multiplied together follow one another.
   struct Factor {
     int gate;
     const T* x;
@@ -91,30 +90,34 @@ struct Cell {
         mixed(pair + int64_t(a.team_samples) * 2 * a.H),
         state(mixed + int64_t(a.team_samples) * a.H),
         scale(state + int64_t(a.team_samples) * a.H),
-        shift(scale + norm_gates * int64_t(a.H)) {}
+        shift(scale + gates * int64_t(a.H)) {}
 
   MMIXER_DEVICE void step() {
     const int H = a.H;
-    const Factor of_input[] = {{norm_f, operand, stride, a.F},
-                               {norm_g, operand + whole(a.F), stride, a.C}};
-    const Factor of_pair[] = {{norm_s, pair, 2 * H, 2 * H}};
-    const Factor of_sum[] = {{norm_r, operand, stride, H}, {norm_z, operand, stride, H}};
-    const Factor of_reset[] = {{norm_h, operand, stride, H}};
+    const Factor of_input[] = {{gate_f, operand, stride, a.F},
+                               {gate_g, operand + whole(a.F), stride, a.C}};
+    const Factor of_pair[] = {{gate_s, pair, 2 * H, 2 * H}};
+    const Factor of_sum[] = {{gate_r, operand, stride, H}, {gate_z, operand, stride, H}};
+    const Factor of_reset[] = {{gate_h, operand, stride, H}};
 
     load_weights(of_input, rank * warps + warp, 0);
     for (int i = warp; i < 3 * n; i += warps) {
       const int s = i / 3, part = i % 3;
       const void* const source = part == 0 ? a.input : part == 1 ? a.context : a.hx;
-      const int64_t source_stride =
-          part == 0 ? a.input_stride : part == 1 ? a.context_stride : a.hx_stride;
+      const int64_t source_stride = part == 0   ? a.input_stride
+                                    : part == 1 ? a.context_stride
+                                                : a.hx_stride;
       T* const target = part == 2 ? state + s * H : operand + s * stride + part * whole(a.F);
       copy<32>(target, source, a.dtype, (first + s) * source_stride,
-               part == 0 ? a.F : part == 1 ? a.C : H);
+               part == 0   ? a.F
+               : part == 1 ? a.C
+                           : H);
     }
-    // One thread reads the tag for its block. The tag is renewed once everybody's packets have come,
-    // and a block sends its own behind the barrier, which waits for what that thread stores. A load by
-    // each thread for itself would have no such end: a barrier does not wait for it, and a warp that
-    // has no rows to send could be given the new tag, and wait for packets with it for ever.
+    // One thread reads the tag for its block. The tag is renewed once everybody's packets have
+    // come, and a block sends its own behind the barrier, which waits for what that thread stores.
+    // A load by each thread for itself would have no such end: a barrier does not wait for it, and
+    // a warp that has no rows to send could be given the new tag, and wait for packets with it for
+    // ever.
     if (thread_index() == threads - 32) head.tag = uint32_t(load_packet(packets)) + 1;
     block_sync();
     tag = head.tag;
@@ -123,31 +126,32 @@ struct Cell {
     load_weights(of_pair, rank * warps + warp, 0);
     if (a.norm_weight) {  // while packets travel
       const bool is_scale = thread_index() < threads / 2;
-      copy<threads / 2>(is_scale ? scale : shift, is_scale ? a.norm_weight : a.norm_bias, a.norm_dtype,
-                        0, norm_gates * H);
+      copy<threads / 2>(is_scale ? scale : shift, is_scale ? a.norm_weight : a.norm_bias,
+                        a.norm_dtype, 0, gates * H);
     }
-    receive<norm_f, 2>(pair);
+    receive<gate_f, 2>(pair);
     if (rank == 0 && thread_index() == 0) store_packet(packets, tag, 0);
     find_moments(pair, 2);
     for (int i = thread_index(); i < H; i += threads)
       for (int s = 0; s < n; s++) {
         T* const f = pair + s * 2 * H + i;
-        const T f_bar = Activation<false>::tanh(normalized(norm_f, 2 * s, i, f[0]));
-        const T g_bar = Activation<false>::tanh(normalized(norm_g, 2 * s + 1, i, f[H]));
+        const T f_bar = Activation<false>::tanh(normalized(gate_f, 2 * s, i, f[0]));
+        const T g_bar = Activation<false>::tanh(normalized(gate_g, 2 * s + 1, i, f[H]));
         f[0] = f_bar, f[H] = g_bar;
       }
     block_sync();
 
     multiply(of_pair);
     load_weights(of_sum, rank * warps + warp, 0);
-    receive<norm_s, 1>(mixed);
+    receive<gate_s, 1>(mixed);
     find_moments(mixed, 1);
     // With Eq. 10 in the place of what it is computed from.
     for (int i = thread_index(); i < H; i += threads)
       for (int s = 0; s < n; s++) {
-        T x = normalized(norm_s, s, i, mixed[s * H + i]);
-        if (!a.concat)
-          x = interpolate(Activation<false>::sigmoid(x), pair[s * 2 * H + i], pair[s * 2 * H + H + i]);
+        T x = normalized(gate_s, s, i, mixed[s * H + i]);
+        if (a.mix == mmixer::Mix::gated)
+          x = interpolate(Activation<false>::sigmoid(x), pair[s * 2 * H + i],
+                          pair[s * 2 * H + H + i]);
         mixed[s * H + i] = x;
         operand[s * stride + i] = x + state[s * H + i];
       }
@@ -155,32 +159,33 @@ struct Cell {
 
     multiply<true>(of_sum);
     load_weights(of_reset, rank * warps + warp, 0);
-    receive<norm_r, 1>(pair);
+    receive<gate_r, 1>(pair);
     find_moments(pair, 1);
     for (int i = thread_index(); i < H; i += threads)
       for (int s = 0; s < n; s++) {
-        const T r = Activation<false>::sigmoid(normalized(norm_r, s, i, pair[s * H + i]));
+        const T r = Activation<false>::sigmoid(normalized(gate_r, s, i, pair[s * H + i]));
         operand[s * stride + i] = mixed[s * H + i] + r * state[s * H + i];
       }
     block_sync();
 
     multiply(of_reset);
     if (rank * 32 >= H) return;  // without columns of the new state
-    receive<norm_z, 2>(pair);
+    receive<gate_z, 2>(pair);
     find_moments(pair, 2);
     for (int s = warp; s < n; s += warps)
       for (int i = rank * 32 + lane; i < H; i += a.blocks * 32) {
         const T* const z_row = pair + s * 2 * H + i;
-        const T z = Activation<false>::sigmoid(normalized(norm_z, 2 * s, i, z_row[0]));
-        const T h_tilde = Activation<false>::tanh(normalized(norm_h, 2 * s + 1, i, z_row[H]));
-        store_as(a.output, a.dtype, int64_t(first + s) * H + i,
+        const T z = Activation<false>::sigmoid(normalized(gate_z, 2 * s, i, z_row[0]));
+        const T h_tilde = Activation<false>::tanh(normalized(gate_h, 2 * s + 1, i, z_row[H]));
+        store_as(a.next_state, a.dtype, int64_t(first + s) * H + i,
                  interpolate(z, h_tilde, state[s * H + i]));
       }
   }
 
   // `count` elements side by side to shared memory, by a group of threads; of null zeros.
   template <int members>
-  MMIXER_DEVICE void copy(T* target, const void* source, Dtype dtype, int64_t start, int count) const {
+  MMIXER_DEVICE void copy(T* target, const void* source, Dtype dtype, int64_t start,
+                          int count) const {
     switch (dtype) {
       case Dtype::float32: copy_of<members, Dtype::float32>(target, source, start, count); break;
       case Dtype::float64: copy_of<members, Dtype::float64>(target, source, start, count); break;
@@ -229,8 +234,8 @@ struct Cell {
     }
   }
 
-  // This block's rows of weights times each sample's operands, to everybody. The first of a warp's rows
-  // has been begun by load_weights.
+  // This block's rows of weights times each sample's operands, to everybody. The first of a warp's
+  // rows has been begun by load_weights.
   template <bool one_operand = false, int count>
   MMIXER_DEVICE void multiply(const Factor (&f)[count]) {
     constexpr int sums = count * cell_samples;
@@ -308,9 +313,10 @@ struct Cell {
     return decode<T, weight_dtype>(x);
   }
 
-  // Those that are received together lie as they land: f and g, and z and h, of a sample side by side.
+  // Those that are received together lie as they land: f and g, and z and h, of a sample side by
+  // side.
   MMIXER_DEVICE uint64_t* packet(int gate, int s, int row) const {
-    const bool paired = gate <= norm_g || gate >= norm_z;
+    const bool paired = gate <= gate_g || gate >= gate_z;
     const int64_t start = int64_t(paired ? gate / 2 * 2 : gate) * cell_samples * a.H;
     return packets + 1 + (start + int64_t(paired ? s * 2 + gate % 2 : s) * a.H + row) * words;
   }
@@ -325,7 +331,8 @@ struct Cell {
       uint64_t received[at_once];
       MMIXER_UNROLL
       for (int j = 0; j < at_once; j++)
-        received[j] = uint64_t(i + j * threads < all ? ~tag : tag) << 32;  // to come, or beyond the last
+        received[j] = uint64_t(i + j * threads < all ? ~tag : tag)
+                      << 32;  // to come, or beyond the last
       // All that have not come are asked for at once, however many rounds it takes.
       for (bool waits = true; waits;) {
         waits = false;
@@ -352,9 +359,9 @@ struct Cell {
     for (int i = warp; i < n * count; i += warps) {
       const T* const row = rows + i * a.H;
       const T mean = sum_columns([&](int column) { return row[column]; }) * per_column;
-      const T variance = sum_columns([&](int column) {
-                           return (row[column] - mean) * (row[column] - mean);
-                         }) * per_column;
+      const T variance =
+          sum_columns([&](int column) { return (row[column] - mean) * (row[column] - mean); }) *
+          per_column;
       if (lane == 0) head.moments[i] = {mean, reciprocal_root(variance + T(a.eps))};
     }
     block_sync();
@@ -371,8 +378,7 @@ struct Cell {
         if (i + j * 32 < a.H) part[j % 4] += term(i + j * 32);
       sum += (part[0] + part[1]) + (part[2] + part[3]);
     }
-    for (int mask = 16; mask; mask /= 2) sum += shuffle_xor(sum, mask);
-    return sum;
+    return warp_sum(sum);
   }
 
   MMIXER_DEVICE T normalized(int gate, int row, int i, T x) const {

@@ -1,9 +1,9 @@
-// What a kernel may use of the device, under names of our own, so that one source runs on a GPU and,
-// by csrc/emulator, on a CPU. A kernel is a class with Arguments, threads and
-// `static void run(void* shared, const Arguments&)`; launch<Kernel>() starts it.
+// What a kernel may use of the device, under names of our own, so that one source runs on a GPU
+// and, by csrc/emulator, on a CPU. A kernel is a class with Arguments, threads and `static void
+// run(void* shared, const Arguments&)`; launch<Kernel>() starts it.
 //
-// Orders: a wait on an mbarrier acquires, at cluster scope, what arrived in shared memory; a packet is
-// its own flag (it is loaded and stored as one) and orders nothing else.
+// Orders: a wait on an mbarrier acquires, at cluster scope, what arrived in shared memory; a packet
+// is its own flag (it is loaded and stored as one) and orders nothing else.
 #pragma once
 
 #include <cstddef>
@@ -48,7 +48,6 @@ namespace mmixer::cuda {
 
 MMIXER_DEVICE int thread_index() { return threadIdx.x; }
 MMIXER_DEVICE int block_index() { return blockIdx.x; }
-MMIXER_DEVICE int block_count() { return gridDim.x; }
 
 MMIXER_DEVICE void block_sync() { __syncthreads(); }
 MMIXER_DEVICE void warp_sync() { __syncwarp(); }
@@ -105,8 +104,8 @@ MMIXER_DEVICE float approximate_tanh(float x) {
   return y;
 }
 
-// c += a b, a [16, 16] row major, b [16, 8] column major, of float16 or bfloat16; every lane of the warp
-// takes part.
+// c += a b, a [16, 16] row major, b [16, 8] column major, of float16 or bfloat16; every lane of the
+// warp takes part.
 template <bool half>
 MMIXER_DEVICE void multiply_add(float (&c)[4], const Word4& a, uint32_t b0, uint32_t b1) {
   if constexpr (half)
@@ -196,15 +195,17 @@ MMIXER_DEVICE void mbarrier_expect(Mbarrier* barrier, int bytes) {
                : "memory");
 }
 
-// A store_async is weak, and its completion on the barrier has release semantics at cluster scope. A
-// look that reads the completed phase, relaxed at cluster scope and followed by a fence.acquire of that
-// scope, is an acquire pattern, and so synchronises with all completions of the phase. sync_restrict
-// narrows what the fence orders to objects in the cluster's shared memory, which all landing places are.
-// An acquire of all memory would invalidate L1 besides (CCTL.IVALL) at each wait. The fence ends when no
-// load of this thread is in flight: what is loaded ahead is loaded right behind a wait, not before one.
+// A store_async is weak, and its completion on the barrier has release semantics at cluster scope.
+// A look that reads the completed phase, relaxed at cluster scope and followed by a fence.acquire
+// of that scope, is an acquire pattern, and so synchronises with all completions of the phase.
+// sync_restrict narrows what the fence orders to objects in the cluster's shared memory, which all
+// landing places are. An acquire of all memory would invalidate L1 besides (CCTL.IVALL) at each
+// wait. The fence ends when no load of this thread is in flight: what is loaded ahead is loaded
+// right behind a wait, not before one.
 //
-// The other direction, that a sender has read what its message allows others to overwrite, is program
-// order in the thread that sends, and a warp_sync or block_sync between it and the other readers.
+// The other direction, that a sender has read what its message allows others to overwrite, is
+// program order in the thread that sends, and a warp_sync or block_sync between it and the other
+// readers.
 MMIXER_DEVICE void mbarrier_wait(Mbarrier* barrier, uint32_t parity) {
 #if __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ >= 1208  // PTX 8.6
   asm volatile(
@@ -228,10 +229,11 @@ MMIXER_DEVICE void mbarrier_wait(Mbarrier* barrier, uint32_t parity) {
 
 // Stores to the twin of p in block `rank`, and counts the bytes on the twin of the barrier.
 MMIXER_DEVICE void store_async(float* p, int rank, float x, Mbarrier* barrier) {
-  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(
-                   twin_address(p, rank)),
-               "r"(__float_as_uint(x)), "r"(twin_address(barrier, rank))
-               : "memory");
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(
+          twin_address(p, rank)),
+      "r"(__float_as_uint(x)), "r"(twin_address(barrier, rank))
+      : "memory");
 }
 
 MMIXER_DEVICE void store_async(Word4* p, int rank, const Word4& x, Mbarrier* barrier) {
@@ -266,6 +268,14 @@ MMIXER_DEVICE void set_tag(Word4& packet, uint32_t tag) { packet.word[3] = tag; 
 MMIXER_DEVICE float as_float(uint32_t bits) {
   float x;
   memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+// The sum over a warp, in each of its lanes.
+template <class T>
+MMIXER_DEVICE T warp_sum(T x) {
+  MMIXER_UNROLL
+  for (int mask = 16; mask; mask /= 2) x += shuffle_xor(x, mask);
   return x;
 }
 

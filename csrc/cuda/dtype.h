@@ -15,15 +15,20 @@ using Stored = std::conditional_t<dtype == Dtype::float64, double,
 
 template <class T, Dtype dtype>
 MMIXER_DEVICE T decode(Stored<dtype> x) {
-  if constexpr (sizeof x > 2) return T(x);
-  else return T(dtype == Dtype::bfloat16 ? from_bfloat16(x) : from_float16(x));
+  if constexpr (sizeof x > 2)
+    return T(x);
+  else
+    return T(dtype == Dtype::bfloat16 ? from_bfloat16(x) : from_float16(x));
 }
 
 template <Dtype dtype, class T>
 MMIXER_DEVICE Stored<dtype> encode(T x) {
-  if constexpr (dtype == Dtype::bfloat16) return to_bfloat16(float(x));
-  else if constexpr (dtype == Dtype::float16) return to_float16(float(x));
-  else return Stored<dtype>(x);
+  if constexpr (dtype == Dtype::bfloat16)
+    return to_bfloat16(float(x));
+  else if constexpr (dtype == Dtype::float16)
+    return to_float16(float(x));
+  else
+    return Stored<dtype>(x);
 }
 
 template <class T, Dtype dtype>
@@ -60,8 +65,8 @@ MMIXER_DEVICE int size_of(Dtype dtype) {
   return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2;
 }
 
-// A float32, bfloat16 or float16 as it lies in memory, to be converted where it is needed: a conversion
-// waits for its load.
+// A float32, bfloat16 or float16 as it lies in memory, to be converted where it is needed: a
+// conversion waits for its load.
 MMIXER_DEVICE uint32_t load_bits(const void* p, Dtype dtype) {
   return dtype == Dtype::float32 ? load(static_cast<const uint32_t*>(p))
                                  : load(static_cast<const uint16_t*>(p));

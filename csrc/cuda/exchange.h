@@ -1,36 +1,37 @@
 // What the blocks of a team tell each other, over one of two ways. Both have the same channels: a
-// channel carries, once per step, rows of an operand or partial sums of statistics, or both, from every
-// block to every block (the sender too), and lands in shared memory.
+// channel carries, once per step, rows of an operand or partial sums of statistics, or both, from
+// every block to every block (the sender too), and lands in shared memory.
 //
-// Nothing tells a sender that what it overwrites has been read, but for the messages themselves: who
-// reads a message sends another one afterwards, and its place gets the next only when all of those have
-// come. So a warp reads before it sends; one that has nothing to send reads before a barrier of its
-// block, and another warp sends behind that.
+// Nothing tells a sender that what it overwrites has been read, but for the messages themselves:
+// who reads a message sends another one afterwards, and its place gets the next only when all of
+// those have come. So a warp reads before it sends; one that has nothing to send reads before a
+// barrier of its block, and another warp sends behind that.
 #pragma once
 
 #include "team.h"
 
 namespace mmixer::cuda {
 
-// What a channel carries: rows of some operands of the landing, one after another, and some statistics.
+// What a channel carries: rows of some operands of the landing, one after another, and some
+// statistics.
 struct Channel {
   int first_operand, operands, first_statistic, statistics;
 };
 
 template <class L, int operands, int statistics>
 struct Landing {
-  alignas(16) uint16_t operand[operands][L::parts][L::samples][L::stride];
-  alignas(16) uint16_t stage[operands][L::parts][L::elements];
+  alignas(16) uint16_t operand[operands][L::terms][L::samples][L::stride];
+  alignas(16) uint16_t stage[operands][L::terms][L::elements];
   alignas(16) float statistic[statistics][L::samples][L::sums];
 
   MMIXER_DEVICE SharedOperand<L> source(int which) const { return {&operand[which][0][0][0]}; }
 
   // The terms of a thread's element, for its warp to send.
   MMIXER_DEVICE void put(int which, float x) {
-    uint16_t term[L::parts];
-    split<L>(x, term);
+    uint16_t terms[L::terms];
+    split<L>(x, terms);
     MMIXER_UNROLL
-    for (int part = 0; part < L::parts; part++) stage[which][part][thread_index()] = term[part];
+    for (int i = 0; i < L::terms; i++) stage[which][i][thread_index()] = terms[i];
     warp_sync();
   }
 
@@ -42,8 +43,8 @@ struct Landing {
   }
 };
 
-// The sums over this block's rows of a sample, `lanes` at a time, as far as a warp knows them. Several
-// at once take no longer than one.
+// The sums over this block's rows of a sample, `lanes` at a time, as far as a warp knows them.
+// Several at once take no longer than one.
 template <class L, int count>
 MMIXER_DEVICE void sum_lanes(float (&x)[count]) {
   MMIXER_UNROLL
@@ -56,9 +57,9 @@ MMIXER_DEVICE void sum_lanes(float (&x)[count]) {
   }
 }
 
-// Thread block clusters (Hopper and newer): every block stores into the shared memory of every other;
-// an mbarrier per channel counts the bytes that arrived. A block receives all that is sent to it, so
-// that none is gone when a store arrives: there is nothing to wait for in the end.
+// Thread block clusters (Hopper and newer): every block stores into the shared memory of every
+// other; an mbarrier per channel counts the bytes that arrived. A block receives all that is sent
+// to it, so that none is gone when a store arrives: there is nothing to wait for in the end.
 template <class L, class Landing, class Schedule>
 class ClusterExchange {
  public:
@@ -70,7 +71,7 @@ class ClusterExchange {
   static constexpr int packets = 0;
 
   static MMIXER_CONSTANT int bytes(int channel) {
-    return Schedule::channel[channel].operands * L::parts * L::samples * L::H * 2 +
+    return Schedule::channel[channel].operands * L::terms * L::samples * L::H * 2 +
            Schedule::channel[channel].statistics * L::samples * L::sums * 4;
   }
 
@@ -92,16 +93,15 @@ class ClusterExchange {
     sum_lanes<L>(x);
     const int peer = thread_index() % L::lanes;
     const int place = rank_ * (L::rows / L::lanes) + own.row / L::lanes;
-    if (peer < L::C)
-      MMIXER_UNROLL
-      for (int i = 0; i < count; i++)
-        store_async(&landing_.statistic[first + i][own.sample][place], peer, x[i],
-                    &shared_.barrier[channel]);
+    if (peer < L::C) MMIXER_UNROLL
+    for (int i = 0; i < count; i++)
+      store_async(&landing_.statistic[first + i][own.sample][place], peer, x[i],
+                  &shared_.barrier[channel]);
   }
 
   template <int channel, int which>
   MMIXER_DEVICE void send_operand(float x, int) {
-    constexpr int chunks = 4 * L::parts;  // of a warp, of 8 rows: 16 bytes
+    constexpr int chunks = 4 * L::terms;                         // of a warp, of 8 rows: 16 bytes
     constexpr int all = chunks * L::C, count = (all + 31) / 32;  // of a warp to all, and of a lane
     const int lane = thread_index() % 32, warp = thread_index() / 32;
     landing_.put(which, x);
@@ -115,8 +115,9 @@ class ClusterExchange {
     for (int i = 0; i < count; i++) {
       const int chunk = (i * 32 + lane) % chunks, peer = (i * 32 + lane) / chunks;
       const int element = warp * 32 + chunk % 4 * 8;
-      uint16_t* const target = &landing_.operand[which][chunk / 4][element / L::rows]
-                                                [rank_ * L::rows + element % L::rows];
+      uint16_t* const target =
+          &landing_
+               .operand[which][chunk / 4][element / L::rows][rank_ * L::rows + element % L::rows];
       if (all % 32 == 0 || peer < L::C)
         store_async(reinterpret_cast<Word4*>(target), peer, rows[i], &shared_.barrier[channel]);
     }
@@ -142,9 +143,10 @@ class ClusterExchange {
   const int rank_;
 };
 
-// Through the L2 cache (Ampere, Ada; sizes that no cluster holds): packets of one or three words of data
-// beside the number of the step, so that what is read tells by itself whether it is new. All blocks must
-// be resident. A packet lands where its own number and the thread's say, mostly at compile time.
+// Through the L2 cache (Ampere, Ada; sizes that no cluster holds): packets of one or three words of
+// data beside the number of the step, so that what is read tells by itself whether it is new. All
+// blocks must be resident. A packet lands where its own number and the thread's say, mostly at
+// compile time.
 template <class L, class Landing, class Schedule, class Packet_>
 class GlobalExchange {
  public:
@@ -154,7 +156,7 @@ class GlobalExchange {
   static constexpr int words = sizeof(Packet) / sizeof(uint32_t) - 1;  // of data
   static constexpr int line_words = L::H / 2;                          // of a sample's operand
   // With three words a packet has rows of one warp, whose last packet is not full.
-  static constexpr int warp_packets = (16 * L::parts + words - 1) / words;
+  static constexpr int warp_packets = (16 * L::terms + words - 1) / words;
   static constexpr int warps = L::elements / 32;  // that send
   static constexpr int operand_packets = L::C * warps * warp_packets;
   static constexpr int statistic_packets = L::samples * L::sums;
@@ -171,7 +173,7 @@ class GlobalExchange {
 
   MMIXER_DEVICE GlobalExchange(Shared&, Landing& landing, void* packets, int rank)
       : landing_(landing), packets_(static_cast<Packet*>(packets)), rank_(rank) {
-    static_assert(words == 1 || (L::rows % 32 == 0 && L::parts == 1), "a packet is of one sample");
+    static_assert(words == 1 || (L::rows % 32 == 0 && L::terms == 1), "a packet is of one sample");
     block_sync();
   }
 
@@ -182,10 +184,8 @@ class GlobalExchange {
     Packet* const target = packets_ + offset(channel) + c.operands * operand_packets +
                            ((first - c.first_statistic) * L::samples + own.sample) * L::sums +
                            rank_ * (L::rows / L::lanes) + own.row / L::lanes;
-    if (thread_index() % L::lanes == 0)
-      MMIXER_UNROLL
-      for (int i = 0; i < count; i++)
-        send_alone(target + i * statistic_packets, as_bits(x[i]), step);
+    if (thread_index() % L::lanes == 0) MMIXER_UNROLL
+    for (int i = 0; i < count; i++) send_alone(target + i * statistic_packets, as_bits(x[i]), step);
   }
 
   template <int channel, int which>
@@ -196,17 +196,16 @@ class GlobalExchange {
     landing_.put(which, x);
     MMIXER_UNROLL
     for (int i = lane; i < warp_packets; i += 32) {
-      const int part = words == 1 ? i / 16 : 0;
+      const int term = words == 1 ? i / 16 : 0;
       const int element = warp * 32 + i * words % 16 * 2;  // the first of the packet
-      const int line = part * L::samples + element / L::rows;
-      const int number = words == 1
-                             ? line * line_words + (rank_ * L::rows + element % L::rows) / 2
-                             : (rank_ * warps + warp) * warp_packets + i;
+      const int line = term * L::samples + element / L::rows;
+      const int number = words == 1 ? line * line_words + (rank_ * L::rows + element % L::rows) / 2
+                                    : (rank_ * warps + warp) * warp_packets + i;
       uint32_t data[words];
       MMIXER_UNROLL
       for (int j = 0; j < words; j++) {
         const int further = words == 1 || i * words + j < 16 ? 2 * j : 0;
-        memcpy(&data[j], &landing_.stage[which][part][element + further], sizeof data[j]);
+        memcpy(&data[j], &landing_.stage[which][term][element + further], sizeof data[j]);
       }
       send(packets_ + start + number, data, step);
     }
@@ -258,8 +257,8 @@ class GlobalExchange {
       store_packet(target, data, step + 1);
   }
 
-  // In all words of a packet. Of a packet whose words are not all used, ptxas makes two loads, one of
-  // the tag, and then it says nothing of the data.
+  // In all words of a packet. Of a packet whose words are not all used, ptxas makes two loads, one
+  // of the tag, and then it says nothing of the data.
   MMIXER_DEVICE static void send_alone(Packet* target, uint32_t data, int step) {
     uint32_t copies[words];
     MMIXER_UNROLL
@@ -296,8 +295,9 @@ class GlobalExchange {
     } else {
       const int warp = (number + thread) / warp_packets, i = (number + thread) % warp_packets;
       const int element = warp % warps * 32 + i * words * 2;
-      uint16_t* const target = &landing_.operand[which][0][element / L::rows]
-                                                [warp / warps * L::rows + element % L::rows];
+      uint16_t* const target =
+          &landing_
+               .operand[which][0][element / L::rows][warp / warps * L::rows + element % L::rows];
       MMIXER_UNROLL
       for (int j = 0; j < words; j++) {
         const uint32_t data = word_of(packet, j);

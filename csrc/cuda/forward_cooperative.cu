@@ -9,7 +9,8 @@ Recurrences<ForwardArguments> cooperative_forward() {
 }
 
 Recurrences<ForwardArguments> wide_forward() {
-  static const auto all = recurrences<Forward, WidePath, ForwardArguments>(List<Wide<8>, Wide<4>>());
+  static const auto all =
+      recurrences<Forward, WidePath, ForwardArguments>(List<Wide<8>, Wide<4>>());
   return all;
 }
 

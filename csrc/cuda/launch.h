@@ -8,7 +8,8 @@
 
 namespace mmixer::cuda {
 
-// How many blocks, clusters or teams the current device runs at once; refusal: why none, else empty.
+// How many blocks, clusters or teams the current device runs at once; refusal: why none, else
+// empty.
 struct Resident {
   int count;
   std::string refusal;
@@ -33,8 +34,8 @@ inline void check(cudaError_t error, const char* call) {
 
 #define MMIXER_CHECK(call) ::mmixer::cuda::check(call, #call)
 
-// Below 9.0 a kernel of clusters is a trap. If a newer GPU is handed that PTX all the same, its call
-// fails, where a return would leave its caller what happened to be in memory.
+// Below 9.0 a kernel of clusters is a trap. If a newer GPU is handed that PTX all the same, its
+// call fails, where a return would leave its caller what happened to be in memory.
 template <class Kernel>
 __global__ void __launch_bounds__(Kernel::threads, 1)
     entry(const __grid_constant__ typename Kernel::Arguments arguments) {
@@ -60,10 +61,12 @@ struct Answer {
   const char* call;
 };
 
-#define MMIXER_ANSWER(call) ::mmixer::cuda::Answer{call, #call}
+#define MMIXER_ANSWER(call) \
+  ::mmixer::cuda::Answer { call, #call }
 
-// Allows a kernel what a launch may not have by default: more than 48 KiB of shared memory, and more
-// than 8 blocks in a cluster. Once per kernel and device, as a call to the driver takes a microsecond.
+// Allows a kernel what a launch may not have by default: more than 48 KiB of shared memory, and
+// more than 8 blocks in a cluster. Once per kernel and device, as a call to the driver takes a
+// microsecond.
 template <class Kernel>
 Answer allow(size_t shared_bytes) {
   static std::atomic<uint64_t> allowed{0};  // a bit per device
@@ -72,14 +75,14 @@ Answer allow(size_t shared_bytes) {
   if (const Answer answer = MMIXER_ANSWER(cudaGetDevice(&device)); answer.error) return answer;
   const uint64_t bit = device < 64 ? uint64_t(1) << device : 0;
   if (allowed.load(std::memory_order_relaxed) & bit) return {cudaSuccess, ""};
-  Answer answer = MMIXER_ANSWER(
-      cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  Answer answer =
+      MMIXER_ANSWER(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
   if (!answer.error)
-    answer = MMIXER_ANSWER(cudaFuncSetAttribute(
-        entry<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
+    answer = MMIXER_ANSWER(
+        cudaFuncSetAttribute(entry<Kernel>, cudaFuncAttributeMaxDynamicSharedMemorySize, most));
   if (!answer.error && Kernel::needs_cluster)
-    answer = MMIXER_ANSWER(cudaFuncSetAttribute(
-        entry<Kernel>, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+    answer = MMIXER_ANSWER(
+        cudaFuncSetAttribute(entry<Kernel>, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
   if (!answer.error) allowed.fetch_or(bit, std::memory_order_relaxed);
   return answer;
 }
@@ -119,8 +122,8 @@ void launch(const Grid& grid, const typename Kernel::Arguments& arguments) {
   MMIXER_CHECK(cudaLaunchKernelEx(&launch.configuration, entry<Kernel>, arguments));
 }
 
-// Whether an error says nothing of the kernel and the device: it may be gone the next time, or stays
-// with the process until its end (from 700 on), or is of a capture (from 900 on).
+// Whether an error says nothing of the kernel and the device: it may be gone the next time, or
+// stays with the process until its end (from 700 on), or is of a capture (from 900 on).
 inline bool is_passing(cudaError_t error) {
   switch (error) {
     case cudaErrorMemoryAllocation:
@@ -128,10 +131,8 @@ inline bool is_passing(cudaError_t error) {
     case cudaErrorDevicesUnavailable:
     case cudaErrorSystemNotReady:
     case cudaErrorMpsConnectionFailed:
-    case cudaErrorMpsServerNotReady:
-      return true;
-    default:
-      return (error >= 700 && error < 720) || (error >= 900 && error < 910);
+    case cudaErrorMpsServerNotReady: return true;
+    default: return (error >= 700 && error < 720) || (error >= 900 && error < 910);
   }
 }
 
@@ -189,8 +190,9 @@ Resident resident_clusters(int cluster, size_t shared_bytes) {
     return {0, refusal(answer)};
   // By the virtual architecture, and not by the GPU, it was decided what the kernel is.
   if (attributes.ptxVersion < 90)
-    return {0, "of this build only PTX older than 9.0 serves this GPU: install again with 90 in "
-               "MMIXER_CUDA_ARCHS"};
+    return {0,
+            "of this build only PTX older than 9.0 serves this GPU: install again with 90 in "
+            "MMIXER_CUDA_ARCHS"};
   if (const Answer answer = allow<Kernel>(shared_bytes); answer.error) return {0, refusal(answer)};
   const Launch<Kernel> launch({cluster, cluster, false, shared_bytes, nullptr});
   int count = 0;
@@ -212,8 +214,9 @@ Resident resident_blocks(size_t shared_bytes) {
   if (const std::string room = without_room(shared_bytes); !room.empty()) return {0, room};
   if (const Answer answer = allow<Kernel>(shared_bytes); answer.error) return {0, refusal(answer)};
   int count = 0;
-  if (const Answer answer = MMIXER_ANSWER(cudaOccupancyMaxActiveBlocksPerMultiprocessor(
-          &count, entry<Kernel>, Kernel::threads, shared_bytes));
+  if (const Answer answer = MMIXER_ANSWER(
+          cudaOccupancyMaxActiveBlocksPerMultiprocessor(&count, entry<Kernel>, Kernel::threads,
+                                                        shared_bytes));
       answer.error)
     return {0, refusal(answer)};
   if (count == 0) return {0, "no block fits on a multiprocessor of this GPU"};

@@ -1,5 +1,5 @@
-// The layouts that are compiled, smallest first. What does not fit into 255 registers a thread lies in
-// shared memory: 227 KiB per block on Hopper, 99 KiB on Ada.
+// The layouts that are compiled, smallest first. What does not fit into 255 registers a thread lies
+// in shared memory: 227 KiB per block on Hopper, 99 KiB on Ada.
 #pragma once
 
 #include "backward.h"
@@ -12,22 +12,24 @@ namespace mmixer::cuda {
 template <class... Items>
 struct List {};
 
-template <int samples, Dtype terms>
+template <int samples, Dtype term_dtype>
 using OneTermInCluster =
-    List<Layout<128, 4, 8, 1, 3, samples, terms>, Layout<256, 8, 8, 1, 3, samples, terms>,
-         Layout<512, 16, 8, 1, 3, samples, terms>, Layout<768, 16, 12, 1, 1, samples, terms>>;
+    List<Layout<128, 4, 8, 1, 3, samples, term_dtype>, Layout<256, 8, 8, 1, 3, samples, term_dtype>,
+         Layout<512, 16, 8, 1, 3, samples, term_dtype>,
+         Layout<768, 16, 12, 1, 1, samples, term_dtype>>;
 
 template <int samples>
 using MoreTermsInCluster =
     List<Layout<128, 4, 8, 2, 6, samples>, Layout<256, 8, 8, 2, 6, samples>,
-         Layout<512, 16, 8, 2, 2, samples>,                                      // 2^-16
+         Layout<512, 16, 8, 2, 2, samples>,                                    // 2^-16
          Layout<128, 4, 8, 3, 9, samples>, Layout<256, 8, 8, 3, 6, samples>>;  // float32
 
-template <int samples, Dtype terms>
+template <int samples, Dtype term_dtype>
 using OneTermThroughL2 =
-    List<Layout<128, 4, 8, 1, 3, samples, terms>, Layout<256, 8, 8, 1, 3, samples, terms>,
-         Layout<512, 16, 8, 1, 3, samples, terms>, Layout<768, 48, 8, 1, 3, samples, terms>,
-         Layout<1024, 64, 8, 1, 2, samples, terms>>;
+    List<Layout<128, 4, 8, 1, 3, samples, term_dtype>, Layout<256, 8, 8, 1, 3, samples, term_dtype>,
+         Layout<512, 16, 8, 1, 3, samples, term_dtype>,
+         Layout<768, 48, 8, 1, 3, samples, term_dtype>,
+         Layout<1024, 64, 8, 1, 2, samples, term_dtype>>;
 
 template <int samples>
 using MoreTermsThroughL2 =
@@ -48,8 +50,8 @@ using ForwardLayouts =
 
 // Without float16: its range may not hold a gradient.
 template <template <int, Dtype> class OneTerm, template <int> class MoreTerms>
-using BackwardLayouts = List<OneTerm<8, Dtype::bfloat16>, OneTerm<4, Dtype::bfloat16>,
-                             MoreTerms<8>, MoreTerms<4>>;
+using BackwardLayouts =
+    List<OneTerm<8, Dtype::bfloat16>, OneTerm<4, Dtype::bfloat16>, MoreTerms<8>, MoreTerms<4>>;
 
 template <class Kernel>
 constexpr size_t team_bytes = Kernel::Exchange::packets * sizeof(typename Kernel::Exchange::Packet);
@@ -77,7 +79,7 @@ void launch_teams(const typename Kernel::Arguments& arguments, int teams, void* 
 // Kernel<L, Path> of every layout.
 template <template <class, class> class Kernel, class Path, class Arguments, class... Layouts>
 void append(std::vector<Recurrence<Arguments>>& all, List<Layouts...>) {
-  (all.push_back({Layouts::H, Layouts::parts, Layouts::samples, Layouts::terms,
+  (all.push_back({Layouts::H, Layouts::terms, Layouts::samples, Layouts::term_dtype,
                   int64_t(team_bytes<Kernel<Layouts, Path>>),
                   resident_teams<Kernel<Layouts, Path>, Layouts>,
                   launch_teams<Kernel<Layouts, Path>, Layouts>}),

@@ -1,12 +1,13 @@
 // The recurrent weights as the kernels and the products of torch read them, in one launch.
 //
 // A block owns 16 columns of one matrix, or copies a share of LayerNorm's parameters. It takes its
-// columns into shared memory, by loads of 16 bytes where the address and H allow, and then all loads are
-// in flight at once up to H = 512 (float64: 256). It takes the mean of each (if asked: LayerNorm removes the mean over the
-// rows anyway, and without it there is no mean to exchange), and writes the matrix for torch's products
-// and, padded and split into 16-bit terms, for the persistent kernels, there transposed for backward.
-// Rows that shared memory does not hold at once are taken in turn, twice if there are means to take
-// first. Blocks exchange nothing. Bound by one latency of memory and by some 40 instructions an element.
+// columns into shared memory, by loads of 16 bytes where the address and H allow, and then all
+// loads are in flight at once up to H = 512 (float64: 256). It takes the mean of each (if asked:
+// LayerNorm removes the mean over the rows anyway, and without it there is no mean to exchange),
+// and writes the matrix for torch's products and, padded and split into 16-bit terms, for the
+// persistent kernels, there transposed for backward. Rows that shared memory does not hold at once
+// are taken in turn, twice if there are means to take first. Blocks exchange nothing. Bound by one
+// latency of memory and by some 40 instructions an element.
 #pragma once
 
 #include "dtype.h"
@@ -31,14 +32,15 @@ class Prepare {
 
   MMIXER_DEVICE static void run(void* shared, const Arguments& a) {
     const int index = block_index() / slices(a), slice = block_index() % slices(a);
-    if (index % shares < gates)
+    if (index % shares < step_gates)
       Prepare(shared, a, index / shares, index % shares, slice).matrix();
     else if (a.norms)
       copy_norms(a, index / shares, slice);
   }
 
  private:
-  static constexpr int shares = gates + 1;  // of a weight set: its matrices, LayerNorm's parameters
+  static constexpr int shares =
+      step_gates + 1;  // of a weight set: its matrices, LayerNorm's parameters
   static constexpr int warps = threads / 32, columns_of_warp = columns / warps;
 
   MMIXER_DEVICE Prepare(void* shared, const Arguments& arguments, int local, int gate, int slice)
@@ -47,12 +49,14 @@ class Prepare {
         gate(gate),
         first_column(slice * columns),
         thread(thread_index()),
-        weight(static_cast<const Stored<dtype>*>(a.set[local].weight[gate])),
+        weight(static_cast<const Stored<dtype>*>(a.set[local].weight[gate_r + gate])),
         mean(static_cast<T*>(shared)),
         tile(mean + columns) {}
 
-  static MMIXER_CONSTANT int padded(const Arguments& a) { return a.terms ? a.Hp : a.H; }
-  static MMIXER_CONSTANT int slices(const Arguments& a) { return (padded(a) + columns - 1) / columns; }
+  static MMIXER_CONSTANT int padded(const Arguments& a) { return a.split_weights ? a.Hp : a.H; }
+  static MMIXER_CONSTANT int slices(const Arguments& a) {
+    return (padded(a) + columns - 1) / columns;
+  }
 
   // A multiple of 8. Any device that runs this has 96 KiB of shared memory for a block.
   static MMIXER_CONSTANT int rows_held(const Arguments& a) {
@@ -68,22 +72,21 @@ class Prepare {
     if (thread < columns) mean[thread] = 0;
     // Here and below: at H = 512 a loop has 16 rounds at most, and code costs time to fetch.
     MMIXER_NO_UNROLL
-    for (int pass = a.remove_mean && !are_all_held ? 0 : 1; pass < 2; pass++)
-      MMIXER_NO_UNROLL
-      for (int first = 0; first < padded(a); first += held) {
-        if (first > 0) block_sync();  // what lies there has been read
-        if (is_packed<dtype>(weight))
-          take<Packed<dtype>>(first);
-        else
-          take<Single<dtype>>(first);
+    for (int pass = a.remove_mean && !are_all_held ? 0 : 1; pass < 2; pass++) MMIXER_NO_UNROLL
+    for (int first = 0; first < padded(a); first += held) {
+      if (first > 0) block_sync();  // what lies there has been read
+      if (is_packed<dtype>(weight))
+        take<Packed<dtype>>(first);
+      else
+        take<Single<dtype>>(first);
+      block_sync();
+      if (a.remove_mean && (pass == 0 || are_all_held)) {
+        add(first, sum);
+        store_means(sum);
         block_sync();
-        if (a.remove_mean && (pass == 0 || are_all_held)) {
-          add(first, sum);
-          store_means(sum);
-          block_sync();
-        }
-        if (pass == 1) write(first);
       }
+      if (pass == 1) write(first);
+    }
   }
 
   // Into shared memory, rows from the first-th on; zeros for columns that do not exist.
@@ -115,18 +118,15 @@ class Prepare {
   // A warp has 2 columns, a lane of it each 32nd row.
   MMIXER_DEVICE void add(int first, T (&sum)[columns_of_warp]) const {
     const int count = rows_of(first, a.H);
-    for (int row = thread % 32; row < count; row += 32)
-      MMIXER_UNROLL
-      for (int i = 0; i < columns_of_warp; i++) sum[i] += tile[place(row, thread / 32 + i * warps)];
+    for (int row = thread % 32; row < count; row += 32) MMIXER_UNROLL
+    for (int i = 0; i < columns_of_warp; i++) sum[i] += tile[place(row, thread / 32 + i * warps)];
   }
 
   // Of the rows added so far.
   MMIXER_DEVICE void store_means(const T (&sum)[columns_of_warp]) {
     MMIXER_UNROLL
     for (int i = 0; i < columns_of_warp; i++) {
-      T total = sum[i];
-      MMIXER_UNROLL
-      for (int mask = 16; mask; mask /= 2) total += shuffle_xor(total, mask);
+      const T total = warp_sum(sum[i]);
       if (thread % 32 == 0) mean[thread / 32 + i * warps] = total / a.H;
     }
   }
@@ -138,7 +138,7 @@ class Prepare {
       case Dtype::bfloat16: write_matrix<Dtype::bfloat16>(first); break;
       case Dtype::float16: write_matrix<Dtype::float16>(first); break;
     }
-    if (!a.terms) return;
+    if (!a.split_weights) return;
     if (a.transposed)
       write_terms<true>(first);
     else
@@ -148,7 +148,7 @@ class Prepare {
   template <Dtype to>
   MMIXER_DEVICE void write_matrix(int first) const {
     Stored<to>* const target =
-        static_cast<Stored<to>*>(a.matrices) + (int64_t(group) * gates + gate) * a.H * a.H;
+        static_cast<Stored<to>*>(a.matrices) + (int64_t(group) * step_gates + gate) * a.H * a.H;
     if (is_packed<to>(a.matrices))
       write_matrix<Packed<to>>(target, first);
     else
@@ -187,7 +187,7 @@ class Prepare {
     const int count = rows_of(first, a.Hp), existing = a.H - first;
     int row = transposed ? (thread / 64 * 4 + thread % 4) * 8 : thread / 2;
     const int64_t size = int64_t(a.Hp) * a.Hp;
-    uint16_t* target = a.terms + (int64_t(group) * a.parts * gates + gate) * size +
+    uint16_t* target = a.split_weights + (int64_t(group) * a.terms * step_gates + gate) * size +
                        (transposed ? int64_t(first_column + column) * a.Hp + first + row
                                    : int64_t(first + row) * a.Hp + first_column + column);
     MMIXER_NO_UNROLL
@@ -199,29 +199,29 @@ class Prepare {
         const float value = float(tile[p ^ (transposed ? place(k, 0) : place(0, k))] - m[k]);
         x[k] = row + (transposed ? k : 0) < existing ? value : 0;
       }
-      if (a.terms_dtype == Dtype::float16)
-        store_terms<Dtype::float16>(target, gates * size, x);
+      if (a.term_dtype == Dtype::float16)
+        store_terms<Dtype::float16>(target, step_gates * size, x);
       else
-        store_terms<Dtype::bfloat16>(target, gates * size, x);
+        store_terms<Dtype::bfloat16>(target, step_gates * size, x);
     }
   }
 
   template <Dtype to>
   MMIXER_DEVICE void store_terms(uint16_t* target, int64_t stride, float (&x)[8]) const {
     MMIXER_NO_UNROLL
-    for (int part = 0;; target += stride) {
-      Packed<to> terms;
+    for (int written = 0;; target += stride) {
+      Packed<to> term;
       MMIXER_UNROLL
-      for (int k = 0; k < 8; k++) terms.set(k, x[k]);
-      terms.store_to(target);
-      if (++part == a.parts) return;
+      for (int k = 0; k < 8; k++) term.set(k, x[k]);
+      term.store_to(target);
+      if (++written == a.terms) return;
       MMIXER_UNROLL
-      for (int k = 0; k < 8; k++) x[k] -= terms.template get<float>(k);
+      for (int k = 0; k < 8; k++) x[k] -= term.template get<float>(k);
     }
   }
 
   MMIXER_DEVICE static void copy_norms(const Arguments& a, int local, int slice) {
-    const int size = norm_gates * a.H;
+    const int size = gates * a.H;
     for (int i = slice * threads + thread_index(); i < 2 * size; i += slices(a) * threads) {
       const void* source = i < size ? a.set[local].norm_weight : a.set[local].norm_bias;
       static_cast<T*>(a.norms)[(int64_t(i / size) * a.G + a.first + local) * size + i % size] =
@@ -241,10 +241,10 @@ class Prepare {
     return (reinterpret_cast<uintptr_t>(p) | a.H * sizeof(Stored<of>)) % 16 == 0;
   }
 
-  // Where an element lies in the tile: such that no two 4-byte elements that a warp reads or writes at
-  // once share a bank of shared memory, be they of neighbouring rows, of a column, or of 8 columns in
-  // each 8th row. place(row + k, column + l) is place(row, column) ^ place(k, l) where row and k, and
-  // column and l, have no bit in common.
+  // Where an element lies in the tile: such that no two 4-byte elements that a warp reads or writes
+  // at once share a bank of shared memory, be they of neighbouring rows, of a column, or of 8
+  // columns in each 8th row. place(row + k, column + l) is place(row, column) ^ place(k, l) where
+  // row and k, and column and l, have no bit in common.
   static MMIXER_CONSTANT int place(int row, int column) {
     return row * columns ^ column ^ (row >> 1 & 15) ^ (row << 1 & 16);
   }

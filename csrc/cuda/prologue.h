@@ -29,15 +29,13 @@ struct NormTanh : RowKernel<dtype, NormTanhArguments> {
     const int H = arguments.H;
     const T eps = T(arguments.eps);
     RowBlock<T> block(shared, H);
-    const Affine<wide<dtype>> affine(arguments.norms, arguments.G, group_of(arguments), arguments.gate,
-                                     H);
+    const Affine<wide<dtype>> affine(arguments.norms, arguments.G, group_of(arguments),
+                                     arguments.gate, H);
     each_row(arguments, [&](int, int64_t place) {
       const Row<wide<dtype>> a(arguments.a, place, H);
       const Result<dtype> y(arguments.y, place);
       const auto normal = normalization(a, block, eps, affine.exists);
-      each_column(H, [&](Column c) {
-        y(c, Activation<false>::tanh(affine(c, normal(a(c)))));
-      });
+      each_column(H, [&](Column c) { y(c, Activation<false>::tanh(affine(c, normal(a(c))))); });
     });
   }
 };
@@ -49,8 +47,8 @@ struct NormTanhBackward : RowKernel<dtype, NormTanhBackwardArguments> {
     const int H = arguments.H;
     const T eps = T(arguments.eps);
     RowBlock<T> block(shared, H);
-    const Affine<wide<dtype>> affine(arguments.norms, arguments.G, group_of(arguments), arguments.gate,
-                                     H);
+    const Affine<wide<dtype>> affine(arguments.norms, arguments.G, group_of(arguments),
+                                     arguments.gate, H);
     auto sums = affine_sums<T>(arguments);
     each_row(arguments, [&](int, int64_t place) {
       const Row<wide<dtype>> a(arguments.a, place, H), grad(arguments.grad_y, place, H),
@@ -67,7 +65,8 @@ struct NormTanhBackward : RowKernel<dtype, NormTanhBackwardArguments> {
   }
 };
 
-// s = sigmoid(LN(a + context)), f_tilde = s f_bar + (1 - s) g_bar: Eq. 9, 10. concat: LN(a + context).
+// s = sigmoid(LN(a + context)), f_tilde = s f_bar + (1 - s) g_bar: Eq. 9, 10. concat: LN(a +
+// context).
 template <Dtype dtype>
 struct MixRow {
   const int64_t place, sample;
@@ -78,7 +77,7 @@ struct MixRow {
   MMIXER_DEVICE MixRow(const MixArguments& m, int row, int64_t first)
       : place(first),
         sample((int64_t(group_of(m)) * m.samples + row % m.samples) * m.H),
-        gated(!m.concat),
+        gated(m.mix == mmixer::Mix::gated),
         a(m.a, place, m.H),
         context(m.context, sample, m.H),
         f_bar(m.f_bar, place, gated ? m.H : 0),
@@ -92,7 +91,7 @@ struct Mix : RowKernel<dtype, MixArguments> {
     const int H = arguments.H;
     const T eps = T(arguments.eps);
     RowBlock<T> block(shared, H);
-    const Affine<wide<dtype>> affine(arguments.norms, arguments.G, group_of(arguments), norm_s, H);
+    const Affine<wide<dtype>> affine(arguments.norms, arguments.G, group_of(arguments), gate_s, H);
     each_row(arguments, [&](int row, int64_t place) {
       const MixRow<dtype> m(arguments, row, place);
       const Result<dtype> f_tilde(arguments.f_tilde, place);
@@ -114,7 +113,7 @@ struct MixBackward : RowKernel<dtype, MixArguments> {
     const int H = arguments.H;
     const T eps = T(arguments.eps);
     RowBlock<T> block(shared, H);
-    const Affine<wide<dtype>> affine(arguments.norms, arguments.G, group_of(arguments), norm_s, H);
+    const Affine<wide<dtype>> affine(arguments.norms, arguments.G, group_of(arguments), gate_s, H);
     auto sums = affine_sums<T>(arguments);
     each_row(arguments, [&](int row, int64_t place) {
       const MixRow<dtype> m(arguments, row, place);

@@ -4,16 +4,16 @@
 #include <cstdint>
 #include <vector>
 
+#include "engine.h"
 #include "launch.h"
-#include "mcu.h"
 
 namespace mmixer::cuda {
 
 // One kernel: for hidden sizes up to H.
 template <class Arguments>
 struct Recurrence {
-  int H, parts, samples;
-  Dtype terms;
+  int H, terms, samples;
+  Dtype term_dtype;
   int64_t packets;  // bytes a team needs
   Resident (*resident_teams)();
   // Teams first_team ... first_team + teams; arguments.packets: teams * packets, cleared here.

@@ -1,8 +1,9 @@
-// LayerNorm, the gates and their gradients, fused: what stands between two products. A block owns a row,
-// or some rows one after the other, and a thread up to four columns of each, in registers: the operands
-// are read once from memory, all of a row at once, an activation is evaluated once, and what the threads
-// exchange are sums over the row. Columns from 1024 on have no registers: they are read and evaluated at
-// each use. Bound by memory; with few blocks by the latency of a row, about 2000 cycles.
+// LayerNorm, the gates and their gradients, fused: what stands between two products. A block owns a
+// row, or some rows one after the other, and a thread up to four columns of each, in registers: the
+// operands are read once from memory, all of a row at once, an activation is evaluated once, and
+// what the threads exchange are sums over the row. Columns from 1024 on have no registers: they are
+// read and evaluated at each use. Bound by memory; with few blocks by the latency of a row, about
+// 2000 cycles.
 //
 // dtype is that of the products' operands; statistics and state are wide, float32 or float64.
 #pragma once
@@ -57,8 +58,8 @@ MMIXER_DEVICE void each_column(int H, F f) {
     f(Column{i - first_column(), held_columns, true});
 }
 
-// A row in memory, read once as far as registers hold it. H = 0: there is none, and all its columns are
-// the same value. constant: the kernel does not write it.
+// A row in memory, read once as far as registers hold it. H = 0: there is none, and all its columns
+// are the same value. constant: the kernel does not write it.
 template <Dtype dtype, bool constant = true>
 class Row {
  public:
@@ -137,8 +138,7 @@ class RowBlock {
     flip_ ^= 1;  // so that one synchronisation is enough
     MMIXER_UNROLL
     for (int i = 0; i < count; i++) {
-      MMIXER_UNROLL
-      for (int mask = 16; mask; mask /= 2) x[i] += shuffle_xor(x[i], mask);
+      x[i] = warp_sum(x[i]);
       if (thread_index() % 32 == 0) shared_.sum[flip_][i][thread_index() / 32] = x[i];
     }
     block_sync();
@@ -191,8 +191,8 @@ struct Affine {
   // norms: [2][G][6][H] or null
   MMIXER_DEVICE Affine(const void* norms, int G, int group, int gate, int H)
       : exists(norms),
-        scale(norms, (int64_t(group) * norm_gates + gate) * H, exists ? H : 0, 1),
-        shift(norms, (int64_t(G + group) * norm_gates + gate) * H, exists ? H : 0) {}
+        scale(norms, (int64_t(group) * gates + gate) * H, exists ? H : 0, 1),
+        shift(norms, (int64_t(G + group) * gates + gate) * H, exists ? H : 0) {}
 
   MMIXER_DEVICE Wide<dtype> operator()(Column c, Wide<dtype> x_hat) const {
     return scale(c) * x_hat + shift(c);
@@ -240,7 +240,8 @@ struct AffineSums {
 // Stores dL/da of LN(a) = affine(x_hat), from dL/dy.
 template <class T, Dtype narrow, Dtype dtype, class X, class Dy>
 MMIXER_DEVICE void norm_gradient(const X& x_hat, const Dy& dy, T r_std, const Affine<dtype>& affine,
-                                 RowBlock<T>& block, AffineSums<T>& sums, const Result<narrow>& grad_a) {
+                                 RowBlock<T>& block, AffineSums<T>& sums,
+                                 const Result<narrow>& grad_a) {
   T mean[2] = {};  // of u = dL/dx_hat, and of u x_hat
   if (affine.exists) {
     each_column(block.H, [&](Column c) {

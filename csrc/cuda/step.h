@@ -1,6 +1,6 @@
 // Equations 11-14 between the products with W_r, W_z and W_h: for all steps at once, which is how
-// backward computes the gates again from the states, or for one step after the other, which is how sizes
-// go for which there is no persistent kernel. A block owns a sample of a step.
+// backward computes the gates again from the states, or for one step after the other, which is how
+// sizes go for which there is no persistent kernel. A block owns a sample of a step.
 #pragma once
 
 #include "rows.h"
@@ -23,7 +23,7 @@ struct GateRow {
   }
 
   MMIXER_DEVICE WideRow input(int gate) const {
-    return {a.input_gates, (place * gates + gate) * a.H, a.H};
+    return {a.input_gates, (place * step_gates + gate) * a.H, a.H};
   }
   MMIXER_DEVICE WideRow state_gate(int gate) const {
     return {a.state_gates, (local * 2 + gate) * a.H, a.H};
@@ -39,7 +39,8 @@ struct GateRow {
   // What backward needs of a gate's LayerNorm.
   template <class X>
   MMIXER_DEVICE void save(int gate, const X& x_hat, T r_std) const {
-    const int64_t line = (int64_t(group) * gates + gate) * a.T * a.B + int64_t(step) * a.B + sample;
+    const int64_t line =
+        (int64_t(group) * step_gates + gate) * a.T * a.B + int64_t(step) * a.B + sample;
     const Result<wide<dtype>> exact(a.x_hat, line * a.H);
     const Result<dtype> operand(a.x_hat_operand, line * a.H);
     each_column(a.H, [&](Column c) {
@@ -56,10 +57,10 @@ struct ResetGate : RowKernel<dtype, GateArguments> {
   MMIXER_DEVICE static void run(void* shared, const GateArguments& a) {
     using T = Wide<dtype>;
     const GateRow<dtype> row(a);
-    const auto input = row.input(gate_r), state_gate = row.state_gate(gate_r);
+    const auto input = row.input(step_r), state_gate = row.state_gate(step_r);
     const auto h = row.previous();
     const Row<dtype> f_tilde(a.f_tilde, row.place * a.H, a.x_hat ? a.H : 0);
-    const auto affine = row.affine(norm_r);
+    const auto affine = row.affine(gate_r);
     RowBlock<T> block(shared, a.H);
     const Held x(a.H, [&](Column c) { return input(c) + state_gate(c); });
     const auto normal = normalization(x, block, T(a.eps), affine.exists);
@@ -70,7 +71,7 @@ struct ResetGate : RowKernel<dtype, GateArguments> {
     const Result<dtype> to_r_h(a.r_h, row.local * a.H);
     each_column(a.H, [&](Column c) { to_r_h(c, r_h(c)); });
     if (!a.x_hat) return;
-    row.save(gate_r, x_hat, normal.r_std);
+    row.save(step_r, x_hat, normal.r_std);
     const Result<dtype> f_tilde_h(a.f_tilde_h, row.place * a.H),
         f_tilde_r_h(a.f_tilde_r_h, row.place * a.H);
     each_column(a.H, [&](Column c) {
@@ -85,8 +86,8 @@ struct UpdateGate : RowKernel<dtype, GateArguments> {
   MMIXER_DEVICE static void run(void* shared, const GateArguments& a) {
     using T = Wide<dtype>;
     const GateRow<dtype> row(a);
-    const auto input_z = row.input(gate_z), input_h = row.input(gate_h);
-    const auto state_gate = row.state_gate(gate_z);
+    const auto input_z = row.input(step_z), input_h = row.input(step_h);
+    const auto state_gate = row.state_gate(step_z);
     const Row<wide<dtype>> candidate(a.candidate, row.local * a.H, a.H);
     RowBlock<T> block(shared, a.H);
     const Held x_z(a.H, [&](Column c) { return input_z(c) + state_gate(c); });
@@ -96,11 +97,11 @@ struct UpdateGate : RowKernel<dtype, GateArguments> {
     const auto x_hat_z = [&](Column c) { return normal_z(x_z(c)); };
     const auto x_hat_h = [&](Column c) { return normal_h(x_h(c)); };
     if (a.x_hat) {
-      row.save(gate_z, x_hat_z, normal_z.r_std);
-      row.save(gate_h, x_hat_h, normal_h.r_std);
+      row.save(step_z, x_hat_z, normal_z.r_std);
+      row.save(step_h, x_hat_h, normal_h.r_std);
       return;
     }
-    const auto affine_z = row.affine(norm_z), affine_h = row.affine(norm_h);
+    const auto affine_z = row.affine(gate_z), affine_h = row.affine(gate_h);
     const auto h = row.previous();
     const Result<wide<dtype>> states(a.states, row.place * a.H);
     const Result<dtype> operand(a.operand, (int64_t(row.group) * a.B + row.sample) * a.H);
@@ -131,31 +132,29 @@ struct GateBackwardRow {
     return (int64_t(group) * a.T + step) * a.B + sample;
   }
   MMIXER_DEVICE int64_t line(int gate) const {
-    return (int64_t(group) * gates + gate) * a.T * a.B + int64_t(a.step) * a.B + sample;
+    return (int64_t(group) * step_gates + gate) * a.T * a.B + int64_t(a.step) * a.B + sample;
   }
   MMIXER_DEVICE WideRow x_hat(int gate) const { return {a.x_hat, line(gate) * a.H, a.H}; }
-  MMIXER_DEVICE bool valid(int step) const {
-    return !a.lengths || step < load(a.lengths + sample);
-  }
+  MMIXER_DEVICE bool valid(int step) const { return !a.lengths || step < load(a.lengths + sample); }
   MMIXER_DEVICE WideRow previous() const {
     if (a.step > 0) return {a.states, (place(a.step) - a.B) * a.H, a.H};
     return {a.hx, state, a.hx ? a.H : 0};
   }
   MMIXER_DEVICE Affine<wide<dtype>> affine(int gate) const {
-    return {a.norms, a.G, group, norm_r + gate, a.H};
+    return {a.norms, a.G, group, gate_r + gate, a.H};
   }
 
   template <class X, class Dy>
   MMIXER_DEVICE void gradient(int gate, const X& x_hat, const Dy& dy,
                               const Affine<wide<dtype>>& affine, RowBlock<T>& block) const {
     const auto sum = [&](int of) {
-      const int64_t line = ((int64_t(group) * 2 + of) * gates + gate) * a.B + sample;
+      const int64_t line = ((int64_t(group) * 2 + of) * step_gates + gate) * a.B + sample;
       return RowSum<T>(a.grad_norm, line * a.H, a.H, a.step == a.T - 1);
     };
     AffineSums<T> sums = {sum(0), sum(1)};
     const T r_std = load(static_cast<const T*>(a.r_std) + line(gate));
     norm_gradient(x_hat, dy, r_std, affine, block, sums,
-                  Result<dtype>(a.grad_gates, (place(a.step) * gates + gate) * a.H));
+                  Result<dtype>(a.grad_gates, (place(a.step) * step_gates + gate) * a.H));
     sums.store();
   }
 };
@@ -179,8 +178,8 @@ struct UpdateGateBackward : RowKernel<dtype, GateBackwardArguments> {
       });
     }
     if (a.step < 0) return;
-    const auto x_hat_z = row.x_hat(gate_z), x_hat_h = row.x_hat(gate_h), h = row.previous();
-    const auto affine_z = row.affine(gate_z), affine_h = row.affine(gate_h);
+    const auto x_hat_z = row.x_hat(step_z), x_hat_h = row.x_hat(step_h), h = row.previous();
+    const auto affine_z = row.affine(step_z), affine_h = row.affine(step_h);
     const OwnRow grad_h(a.grad_h, row.state, a.H);
     const bool valid = row.valid(a.step);
     const int64_t output = row.group * a.grad_output_stride.group +
@@ -190,18 +189,20 @@ struct UpdateGateBackward : RowKernel<dtype, GateBackwardArguments> {
       if (!valid || !c.exists) return T(0);
       return grad_h(c) + load_as<T>(a.grad_output, a.grad_output_dtype, output + c.offset);
     });
-    const Held z(a.H, [&](Column c) { return Activation<false>::sigmoid(affine_z(c, x_hat_z(c))); });
-    const Held h_tilde(a.H, [&](Column c) {
-      return Activation<false>::tanh(affine_h(c, x_hat_h(c)));
-    });
+    const Held z(a.H,
+                 [&](Column c) { return Activation<false>::sigmoid(affine_z(c, x_hat_z(c))); });
+    const Held h_tilde(a.H,
+                       [&](Column c) { return Activation<false>::tanh(affine_h(c, x_hat_h(c))); });
     const Result<wide<dtype>> carry(a.carry, row.state);
     each_column(a.H, [&](Column c) { carry(c, d(c) - d(c) * z(c)); });
     RowBlock<T> block(shared, a.H);
-    row.gradient(gate_z, x_hat_z,
-                 [&](Column c) { return sigmoid_backward(d(c) * (h_tilde(c) - h(c)), z(c)); },
-                 affine_z, block);
-    row.gradient(gate_h, x_hat_h,
-                 [&](Column c) { return tanh_backward(d(c) * z(c), h_tilde(c)); }, affine_h, block);
+    row.gradient(
+        step_z, x_hat_z,
+        [&](Column c) { return sigmoid_backward(d(c) * (h_tilde(c) - h(c)), z(c)); }, affine_z,
+        block);
+    row.gradient(
+        step_h, x_hat_h, [&](Column c) { return tanh_backward(d(c) * z(c), h_tilde(c)); }, affine_h,
+        block);
   }
 };
 
@@ -211,16 +212,17 @@ struct ResetGateBackward : RowKernel<dtype, GateBackwardArguments> {
   MMIXER_DEVICE static void run(void* shared, const GateBackwardArguments& a) {
     using T = Wide<dtype>;
     const GateBackwardRow<dtype> row(a);
-    const auto x_hat = row.x_hat(gate_r), h = row.previous();
+    const auto x_hat = row.x_hat(step_r), h = row.previous();
     const Row<wide<dtype>> d_r_h(a.grad_r_h, row.state, a.H);
     const Row<wide<dtype>, false> before(a.carry, row.state, a.H);
-    const auto affine = row.affine(gate_r);
+    const auto affine = row.affine(step_r);
     const Held r(a.H, [&](Column c) { return Activation<false>::sigmoid(affine(c, x_hat(c))); });
     const Result<wide<dtype>> carry(a.carry, row.state);
     each_column(a.H, [&](Column c) { carry(c, before(c) + d_r_h(c) * r(c)); });
     RowBlock<T> block(shared, a.H);
-    row.gradient(gate_r, x_hat,
-                 [&](Column c) { return sigmoid_backward(d_r_h(c) * h(c), r(c)); }, affine, block);
+    row.gradient(
+        step_r, x_hat, [&](Column c) { return sigmoid_backward(d_r_h(c) * h(c), r(c)); }, affine,
+        block);
   }
 };
 

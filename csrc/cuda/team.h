@@ -1,5 +1,5 @@
-// What forward.h and backward.h have in common: the team that a block belongs to, and what a thread owns
-// of it for the whole sequence.
+// What forward.h and backward.h have in common: the team that a block belongs to, and what a thread
+// owns of it for the whole sequence.
 #pragma once
 
 #include "arguments.h"
@@ -25,11 +25,11 @@ struct Team {
 // A thread's element of each gate.
 template <class L>
 struct Element {
-  int sample, row;              // of the team and of the block
+  int sample, row;             // of the team and of the block
   int batch_sample, gate_row;  // of the batch and of the gate
-  bool exists;                  // the same for a whole warp
-  bool mine;                    // neither padding of the samples nor of the rows
-  int length;                   // of the sample
+  bool exists;                 // the same for a whole warp
+  bool mine;                   // neither padding of the samples nor of the rows
+  int length;                  // of the sample
 
   template <class Arguments>
   MMIXER_DEVICE Element(const Team<L>& team, const Arguments& a) {
@@ -44,16 +44,16 @@ struct Element {
 // The scale and shift of a thread's row, 1 and 0 without LayerNorm and in the padding.
 template <class L>
 struct Norms {
-  float gamma[gates], beta[gates];
+  float gamma[step_gates], beta[step_gates];
 
-  // norms: [2][G][norm_gates][H] or null
+  // norms: [2][G][6][H] or null
   MMIXER_DEVICE Norms(const float* norms, int G, int group, int H, int row) {
     const bool exists = norms && row < H;
     MMIXER_UNROLL
-    for (int gate = 0; gate < gates; gate++) {
-      const float* p = norms + (int64_t(group) * norm_gates + norm_r + gate) * H + row;
+    for (int gate = 0; gate < step_gates; gate++) {
+      const float* p = norms + (int64_t(group) * gates + gate_r + gate) * H + row;
       gamma[gate] = exists ? load(p) : 1;
-      beta[gate] = exists ? load(p + int64_t(G) * norm_gates * H) : 0;
+      beta[gate] = exists ? load(p + int64_t(G) * gates * H) : 0;
     }
   }
 

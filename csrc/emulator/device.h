@@ -1,5 +1,5 @@
-// The device layer on a CPU, for tests: each CUDA thread is a fiber (emulator.cpp), and all fibers
-// of a launch share one thread of the host. Included by csrc/cuda/device.h only.
+// The device layer on a CPU, for tests: each CUDA thread is a fiber (machine.h), and all fibers of
+// a launch share one thread of the host. Only csrc/cuda/device.h includes this file.
 #pragma once
 
 #include <cmath>
@@ -11,7 +11,7 @@
 
 namespace mmixer::cuda {
 
-// Where a kernel calls a function of this layer: names the call in messages and faults.
+// The place where a kernel calls a function of this layer: messages and faults name the call by it.
 struct Site {
   const char* file;
   int line;
@@ -21,7 +21,6 @@ struct Site {
 
 int thread_index();
 int block_index();
-int block_count();
 
 void block_sync(MMIXER_SITE);
 void warp_sync(MMIXER_SITE);

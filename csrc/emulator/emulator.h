@@ -1,4 +1,4 @@
-// What a test may set and ask of the emulator. One launch runs at a time.
+// The settings of the emulator and what it tells a test. One launch runs at a time.
 #pragma once
 
 #include <cstdint>
@@ -7,23 +7,22 @@
 
 namespace mmixer::cuda {
 
-// A defect, put in at one synchronisation (a name out of sites()) to see that a test notices.
+// A defect, planted at one synchronisation (a name out of sites()) to see that a test notices it.
 struct Fault {
   enum Kind {
     none,
     skip,         // the synchronisation does nothing; packet_ready takes any packet
     flip_parity,  // mbarrier_wait waits for the other parity
-    stale,        // packet_ready takes any packet
   };
   Kind kind = none;
   std::string site;
 };
 
 struct Options {
-  // adversarial: for a while, favours a warp, or holds back a warp or a block, and hurries or
-  // delays what is in flight.
+  // An adversarial schedule for a while favours a warp, or holds back a warp or a block, and
+  // hurries or delays what is in flight.
   enum class Schedule { random, adversarial };
-  uint64_t seed = 1;  // with the number of launches since it was set, seeds the schedule
+  uint64_t seed = 1;  // of the schedule, with the number of launches since it was set
   Schedule schedule = Schedule::random;
   int resident_clusters = 8;
   int resident_blocks = 132;
@@ -36,8 +35,5 @@ Options& options();
 // the barrier's place in shared memory "file.h:34 mbarrier_wait +128". Sorted.
 std::vector<std::string> sites();
 void clear_sites();
-
-// Switches between fibers so far, of all launches.
-uint64_t thread_switches();
 
 }  // namespace mmixer::cuda

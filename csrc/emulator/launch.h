@@ -20,7 +20,7 @@ void run(const Grid& grid, int threads, Entry entry, const void* arguments);
 
 }  // namespace detail
 
-// Throws std::runtime_error for what a device would hang, trap or go wrong on.
+// Throws std::runtime_error where a device would hang, trap or go wrong.
 template <class Kernel>
 void launch(const Grid& grid, const typename Kernel::Arguments& arguments) {
   static_assert(Kernel::threads > 0 && Kernel::threads <= 1024 && Kernel::threads % 32 == 0);

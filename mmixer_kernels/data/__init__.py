@@ -1,8 +1,8 @@
 """Data sets: each a dataclass of options whose `load(root, seed)` gives a `Data`."""
 
+from ..errors import DamagedFile
 from .arrays import ArraysOptions
 from .base import Batch, Data, Sample, Split, collate
-from .clips import DamagedFile
 from .ntu import Ntu60Options, Ntu120Options
 from .nw_ucla import NwUclaOptions
 from .synthetic import SyntheticOptions

@@ -1,4 +1,4 @@
-"""The user's own features: one array a modality in `train.npz` and `test.npz`.
+"""The user's own features: one array per modality in `train.npz` and `test.npz`.
 
 `ROOT/train.npz`, `ROOT/test.npz` and, if there is one, `ROOT/validation.npz` each hold
 
@@ -33,6 +33,8 @@ RESERVED = ("label", "length", "classes")
 
 @dataclass(frozen=True)
 class ArraysOptions:
+    """The data set `arrays`: the user's own features."""
+
     validation_share: float = 0.1
     """Share of each class's training samples that is held out, by the seed, to validate on when
     there is no validation.npz; never from the test set."""
@@ -90,7 +92,7 @@ class ArraysOptions:
         Args:
             files: npz files, and folders in which every npz file is read, in the order of names.
             data: without samples; with `moments` where the features were standardized.
-            source: what remembers `data`, to be named in messages.
+            source: the checkpoint that remembers `data`, to be named in messages.
 
         Raises:
             ValueError: arrays that are not as this module's documentation has them, other
@@ -145,7 +147,8 @@ class ArraysSplit(Split):
 
 
 class Known(NamedTuple):
-    """What further files must share: `sizes` has D by modality; `source` is where that is from."""
+    """The properties that further files must share: `sizes` has D by modality; `source` is the file
+    or checkpoint that they are from."""
 
     source: Path
     sizes: dict[str, int]
@@ -166,7 +169,7 @@ def _part(root: Path, name: str) -> Path:
 
 
 def _expanded(files: Sequence[Path]) -> list[Path]:
-    """The npz files of folders and single ones."""
+    """The npz files that are given, one by one and by their folders."""
     found: list[Path] = []
     for file in files:
         if not file.exists():
@@ -179,7 +182,7 @@ def _expanded(files: Sequence[Path]) -> list[Path]:
 
 
 def _read(path: Path, known: Known | None = None, labelled: bool = True) -> Arrays:
-    """A file's arrays, checked; in all that files must share, against what is known when given.
+    """The arrays of a file, checked; also against `known`, which files must share.
 
     Args:
         labelled: False where 'label' may be missing, and the labels are then UNKNOWN.
@@ -331,7 +334,8 @@ def _named(path: Path, names: np.ndarray) -> tuple[str, ...]:
 
 
 def _hold_out(train: Arrays, share: float, seed: int) -> tuple[Arrays, Arrays]:
-    """Train and validation: of each class with two samples or more its share, one at least."""
+    """Training and validation samples; validation gets its share of each class that has two samples
+    or more, and at least one of them."""
     random = torch.Generator().manual_seed(seed)
     held = torch.zeros(len(train.labels), dtype=torch.bool)
     for label in train.labels.unique():

@@ -1,4 +1,4 @@
-"""What every data set offers to training: samples, splits, and what goes with them."""
+"""The interface of a data set to training: samples, splits, and what goes with them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 UNKNOWN = -1
-"""The label of a sample to predict whose class nothing tells."""
+"""The label of a sample whose class is not known, as of one to predict."""
 Moments = dict[str, tuple[list[float], list[float]]]
-"""By modality the mean and the standard deviation of each feature, [D] each."""
+"""The mean and the standard deviation of each feature, `[D]` each, by modality."""
 
 
 class Sample(NamedTuple):
-    """One clip.
+    """A single clip.
 
-    Shapes: `inputs` a tensor `[T, ...]` float32 a modality; `length` its valid steps, 1..T.
+    Shapes: `inputs` a tensor `[T, ...]` float32 per modality; `length` its valid steps, 1..T.
     """
 
     inputs: tuple[Tensor, ...]
@@ -31,7 +31,7 @@ class Sample(NamedTuple):
 class Batch(NamedTuple):
     """Samples side by side.
 
-    Shapes: `inputs` a tensor `[B, T, ...]` a modality, zeros past a sample's length; `labels` [B]
+    Shapes: `inputs` a tensor `[B, T, ...]` per modality, zeros past a sample's length; `labels` [B]
     int64; `lengths` [B] int64, None when every sample has all T steps.
     """
 
@@ -68,10 +68,11 @@ class Split(Dataset[Sample]):
 class Data:
     """A data set: its three splits and how each modality becomes features.
 
-    `extractors` has a module a modality, `[B, T, ...] -> [B, T', feature_sizes[i]]`; `nn.Identity`
-    where the inputs are features already. When samples differ in length an extractor treats each
-    step by itself; when T' is not T, every sample has all T steps. None says that the inputs are
-    frames `[B, T, 3, H, W]`, for a network of single frames that the model's options choose.
+    `extractors` has a module per modality, `[B, T, ...] -> [B, T', feature_sizes[i]]`, which is
+    `nn.Identity` where the inputs are features already. When samples differ in length an extractor
+    treats each step by itself; when T' is not T, every sample has all T steps. None says that the
+    inputs are frames `[B, T, 3, H, W]`, for a network of single frames that the model's options
+    choose.
     """
 
     modalities: tuple[str, ...]
@@ -82,7 +83,7 @@ class Data:
     extractors: list[nn.Module] | None
     feature_sizes: tuple[int, ...] | None
     moments: Moments | None = None
-    """What inputs were standardized by, which whoever brings samples from elsewhere needs."""
+    """The moments that inputs were standardized by; samples from elsewhere need the same."""
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

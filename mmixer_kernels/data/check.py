@@ -1,4 +1,4 @@
-"""The preflight of a data set of video: is everything there, and can it be read?"""
+"""The preflight of a data set of video: all its files have to be there and readable."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .clips import Clip, DamagedFile
+from ..errors import DamagedFile
+from .clips import Clip
 from .video import PARTS, VideoOptions, first
 
 
 class Found(NamedTuple):
-    """What a look at a clip found: its frames by modality, and what is wrong with its files."""
+    """A clip's numbers of frames by modality, and what is wrong with its files."""
 
     frames: dict[str, int]
     damage: list[str]
@@ -24,7 +25,7 @@ class Found(NamedTuple):
 
 @dataclass
 class Report:
-    """What a check found, in lines to print; `wrong` are those that must be put right."""
+    """The findings of a check, in lines to print; `wrong` are those that must be put right."""
 
     counts: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -79,7 +80,7 @@ def check(
 
 
 def _table(options: VideoOptions, parts: dict[str, list[Clip]]) -> list[str]:
-    """Samples of each part with each modality, and with all of them."""
+    """A table of the numbers of samples, by part and modality, and with all modalities."""
     rows = {
         modality: [sum(modality in clip.sources for clip in parts[part]) for part in PARTS]
         for modality in options.modalities

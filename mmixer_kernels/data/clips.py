@@ -1,10 +1,9 @@
-"""Clips of video as samples: a source of frames a modality, read, transformed and labelled."""
+"""Clips of video as samples: a source of frames per modality, read, transformed and labelled."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -14,29 +13,11 @@ from .base import Sample, Split, draws
 from .transforms import Transform
 
 
-class DamagedFile(ValueError):
-    """A file that cannot be read, or that has fewer frames than its header or its numbers say.
-
-    Args:
-        path: the file or folder.
-        reason: what is wrong with it.
-    """
-
-    def __init__(self, path: str | Path, reason: str = "") -> None:
-        if reason:
-            message = f"{path}: {reason}"
-        else:
-            # A DataLoader and pickle make the error again from a text: the message, or a worker's
-            # traceback, which ends in it.
-            message = str(path).rstrip().rpartition("DamagedFile: ")[2]
-        super().__init__(message)
-
-
 class Source(Protocol):
     """A clip's frames of one modality, on disk."""
 
     def count(self) -> int:
-        """Frames there are, from the header or the listing, without decoding.
+        """The number of frames, from the header or the listing, without decoding.
 
         Raises:
             DamagedFile: unreadable, or no frame.
@@ -86,7 +67,7 @@ class Clip:
 class ClipSplit(Split):
     """Clips, read anew whenever they are asked for.
 
-    A sample's inputs are float32 `[T, 3, image_size, image_size]` a modality, T the number of
+    A sample's inputs are float32 `[T, 3, image_size, image_size]` per modality, T the number of
     indices that `sampling` gives. Every modality is read at the same indices, those of the one
     with the fewest frames.
 
@@ -95,7 +76,7 @@ class ClipSplit(Split):
         modalities: in the order of a sample's inputs.
         sampling: the indices of the frames, ascending, of a clip with so many frames.
         transform: makes the inputs of the frames.
-        seed: of the augmentation.
+        seed: seed of the augmentation.
         training: augment the clips, each by (seed, epoch, index).
     """
 

@@ -17,10 +17,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from ..files import replacing
-from ..training.command import UserError
+from ..atomic import replacing
+from ..errors import DamagedFile, UserError
 from . import images, processes, shards
-from .clips import Clip, DamagedFile
+from .clips import Clip
 from .processes import Step
 from .shards import Conversion
 from .transforms import Sampling
@@ -34,7 +34,7 @@ NAMED = 3
 
 
 class Problem(NamedTuple):
-    """A modality of a sample that is not converted."""
+    """A modality of a sample that is missing or damaged, and so is not converted."""
 
     sample: str
     modality: str
@@ -43,24 +43,25 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True)
 class Report:
-    """What a conversion did; report.json has the same."""
+    """The outcome of a conversion; report.json has the same."""
 
     samples: int
     pictures: dict[str, int]
-    """By modality."""
+    """Numbers of pictures by modality."""
     shards: int
     kept: int
     """Shards that an earlier run had finished."""
     size: int
     """Bytes of the shards."""
     problems: list[Problem]
-    """What is missing or damaged in the raw data."""
+    """Modalities that are missing or damaged in the raw data."""
     wrong: list[str]
-    """What is wrong with the shards, read again after they were written."""
+    """Faults of the shards, found by reading them again after they were written."""
     complete: bool
-    """Whether there is an index.json, so that the folder can be trained on."""
+    """True where there is an index.json, so that the folder can be trained on."""
 
     def table(self) -> dict[str, Any]:
+        """The report in JSON's types."""
         return {**asdict(self), "problems": [problem._asdict() for problem in self.problems]}
 
 
@@ -79,16 +80,16 @@ def convert(
     finished are kept when they have their checksum and when what was missing or damaged still is.
 
     Args:
-        clips: of all splits.
+        clips: the clips of all splits.
         notes: what a user of the data set is to know, as `video.Listing` has it.
         classes: names of the data set's classes.
-        workers: processes.
+        workers: number of processes.
         allow_missing: write index.json even though a modality of a sample is missing or damaged.
 
     Raises:
         UserError: the folder is not this conversion's, has samples that are not among the clips, or
             is being written by another process; a process was killed.
-        loop.Interrupted: a signal stopped the conversion.
+        stop.Interrupted: a signal stopped the conversion.
         OSError: the folder cannot be written.
     """
     output.mkdir(parents=True, exist_ok=True)
@@ -127,17 +128,17 @@ def prepare(
     samples_per_shard: int,
     workers: int,
 ) -> Report:
-    """`convert` of all samples of a data set under `root`, with the data set's own options.
+    """Converts all samples of a data set under `root`, with the data set's own options.
 
     Args:
         data: modalities, sampling, which files, and allow_missing.
         root: folder of the raw files.
         size: pixels of the frames' shorter side.
-        quality: of the JPEGs, 1 to 100.
+        quality: quality of the JPEGs, 1 to 100.
 
     Raises:
         ValueError: as in `VideoOptions.listing`, or root is a converted folder.
-        FileNotFoundError, UserError, loop.Interrupted, OSError: as in `listing` and `convert`.
+        FileNotFoundError, UserError, stop.Interrupted, OSError: as in `listing` and `convert`.
     """
     if root is not None and shards.is_converted(root):
         raise ValueError(f"--root {root} is a converted folder already: give that of the raw files")
@@ -145,7 +146,7 @@ def prepare(
     conversion = Conversion(
         data=data.name,
         modalities=data.modalities,
-        sampling=shards.described(Sampling(data.stride, data.frames)),
+        sampling=shards.sampling_options(Sampling(data.stride, data.frames)),
         size=size,
         quality=quality,
         samples_per_shard=samples_per_shard,
@@ -168,7 +169,7 @@ def verify(folder: Path, workers: int) -> tuple[int, list[str]]:
 
     Raises:
         ValueError: the folder is not a converted one, or not to its end.
-        loop.Interrupted, UserError: as in `convert`.
+        stop.Interrupted, UserError: as in `convert`.
     """
     if not shards.is_converted(folder):
         raise ValueError(f"{folder} has no conversion.json: give the --output of a conversion")
@@ -191,6 +192,7 @@ class _Task:
         return len(self.clips)
 
     def path(self, suffix: str) -> Path:
+        """The shard's file with this suffix, "tar" or "json"."""
         return self.folder / f"{self.name}.{suffix}"
 
 
@@ -258,7 +260,7 @@ def _check_samples(clips: Sequence[Clip], output: Path) -> None:
         try:
             samples = shards.read_json(path)["samples"]
         except ValueError:
-            continue  # what is damaged is made anew
+            continue  # a damaged shard is made anew
         for sample in samples:
             lost = [m for m in sample["frames"] if m not in sources.get(sample["name"], {})]
             if lost:
@@ -312,7 +314,7 @@ def _finished(task: _Task) -> _Made | None:
 
 
 def _entry(task: _Task, table: Mapping[str, Any]) -> dict[str, Any]:
-    """A shard in index.json."""
+    """A shard's entry in index.json."""
     samples = table["samples"]
     return {
         "name": task.name,
@@ -339,7 +341,8 @@ def _missing(clip: Clip, conversion: Conversion) -> list[Problem]:
 def _encoded(
     clip: Clip, conversion: Conversion
 ) -> tuple[dict[str, int], dict[str, dict[int, bytes]], list[Problem]]:
-    """By modality the frames of the original and the pictures by frame; and what there is not."""
+    """The original's numbers of frames and the pictures by frame, both by modality, and the
+    modalities that are missing or damaged."""
     problems = _missing(clip, conversion)
     counts: dict[str, int] = {}
     pictures: dict[str, dict[int, bytes]] = {}
@@ -380,7 +383,7 @@ def _wrong(
 
 
 def _check(check: _Check, step: Step) -> list[str]:
-    """What is wrong with a shard."""
+    """The faults of a shard, a line each."""
     entry = check.entry
     tar, table = (check.folder / f"{entry['name']}.{suffix}" for suffix in ("tar", "json"))
     wrong_table = _wrong_file(table, entry["json_size"], entry["json_sha256"])

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import DamagedFile
 from . import images
-from .clips import DamagedFile
 
 WITHOUT_COUNT = "matroska"
 """The container whose header has no number of frames, as FFmpeg names it; WebM is one."""
@@ -47,7 +47,7 @@ class VideoSource:
     """A video file.
 
     Args:
-        path: of the file.
+        path: the file's path.
         channels: 3 for RGB, 1 for grey.
     """
 
@@ -97,7 +97,8 @@ class VideoSource:
             self._compare(_packets(container, stream), _header_count(container, stream))
 
     def _frames(self) -> Iterator[Any]:
-        """Every decoded frame; at the end, whether there were as many as the header says."""
+        """Yields every decoded frame; DamagedFile at the end unless there were as many as the
+        header says."""
         number = 0
         with self._opened() as (container, stream):
             # The loader's workers are the parallelism.
@@ -132,7 +133,7 @@ class VideoSource:
 
 
 class PictureSource(ABC):
-    """Picture files, a frame each.
+    """A source of picture files, one per frame.
 
     PNG has checksums; JPEG has none, so that flipped bits in it show only where decoding fails.
     """
@@ -190,7 +191,7 @@ class DepthFolderSource(PictureSource):
     depth = True
 
     def names(self) -> list[str]:
-        """Raises DamagedFile where a number is missing."""
+        """The files' names in the order of their numbers; DamagedFile where a number is missing."""
         try:
             listed = os.listdir(self.folder)
         except OSError as error:
@@ -222,7 +223,7 @@ class PictureFilesSource(PictureSource):
 
 
 def _header_count(container: Any, stream: Any) -> int | None:
-    """None for a container whose header has no number of frames."""
+    """The header's number of frames; None for a container whose header has none."""
     return None if container.format.name.startswith(WITHOUT_COUNT) else stream.frames
 
 
@@ -243,7 +244,8 @@ def _decoded(path: str, depth: bool) -> Tensor:
 
 
 def _shrunk(image: Tensor, size: int) -> Tensor:
-    """`[C, h, w]` with a shorter side of `size`: depth by nearest neighbour, colours smoothed."""
+    """The image `[C, h, w]` with a shorter side of `size`: depth by nearest neighbour, colours
+    smoothed."""
     old_height, old_width = image.shape[-2:]
     height, width = _resized(old_height, old_width, size)
     if image.dtype == torch.uint16:
@@ -262,7 +264,7 @@ def _resized(height: int, width: int, size: int) -> tuple[int, int]:
 
 
 def _check_ends(path: str) -> None:
-    """DamagedFile unless a PNG or JPEG begins and ends as it must."""
+    """Raises DamagedFile unless a PNG or JPEG begins and ends as it must."""
     png = path.endswith(".png")
     signature = images.PNG_SIGNATURE if png else images.JPEG_SIGNATURE
     end = images.PNG_END if png else images.JPEG_END

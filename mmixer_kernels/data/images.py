@@ -25,7 +25,7 @@ def encode(frame: Tensor, modality: str, quality: int) -> bytes:
     uint16 `[1, h, w]`.
 
     Args:
-        quality: of a JPEG, 1 to 100.
+        quality: quality of a JPEG, 1 to 100.
 
     Raises:
         ValueError: a frame of another kind than the modality's.
@@ -84,8 +84,8 @@ def _kind(mode: str) -> str:
 
 
 def _check_png(content: bytes) -> None:
-    """ValueError where a chunk of a PNG is cut off or is not what its checksum says: Pillow does
-    not look at the checksums of the pixels."""
+    """Raises ValueError where a chunk of a PNG is cut off or is not what its checksum says: Pillow
+    does not look at the checksums of the pixels."""
     if not content.startswith(PNG_SIGNATURE):
         return
     place, kind = len(PNG_SIGNATURE), b""

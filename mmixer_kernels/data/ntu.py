@@ -42,7 +42,7 @@ FILE = re.compile(rf"({NAME.pattern})_(rgb|ir)\.avi")
 
 
 class Name(NamedTuple):
-    """What a sample's name tells."""
+    """The numbers that a sample's name consists of."""
 
     setup: int
     camera: int
@@ -53,6 +53,8 @@ class Name(NamedTuple):
 
 @dataclass(frozen=True)
 class NtuOptions(VideoOptions):
+    """The options that NTU RGB+D 60 and 120 share."""
+
     modalities: tuple[Literal["rgb", "depth", "ir"], ...] = ("rgb", "depth")
     """Two or three of them."""
     split: Literal["cross-subject", "cross-view", "cross-setup"] = "cross-subject"
@@ -108,6 +110,8 @@ class NtuOptions(VideoOptions):
 
 @dataclass(frozen=True)
 class Ntu60Options(NtuOptions):
+    """The data set `ntu60`: NTU RGB+D 60."""
+
     split: Literal["cross-subject", "cross-view"] = "cross-subject"
     """Tested are other subjects (the paper's), or another camera."""
 
@@ -129,6 +133,8 @@ class Ntu60Options(NtuOptions):
 
 @dataclass(frozen=True)
 class Ntu120Options(NtuOptions):
+    """The data set `ntu120`: NTU RGB+D 120."""
+
     split: Literal["cross-subject", "cross-setup"] = "cross-subject"
     """Tested are other subjects (the paper's), or the odd setups."""
 
@@ -162,11 +168,12 @@ def _source(modality: str, path: str) -> Source:
 
 
 def _files(root: Path, depth: str) -> Iterator[tuple[str, str, str]]:
-    """(sample's name, modality, path) of every video, and of every depth folder of this kind."""
+    """Yields (sample's name, modality, path) of every video and of every depth folder of this
+    kind."""
     folders = [str(root)]
     while folders:
         folder = folders.pop()
-        kind = None  # of the depth folders in this one; one look tells it for all
+        kind = None  # the depth folders in this one are of one kind: one look tells it for all
         with os.scandir(folder) as entries:
             for entry in entries:
                 if match := FILE.fullmatch(entry.name):
@@ -182,7 +189,7 @@ def _files(root: Path, depth: str) -> Iterator[tuple[str, str, str]]:
 
 
 def _depth_kind(folder: str) -> str | None:
-    """What a sample's folder holds: "masked" or "full" depth, or "other"; None when it is empty."""
+    """The kind of a sample's folder: "masked" or "full" depth, "other", or None if it is empty."""
     kind = None
     with os.scandir(folder) as entries:
         for entry in entries:

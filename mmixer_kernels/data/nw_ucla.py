@@ -33,7 +33,7 @@ ACTIONS = {
     11: "throw",
     12: "carry",
 }
-"""By the number in a folder's name; labels are their places here."""
+"""The actions by the number in a folder's name; labels are their places here."""
 SUBJECTS = 10
 TEST_VIEW = 3
 
@@ -44,8 +44,10 @@ FRAME = re.compile(r"frame_(\d+)_tc_\d+_(?:(rgb)\.jpg|(depth)\.png)")
 
 @dataclass(frozen=True)
 class NwUclaOptions(VideoOptions):
+    """The data set `nw-ucla`: Northwestern-UCLA Multiview Action 3D."""
+
     modalities: tuple[Literal["rgb", "depth"], ...] = ("rgb", "depth")
-    """Both, in the order of the network's streams."""
+    """Both modalities, in the order of the network's streams."""
 
     name = "nw-ucla"
     classes = tuple(ACTIONS.values())
@@ -120,7 +122,7 @@ class NwUclaOptions(VideoOptions):
 
 
 def _folders(root: Path) -> Iterator[tuple[int, str]]:
-    """(view, folder) of every sample."""
+    """Yields (view, folder) of every sample."""
     folders = [str(root)]
     while folders:
         folder = folders.pop()

@@ -13,19 +13,18 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
-from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 import torch
 from tqdm import tqdm
 
-from ..training.command import UserError
-from ..training.stop import Stop
+from ..errors import UserError
+from ..stop import Stop
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
-POLL = 0.2
-"""Seconds between two looks at what the processes have done."""
-QUIET = 30.0
+POLL_INTERVAL = 0.2
+"""Seconds between two looks at the processes' progress."""
+REPORT_INTERVAL = 30.0
 """Seconds between two lines of progress where there is no terminal."""
 
 
@@ -39,19 +38,20 @@ T = TypeVar("T", bound=Task)
 R = TypeVar("R")
 
 Step = Callable[[], None]
-"""To be called after each step of a task; raises when the task is to be given up."""
+"""A function that a task calls after each step; it raises when the task is cancelled."""
 
 
 def run(function: Callable[[T, Step], R], tasks: Sequence[T], workers: int, title: str) -> list[R]:
-    """What a function gives for each task, in the order of the tasks.
+    """Calls a function for each task, and gives the results in the order of the tasks.
 
     Args:
-        function: of a module's top level; called with a task and what to call after each step.
-        workers: processes; 1 is this process alone.
-        title: of the progress, as "converted".
+        function: a function of a module's top level; it gets a task, and a `Step` to call after
+            each step.
+        workers: number of processes; 1 is this process alone.
+        title: title of the progress, as "converted".
 
     Raises:
-        loop.Interrupted: a signal came; each process has given up its task after the step in hand.
+        stop.Interrupted: a signal came; each process has given up its task after the step in hand.
         UserError: a process was killed.
     """
     with Stop() as stop, Progress(title, sum(map(len, tasks))) as progress:
@@ -62,21 +62,21 @@ def run(function: Callable[[T, Step], R], tasks: Sequence[T], workers: int, titl
             before = progress.done
 
             def step() -> None:
-                progress.at(progress.done + 1)
+                progress.advance_to(progress.done + 1)
                 stop.check()
 
             results.append(function(task, step))
-            progress.at(before + len(task))
+            progress.advance_to(before + len(task))
         return results
 
 
 class Progress:
-    """A context that shows how many samples of a total are done: a bar on a terminal, else a line
-    now and then."""
+    """A context that shows how many samples of a total are done: a bar on a terminal, and elsewhere
+    a line every REPORT_INTERVAL."""
 
     def __init__(self, title: str, total: int) -> None:
         self.title, self.total, self.done = title, total, 0
-        self.start = self.told = time.perf_counter()
+        self.start = self.reported = time.perf_counter()
         self.bar = tqdm(
             desc=title,
             total=total,
@@ -89,37 +89,32 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._tell()
+    def __exit__(self, *exception: object) -> None:
+        self._report()
         self.bar.close()
 
-    def at(self, done: int) -> None:
-        """Shows the samples that are done."""
+    def advance_to(self, done: int) -> None:
+        """Shows that this many samples are done."""
         self.bar.update(done - self.done)
         self.done = done
-        if time.perf_counter() - self.told > QUIET:
-            self._tell()
+        if time.perf_counter() - self.reported > REPORT_INTERVAL:
+            self._report()
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         if not self.bar.disable:
             return
-        self.told = time.perf_counter()
-        rate = self.done / (self.told - self.start)
+        self.reported = time.perf_counter()
+        rate = self.done / (self.reported - self.start)
         eta = tqdm.format_interval((self.total - self.done) / rate) if rate else "unknown"
         print(
-            f"{self.title} {self.done}/{self.total} samples, {rate:.1f} a second, ETA {eta}",
+            f"{self.title} {self.done}/{self.total} samples, {rate:.1f} per second, ETA {eta}",
             file=sys.stderr,
             flush=True,
         )
 
 
-class _GivenUp(Exception):
-    """The task is not wanted any more."""
+class _Cancelled(Exception):
+    """The task was cancelled: another one failed, or a signal came."""
 
 
 def _in_processes(
@@ -132,19 +127,19 @@ def _in_processes(
     context = multiprocessing.get_context("spawn")
     # Without locks: a process that is killed while it holds one would stop all the others.
     steps = context.RawArray("q", len(tasks))
-    given_up = context.RawValue("b", 0)
+    cancelled = context.RawValue("b", 0)
     count = min(workers, len(tasks))
-    resource_tracker.ensure_running()  # it would unblock the signals as it starts
+    resource_tracker.ensure_running()  # started later, it would unblock the signals
     with _signals_blocked():
-        pool = ProcessPoolExecutor(count, context, _start, (steps, given_up))
+        pool = ProcessPoolExecutor(count, context, _start, (steps, cancelled))
         futures = [pool.submit(_call, function, task, i) for i, task in enumerate(tasks)]
     try:
         pending = set(futures)
         while pending:
-            done, pending = wait(pending, POLL, FIRST_COMPLETED)
+            done, pending = wait(pending, POLL_INTERVAL, FIRST_COMPLETED)
             for future in done:
                 future.result()
-            progress.at(sum(steps))
+            progress.advance_to(sum(steps))
             stop.check()
         return [future.result() for future in futures]
     except BrokenProcessPool as error:
@@ -154,17 +149,17 @@ def _in_processes(
             "again, with fewer --workers; what is finished is kept"
         ) from error
     finally:
-        given_up.value = 1
+        cancelled.value = 1
         pool.shutdown(cancel_futures=True)
 
 
 _shared: tuple[Any, Any]
-"""In a worker: the steps done of each task, and whether to give up."""
+"""The steps done of each task, and whether the tasks are cancelled; set in a worker."""
 
 
-def _start(steps: Any, given_up: Any) -> None:
+def _start(steps: Any, cancelled: Any) -> None:
     global _shared
-    _shared = steps, given_up
+    _shared = steps, cancelled
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     torch.set_num_threads(1)
@@ -172,7 +167,7 @@ def _start(steps: Any, given_up: Any) -> None:
 
 
 def _end_with_parent() -> None:
-    """A worker that outlives a killed parent would write beside the one that goes on."""
+    """Ends a worker whose parent was killed: it would write beside the command that goes on."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -180,12 +175,12 @@ def _end_with_parent() -> None:
 
 
 def _call(function: Callable[[T, Step], R], task: T, number: int) -> R:
-    steps, given_up = _shared
+    steps, cancelled = _shared
 
     def step() -> None:
         steps[number] += 1
-        if given_up.value:
-            raise _GivenUp
+        if cancelled.value:
+            raise _Cancelled
 
     result = function(task, step)
     steps[number] = len(task)
@@ -194,8 +189,8 @@ def _call(function: Callable[[T, Step], R], task: T, number: int) -> R:
 
 @contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """The processes started here do not see the signals that stop a command before they are ready
-    to leave them to its first process; one that comes meanwhile is delivered at the end."""
+    """Blocks the signals that stop a command until the processes started here are ready to leave
+    them to its first process; one that comes meanwhile is delivered at the end."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:
         yield

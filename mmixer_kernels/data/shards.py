@@ -3,9 +3,9 @@
 A folder that `python -m mmixer_kernels.prepare` wrote holds
 
 - `shard-000000.tar`, ...: for each sample `NAME.json` (its name, label and, by modality, the frames
-  of the original) and a picture a stored frame, `NAME.rgb.00008.jpg`, numbered as in the original.
-  RGB and IR are JPEG, depth is PNG of 16 bits with its values unchanged. The library webdataset
-  can read them too.
+  of the original) and a picture per stored frame, `NAME.rgb.00008.jpg`, numbered as in the
+  original. RGB and IR are JPEG, depth is PNG of 16 bits with its values unchanged. The library
+  webdataset can read them too.
 - `shard-000000.json`, ...: the place and checksum of each picture, and what was missing or damaged.
 - `conversion.json`: what was asked for.
 - `index.json`: the shards with their checksums. It comes last: where it is missing, the conversion
@@ -34,30 +34,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import DamagedFile
 from . import images
-from .clips import Clip, DamagedFile
+from .clips import Clip
 from .transforms import Sampling
 
 FORMAT = 1
 OPEN_FILES = 256
-"""Shards that a process keeps open; the one that was not used for longest is closed."""
+"""Shards that a process keeps open; the least recently used one is closed."""
 EXTENSIONS = {"rgb": "jpg", "ir": "jpg", "depth": "png"}
 VERIFY = "python -m mmixer_kernels.prepare --verify --output"
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What decides the contents of a converted folder, beside the raw files."""
+    """The options that decide the contents of a converted folder, beside the raw files."""
 
     data: str
     """The data set's name."""
     modalities: tuple[str, ...]
     sampling: Mapping[str, int]
-    """`described`'s answer."""
+    """`sampling_options` of the sampling: {"stride": 8} or {"frames": 16}."""
     size: int
     """Pixels of the frames' shorter side."""
     quality: int
-    """Of the JPEGs, 1 to 100."""
+    """Quality of the JPEGs, 1 to 100."""
     samples_per_shard: int
     source: Mapping[str, Any]
     """Options of the data set that decide which files are read."""
@@ -65,7 +66,7 @@ class Conversion:
 
     @classmethod
     def read(cls, folder: Path) -> Conversion:
-        """What a folder was converted with; ValueError where this version cannot tell."""
+        """The conversion of a folder; ValueError where this version cannot read it."""
         path = folder / "conversion.json"
         table = read_json(path)
         if table.get("format") != FORMAT or table.keys() != {item.name for item in fields(cls)}:
@@ -76,24 +77,26 @@ class Conversion:
         return cls(**{**table, "modalities": tuple(table["modalities"])})
 
     def sampled(self) -> Sampling:
+        """The sampling that the options describe."""
         return Sampling(**self.sampling)
 
     def table(self) -> dict[str, Any]:
+        """The options in JSON's types."""
         return {**asdict(self), "modalities": list(self.modalities)}
 
 
-def described(sampling: Sampling) -> dict[str, int]:
-    """{"stride": 8} or {"frames": 16}."""
+def sampling_options(sampling: Sampling) -> dict[str, int]:
+    """The options of a sampling that decide it: {"stride": 8} or {"frames": 16}."""
     if sampling.frames is not None:
         return {"frames": sampling.frames}
     return {"stride": sampling.stride}
 
 
 def stored_frames(counts: Mapping[str, int], sampling: Sampling) -> dict[str, list[int]]:
-    """By modality, the frames to store of a clip with these numbers of frames.
+    """The frames to store of a clip with these numbers of frames, both by modality.
 
     A clip is read at the indices that the sampling gives for the fewest frames among the chosen
-    modalities: so of each modality those are stored that a shorter one may ask for, and its own.
+    modalities: so each modality's own frames are stored, and those that a shorter one may ask for.
     """
     return {
         modality: sorted(
@@ -126,12 +129,12 @@ class ShardSource:
     """A `Source` of the pictures of one modality of a sample.
 
     Args:
-        shard: where they are.
-        name: the sample's.
+        shard: the file that they are in.
+        name: the sample's name.
         modality: "rgb", "depth" or "ir".
-        frames: what the original has.
+        frames: number of frames of the original.
         size: pixels of the pictures' shorter side.
-        places: int64 `[n, 4]`, a row a picture, ascending: its number in the original, and the
+        places: int64 `[n, 4]`, a row per picture, ascending: its number in the original, and the
             offset, length and CRC-32 of its bytes.
     """
 
@@ -143,7 +146,7 @@ class ShardSource:
     places: np.ndarray
 
     def count(self) -> int:
-        """Frames of the original."""
+        """The number of frames of the original."""
         return self.frames
 
     def read(self, indices: Sequence[int], size: int) -> Tensor:
@@ -175,7 +178,7 @@ class ShardSource:
         return torch.stack([pictures[index] for index in indices])
 
     def verify(self, full: bool) -> None:
-        """Compares, in full, the pictures with their checksums.
+        """Compares the pictures with their checksums, where `full`.
 
         Raises:
             DamagedFile: they differ.
@@ -197,7 +200,7 @@ class ShardSource:
 
 
 def is_converted(folder: Path) -> bool:
-    """Whether a folder holds the converted form, or a part of it."""
+    """True where a folder holds the converted form, or a part of it."""
     return (folder / "conversion.json").exists()
 
 
@@ -238,7 +241,7 @@ def clips(
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """index.json; ValueError where the conversion has not ended."""
+    """The contents of index.json; ValueError where the conversion has not ended."""
     path = folder / "index.json"
     if not path.exists():
         raise ValueError(
@@ -249,7 +252,7 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; ValueError naming the file where it is none."""
+    """The JSON object in a file; ValueError naming the file where it holds none."""
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -260,7 +263,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def dumps(table: Mapping[str, Any]) -> bytes:
-    """A JSON object in one line."""
+    """A JSON object as one line of text."""
     return (json.dumps(table, separators=(",", ":")) + "\n").encode()
 
 
@@ -297,10 +300,11 @@ class ShardWriter:
         self.samples.append({**about, "places": places})
 
     def close(self) -> None:
+        """Ends the archive; the file stays open."""
         self.tar.close()
 
     def _add(self, name: str, data: bytes) -> tuple[int, int, int]:
-        """Offset, length and CRC-32 of the member's bytes."""
+        """Adds a member, and gives the offset, length and CRC-32 of its bytes."""
         member = tarfile.TarInfo(name)
         member.size = len(data)
         offset = self.file.tell() + tarfile.BLOCKSIZE
@@ -318,7 +322,7 @@ class _OpenFile:
 
 @functools.lru_cache(maxsize=OPEN_FILES)
 def _opened(path: Path, sha256: str) -> _OpenFile:
-    """A shard's file, one a process; the checksum tells it from an older one of this name."""
+    """A shard's file, one per process; the checksum tells it from an older one of this name."""
     return _OpenFile(path)
 
 
@@ -366,7 +370,7 @@ def _check(
             f"with --size {conversion.size}: convert the data set with --size {size}, into another "
             "folder"
         )
-    asked = {**described(sampling), **source}
+    asked = {**sampling_options(sampling), **source}
     stored = {**conversion.sampling, **{key: conversion.source.get(key) for key in source}}
     if asked != stored:
         now = _flags({key: value for key, value in asked.items() if stored.get(key) != value})

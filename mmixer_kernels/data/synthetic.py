@@ -73,20 +73,22 @@ FEATURE_SIZE = 64
 
 @dataclass(frozen=True)
 class SyntheticOptions:
+    """The data set `synthetic`: generated clips of a moving body."""
+
     task: Literal["combine", "compare"] = "combine"
-    """What the label tells besides the gesture: every attribute, or which agree."""
+    """The part of the label besides the gesture: every attribute, or which of them agree."""
     modalities: tuple[Literal["rgb", "depth", "ir"], ...] = ("rgb", "depth")
     """The streams, two or three."""
     frame_size: int = 16
     """Height and width of a frame in pixels."""
     frames: int = 8
-    """Frames in a clip."""
+    """Frames per clip."""
     speed: float = 0.5
-    """How far the body moves in a clip, as a share of the frame; each scene varies it by 25 %."""
+    """Distance that the body moves in a clip, as a share of the frame; scenes vary it by 25 %."""
     noise: float = 0.1
     """Standard deviation of the noise on each pixel; the body's contrast is 0.5 to 0.8."""
     samples: int = 4096
-    """Training clips in an epoch; each epoch has new ones."""
+    """Training clips per epoch; each epoch has new ones."""
     evaluation_samples: int = 1024
     """Clips for validation, and again for the test."""
 
@@ -100,7 +102,7 @@ class SyntheticOptions:
     }
 
     def load(self, root: Path | None, seed: int) -> Data:
-        """Clips determined by seed, split, epoch and index.
+        """Makes clips that are determined by seed, split, epoch and index.
 
         Raises:
             ValueError: an option out of its range, or a root: there are no files to read.
@@ -166,7 +168,7 @@ class SyntheticSplit(Split):
     Args:
         options: what to render.
         key: seed and number of the split.
-        samples: how many clips.
+        samples: number of clips.
     """
 
     def __init__(self, options: SyntheticOptions, key: tuple[int, int], samples: int) -> None:
@@ -181,7 +183,7 @@ class SyntheticSplit(Split):
             self.epoch = epoch
 
     def gesture_and_attributes(self, index: int) -> tuple[int, tuple[int, ...]]:
-        """What clip `index` shows: the gesture's number, and 0 or 1 a stream."""
+        """The contents of clip `index`: the gesture's number, and 0 or 1 per stream."""
         scene, combination = divmod(index, len(self.combinations))
         return scene % len(GESTURES), self.combinations[combination]
 
@@ -219,11 +221,12 @@ class FrameExtractor(nn.Module):
         )
 
     def forward(self, frames: Tensor) -> Tensor:
+        """Features `[B, T, feature_size]` of frames `[B, T, C, S, S]`."""
         return self.layers(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
 
 
 def _body(options: SyntheticOptions, gesture: int, random: np.random.Generator) -> np.ndarray:
-    """How much of each pixel the body covers, `[T, 1, S, S]` in 0..1: an upright ellipse."""
+    """The share of each pixel that the body covers, `[T, 1, S, S]` in 0..1: an upright ellipse."""
     direction = np.array(list(GESTURES.values())[gesture])
     uniform = random.random(5)
     radius = np.array((0.09, 0.13)) + np.array((0.04, 0.05)) * uniform[:2]

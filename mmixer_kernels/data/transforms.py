@@ -1,4 +1,5 @@
-"""From a clip's frames to a network's inputs: which frames, and what becomes of their pixels.
+"""The way from a clip's frames to a network's inputs: which frames, and what becomes of their
+pixels.
 
 The paper (section 4.2): temporal stride 8, "random cropping and resize each frame to 224x224",
 random horizontal flipping, colour jitter of RGB, depth and IR through a jet colour map. It gives
@@ -19,18 +20,18 @@ from torch import Tensor
 CROP = 224 / 256
 """Side of the crop as a share of the frame's shorter side."""
 MEAN = (0.485, 0.456, 0.406)
-"""ImageNet's, of R, G and B in 0..1."""
+"""ImageNet's mean of R, G and B in 0..1."""
 STD = (0.229, 0.224, 0.225)
-"""ImageNet's."""
+"""ImageNet's standard deviation of R, G and B in 0..1."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Which frames of a clip are read.
+    """The choice of the frames that are read of a clip.
 
     Args:
         stride: steps from one frame to the next, from the first on (the paper's is 8).
-        frames: number of frames instead, evenly spaced; None for the stride.
+        frames: number of frames, evenly spaced, instead; None for the stride.
 
     Raises:
         ValueError: either is not 1 or more.
@@ -46,7 +47,8 @@ class Sampling:
                 raise ValueError(f"{name} must be 1 or more, but is {value}")
 
     def __call__(self, count: int) -> list[int]:
-        """Ascending indices in 0..count-1; clips shorter than `frames` repeat some.
+        """The indices of the frames, ascending in 0..count-1; clips shorter than `frames` repeat
+        some.
 
         With `frames`, a clip is cut into as many equal parts and the middle of each is taken.
         """
@@ -91,7 +93,7 @@ class Transform:
     def __call__(
         self, frames: Mapping[str, Tensor], random: np.random.Generator | None
     ) -> tuple[Tensor, ...]:
-        """float32 `[T, 3, image_size, image_size]` a modality, in the order of `frames`.
+        """The inputs, float32 `[T, 3, image_size, image_size]` per modality, in `frames`' order.
 
         Args:
             frames: by modality, `[T, C, h, w]`: three channels of uint8 are RGB; one channel of
@@ -119,8 +121,8 @@ class Transform:
 
 
 def eight_bits(pictures: Tensor, maximum: int | None = None) -> Tensor:
-    """One channel `[T, 1, h, w]` as uint8: 0 to `maximum`, or each frame's least to greatest value,
-    becomes 0 to 255."""
+    """Pictures of one channel `[T, 1, h, w]` as uint8: 0 to `maximum`, or each frame's least to
+    greatest value, becomes 0 to 255."""
     values = pictures.int()
     least, greatest = torch.zeros((), dtype=torch.int32), torch.tensor(maximum or 0)
     if maximum is None:
@@ -130,7 +132,7 @@ def eight_bits(pictures: Tensor, maximum: int | None = None) -> Tensor:
 
 
 def jet(pictures: Tensor) -> Tensor:
-    """uint8 `[T, 1, h, w]` as RGB uint8 `[T, 3, h, w]`: 0 is dark blue, 255 dark red."""
+    """Pictures uint8 `[T, 1, h, w]` as RGB uint8 `[T, 3, h, w]`: 0 is dark blue, 255 dark red."""
     return JET[pictures[:, 0].long()].permute(0, 3, 1, 2)
 
 
@@ -144,7 +146,7 @@ JET = _jet()
 
 
 def _crop(pictures: Tensor, offsets: np.ndarray) -> Tensor:
-    """A square at `offsets` (down, right) in 0..1 of the room there is."""
+    """A square of the pictures at `offsets` (down, right) in 0..1 of the room there is."""
     height, width = pictures.shape[-2:]
     side = round(CROP * min(height, width))
     top, left = (round(o * (x - side)) for o, x in zip(offsets, (height, width), strict=True))
@@ -152,7 +154,7 @@ def _crop(pictures: Tensor, offsets: np.ndarray) -> Tensor:
 
 
 def _jittered(images: Tensor, factors: np.ndarray) -> Tensor:
-    """Brightness, contrast and saturation of RGB multiplied by `factors`."""
+    """RGB pictures whose brightness, contrast and saturation are multiplied by `factors`."""
     from torchvision.transforms.v2 import functional
 
     adjustments = (
@@ -172,6 +174,7 @@ def _resized(images: Tensor, size: int) -> Tensor:
 
 
 def normalized(images: Tensor) -> Tensor:
-    """uint8 `[T, 3, h, w]` as float32 of ImageNet's mean 0 and standard deviation 1."""
+    """Pictures uint8 `[T, 3, h, w]` as float32, in which ImageNet has mean 0 and standard deviation
+    1."""
     mean, std = (255 * torch.tensor(values)[:, None, None] for values in (MEAN, STD))
     return (images - mean) / std

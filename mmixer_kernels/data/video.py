@@ -1,4 +1,5 @@
-"""What the data sets of video share: their options, and the way from files to the three splits."""
+"""The common part of the data sets of video: their options, and the way from files to the three
+splits."""
 
 from __future__ import annotations
 
@@ -26,28 +27,31 @@ class Listing(NamedTuple):
 
 @dataclass(frozen=True)
 class VideoOptions:
+    """The options that the data sets of video share."""
+
     modalities: tuple[str, ...] = ("rgb", "depth")
-    """Two or more, in the order of a sample's inputs."""
+    """Two or more modalities, in the order of a sample's inputs."""
     validation_subject: int | None = 1
-    """Whose clips are left out of training, to validate on; never from the test set. None trains
-    on all subjects and validates on the same clips, which must choose nothing: --select last."""
+    """Subject whose clips are left out of training, to validate on; never of the test set. None
+    trains on all subjects and validates on the same clips, which must choose nothing: --select
+    last."""
     allow_missing: bool = False
     """Test without the samples that lack a modality, which is an error otherwise; --check then
     allows missing samples too. They are reported."""
     stride: int = 8
-    """Frames from one that is read to the next, so that clips differ in length; the default is the
-    paper's."""
+    """Distance in frames from one that is read to the next, so that clips differ in length; the
+    default is the paper's."""
     frames: int | None = None
     """Number of frames to read of each clip instead, evenly spaced; short clips repeat some."""
     image_size: int = 224
     """Height and width of the network's frames in pixels."""
     color_range: Literal["frame", "fixed"] = "frame"
-    """What the jet map of depth and IR spreads over: each frame's least to greatest value, or 0 to
-    the sensor's maximum."""
+    """Range that the jet map of depth and IR spreads over: each frame's least to greatest value, or
+    0 to the sensor's maximum."""
     flip: float = 0.5
     """Probability of mirroring a training clip."""
     jitter: float = 0.4
-    """How far brightness, contrast and saturation of RGB vary in training, as a share."""
+    """Share by which brightness, contrast and saturation of RGB vary in training."""
 
     name: ClassVar[str]
     classes: ClassVar[tuple[str, ...]]
@@ -61,11 +65,11 @@ class VideoOptions:
     }
 
     def find(self, root: Path) -> Listing:
-        """Every sample under `root`, in one pass over its folders and without opening files."""
+        """The samples under `root`, found in one pass over its folders without opening files."""
         raise NotImplementedError
 
     def part(self, name: str) -> str:
-        """Which of PARTS the sample of this name belongs to."""
+        """The one of PARTS that the sample of this name belongs to."""
         raise NotImplementedError
 
     def published(self) -> dict[str, int]:

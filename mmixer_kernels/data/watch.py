@@ -40,7 +40,7 @@ MODALITIES = {
         "gyroscope_z",
     ),
 }
-"""What `--modalities` divides a window into."""
+"""The parts that `--modalities` divides a window into."""
 CLASSES = (
     "pendulum",
     "abduction",
@@ -52,45 +52,47 @@ CLASSES = (
 )
 SUBJECTS = tuple(range(1, 11))
 WINDOW = 200
-"""Steps in a window: 4 seconds."""
+"""Steps per window: 4 seconds."""
 GRAVITY_WINDOW = 51
-"""Steps that gravity is the mean over: one second, and odd to have a middle."""
+"""Number of steps that gravity is the mean over: one second, and odd to have a middle."""
 HOP = 100
 """Steps between the starts of two windows of a recording."""
 
 FEATURE_SIZE = 64
 MIRROR = np.array((-1, 1, 1, 1, -1, -1), np.float32)
-"""What the other arm records: acceleration is a vector, angular velocity an axial one, so x flips
-of the first, y and z of the second."""
+"""The signs of what the other arm records: acceleration is a vector, angular velocity an axial one,
+so x flips of the first, y and z of the second."""
 
 
 @dataclass(frozen=True)
 class WatchOptions:
+    """The data set `watch`: shoulder exercises recorded by a smart watch."""
+
     test_subjects: tuple[int, ...] = (8, 9, 10)
-    """Which of the subjects 1 to 10 are tested on; the others are for training and validation."""
+    """Subjects of 1 to 10 that are tested on; the others are for training and validation."""
     validation_subject: int | None = 4
-    """Which of the other subjects is left out of training, to validate on; 4 has the shortest
+    """Subject of the others that is left out of training, to validate on; 4 has the shortest
     recordings, so the least is left out. None trains on all of them and validates on the same
     recordings, which shows nothing of other people and must choose nothing: --select last."""
     modalities: Literal["sensors", "gravity", "axes"] = "sensors"
     """Two modalities, accelerometer and gyroscope; three, the acceleration divided into gravity
     (its mean over one second) and the rest; or six, each axis of each sensor."""
     samples: int = 1280
-    """Training windows an epoch."""
+    """Training windows per epoch."""
     stride: int = 4
-    """Of the second convolution: the 50 steps that the first one gives become 13 with 4, 25 with
-    2."""
+    """Stride of the second convolution: the 50 steps that the first one gives become 13 with 4, 25
+    with 2."""
     same_arm: bool = False
     """Mirror the recordings of one arm, the test's too, as if all were of the other: a watch's
     settings tell which arm it is on. Goes with --mirror 0."""
     tempo: float = 1.2
-    """Training windows are played up to this many times faster or slower."""
+    """Greatest factor by which training windows are played faster or slower."""
     mirror: float = 0.5
     """Probability of seeing a training window as on the other arm."""
     tilt: float = 10.0
-    """Standard deviation, in degrees, of turning the watch, a component of the rotation vector."""
+    """Standard deviation of each component of the watch's rotation vector, in degrees."""
     roll: float = 10.0
-    """Standard deviation, in degrees, of turning it about the forearm besides."""
+    """Standard deviation of a further turn about the forearm, in degrees."""
     gain: float = 0.2
     """Standard deviation of the logarithm of each sensor's gain."""
     jitter: float = 0.05
@@ -116,7 +118,7 @@ class WatchOptions:
 
         Args:
             root: None: the package has the file.
-            seed: of the augmentation.
+            seed: seed of the augmentation.
 
         Raises:
             ModuleNotFoundError: seglearn is not installed.
@@ -190,7 +192,8 @@ class WatchOptions:
 
 
 class Recording(NamedTuple):
-    """One exercise of one arm: signal `[steps, 6]` float32, acceleration then angular velocity."""
+    """A recording of an exercise of one arm: signal `[steps, 6]` float32, acceleration then angular
+    velocity."""
 
     signal: np.ndarray
     label: int
@@ -198,16 +201,16 @@ class Recording(NamedTuple):
     arm: int
 
     def on_first_arm(self) -> Recording:
-        """As arm 0 would have recorded the same movement."""
+        """The same movement as arm 0 would have recorded it."""
         return self if self.arm == 0 else self._replace(signal=self.signal * MIRROR, arm=0)
 
 
 class Windows(Split):
-    """Every window of the recordings at a fixed hop, normalised.
+    """The windows of the recordings at a fixed hop, normalised.
 
     Args:
-        recordings: what to cut.
-        scale: [6], what the signals are divided by.
+        recordings: the recordings to cut.
+        scale: `[6]`, the divisors of the signals.
         modalities: a key of MODALITIES.
     """
 
@@ -283,6 +286,7 @@ class SignalExtractor(nn.Module):
         )
 
     def forward(self, signal: Tensor) -> Tensor:
+        """Features `[B, T', feature_size]` of a signal `[B, T, channels]`."""
         return self.layers(signal.transpose(1, 2)).transpose(1, 2)
 
 
@@ -309,7 +313,7 @@ def _of_subjects(recordings: Sequence[Recording], subjects: Sequence[int]) -> li
 
 
 def _scale(recordings: Sequence[Recording]) -> np.ndarray:
-    """`[6]`: each sensor's root mean square over steps and axes.
+    """Each sensor's root mean square over steps and axes, `[6]`.
 
     No mean is taken off and axes share a scale: gravity's direction says how the arm is held, and
     a turned watch's signals must stay a turn of the signals.
@@ -347,8 +351,8 @@ def _sample(signal: np.ndarray, label: int, modalities: str) -> Sample:
 
 
 def _gravity(acceleration: Tensor) -> Tensor:
-    """`[T, 3]`: each step's mean over GRAVITY_WINDOW steps about it, near the ends over those of
-    them that the window has."""
+    """The mean `[T, 3]` over GRAVITY_WINDOW steps about each step, near the ends over those of them
+    that the window has."""
     means = nn.functional.avg_pool1d(
         acceleration.T, GRAVITY_WINDOW, 1, GRAVITY_WINDOW // 2, count_include_pad=False
     )

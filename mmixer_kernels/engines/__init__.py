@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 ENGINES: tuple[Engine, ...] = (cpu, cuda, triton, reference)
-"""Those of a type of device, the fastest first; the last takes what is left."""
+"""The registry: of the engines of a device the fastest stands first, and the last takes any."""
 _warned: set[str] = set()
 
 

@@ -62,17 +62,8 @@ def forward(problem: Problem, keep: Keep) -> tuple[Tensor, Tensor, Tensor]:
     output = problem.inputs[0].new_empty(groups, steps, batch, hidden, dtype=call.dtype)
     h_n = output.new_empty(groups, batch, hidden)
     saved = output.new_empty(saved_size(problem, keep))
-    workspace = output.new_empty(
-        _native.forward_workspace_size(call.is_double, call.native, keep != "nothing")
-    )
-    _native.forward(
-        call.is_double,
-        call.native,
-        output.data_ptr(),
-        h_n.data_ptr(),
-        saved.data_ptr(),
-        workspace.data_ptr(),
-    )
+    workspace = output.new_empty(_native.forward_workspace_size(problem=call.native))
+    _native.forward(problem=call.native, output=output, h_n=h_n, saved=saved, workspace=workspace)
     if call.dtype is not problem.dtype:
         output, h_n = output.to(problem.dtype), h_n.to(problem.dtype)
     return output, h_n, saved
@@ -94,26 +85,32 @@ def backward(
         [weights.map(fresh) for weights in problem.weights] if need.weights else [],
         fresh(grad_h_n),
     )
+    unwanted = dict.fromkeys(Weights._fields)
     gradients = [
-        (
-            grads.inputs[g].data_ptr() if need.input else 0,
-            grads.contexts[g].data_ptr(),
-            *(_addresses(grads.weights[g]) if need.weights else [0] * len(Weights._fields)),
+        _native.GroupGradient(
+            input=grads.inputs[g] if need.input else None,
+            context=grads.contexts[g],
+            **(grads.weights[g]._asdict() if need.weights else unwanted),
         )
         for g in range(len(problem.inputs))
     ]
     workspace = saved.new_empty(
-        _native.backward_workspace_size(call.is_double, call.native, need.weights)
+        _native.backward_workspace_size(problem=call.native, need_weights=need.weights)
     )
+    stride_group, stride_step, stride_sample, _ = grad_output.stride()
     _native.backward(
-        call.is_double,
-        call.native,
-        (grad_output.data_ptr(), *grad_output.stride()[:3]),
-        (grad_h_n.data_ptr(), *grad_h_n.stride()[:2]),
-        saved.data_ptr(),
-        gradients,
-        grads.hx.data_ptr(),
-        workspace.data_ptr(),
+        problem=call.native,
+        grad_output=grad_output,
+        grad_output_stride_group=stride_group,
+        grad_output_stride_step=stride_step,
+        grad_output_stride_sample=stride_sample,
+        grad_h_n=grad_h_n,
+        grad_h_n_stride_group=grad_h_n.stride(0),
+        grad_h_n_stride_sample=grad_h_n.stride(1),
+        saved=saved,
+        gradients=gradients,
+        grad_hx=grads.hx,
+        workspace=workspace,
     )
     dtype = problem.dtype
     return Gradients(
@@ -128,33 +125,42 @@ def step(step: Step) -> Tensor:
     """The next state `[B, H]`: `forward` of a sequence of one step, with less around it."""
     input, context, weights, hx, mix, eps = step
     dtype = compute_dtype(input.dtype)
-    alive = [_rows(input, dtype), _rows(context, dtype)]
-    batch, input_size = input.shape
-    state = (0, 0)
+    batch, hidden = input.shape[0], weights.hidden_size
+    rows, context = _rows(input, dtype), _rows(context, dtype)
     if hx is not None:
-        alive.append(_rows(hx, dtype))
-        state = (alive[2].data_ptr(), alive[2].stride(0))
-    bfloat16 = _in_bfloat16([weights])
-    addresses, copies = _stored(weights, dtype, bfloat16)
-    is_double = dtype is torch.float64
-    sizes = (batch, input_size, context.shape[1], weights.hidden_size)
-    next_state = input.new_empty((batch, sizes[3]), dtype=dtype)
-    workspace = input.new_empty(_native.step_workspace_size(is_double, *sizes), dtype=dtype)
+        hx = _rows(hx, dtype)
+    weight_dtype, norm_dtype = dtypes = _stored_dtypes([weights], dtype)
+    stored = _stored(weights, dtypes)
+    next_state = input.new_empty((batch, hidden), dtype=dtype)
+    size = _native.step_workspace_size(dtype=dtype, batch=batch, hidden=hidden)
     _native.step(
-        is_double,
-        *sizes,
-        mix == "concat",
-        bfloat16,
-        eps,
-        torch.get_num_threads(),
-        (alive[0].data_ptr(), alive[0].stride(0)),
-        (alive[1].data_ptr(), alive[1].stride(0)),
-        addresses,
-        state,
-        next_state.data_ptr(),
-        workspace.data_ptr(),
+        batch=batch,
+        hidden=hidden,
+        dtype=dtype,
+        weight_dtype=weight_dtype,
+        norm_dtype=norm_dtype,
+        mix=mix,
+        eps=eps,
+        input=rows,
+        input_stride_sample=rows.stride(0),
+        input_size=rows.shape[1],
+        context=context,
+        context_stride_sample=context.stride(0),
+        context_size=context.shape[1],
+        hx=hx,
+        hx_stride_sample=0 if hx is None else hx.stride(0),
+        weight_f=stored[0],
+        weight_g=stored[1],
+        weight_s=stored[2],
+        weight_r=stored[3],
+        weight_z=stored[4],
+        weight_h=stored[5],
+        norm_weight=stored[6],
+        norm_bias=stored[7],
+        threads=torch.get_num_threads(),
+        next_state=next_state,
+        workspace=input.new_empty(size, dtype=dtype),
     )
-    del alive, copies  # their addresses were in use until here
     return next_state if dtype is input.dtype else next_state.to(input.dtype)
 
 
@@ -164,44 +170,58 @@ class _Call:
     def __init__(self, problem: Problem, keep: Keep) -> None:
         inputs, contexts, weights, hx, lengths, mix, eps = problem
         self.sizes = problem.sizes
-        _, steps, batch, _ = self.sizes
+        _, steps, batch, hidden = self.sizes
         self.dtype = problem.compute_dtype
-        self.is_double = self.dtype == torch.float64
         self.alive: list[Tensor] = []
         if lengths is not None:
             arguments.check_lengths(lengths, steps, batch, inputs[0])
             lengths = self.keep(lengths.to(torch.int64).contiguous())
         groups = []
-        bfloat16 = _in_bfloat16(weights)
+        weight_dtype, norm_dtype = dtypes = _stored_dtypes(weights, self.dtype)
         for input, context, group in zip(inputs, contexts, weights, strict=True):
             input, context = self.rows(input), self.rows(context)
-            addresses, copies = _stored(group, self.dtype, bfloat16)
-            self.alive += copies
+            stored = _stored(group, dtypes)
+            self.alive += [tensor for tensor in stored if tensor is not None]
+            stride_step, stride_sample, _ = input.stride()
             groups.append(
-                (
-                    input.data_ptr(),
-                    *input.stride()[:2],
-                    input.shape[2],
-                    context.data_ptr(),
-                    context.stride(0),
-                    context.shape[1],
-                    *addresses,
+                _native.Group(
+                    input=input,
+                    input_stride_step=stride_step,
+                    input_stride_sample=stride_sample,
+                    input_size=input.shape[2],
+                    context=context,
+                    context_stride_sample=context.stride(0),
+                    context_size=context.shape[1],
+                    weight_f=stored[0],
+                    weight_g=stored[1],
+                    weight_s=stored[2],
+                    weight_r=stored[3],
+                    weight_z=stored[4],
+                    weight_h=stored[5],
+                    norm_weight=stored[6],
+                    norm_bias=stored[7],
                 )
             )
-        state: tuple[int, ...] = (0, 0, 0)
+        stride_group = stride_sample = 0
         if hx is not None:
             hx = self.rows(hx)
-            state = (hx.data_ptr(), *hx.stride()[:2])
-        self.native = _native.Call(
-            self.sizes,
-            mix == "concat",
-            bfloat16,
-            keep == "states",
-            eps,
-            torch.get_num_threads(),
-            groups,
-            state,
-            0 if lengths is None else lengths.data_ptr(),
+            stride_group, stride_sample, _ = hx.stride()
+        self.native = _native.Problem(
+            groups=groups,
+            steps=steps,
+            batch=batch,
+            hidden=hidden,
+            mix=mix,
+            keep=keep,
+            eps=eps,
+            threads=torch.get_num_threads(),
+            dtype=self.dtype,
+            weight_dtype=weight_dtype,
+            norm_dtype=norm_dtype,
+            hx=hx,
+            hx_stride_group=stride_group,
+            hx_stride_sample=stride_sample,
+            lengths=lengths,
         )
 
     def keep(self, tensor: Tensor) -> Tensor:
@@ -221,37 +241,27 @@ def _rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor
 
 
-def _in_bfloat16(weights: Sequence[Weights]) -> tuple[bool, bool]:
-    """Whether all matrices, and all norms, can be read as they are, widened on the way."""
+def _stored_dtypes(
+    weights: Sequence[Weights], dtype: torch.dtype
+) -> tuple[torch.dtype, torch.dtype]:
+    """The dtypes in which the extension reads the matrices, and the norms: bfloat16 where all of
+    them are, which it widens on the way, else the compute dtype."""
     first, bfloat16 = weights[0], torch.bfloat16
     matrices = first.weight_f.dtype is bfloat16
-    norms = first.norm_weight is None or first.norm_weight.dtype is bfloat16
+    norms = first.norm_weight is not None and first.norm_weight.dtype is bfloat16
     if matrices:
         matrices = all(x.dtype is bfloat16 for group in weights for x in group.matrices())
     if norms:
         norms = all(x.dtype is bfloat16 for group in weights for x in group.norms())
-    return matrices, norms
+    return bfloat16 if matrices else dtype, bfloat16 if norms else dtype
 
 
-def _stored(
-    weights: Weights, dtype: torch.dtype, bfloat16: tuple[bool, bool]
-) -> tuple[list[int], list[Tensor]]:
-    """Addresses of the tensors, contiguous, in bfloat16 or else in the compute dtype; and the
-    copies that had to be made."""
-    addresses, copies = [], []
-    matrices = torch.bfloat16 if bfloat16[0] else dtype
-    norms = torch.bfloat16 if bfloat16[1] else dtype
+def _stored(weights: Weights, dtypes: tuple[torch.dtype, torch.dtype]) -> list[Tensor | None]:
+    """The tensors, contiguous, in the dtypes of matrices and norms."""
+    stored = []
     for i, tensor in enumerate(weights):
-        stored = matrices if i < 6 else norms
-        if tensor is None:
-            addresses.append(0)
-            continue
-        if tensor.dtype is not stored or not tensor.is_contiguous():
-            tensor = tensor.to(stored).contiguous()
-            copies.append(tensor)
-        addresses.append(tensor.data_ptr())
-    return addresses, copies
-
-
-def _addresses(weights: Weights) -> list[int]:
-    return [0 if tensor is None else tensor.data_ptr() for tensor in weights]
+        dtype = dtypes[i >= 6]
+        if tensor is not None and (tensor.dtype is not dtype or not tensor.is_contiguous()):
+            tensor = tensor.to(dtype).contiguous()
+        stored.append(tensor)
+    return stored

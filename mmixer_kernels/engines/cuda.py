@@ -47,23 +47,23 @@ else:
 _EVERY_PATH = ("cell", "cluster", "cooperative", "wide", "step")
 _DEFAULT_PATHS = tuple(path for path in _EVERY_PATH if path != "wide")
 PATHS = tuple((os.environ.get("MMIXER_CUDA_PATHS") or ",".join(_DEFAULT_PATHS)).split(","))
-"""In the order in which they are tried; "cell" is for single steps, the others for sequences.
-"wide" is "cooperative" with packets of 16 bytes, to be measured: only who names it takes it."""
+"""The paths, in the order in which they are tried; "cell" is for single steps, the others for
+sequences. "wide" is "cooperative" with packets of 16 bytes, to be measured: it has to be named."""
 _UNKNOWN_PATHS = [path for path in PATHS if path not in _EVERY_PATH]
 
 _EVERY_SAMPLES = ("4", "8")
 SAMPLES = tuple((os.environ.get("MMIXER_CUDA_SAMPLES") or ",".join(_EVERY_SAMPLES)).split(","))
-"""Of a persistent kernel's team. The first is taken whose teams all run at once, else the last."""
+"""The samples that a persistent kernel's team may have. The first number is taken whose teams all
+run at once, else the last."""
 _UNKNOWN_SAMPLES = [samples for samples in SAMPLES if samples not in _EVERY_SAMPLES]
 _MOST_ROUNDS = 8  # of persistent kernels one after another; beyond, a step's products fill the GPU
-_DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _FIRST_CAPABILITY = (8, 0)
 
 _logger = logging.getLogger(__name__)
 
 
 def state(device: torch.device | None = None) -> EngineState:
-    """On a GPU; without one, on the current GPU, else on any that there is."""
+    """The state on a GPU; without one given, on the current GPU, else on any that there is."""
     if _import_error is not None:
         reason = f"the extension mmixer_kernels._native cannot load: {_import_error}"
         return EngineState(False, reason, _import_error)
@@ -101,7 +101,7 @@ def state(device: torch.device | None = None) -> EngineState:
 
 
 def _state_of(index: int) -> EngineState:
-    """On one GPU. An error that may pass, such as a lack of memory, is asked about again."""
+    """The state on one GPU; an error that may pass, such as a lack of memory, is asked again."""
     try:
         refusal = _refusal(index)
     except RuntimeError as error:
@@ -146,7 +146,7 @@ def step(step: Step) -> Tensor:
         elif B > _STEP_SAMPLES:
             plan = 0, 0, 0, f"{B} samples, but {_STEP_SAMPLES} at most"
         else:
-            plan = _cell_plan(device, *sizes, _DTYPES[dtype], _DTYPES[weight_dtype])
+            plan = _cell_plan(device, *sizes, dtype, weight_dtype)
         team_samples, blocks, size, refusal = plan
         _logger.debug(
             "step of B=%d H=%d %s: %s",
@@ -157,44 +157,55 @@ def step(step: Step) -> Tensor:
         stream = torch.cuda.current_stream().cuda_stream if input.is_cuda else 0
         input, context = gpu.rows(input), gpu.rows(context)
         hx = None if hx is None else gpu.rows(hx)
-        output = input.new_empty(B, H)
-        native = _fill(
-            _native.CellArguments(),
-            **dict(zip("BFCH", sizes, strict=True)),
-            input=input,
-            context=context,
-            hx=hx,
-            input_stride=input.stride(0),
-            context_stride=context.stride(0),
-            hx_stride=0 if hx is None else hx.stride(0),
-            norm_weight=norms[0] if norms else None,
-            norm_bias=norms[1] if norms else None,
-            output=output,
-            workspace=_workspace(device, stream, H, size, input),
+        next_state = input.new_empty(B, H)
+        _native.cell(
+            batch=B,
+            hidden=H,
             dtype=dtype,
             weight_dtype=weight_dtype,
             norm_dtype=norms[0].dtype if norms else dtype,
+            mix=mix,
+            eps=eps,
+            input=input,
+            input_stride_sample=input.stride(0),
+            input_size=sizes[1],
+            context=context,
+            context_stride_sample=context.stride(0),
+            context_size=sizes[2],
+            hx=hx,
+            hx_stride_sample=0 if hx is None else hx.stride(0),
+            weight_f=matrices[0],
+            weight_g=matrices[1],
+            weight_s=matrices[2],
+            weight_r=matrices[3],
+            weight_z=matrices[4],
+            weight_h=matrices[5],
+            norm_weight=norms[0] if norms else None,
+            norm_bias=norms[1] if norms else None,
             team_samples=team_samples,
             blocks=blocks,
-            concat=mix == "concat",
-            eps=eps,
+            next_state=next_state,
+            workspace=_workspace(device, stream, H, size, input),
+            stream=stream,
         )
-        native.set_weights([matrix.data_ptr() for matrix in matrices])
-        _native.cell(native, stream)
-    return output
+    return next_state
 
 
 @functools.cache
 def _cell_plan(
-    device: int, B: int, F: int, C: int, H: int, dtype: int, weight_dtype: int
+    device: int, B: int, F: int, C: int, H: int, dtype: torch.dtype, weight_dtype: torch.dtype
 ) -> tuple[int, int, int, str]:
-    team_samples, blocks, size, refusal = _native.cell_plan(B, F, C, H, dtype, weight_dtype)
-    return team_samples, blocks, size, refusal
+    """Samples per team (0: no kernel), blocks per team, bytes of workspace; why no kernel."""
+    plan: tuple[int, int, int, str] = _native.cell_plan(
+        batch=B, input_size=F, context_size=C, hidden=H, dtype=dtype, weight_dtype=weight_dtype
+    )
+    return plan
 
 
 _workspaces: dict[tuple[int, int, int, bool], Tensor] = {}
-"""Of `step`, the oldest first, by device, stream, hidden size and whether it is float64. A stream
-runs its steps one after another; it goes by its number, as another may have its handle later."""
+"""The workspaces of `step`, the oldest first, by device, stream, hidden size and whether it is
+float64. A stream runs its steps one after another; it goes by its number, as another stream may
+have its handle later."""
 _MOST_WORKSPACES = 64
 
 
@@ -214,33 +225,24 @@ def _workspace(device: int, stream: int, H: int, size: int, like: Tensor) -> Ten
 
 class _Plan(NamedTuple):
     path: str
-    samples: int = 0  # of a team of a persistent kernel
-    parts: int = 0  # terms of a float in the recurrence's products
-    terms: torch.dtype = torch.bfloat16
+    samples: int = 0  # per team of a persistent kernel
+    terms: int = 0  # per float in the recurrence's products
+    term_dtype: torch.dtype = torch.bfloat16
     padded: int = 0  # hidden size
-    at_once: int = 0  # teams
-    packets: int = 0  # bytes a team
+    teams_at_once: int = 0
+    packet_bytes_per_team: int = 0
 
-    @property
-    def variant(self) -> tuple[int, int, int, int]:
-        """As the extension names it."""
-        return _PATH_NUMBERS[self.path], self.samples, self.parts, _DTYPES[self.terms]
+    def variant(self) -> dict[str, Any]:
+        """What the extension calls a variant of the persistent kernels."""
+        return {
+            "path": self.path,
+            "samples": self.samples,
+            "terms": self.terms,
+            "term_dtype": self.term_dtype,
+        }
 
     def teams(self, call: Call) -> int:
         return call.G * -(-call.B // self.samples)
-
-
-_PATH_NUMBERS = {"cluster": 0, "cooperative": 1, "wide": 2}
-
-
-def _fill(target: Any, **fields: Any) -> Any:
-    for name, value in fields.items():
-        if isinstance(value, Tensor):
-            value = value.data_ptr()
-        elif isinstance(value, torch.dtype):
-            value = _DTYPES[value]
-        setattr(target, name, 0 if value is None else value)
-    return target
 
 
 def _terms(dtype: torch.dtype, backward: bool) -> tuple[int, torch.dtype] | None:
@@ -259,26 +261,30 @@ def _terms(dtype: torch.dtype, backward: bool) -> tuple[int, torch.dtype] | None
 
 @functools.cache
 def _native_plan(
-    device: int, variant: tuple[int, int, int, int], hidden: int, backward: bool
+    device: int, plan: _Plan, hidden: int, backward: bool
 ) -> tuple[int, int, int, str]:
-    """Padded hidden size (0: no kernel), teams at once, bytes of packets; why no kernel."""
-    padded, teams, packets, refusal = _native.plan(*variant, hidden, backward)
-    return padded, teams, packets, refusal
+    """Padded hidden size (0: no kernel), teams at once, packets' bytes per team; why no kernel."""
+    found: tuple[int, int, int, str] = _native.plan(
+        **plan.variant(), hidden=hidden, backward=backward
+    )
+    return found
 
 
 def persistent_plans(
     device: int, path: str, hidden: int, dtype: torch.dtype, backward: bool
 ) -> tuple[list[_Plan], str]:
-    """A path's kernels for a size, by the samples of a team; without any, why."""
+    """A path's kernels for a size, by the samples per team; without any, why."""
     terms = _terms(dtype, backward)
     if terms is None:
         return [], f"no kernel for {dtype}"
     plans, refusal = [], ""
     for samples in SAMPLES:
         plan = _Plan(path, int(samples), *terms)
-        padded, at_once, packets, refusal = _native_plan(device, plan.variant, hidden, backward)
+        padded, at_once, packets, refusal = _native_plan(device, plan, hidden, backward)
         if padded:
-            plans.append(plan._replace(padded=padded, at_once=at_once, packets=packets))
+            plans.append(
+                plan._replace(padded=padded, teams_at_once=at_once, packet_bytes_per_team=packets)
+            )
     return plans, refusal
 
 
@@ -287,9 +293,9 @@ def _persistent_plan(call: Call, path: str, backward: bool) -> tuple[_Plan | Non
     plans, refusal = persistent_plans(call.index, path, call.H, call.dtype, backward)
     if not plans:
         return None, refusal
-    plan = next((plan for plan in plans if plan.teams(call) <= plan.at_once), plans[-1])
-    if plan.teams(call) > _MOST_ROUNDS * plan.at_once:
-        return None, f"{plan.teams(call)} teams, {plan.at_once} at once"
+    plan = next((plan for plan in plans if plan.teams(call) <= plan.teams_at_once), plans[-1])
+    if plan.teams(call) > _MOST_ROUNDS * plan.teams_at_once:
+        return None, f"{plan.teams(call)} teams, {plan.teams_at_once} at once"
     return plan, ""
 
 
@@ -312,8 +318,8 @@ def _plan(call: Call, backward: bool) -> _Plan:
     how = ""
     if chosen.path != "step":
         how = (
-            f", H padded to {chosen.padded}, {chosen.parts} terms of {chosen.terms} per float, "
-            f"teams of {chosen.samples} samples"
+            f", H padded to {chosen.padded}, {chosen.terms} terms of {chosen.term_dtype} per "
+            f"float, teams of {chosen.samples} samples"
         )
     _logger.debug(
         "%s of G=%d T=%d B=%d H=%d %s: path %s%s%s",
@@ -340,31 +346,27 @@ class _Kernels:
         call, plan = self.call, self.plan
         self.matrices = call.empty(call.G, 3, call.H, call.H, dtype=call.dtype)
         self.norms = call.empty(2, call.G, 6, call.H) if call.has_norm else None
-        self.terms = None  # `matrices` for a persistent kernel
+        self.split_weights = None  # `matrices` for a persistent kernel
         if self.persistent:
-            shape = call.G, plan.parts, 3, plan.padded, plan.padded
-            self.terms = call.empty(*shape, dtype=plan.terms)
+            shape = call.G, plan.terms, 3, plan.padded, plan.padded
+            self.split_weights = call.empty(*shape, dtype=plan.term_dtype)
         norm_weight = call.weights[0].norm_weight
-        native = _fill(
-            _native.PrepareArguments(),
+        native = _native.PrepareArguments(
             weight_dtype=call.weights[0].weight_r.dtype,
             norm_dtype=call.compute if norm_weight is None else norm_weight.dtype,
             remove_mean=self.removed_mean,
             transposed=transposed,
             matrices=self.matrices,
             matrices_dtype=call.dtype,
-            terms=self.terms,
-            terms_dtype=None if self.terms is None else self.terms.dtype,
+            split_weights=self.split_weights,
+            term_dtype=plan.term_dtype,
             norms=self.norms,
-            **{"G": call.G, "H": call.H, "Hp": plan.padded, "parts": plan.parts},
+            **{"G": call.G, "H": call.H, "Hp": plan.padded, "terms": plan.terms},
         )
         most = _native.most_weight_sets  # of a launch
         for first in range(0, call.G, most):
-            sets = call.weights[first : first + most]
-            for i, w in enumerate(sets):
-                tensors = w.weight_r, w.weight_z, w.weight_h, w.norm_weight, w.norm_bias
-                native.set_weights(i, *(0 if x is None else x.data_ptr() for x in tensors))
-            _native.prepare(_fill(native, first=first, count=len(sets)), call.stream)
+            sets = [_native.WeightSet(**w._asdict()) for w in call.weights[first : first + most]]
+            _native.prepare(native.set(first=first, sets=sets), call.stream)
 
     def _run(self, name: str, arguments: Any) -> None:
         getattr(_native, name)(arguments, self.call.stream)
@@ -377,16 +379,15 @@ class _Kernels:
     def norm_tanh(self, a: Tensor, gate: int) -> Tensor:
         y = torch.empty_like(a, dtype=self.call.dtype)
         rows = a.shape[1]
-        native = _fill(_native.NormTanhArguments(), **self._rows(rows, blocks=rows))
-        self._run("norm_tanh", _fill(native, a=a, y=y, y_dtype=y.dtype, gate=gate))
+        native = _native.NormTanhArguments(**self._rows(rows, blocks=rows))
+        self._run("norm_tanh", native.set(a=a, y=y, y_dtype=y.dtype, gate=gate))
         return y
 
     def norm_tanh_backward(
         self, a: Tensor, grad_y: list[Tensor], gate: int
     ) -> tuple[Tensor, Tensor | None]:
         da, norm = torch.empty_like(a, dtype=self.call.dtype), self.call.norm_sums(a.shape[1])
-        native = _fill(
-            _native.NormTanhBackwardArguments(),
+        native = _native.NormTanhBackwardArguments(
             **self._rows(a.shape[1], gpu.BLOCKS),
             a=a,
             gate=gate,
@@ -400,24 +401,22 @@ class _Kernels:
         return da, norm
 
     def _mix_arguments(self, operands: MixOperands, blocks: int) -> Any:
-        return _fill(
-            _native.MixArguments(),
+        return _native.MixArguments(
             **self._rows(self.call.T * self.call.B, blocks),
             samples=self.call.B,
             **operands._asdict(),
             dtype=self.call.dtype,
-            concat=self.call.mix == "concat",
+            mix=self.call.mix,
         )
 
     def mix(self, operands: MixOperands) -> Tensor:
         f_tilde = torch.empty_like(operands.f_bar)
         native = self._mix_arguments(operands, blocks=f_tilde.shape[1])
-        self._run("mix", _fill(native, f_tilde=f_tilde))
+        self._run("mix", native.set(f_tilde=f_tilde))
         return f_tilde
 
     def mix_backward(self, operands: MixOperands, grad_f_tilde: Tensor, into: MixGradient) -> None:
-        native = _fill(
-            self._mix_arguments(operands, gpu.BLOCKS),
+        native = self._mix_arguments(operands, gpu.BLOCKS).set(
             grad_f_tilde=grad_f_tilde,
             **{f"grad_{name}": tensor for name, tensor in into._asdict().items()},
         )
@@ -432,23 +431,29 @@ class _Kernels:
         return states
 
     def _packets(self) -> Tensor:
-        teams = min(self.plan.at_once, self.plan.teams(self.call))
-        return self.call.empty(teams * self.plan.packets, dtype=torch.uint8)
+        teams = min(self.plan.teams_at_once, self.plan.teams(self.call))
+        return self.call.empty(teams * self.plan.packet_bytes_per_team, dtype=torch.uint8)
 
     def _launch(self, name: str, arguments: Any) -> None:
         plan = self.plan
-        launch = getattr(_native, name)
-        launch(*plan.variant, plan.at_once, arguments, self.call.stream)
+        getattr(_native, name)(
+            **plan.variant(),
+            teams=plan.teams_at_once,
+            arguments=arguments,
+            stream=self.call.stream,
+        )
 
     def _persistent(self, input_gates: Tensor, states: Tensor) -> None:
         packets = self._packets()
-        native = _fill(_native.ForwardArguments(), **self.sizes, **self.state, eps=self.call.eps)
-        _fill(native, weights=self.terms, input_gates=input_gates, states=states, packets=packets)
+        native = _native.ForwardArguments(**self.sizes, **self.state, eps=self.call.eps)
+        native.set(
+            weights=self.split_weights, input_gates=input_gates, states=states, packets=packets
+        )
         self._launch("forward", native)
 
     def _gate_arguments(self, states: Tensor, steps: int) -> Any:
-        native = _fill(_native.GateArguments(), **self.sizes, **self.state, steps=steps)
-        return _fill(native, states=states, dtype=self.call.dtype, eps=self.call.eps)
+        native = _native.GateArguments(**self.sizes, **self.state, steps=steps)
+        return native.set(states=states, dtype=self.call.dtype, eps=self.call.eps)
 
     def _stepwise(self, input_gates: Tensor, states: Tensor) -> None:
         call = self.call
@@ -456,12 +461,12 @@ class _Kernels:
         operand.copy_(call.hx) if call.hx is not None else operand.zero_()
         r_h = torch.empty_like(operand)
         native = self._gate_arguments(states, steps=1)
-        _fill(native, input_gates=input_gates, operand=operand, r_h=r_h)
+        native.set(input_gates=input_gates, operand=operand, r_h=r_h)
         for t in range(call.T):
             products = self.gate_products(operand, 0, 2)
-            self._run("reset_gate", _fill(native, first_step=t, state_gates=products))
+            self._run("reset_gate", native.set(first_step=t, state_gates=products))
             candidate = self.gate_products(r_h, 2, 1)
-            self._run("update_gate", _fill(native, candidate=candidate))
+            self._run("update_gate", native.set(candidate=candidate))
 
     def gates_again(self, prologue: Prologue, states: Tensor) -> Gates:
         call = self.call
@@ -473,8 +478,7 @@ class _Kernels:
         operand = call.previous(states).to(call.dtype)
         r_h, f_tilde_h, f_tilde_r_h = (torch.empty_like(operand) for _ in range(3))
         products = self.gate_products(operand, 0, 2)
-        native = _fill(
-            self._gate_arguments(states, steps=call.T),
+        native = self._gate_arguments(states, steps=call.T).set(
             input_gates=prologue.input_gates,
             state_gates=products,
             f_tilde=prologue.f_tilde,
@@ -487,7 +491,7 @@ class _Kernels:
         )
         self._run("reset_gate", native)
         candidate = self.gate_products(r_h, 2, 1)
-        self._run("update_gate", _fill(native, candidate=candidate))
+        self._run("update_gate", native.set(candidate=candidate))
         return Gates(x_hat, r_std, f_tilde_h, f_tilde_r_h)
 
     def recurrence_backward(
@@ -501,7 +505,9 @@ class _Kernels:
             "r_std": gates.r_std,
             "grad_output": grad_output,
             "grad_output_dtype": grad_output.dtype,
-            "grad_output_stride": grad_output.stride()[:3],
+            "grad_output_stride_group": grad_output.stride(0),
+            "grad_output_stride_step": grad_output.stride(1),
+            "grad_output_stride_sample": grad_output.stride(2),
             "grad_gates": into.gates,
             "grad_f_tilde": into.f_tilde,
             "grad_norm": into.norm,
@@ -516,22 +522,22 @@ class _Kernels:
             projected = product(x_hat, self.matrices.flatten(0, 1))
         packets = self._packets()
         # In place: a thread reads its elements of h_n's gradient before it writes hx's.
-        native = _fill(_native.BackwardArguments(), **common, grad_h_n=grad.hx, grad_hx=grad.hx)
-        _fill(native, weights=self.terms, projected=projected, packets=packets)
-        self._launch("backward", _fill(native, grad_gates_dtype=call.dtype))
+        native = _native.BackwardArguments(**common, grad_h_n=grad.hx, grad_hx=grad.hx)
+        native.set(weights=self.split_weights, projected=projected, packets=packets)
+        self._launch("backward", native.set(grad_gates_dtype=call.dtype))
 
     def _stepwise_backward(self, grad: RecurrenceGradient, common: dict[str, Any]) -> None:
         carry = torch.empty_like(grad.hx)
-        native = _fill(_native.GateBackwardArguments(), **common, dtype=self.call.dtype)
-        _fill(native, carry=carry, grad_h=grad.hx)
+        native = _native.GateBackwardArguments(**common, dtype=self.call.dtype)
+        native.set(carry=carry, grad_h=grad.hx)
         state_gates, weight_h = self.matrices[:, :2].flatten(1, 2), self.matrices[:, 2]
         for t in reversed(range(self.call.T)):
-            self._run("update_gate_backward", _fill(native, step=t))
+            self._run("update_gate_backward", native.set(step=t))
             grad_r_h = product(grad.gates[:, t, :, 2], weight_h)
-            self._run("reset_gate_backward", _fill(native, grad_r_h=grad_r_h))
+            self._run("reset_gate_backward", native.set(grad_r_h=grad_r_h))
             grad_sum = product(grad.gates[:, t, :, :2].flatten(2), state_gates)
-            _fill(native, grad_sum=grad_sum)
-        self._run("update_gate_backward", _fill(native, step=-1))
+            native.set(grad_sum=grad_sum)
+        self._run("update_gate_backward", native.set(step=-1))
 
 
 def forward(problem: Problem, keep: Keep) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,6 +1,6 @@
-"""What the GPU engines share: the order of a call, its products, by torch, and its gradient.
+"""The shared half of the GPU engines: a call's order, its products, by torch, and its gradient.
 
-Between the products stand an engine's kernels: an object a call, with the methods of `Kernels`.
+Between the products stand an engine's kernels: one object per call, with the methods of `Kernels`.
 Backward keeps the states alone and computes the gates again, as products over all steps.
 """
 
@@ -54,10 +54,11 @@ class Call:
         return torch.arange(self.T, device=self.lengths.device)[:, None] < self.lengths
 
     def empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Memory on the call's device, in the compute dtype unless another is given."""
         return torch.empty(shape, dtype=dtype or self.compute, device=self.inputs[0].device)
 
     def norm_sums(self, rows: int) -> Tensor | None:
-        """For the gradient of one gate's norm, `[G, n, 2, H]` in n summands."""
+        """Memory for the gradient of one gate's norm, `[G, n, 2, H]` in n summands."""
         return self.empty(self.G, min(rows, BLOCKS), 2, self.H) if self.has_norm else None
 
     def previous(self, states: Tensor) -> Tensor:
@@ -66,7 +67,7 @@ class Call:
         return torch.cat([first, states[:, :-1]], dim=1).flatten(1, 2)
 
     def operands(self, tensors: list[Tensor]) -> list[Tensor]:
-        """In the dtype of a product's operands."""
+        """The tensors in the dtype of a product's operands."""
         return [x.to(self.dtype) for x in tensors]
 
 
@@ -98,7 +99,7 @@ def grouped_product(xs: Any, matrices: Any) -> Tensor:
 
 
 class Gates(NamedTuple):
-    """What the recurrence's gradient needs of each step."""
+    """The values of each step that the recurrence's gradient needs."""
 
     x_hat: Tensor  # `[G, 3, T, B, H]`, in the compute dtype
     r_std: Tensor  # `[G, 3, T, B]`
@@ -107,7 +108,7 @@ class Gates(NamedTuple):
 
 
 class RecurrenceGradient(NamedTuple):
-    """What the kernels of the recurrence's backward write, hx's from h_n's."""
+    """The results of the recurrence's backward; hx's begins as h_n's."""
 
     gates: Tensor  # of the pre-activations r z h: `[G, T, B, 3, H]`, a product's operand
     f_tilde: Tensor  # `[G, T, B, H]`
@@ -127,7 +128,7 @@ class RecurrenceGradient(NamedTuple):
 
 
 class MixGradient(NamedTuple):
-    """What the kernel of the backward of Eq. 9-10 writes."""
+    """The results of the backward of Eq. 9-10."""
 
     a: Tensor  # of LN's operand: `[G, T B, H]`, a product's operand
     f_bar: Tensor | None  # `[G, T B, H]` through Eq. 10; None with mix="concat"
@@ -181,7 +182,8 @@ class Kernels(Protocol):
     def recurrence(self, input_gates: Tensor) -> Tensor:
         """The states `[G, T, B, H]`."""
 
-    def gates_again(self, prologue: Prologue, states: Tensor) -> Gates: ...
+    def gates_again(self, prologue: Prologue, states: Tensor) -> Gates:
+        """The gates of all steps, from the states that forward left."""
 
     def recurrence_backward(
         self, gates: Gates, states: Tensor, grad_output: Tensor, into: RecurrenceGradient
@@ -190,7 +192,7 @@ class Kernels(Protocol):
 
 
 class MixOperands(NamedTuple):
-    """What Eq. 9-10 are computed from, or experiment II's f_tilde."""
+    """The operands of Eq. 9-10, or of experiment II's f_tilde."""
 
     a: Tensor  # the share of f_bar in W_s's product: `[G, T B, H]`
     context: Tensor  # the share of g_bar: `[G, B, H]`

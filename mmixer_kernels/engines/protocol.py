@@ -1,4 +1,4 @@
-"""What an engine is: a module with these names, and an entry of `engines.ENGINES`."""
+"""The protocol of an engine: a module with these names, and an entry of `engines.ENGINES`."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def step(step: Step) -> Tensor:
 
 
 def _product_options(hidden: int, input: Tensor) -> dict[str, Any]:
-    """Of a kernel with products of operands like `input`."""
+    """The options of a kernel with products of operands like `input`."""
     highest = torch.get_float32_matmul_precision() == "highest"
     return {
         **triton_tuning.configuration(hidden, input.dtype, input.device)._asdict(),

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..files import replacing
+from ..atomic import replacing
 
 
 class Configuration(NamedTuple):
@@ -35,7 +35,7 @@ _DEFAULT = {
     4: Configuration(128, 32, 8, 3),
     8: Configuration(64, 16, 8, 2),
 }
-"""By the size of an operand, in bytes; no spill for 8.0, 9.0 and gfx942: tests/engines."""
+"""The defaults by an operand's bytes; no spill for 8.0, 9.0 and gfx942 (tests/engines)."""
 _CANDIDATES = {
     2: [(128, 64, 4, 3), (128, 64, 4, 4), (64, 128, 4, 3), (128, 32, 4, 4), (64, 64, 4, 4)],
     4: [(128, 32, 4, 3), (64, 32, 4, 3), (64, 64, 4, 2), (128, 16, 8, 3)],
@@ -45,7 +45,7 @@ _forced: Configuration | None = None
 
 
 def configuration(hidden: int, dtype: torch.dtype, device: torch.device) -> Configuration:
-    """What a kernel for this hidden size runs with."""
+    """The configuration that a kernel for this hidden size runs with."""
     if _forced is not None:
         return _forced
     tuned = _kept(path()).get(_key(hidden, dtype, device))
@@ -53,6 +53,7 @@ def configuration(hidden: int, dtype: torch.dtype, device: torch.device) -> Conf
 
 
 def default(dtype: torch.dtype) -> Configuration:
+    """The configuration of a size that was not tuned."""
     return _DEFAULT[dtype.itemsize]
 
 
@@ -74,6 +75,8 @@ def forced(configuration: Configuration) -> Iterator[None]:
 
 
 class Trial(NamedTuple):
+    """A configuration that was tried, and its time or why it has none."""
+
     configuration: Configuration
     seconds: float | None
     reason: str | None  # why it cannot be used
@@ -114,7 +117,7 @@ def tune(
 
 
 def path() -> Path:
-    """Where tuned configurations are kept."""
+    """The file in which tuned configurations are kept."""
     folder = os.environ.get("MMIXER_CACHE")
     if folder is None:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

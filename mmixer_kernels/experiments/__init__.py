@@ -1,2 +1,2 @@
-"""The paper's experiments, each a set of trainings and what is made of them:
+"""The paper's experiments, each a set of trainings and a report of them:
 `python -m mmixer_kernels.experiments NAME`."""

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import tyro
 
-from ..training import command
+from .. import command
+from ..errors import UserError
 from . import study
 from .catalogue import EXPERIMENTS
 from .runs import PROG
@@ -30,12 +31,12 @@ class ExperimentOptions:
     data: str | None = None
     """Data set; when None, the one of --config, or synthetic."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Every network is trained with each of these."""
+    """Seeds that every network is trained with."""
     folds: bool = False
     """Train every network on each fold of the data set's cross-validation (watch: five, by
     subject)."""
     jobs: int | None = None
-    """Trainings side by side; when None, one a processor, or one a GPU where --device is cuda."""
+    """Trainings side by side; when None, one per processor, or one per GPU for --device cuda."""
     output: Path | None = None
     """Folder for tables and pictures; when None, experiments/DATA."""
     runs: Path | None = None
@@ -53,10 +54,10 @@ def _main(arguments: Sequence[str]) -> int:
         ExperimentOptions, prog=PROG, args=list(arguments), return_unknown_args=True
     )
     if tuple(arguments[: len(options.names)]) != options.names:
-        raise command.UserError("NAME comes first, before all options")
+        raise UserError("NAME comes first, before all options")
     unknown = [name for name in options.names if name not in (*EXPERIMENTS, "all")]
     if unknown or not options.names:
-        raise command.UserError(
+        raise UserError(
             f"NAME must be of {', '.join(EXPERIMENTS)}, or all, but is "
             f"{', '.join(unknown) or 'missing'}"
         )

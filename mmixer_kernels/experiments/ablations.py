@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from . import figures
 from .networks import M_MIXER, Network
 from .results import Claim, Report, Results
-from .statistics import lead, over_folds, over_seeds
+from .seeds import lead, over_folds, over_seeds
 
 
 def compare(
@@ -17,11 +17,11 @@ def compare(
     heading: str,
     published: Mapping[str, float],
 ) -> Report:
-    """A row a network, and how far M-Mixer is ahead of it.
+    """A table with a row per network, and how far M-Mixer is ahead of each.
 
     Args:
-        labels: by network's name, where its own does not fit the table.
-        heading: of the first column.
+        labels: labels by network's name, where its own does not fit the table.
+        heading: heading of the first column.
         published: the paper's accuracies in percent, by network's name.
     """
     accuracies = {network.name: results.accuracies(network) for network in networks}

@@ -1,23 +1,23 @@
-"""What the other modalities' action content does: Table 4 and Figures 4 and 5."""
+"""The effect of the other modalities' action content: Table 4 and Figures 4 and 5."""
 
 from __future__ import annotations
 
 import dataclasses
 import random
 
-from ..training import pictures, predictions
-from ..training.predictions import Prediction
-from ..training.run import restore
+from ..trained import pictures, predictions
+from ..trained.predictions import Prediction
+from ..trained.restore import restore
 from . import figures, published
 from .networks import M_MIXER, SELF
 from .results import Claim, Report, Results
-from .statistics import Trained, lead, over_seeds, pooled
+from .seeds import Trained, lead, over_seeds, pooled
 
 SAMPLES, CANDIDATES = 4, 64
 
 
 def table4(results: Results) -> Report:
-    """MCU-self against MCU, a stream a row and all together last."""
+    """MCU-self against MCU, a row per stream and all together last."""
     networks = {SELF.name: SELF, M_MIXER.name: M_MIXER}
     together = "+".join(results.runs(M_MIXER)[0].result()["modalities"])
     accuracies: dict[str, dict[str, dict[Trained, float]]] = {}
@@ -45,7 +45,7 @@ def table4(results: Results) -> Report:
 
 
 def figure4(results: Results) -> Report:
-    """Class-wise accuracy of both, the classes in descending order of M-Mixer's."""
+    """The class-wise accuracy of both, the classes in descending order of M-Mixer's."""
     names = results.runs(M_MIXER)[0].result()["classes"]
     accuracies = {
         network.label: [
@@ -77,9 +77,9 @@ def figure4(results: Results) -> Report:
 
 
 def figure5(results: Results) -> Report:
-    """What the streams of both say of single samples, of the first seed.
+    """The predictions of both networks' streams for single samples, with the first seed.
 
-    Of CANDIDATES test samples, drawn at random, the first ones of different classes are shown that
+    CANDIDATES test samples are drawn at random; shown are the first ones of different classes that
     not every stream of both networks gets right.
     """
     paths = [results.runs(network)[0].checkpoint for network in (SELF, M_MIXER)]
@@ -105,8 +105,7 @@ def figure5(results: Results) -> Report:
 
 
 def _merged(own: Prediction, cross: Prediction) -> Prediction:
-    """One sample with the streams of both networks; MCU-self's without its joint prediction, as in
-    the paper."""
+    """A sample with both networks' streams; MCU-self's joint one is left out, as in the paper."""
     streams = list(own.confidences)[:-1]
     confidences = {
         **{f"{SELF.label}, {stream}": own.confidences[stream] for stream in streams},

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..training.options import Options
-from . import ablations, action_content, beyond, comparisons, published
+from . import ablations, action_content, comparisons, extras, published
 from .networks import (
     CONCATENATION,
     GRU,
@@ -27,13 +27,13 @@ from .results import Report, Results
 
 @dataclass(frozen=True)
 class Experiment:
-    """What is trained, and what is made of it.
+    """An experiment: the networks to train, and the report of their trainings.
 
     Args:
         networks: the networks for a data set's options; UserError where it does not go with them.
-        report: what is made of the trainings of these networks.
-        measures: what `python -m mmixer_kernels.evaluate` measures besides on each trained network,
-            by its options: "streams", "missing".
+        report: makes the report of the trainings of these networks.
+        measures: options by which `python -m mmixer_kernels.evaluate` measures more of each trained
+            network: "streams", "missing".
     """
 
     title: str
@@ -97,16 +97,16 @@ EXPERIMENTS: dict[str, Experiment] = {
         ("streams",),
     ),
     "engines": Experiment(
-        "Engines: the same training with every engine", of_engines, beyond.engines
+        "Engines: the same training with every engine", of_engines, extras.engines
     ),
     "missing": Experiment(
         "A modality absent or noised at test time",
-        lambda base: beyond.DEGRADED,
-        lambda results, _: beyond.missing(results),
+        lambda base: extras.DEGRADED,
+        lambda results, _: extras.missing(results),
         ("missing",),
     ),
     "modalities": Experiment(
-        "Two modalities, three and more", of_modalities, beyond.modalities, ("streams",)
+        "Two modalities, three and more", of_modalities, extras.modalities, ("streams",)
     ),
-    "length": Experiment("Accuracy and time against T", of_lengths, beyond.length),
+    "length": Experiment("Accuracy and time against T", of_lengths, extras.length),
 }

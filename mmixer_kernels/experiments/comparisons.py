@@ -8,7 +8,7 @@ from ..data import SyntheticOptions
 from . import figures, published
 from .networks import M_MIXER
 from .results import Report, Results
-from .statistics import over_folds, over_seeds
+from .seeds import over_folds, over_seeds
 
 
 def table(results: Results) -> Report:

@@ -13,7 +13,7 @@ COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:
 
 
 def dots(rows: Mapping[str, Sequence[float]], bounds: Mapping[str, float] | None = None) -> Figure:
-    """A row a network: a dot a training, a bar at their mean.
+    """The accuracies of networks, a row each: a dot per training, a bar at their mean.
 
     Args:
         rows: accuracies 0..1 by label.
@@ -59,7 +59,7 @@ def classes(names: Sequence[str], accuracies: Mapping[str, Sequence[float]]) -> 
 
 
 def learning_curves(histories: Mapping[str, Sequence[Sequence[dict[str, Any]]]]) -> Figure:
-    """Training loss and validation accuracy by epoch: a colour an engine, a line a seed."""
+    """Training loss and validation accuracy by epoch: a colour per engine, a line per seed."""
     figure = _figure(9, 3.8)
     styles = ("-", "--", ":", "-.")
     axes = figure.subplots(1, 2)
@@ -83,10 +83,11 @@ def learning_curves(histories: Mapping[str, Sequence[Sequence[dict[str, Any]]]])
 
 
 def noise(accuracies: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure:
-    """Accuracy against the noise on a modality: an axis a modality, a line a network.
+    """Accuracy against the noise on a modality: an axis per modality, a line per network.
 
     Args:
-        accuracies: by modality, network and condition ("all there", "absent", levels of noise).
+        accuracies: accuracies 0..1 by modality, network and condition ("all there", "absent",
+            levels of noise).
     """
     figure = _figure(4.2 * len(accuracies), 3.6)
     axes = figure.subplots(1, len(accuracies), squeeze=False, sharey=True)[0]
@@ -104,10 +105,10 @@ def noise(accuracies: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Figure
 
 
 def lengths(networks: Mapping[str, Mapping[int, tuple[Sequence[float], float]]]) -> Figure:
-    """Accuracy and time against T, a line a network.
+    """Accuracy and time against T, a line per network.
 
     Args:
-        networks: by label and T, the trainings' accuracies and the milliseconds of a sample.
+        networks: the trainings' accuracies and the milliseconds per sample, by label and T.
     """
     figure = _figure(9, 3.6)
     left, right = figure.subplots(1, 2)

@@ -8,7 +8,7 @@ import torch
 
 from ..data.video import VideoOptions
 from ..engines import choose, of_device
-from ..training.command import UserError
+from ..errors import UserError
 from ..training.options import Options
 from ..training.run import device_of
 
@@ -18,8 +18,8 @@ class Network:
     """A network or a data set's form: options of `python -m mmixer_kernels.train`.
 
     Args:
-        name: of its folder and in JSON.
-        label: in tables and pictures.
+        name: name of its folder, and in JSON.
+        label: name in tables and pictures.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What an experiment leaves: NAME.json, NAME.png, and README.md with all of a folder's."""
+"""The files of an experiment: NAME.json, NAME.png, and README.md with all of a folder's."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from .. import provenance
-from ..files import replacing
+from ..atomic import replacing
+from ..command import processors
 from ..training.result import versions
-from . import schedule
 from .catalogue import EXPERIMENTS
 from .networks import Network
 from .results import Claim, Report, Results
 from .runs import PROG, Run
-from .statistics import lead
+from .seeds import lead
 
 
 def write(
@@ -31,7 +31,7 @@ def write(
     """Writes an experiment's files in `output`, and README.md anew.
 
     Args:
-        arguments: of the command line without names, for the record.
+        arguments: the command line without names, for the record.
     """
     trained = [run for network in networks for run in results.runs(network)]
     document = {
@@ -77,7 +77,7 @@ def _training(run: Run) -> dict[str, Any]:
 def _machine() -> dict[str, Any]:
     return {
         "processor": provenance.processor(),
-        "processors": schedule.processors(),
+        "processors": processors(),
         "system": platform.system(),
         "commit of the report": provenance.commit(),
         "versions": {key: value for key, value in versions().items() if key != "platform"},
@@ -115,7 +115,7 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _page(output: Path) -> str:
-    """README.md: every experiment that the folder holds, in the catalogue's order."""
+    """The text of README.md: the experiments that the folder holds, in the catalogue's order."""
     paths = [output / f"{name}.json" for name in EXPERIMENTS if (output / f"{name}.json").exists()]
     documents = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     first = documents[0]

@@ -1,4 +1,4 @@
-"""What an experiment's trainings found, and the form in which it is reported."""
+"""The results of an experiment's trainings, and the form in which they are reported."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .networks import Network
 from .runs import Plan, Run
-from .statistics import Trained
+from .seeds import Trained
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,7 +18,7 @@ class Claim:
     """An order that the paper reports: `first` is ahead of `second`, or at least not behind.
 
     Args:
-        values: of both, by training.
+        values: accuracies of both, by training.
     """
 
     first: str
@@ -31,10 +31,10 @@ class Report:
     """An experiment's outcome.
 
     Args:
-        tables: each its rows of cells, the header first.
+        tables: rows of cells of each table, the header first.
         claims: the paper's orders, to be compared with what was found.
         notes: sentences below the tables.
-        numbers: what JSON has besides the trainings.
+        numbers: numbers that JSON has besides the trainings.
         figure: a picture, if there is something to see.
     """
 
@@ -52,6 +52,7 @@ class Results:
     plan: Plan
 
     def runs(self, network: Network) -> list[Run]:
+        """The trainings of a network."""
         return self.plan.runs(network)
 
     def accuracies(self, network: Network) -> dict[Trained, float]:

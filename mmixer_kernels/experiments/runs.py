@@ -9,9 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..training import checkpoint, options
-from ..training.command import UserError
-from ..training.run import decisive
+from ..errors import UserError
+from ..training import checkpoint, parsing
+from ..training.options import Options, RunOptions
+from ..training.run import result_relevant
 from .networks import CHOSEN_HERE, Network
 
 FOLDS: dict[str, list[tuple[str, ...]]] = {
@@ -26,12 +27,12 @@ PROG = "python -m mmixer_kernels.experiments"
 
 @dataclass(frozen=True)
 class Plan:
-    """What every training of an invocation shares.
+    """The common part of all trainings of an invocation.
 
     Args:
-        arguments: of `python -m mmixer_kernels.train`, data set included.
-        folder: of the trainings.
-        folds: whether each seed is trained once a fold.
+        arguments: arguments of `python -m mmixer_kernels.train`, data set included.
+        folder: folder of the trainings.
+        folds: True to train each seed once per fold.
     """
 
     arguments: tuple[str, ...]
@@ -40,15 +41,15 @@ class Plan:
     folds: bool
 
     @cached_property
-    def base(self) -> options.Options:
+    def base(self) -> Options:
         """The options of M-Mixer with the first seed, checked.
 
         Raises:
-            UserError, SystemExit: as `options.parse` does; and UserError for an option that the
+            UserError, SystemExit: as `parsing.parse` does; and UserError for an option that the
                 experiments choose themselves.
         """
-        chosen = options.parse(self.arguments, PROG)
-        plain = options.RunOptions()
+        chosen = parsing.parse(self.arguments, PROG)
+        plain = RunOptions()
         ours = {
             "--seed": ("seed", "--seeds"),
             "--output": ("output", "--runs and --output"),
@@ -77,7 +78,7 @@ class Plan:
         return [self._run(network, seed, fold) for seed in self.seeds for fold in folds]
 
     def _run(self, network: Network, seed: int, fold: int | None) -> Run:
-        """One object a training: it parses its options once."""
+        """The one object of a training, which parses its options once."""
         return self._known.setdefault((network, seed, fold), Run(self, network, seed, fold))
 
     @cached_property
@@ -87,7 +88,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Run:
-    """One training."""
+    """A training of a network, with a seed and perhaps on a fold."""
 
     plan: Plan
     network: Network
@@ -100,21 +101,24 @@ class Run:
 
     @property
     def folder(self) -> Path:
+        """The folder of the training."""
         place = self.plan.folder / self.network.name
         return (place if self.fold is None else place / f"fold-{self.fold}") / f"seed-{self.seed}"
 
     @property
     def arguments(self) -> list[str]:
-        """Of `python -m mmixer_kernels.train`, but for --resume."""
+        """The arguments of `python -m mmixer_kernels.train`, but for --resume."""
         fold = () if self.fold is None else FOLDS[self.plan.base.run.data][self.fold]
         place = ("--seed", str(self.seed), "--output", str(self.folder))
         return [*self.plan.arguments, *fold, *self.network.options, *place]
 
     @cached_property
-    def options(self) -> options.Options:
-        return options.parse(self.arguments, PROG)
+    def options(self) -> Options:
+        """The options of the training."""
+        return parsing.parse(self.arguments, PROG)
 
     def epochs_done(self) -> int:
+        """The number of epochs that are complete."""
         path = self.folder / "metrics.jsonl"
         return len(path.read_bytes().splitlines()) if path.exists() else 0
 
@@ -141,11 +145,11 @@ class Run:
         return self.folder / f"{self.options.run.select}.pt"
 
     def result(self) -> dict[str, Any]:
-        """result.json."""
+        """The contents of result.json."""
         return self.report("result")
 
     def report(self, name: str) -> dict[str, Any]:
-        """The JSON file of that name; UserError when it cannot be read."""
+        """The contents of the JSON file of that name; UserError when it cannot be read."""
         path = self.folder / f"{name}.json"
         try:
             content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -161,7 +165,7 @@ class Run:
     def _finished(self) -> bool:
         if not (self.folder / "result.json").exists():
             return False
-        changed = options.differences(decisive(self.result()["config"]), self._config())
+        changed = parsing.differences(result_relevant(self.result()["config"]), self._config())
         if changed:
             raise UserError(
                 f"{self.folder} holds a training with other options ({'; '.join(changed)}): choose "
@@ -170,4 +174,4 @@ class Run:
         return True
 
     def _config(self) -> dict[str, Any]:
-        return decisive(self.options.config())
+        return result_relevant(self.options.config())

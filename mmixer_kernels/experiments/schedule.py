@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import signal
@@ -16,13 +17,15 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ..command import processors
+
 PRELOADED = (
     "mmixer_kernels.train",
     "mmixer_kernels.evaluate",
     "torch._dynamo",
     "matplotlib.figure",
 )
-"""What takes seconds to import: a process that has it is forked for each task."""
+"""Modules that take seconds to import: a process that has them is forked for each task."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +35,9 @@ class Task:
     Args:
         commands: the names of commands and their arguments.
         log: the file that their output is added to.
-        work: how much there is to do, in any unit.
-        done: how much of it has been done by now.
-        ended: is told, in the task's process, the seconds it took when it has ended well.
+        work: amount of work, in any unit.
+        done: gives the amount that has been done by now.
+        ended: gets, in the task's process, the seconds it took when it has ended well.
     """
 
     name: str
@@ -47,13 +50,10 @@ class Task:
 
 @dataclass(frozen=True)
 class Failure:
+    """A task that failed, and why."""
+
     task: Task
     reason: str
-
-
-def processors() -> int:
-    """How many this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run(tasks: Sequence[Task], jobs: int, gpus: Sequence[str] = ()) -> list[Failure]:
@@ -63,14 +63,14 @@ def run(tasks: Sequence[Task], jobs: int, gpus: Sequence[str] = ()) -> list[Fail
     which keep what they have, before it acts here.
 
     Args:
-        gpus: values for CUDA_VISIBLE_DEVICES; none leaves it as it is.
+        gpus: values for CUDA_VISIBLE_DEVICES; without any it stays as it is.
     """
     threads = max(1, processors() // jobs)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOADED))
     waiting, failures = list(tasks), []
     running: dict[BaseProcess, tuple[Task, int]] = {}
-    # While the server starts: its children read the number with their first parallel region.
+    # OMP_NUM_THREADS must be set as the server starts: its children take it over.
     with Progress(tasks) as progress, _terminable(), _omp_threads(threads):
         try:
             while waiting or running:
@@ -99,7 +99,7 @@ def run(tasks: Sequence[Task], jobs: int, gpus: Sequence[str] = ()) -> list[Fail
 
 @contextmanager
 def _omp_threads(count: int) -> Iterator[None]:
-    """OMP_NUM_THREADS of the processes that are started meanwhile."""
+    """Sets OMP_NUM_THREADS for the processes that are started meanwhile."""
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = str(count)
     try:
@@ -111,7 +111,7 @@ def _omp_threads(count: int) -> Iterator[None]:
 
 
 class Progress:
-    """A bar on a terminal, and a line for each task that ends."""
+    """A context that shows a bar on a terminal, and a line for each task that ends."""
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         self.tasks, self.ended = list(tasks), 0
@@ -132,6 +132,7 @@ class Progress:
         self.bar.close()
 
     def finished(self, task: Task, failed: bool) -> None:
+        """Prints a line for a task that has ended."""
         self.ended += 1
         self.bar.write(
             f"{self.ended}/{len(self.tasks)} {task.name}: {'failed' if failed else 'done'}, "
@@ -140,6 +141,7 @@ class Progress:
         )
 
     def update(self) -> None:
+        """Shows what is done by now."""
         if self.bar.disable:
             return
         self.bar.n = sum(task.done() for task in self.tasks)
@@ -178,7 +180,7 @@ def _work(
     threads: int,
     gpu: str | None,
 ) -> None:
-    """What a task's process does: its exit code is the first command's that failed, or 1 after an
+    """The body of a task's process: its exit code is the first command's that failed, or 1 after an
     exception, whose traceback multiprocessing prints."""
     os.setpgrp()  # a terminal's Ctrl-C must come once: a training takes the second as an order
     if gpu is not None:
@@ -189,14 +191,12 @@ def _work(
             os.dup2(file.fileno(), descriptor)
     import torch
 
-    from .. import evaluate, train
-
     start = time.perf_counter()
     torch.set_num_threads(threads)
-    mains = {"train": train.main, "evaluate": evaluate.main}
     for name, arguments in commands:
-        print(f"$ python -m mmixer_kernels.{name} {' '.join(arguments)}", flush=True)
-        code = mains[name](arguments)
+        module = f"mmixer_kernels.{name}"
+        print(f"$ python -m {module} {' '.join(arguments)}", flush=True)
+        code = importlib.import_module(module).main(arguments)
         sys.stdout.flush()
         if code:
             sys.exit(code)

@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 
 from .. import provenance
-from ..files import replacing
-from ..training.command import UserError
+from ..atomic import replacing
+from ..command import processors
+from ..errors import UserError
 from . import report, schedule
 from .catalogue import EXPERIMENTS
 from .networks import Network
@@ -27,8 +28,8 @@ class Study:
     """Experiments whose trainings share seeds, options and a folder.
 
     Args:
-        names: of experiments.
-        arguments: of every training.
+        names: names of experiments.
+        arguments: arguments of every training.
         jobs, output, runs: as the command's options.
         skip_impossible: leave out experiments that do not go with the data set, and say so;
             otherwise they are a mistake.
@@ -47,6 +48,7 @@ class Study:
 
     @cached_property
     def plan(self) -> Plan:
+        """The trainings' common part; UserError where an option is out of its range."""
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise UserError(
                 "--seeds must be one or more, each once and 0 or more, but are "
@@ -58,7 +60,7 @@ class Study:
 
     @cached_property
     def folder(self) -> Path:
-        """Where the reports go."""
+        """The folder of the reports."""
         if self.output is not None:
             return self.output
         return Path("experiments") / Plan(self.arguments, Path(), (), False).base.run.data
@@ -73,7 +75,7 @@ class Study:
         networks = self._networks()
         tasks = self._tasks(networks)
         gpus = _gpus(self.plan.base.run.device)
-        jobs = self.jobs or (len(gpus) if gpus else schedule.processors())
+        jobs = self.jobs or (len(gpus) if gpus else processors())
         if tasks:
             print(f"{len(tasks)} trainings to do, {jobs} at a time", file=sys.stderr)
         failures = schedule.run(tasks, min(jobs, len(tasks)), gpus) if tasks else []
@@ -102,7 +104,7 @@ class Study:
         return networks
 
     def _tasks(self, networks: dict[str, Sequence[Network]]) -> list[schedule.Task]:
-        """What the trainings of all experiments still need, each training once."""
+        """The tasks that the trainings of all experiments still need, each training once."""
         needed: dict[Path, tuple[Run, list[str]]] = {}
         for name, chosen in networks.items():
             for network in chosen:
@@ -132,7 +134,7 @@ def _record(path: Path, seconds: float) -> None:
 
 
 def _gpus(device: str) -> list[str]:
-    """What CUDA_VISIBLE_DEVICES may name for one training each."""
+    """The values of CUDA_VISIBLE_DEVICES for one training each."""
     if device != "cuda":
         return []
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

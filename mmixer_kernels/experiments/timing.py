@@ -1,4 +1,4 @@
-"""How long trained networks take."""
+"""Times of trained networks."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import torch
 from torch.nn import functional as F
 
 from ..data import collate
+from ..trained.restore import restore
 from ..training import batches
-from ..training.run import restore
 
 ROUNDS = 15
 
 
 @dataclass(frozen=True)
 class Time:
-    """Of a sample: `steps` of the recurrence, `milliseconds` of forward and backward."""
+    """The time of a sample: `steps` of the recurrence, `milliseconds` of forward and backward."""
 
     steps: int
     milliseconds: float

@@ -1,4 +1,4 @@
-"""Which samples a step has, which of them a process takes, and how they are loaded."""
+"""The samples of a step, the share of them that a process takes, and their loading."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def share(batch: Sequence[int], rank: int, world: int) -> list[int]:
 
 
 def load(split: Split, batches: Sequence[list[int]], workers: int) -> Iterator[Batch]:
-    """The samples of each list of indices, side by side."""
+    """Yields the samples of each list of indices, side by side."""
     # A loader without a generator of its own draws from the one that dropout uses.
     loader: DataLoader[Any] = DataLoader(
         split,
@@ -51,19 +51,19 @@ def load(split: Split, batches: Sequence[list[int]], workers: int) -> Iterator[B
 def batches_in_order(
     split: Split, loader: LoaderOptions, device: torch.device
 ) -> Iterator[tuple[list[Tensor], Tensor, Tensor | None]]:
-    """inputs, labels and lengths of every sample of a split, once and in its order."""
+    """Yields inputs, labels and lengths of every sample of a split, once and in its order."""
     for batch in load(split, in_order(len(split), loader.batch_size), loader.workers):
         yield to_device(batch, device)
 
 
 def to_device(batch: Batch, device: torch.device) -> tuple[list[Tensor], Tensor, Tensor | None]:
-    """inputs, labels and lengths on a device."""
+    """The batch's inputs, labels and lengths on a device."""
     lengths = None if batch.lengths is None else batch.lengths.to(device)
     return [x.to(device) for x in batch.inputs], batch.labels.to(device), lengths
 
 
 def _ignore_signals(worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal, and torchrun's SIGTERM the whole group of a
-    training process; that process alone answers them. Workers end when it does."""
+    """Leaves signals to the training process: Ctrl-C reaches every process of a terminal, and
+    torchrun's SIGTERM the whole group. Workers end when that process does."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

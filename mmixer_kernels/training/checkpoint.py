@@ -13,14 +13,15 @@ from typing import IO, Any, NamedTuple
 
 import torch
 
-from ..files import replacing
+from ..atomic import replacing
+from ..errors import UserError
 from . import distributed
-from .command import UserError
 
 FORMAT = 2
 LAST, PREVIOUS, DAMAGED = "last.pt", "previous.pt", "damaged.pt"
 COMMENT_LENGTH = 2
-"""Bytes of the length of a ZIP archive's comment, the last of one that has none."""
+"""Bytes of the field with the length of a ZIP archive's comment, the last field of an archive
+without one."""
 
 
 class DamagedError(UserError):
@@ -52,7 +53,7 @@ class Last(NamedTuple):
 
 
 def load_last(folder: Path) -> Last:
-    """last.pt, or previous.pt where last.pt is damaged or missing.
+    """The state of last.pt, or of previous.pt where last.pt is damaged or missing.
 
     A kill between two renames can leave previous.pt alone. A warning on stderr names a damaged
     last.pt; `set_damaged_aside` makes room before the next `save_last`.
@@ -82,7 +83,7 @@ def set_damaged_aside(found: Last) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """What `save` wrote, with tensors on the CPU.
+    """The state that `save` wrote, with tensors on the CPU.
 
     Raises:
         DamagedError: the file is damaged or not a checkpoint.
@@ -114,7 +115,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def _comment(file: IO[bytes], size: int) -> bytes:
-    """The end of an archive, which ZIP has as a length and a text, for the `size` bytes before;
+    """The end of an archive, which is a length and a text in ZIP, for the `size` bytes before it;
     leaves the file there."""
     file.seek(0)
     digest, left = hashlib.sha256(), size

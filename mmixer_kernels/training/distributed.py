@@ -13,26 +13,27 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
+from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from .command import UserError
+from ..errors import UserError
 
 
 def world() -> int:
-    """How many processes train together."""
-    return distributed.get_world_size() if _connected() else 1
+    """The number of processes that train together."""
+    return dist.get_world_size() if _connected() else 1
 
 
 def rank() -> int:
     """The number of this process, from 0; before and after `job` too."""
     if _connected():
-        return distributed.get_rank()
+        return dist.get_rank()
     return int(os.environ["RANK"]) if _launched() else 0
 
 
 def is_first() -> bool:
-    """Whether this is the one process that writes files and prints."""
+    """True in the one process that writes files and prints."""
     return rank() == 0
 
 
@@ -45,15 +46,15 @@ def job(device: torch.device) -> Iterator[None]:
     if not _launched():
         yield
         return
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     yield
     # After an exception the others may be in a collective: leaving the process is what ends it.
-    distributed.destroy_process_group()
+    dist.destroy_process_group()
 
 
 @contextmanager
-def one_voice() -> Iterator[None]:
-    """Around what every process does alike before `job`: one process a machine prints."""
+def silence_other_ranks() -> Iterator[None]:
+    """Lets one process per machine print, around what every process does alike before `job`."""
     if int(os.environ.get("LOCAL_RANK", 0)) == 0:
         yield
         return
@@ -69,9 +70,9 @@ def one_voice() -> Iterator[None]:
 
 
 @contextmanager
-def together() -> Iterator[None]:
-    """Around work without collectives: the UserError of one process ends all of them, and the
-    first that has it tells."""
+def fail_together() -> Iterator[None]:
+    """Ends every process where one of them raises UserError, and lets the first of those raise it;
+    it belongs around work without collectives."""
     error: UserError | None = None
     try:
         yield
@@ -88,17 +89,18 @@ def together() -> Iterator[None]:
     raise error
 
 
-def told_once(error: UserError) -> BaseException:
-    """What to raise where every process has the same error, so that one tells it."""
+def reported_once(error: UserError) -> BaseException:
+    """The exception to raise where every process has the same error, so that one of them reports
+    it."""
     return error if is_first() else SystemExit(2)
 
 
 def gather(value: Any) -> list[Any]:
-    """Every process's value, by rank; plain types, or tensors on the CPU."""
+    """The values of all processes, by rank; plain types, or tensors on the CPU."""
     if world() == 1:
         return [value]
     values: list[Any] = [None] * world()
-    distributed.all_gather_object(values, value)
+    dist.all_gather_object(values, value)
     return values
 
 
@@ -111,14 +113,15 @@ def broadcast(tensors: Sequence[Tensor]) -> None:
     """Gives every process the first one's values, in place."""
     if world() > 1:
         for tensor in tensors:
-            distributed.broadcast(tensor, 0)
+            dist.broadcast(tensor, 0)
 
 
 def own_device(device: torch.device) -> torch.device:
     """This process's GPU where the device is `cuda`: that of its number on the machine.
 
     Raises:
-        UserError: a GPU by its index for several processes, or more processes than GPUs.
+        UserError: a GPU is named by its index for several processes, or there are more processes
+            than GPUs.
     """
     if device.type != "cuda" or not _launched():
         return device
@@ -146,14 +149,15 @@ def seed(number: int) -> None:
 
 
 class _Share(nn.Module):
-    """The model on a process's share of a step; without samples, a loss that is 0 and whose
-    gradients are 0, so that the process takes part in the sums over all."""
+    """The model on a process's share of a step; without samples it gives a loss of 0 with gradients
+    of 0, so that the process takes part in the sums over all."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, inputs: Sequence[Tensor] | None, lengths: Tensor | None) -> Tensor:
+        """Logits of the inputs, or the loss of 0 where they are None."""
         if inputs is not None:
             return self.model(inputs, lengths)
         return 0 * torch.stack([parameter.sum() for parameter in self.model.parameters()]).sum()
@@ -175,7 +179,8 @@ def replica(model: nn.Module) -> nn.Module:
 
 
 def synchronized(model: nn.Module, last: bool) -> AbstractContextManager[None]:
-    """Around forward and backward of a `replica`: only the last ones before an update reduce."""
+    """A context for forward and backward of a `replica`, in which only the last ones before an
+    update reduce gradients."""
     if isinstance(model, DistributedDataParallel) and not last:
         return model.no_sync()
     return nullcontext()
@@ -186,4 +191,4 @@ def _launched() -> bool:
 
 
 def _connected() -> bool:
-    return distributed.is_available() and distributed.is_initialized()
+    return dist.is_available() and dist.is_initialized()

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 FEATURE_SIZE = 512
-"""d_f of both networks."""
+"""The size d_f of both networks' features."""
 FILES = {"resnet18": "resnet18-f37072fd.pth", "resnet34": "resnet34-b627a593.pth"}
-"""torchvision's ImageNet weights."""
+"""The files of torchvision's ImageNet weights."""
 
 
 class ResNet(nn.Module):
@@ -21,7 +21,7 @@ class ResNet(nn.Module):
 
     Args:
         name: "resnet18" or "resnet34".
-        state: torchvision's state dict of it; None for random weights.
+        state: torchvision's state dict of the network; None for random weights.
     """
 
     def __init__(self, name: str, state: dict[str, Tensor] | None = None) -> None:
@@ -33,6 +33,7 @@ class ResNet(nn.Module):
         self.network = network
 
     def forward(self, frames: Tensor) -> Tensor:
+        """Features `[B, T, 512]` of frames `[B, T, 3, H, W]`."""
         return self.network(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
 
 

@@ -16,29 +16,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..atomic import replacing
 from ..data import Batch, Data, Split
-from ..files import replacing
+from ..errors import UserError
+from ..stop import Interrupted, Stop
 from . import batches, checkpoint, distributed, metrics, mixed_precision, optimizer
-from .command import UserError
 from .model import Recognizer
 from .options import LoaderOptions, Options
 from .progress import Progress
 from .result import Evaluation, hardware
-from .stop import Interrupted, Stop
 from .tensorboard import Events
 
 
 @dataclass
 class Totals:
-    """An epoch's sums so far."""
+    """The sums of an epoch so far."""
 
     loss: float = 0.0
     rights: int = 0
+    """Correct predictions; checkpoints name them so."""
     samples: int = 0
     seconds: float = 0.0
     data_seconds: float = 0.0
 
     def means(self) -> dict[str, float]:
+        """The epoch's means so far, as metrics.jsonl has them."""
         return {
             "loss": self.loss / max(1, self.samples),
             "accuracy": self.rights / max(1, self.samples),
@@ -99,7 +101,7 @@ class Trainer:
         except Interrupted:
             self._save(output)
             raise
-        distributed.barrier()  # what the first process wrote is there for all
+        distributed.barrier()  # the others read what the first process wrote
 
     def best(self) -> dict[str, Any]:
         """The record of the best epoch so far; `fit` says which that is."""
@@ -122,10 +124,10 @@ class Trainer:
             before = time.perf_counter()
             group = slice(start, start + run.optimizer.accumulate)
             samples = sum(map(len, order[group]))
-            loss, rights = self._train_step(shares[group], loaded, samples)
+            loss, correct = self._train_step(shares[group], loaded, samples)
             self.step += 1
             totals.loss += loss
-            totals.rights += rights
+            totals.rights += correct
             totals.samples += samples
             totals.seconds += time.perf_counter() - before
             progress.step(self.epoch, **totals.means())
@@ -137,10 +139,10 @@ class Trainer:
     def _train_step(
         self, shares: list[list[int]], loaded: Iterator[Batch], samples: int
     ) -> tuple[float, int]:
-        """The loss, summed, and the number of right predictions of a step of `samples` samples.
+        """Takes a step of `samples` samples; gives its summed loss and its correct predictions.
 
         Args:
-            shares: of each batch that is added up, what this process takes.
+            shares: this process's share of each batch that is added up.
             loaded: the next batches, one for each share that is not empty.
         """
         run = self.options.optimizer
@@ -149,7 +151,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad()
-        total, rights = 0.0, 0
+        total, correct = 0.0, 0
         for number, share in enumerate(shares, start=1):
             before = time.perf_counter()
             batch = next(loaded) if share else None
@@ -161,20 +163,20 @@ class Trainer:
                 # once, however uneven the shares are.
                 self.scaler.scale(loss / (samples / distributed.world())).backward()
             total += loss.item()
-            rights += right
-        sums = distributed.gather((total, rights))
-        total, rights = sum(part[0] for part in sums), sum(part[1] for part in sums)
+            correct += right
+        sums = distributed.gather((total, correct))
+        total, correct = sum(part[0] for part in sums), sum(part[1] for part in sums)
         if not math.isfinite(total):
-            raise distributed.told_once(self._not_finite("the training loss", total))
+            raise distributed.reported_once(self._not_finite("the training loss", total))
         self.scaler.unscale_(self.optimizer)
         if run.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), run.clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return total, rights
+        return total, correct
 
     def _loss(self, batch: Batch | None) -> tuple[Tensor, int]:
-        """The sum of the samples' losses and the number of right predictions."""
+        """The sum of the samples' losses and the number of correct predictions."""
         with mixed_precision.autocast(self.device, self.options.precision):
             if batch is None:
                 return self.replica(None, None), 0
@@ -194,7 +196,7 @@ class Trainer:
         )
         if not math.isfinite(validation.loss):
             error = self._not_finite("the validation loss", validation.loss)
-            raise distributed.told_once(error)
+            raise distributed.reported_once(error)
         last_step = (self.epoch + 1) * self.steps - 1
         record = {
             "epoch": self.epoch + 1,
@@ -233,7 +235,7 @@ class Trainer:
         )
 
     def _write_metrics(self, output: Path) -> None:
-        """metrics.jsonl as the position has it: a killed training may have written more or less."""
+        """Writes the position's metrics.jsonl: a killed training may have left more or less."""
         lines = "".join(json.dumps(record) + "\n" for record in self.history)
         with replacing(output / "metrics.jsonl") as file:
             file.write(lines.encode())
@@ -242,7 +244,7 @@ class Trainer:
         return {"config": self.config, "data": identity(self.data)}
 
     def state(self) -> dict[str, Any]:
-        """All that a training needs to go on, in tensors and plain types; random states by rank.
+        """The whole state of a training, in tensors and plain types; random states by rank.
 
         Every process has to call it at the same step.
         """
@@ -319,7 +321,7 @@ def evaluate(
 
 
 def identity(data: Data) -> dict[str, Any]:
-    """What a checkpoint remembers of its data set, in plain types."""
+    """The properties of a data set that a checkpoint remembers, in plain types."""
     return {
         "modalities": list(data.modalities),
         "classes": list(data.classes),

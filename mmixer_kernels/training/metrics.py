@@ -7,21 +7,23 @@ from torch import Tensor
 
 
 def confusion_matrix(labels: Tensor, predictions: Tensor, classes: int) -> Tensor:
-    """Counts of labels `[samples]` against predictions `[samples]`, both int64 in 0..K-1."""
+    """The counts `[K, K]` of labels `[samples]` against predictions `[samples]`, both int64 in
+    0..K-1."""
     return torch.bincount(labels * classes + predictions, minlength=classes**2).view(
         classes, classes
     )
 
 
 def accuracy(confusion: Tensor) -> float:
-    """Top-1: the part of the samples that are predicted right."""
+    """Top-1 accuracy: the fraction of the samples whose prediction is correct."""
     return confusion.diagonal().sum().item() / confusion.sum().item()
 
 
 def per_class_accuracy(confusion: Tensor) -> list[float | None]:
-    """The part of each class's samples that are predicted right; None for a class without any."""
-    rights, totals = confusion.diagonal().tolist(), confusion.sum(1).tolist()
-    return [right / total if total else None for right, total in zip(rights, totals, strict=True)]
+    """The fraction of each class's samples whose prediction is correct; None for a class without
+    samples."""
+    correct, totals = confusion.diagonal().tolist(), confusion.sum(1).tolist()
+    return [right / total if total else None for right, total in zip(correct, totals, strict=True)]
 
 
 def mean_class_accuracy(confusion: Tensor) -> float:

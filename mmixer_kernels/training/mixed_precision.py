@@ -8,21 +8,22 @@ from typing import Any, get_args
 import torch
 
 from ..data import Batch, Split, collate
+from ..errors import UserError, user_errors
 from . import batches
-from .command import UserError, user_errors
 from .model import Recognizer
 from .options import Precision, RunOptions
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """Around the network and its loss; `precision` as in `RunOptions`."""
+    """A context for the network and its loss; `precision` as in `RunOptions`."""
     if precision == "float32":
         return nullcontext()
     return torch.autocast(device.type, getattr(torch, precision))
 
 
 def scaler(device: torch.device, precision: str) -> torch.amp.GradScaler:
-    """Scales the loss so that float16's gradients do not vanish; does nothing otherwise."""
+    """A scaler of the loss that keeps float16's gradients from vanishing, and otherwise does
+    nothing."""
     return torch.amp.GradScaler(device.type, enabled=precision == "float16")
 
 
@@ -57,7 +58,7 @@ def check(recognizer: Recognizer, split: Split, run: RunOptions) -> None:
 
 
 def _failure(recognizer: Recognizer, batch: Batch, precision: str) -> Exception | None:
-    """Why a network cannot be computed in a precision."""
+    """The reason why a network cannot be computed in a precision; None where it can."""
     device = next(recognizer.parameters()).device
     inputs, _, lengths = batches.to_device(batch, device)
     training = recognizer.training

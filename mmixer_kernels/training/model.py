@@ -1,4 +1,4 @@
-"""The trained network: an extractor a modality, and a mixer on their features."""
+"""The network that is trained: an extractor per modality, and a mixer on their features."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ..data import Data
+from ..errors import UserError
 from ..network import MMixer
 from . import extractors
-from .command import UserError
 from .options import ModelOptions, RunOptions
 
 
@@ -23,10 +23,11 @@ class Recognizer(nn.Module):
     So they must then treat each step by itself, as networks of single frames do.
 
     Args:
-        extractors: a module a modality, `[B, T, ...] -> [B, T', feature_sizes[i]]`.
+        extractors: a module per modality, `[B, T, ...] -> [B, T', feature_sizes[i]]`.
         mixer: an `MMixer` with batch_first.
-        feature_dropout: the part of the features that is dropped in training.
-        dropout: the part of the joint state [h_T^1 || ... || h_T^N] that is dropped in training.
+        feature_dropout: the fraction of the features that is dropped in training.
+        dropout: the fraction of the joint state [h_T^1 || ... || h_T^N] that is dropped in
+            training.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Recognizer(nn.Module):
         return self.mixer.streams(features, lengths)
 
     def features(self, inputs: Sequence[Tensor], lengths: Tensor | None = None) -> list[Tensor]:
-        """What the extractors make of N tensors `[B, T, ...]`: N tensors
+        """The extractors' features of N tensors `[B, T, ...]`: N tensors
         `[B, T', feature_sizes[i]]`, zeros past a sample's length."""
         pairs = zip(self.extractors, inputs, strict=True)
         if lengths is None:
@@ -116,7 +117,7 @@ def place(recognizer: Recognizer, run: RunOptions, device: torch.device) -> Reco
 def _extractors(
     options: ModelOptions, data: Data, initial: bool
 ) -> tuple[Sequence[nn.Module], Sequence[int]]:
-    """The data set's own extractors and their sizes, or for frames a network a modality."""
+    """The data set's own extractors and their sizes, or for frames a network per modality."""
     if data.extractors is not None and data.feature_sizes is not None:
         for name in ("extractor", "weights"):
             value = getattr(options, name)

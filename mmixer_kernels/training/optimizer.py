@@ -11,7 +11,7 @@ from .options import OptimizerOptions
 
 
 def build(model: nn.Module, options: OptimizerOptions) -> torch.optim.Optimizer:
-    """Adam or AdamW; biases and norms do not decay."""
+    """Adam or AdamW, in which biases and norms do not decay."""
     decaying: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():

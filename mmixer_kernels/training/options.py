@@ -1,25 +1,17 @@
-"""The options of a training run: dataclasses, and how the command line and TOML fill them.
-
-Precedence: general defaults < the data set's recipe < configuration file < command line.
-"""
+"""The options of a training run, as dataclasses; `parsing` fills them."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import difflib
 import math
-import sys
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
-from ..data import DATA, Data
-from . import toml
-from .command import UserError
+from ..data import Data
+from ..engines import names
 
 DEFAULT_DATA = "synthetic"
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -36,30 +28,34 @@ class ModelOptions:
     summarizer: Literal["avg", "max", "gru"] = "avg"
     """Action summarizing operator (Table 1)."""
     content: Literal["cross", "self"] = "cross"
-    """Whose action content an MCU gets: the other modalities' or its own (Table 4)."""
+    """Action content that an MCU gets: the other modalities' or its own (Table 4)."""
     mix: Literal["gated", "concat"] = "gated"
     """Cross-modality mix-module: Eq. 9-10, or concatenation (Table 3)."""
     layer_norm: bool = True
     """LayerNorm in the MCU (Table 3)."""
-    engine: Literal["auto", "reference", "cpu", "cuda", "triton"] = "auto"
-    """What computes the MCU; python -m mmixer_kernels.info tells what can run here."""
+    engine: str = "auto"
+    """Engine that computes the MCU; python -m mmixer_kernels.info tells which there are and which
+    can run here."""
     extractor: Literal["auto", "resnet18", "resnet34"] = "auto"
     """Network of each modality's frames, torchvision's: auto is resnet18. Other data sets bring
     extractors of their own, for which only auto is valid."""
     weights: str = "auto"
-    """What the networks of frames start from: imagenet, downloaded once; the path of a .pth file
+    """Initial weights of the networks of frames: imagenet, downloaded once; the path of a .pth file
     with torchvision's names; or none, random weights. auto is imagenet. A checkpoint brings its
     own."""
     feature_dropout: float = 0.0
-    """Part of the extracted features dropped in training."""
+    """Fraction of the extracted features dropped in training."""
     dropout: float = 0.0
-    """Part of the joint state dropped before the classifier in training."""
+    """Fraction of the joint state dropped before the classifier in training."""
     sync_batch_norm: bool = False
     """Batch norm's statistics over the samples of all processes, on GPUs; otherwise each process
     has its own, and the first one's running statistics are kept."""
 
     def __post_init__(self) -> None:
         _check(self.hidden_size >= 1, "--model.hidden-size", self.hidden_size, "1 or more")
+        engines = ("auto", *names())
+        expected = f"one of {', '.join(engines)}"
+        _check(self.engine in engines, "--model.engine", self.engine, expected)
         for name in ("feature_dropout", "dropout"):
             value = getattr(self, name)
             _check(0 <= value < 1, f"--model.{name}", value, "at least 0 and below 1")
@@ -78,11 +74,11 @@ class OptimizerOptions:
     warmup_epochs: float = 0.0
     """Epochs over which the rate rises from 0; fractions are allowed."""
     weight_decay: float = 0.0
-    """Of weights; biases and norms do not decay."""
+    """Weight decay of the matrices; biases and norms do not decay."""
     clip_norm: float = 0.0
     """Largest norm of the whole gradient; 0 for no limit."""
     label_smoothing: float = 0.0
-    """Part of the target spread over all classes."""
+    """Fraction of the target spread over all classes."""
     accumulate: int = 1
     """Batches whose gradients are added up before an update of the weights."""
 
@@ -100,13 +96,13 @@ class OptimizerOptions:
 
 @dataclass(frozen=True)
 class LoaderOptions:
-    """How samples reach the network."""
+    """Batches and the processes that load them."""
 
     batch_size: int = 8
-    """Samples a batch of one process, in training and in evaluation; the default is the paper's.
+    """Samples per batch of one process, in training and in evaluation; the default is the paper's.
     An update has batch_size x processes x --optimizer.accumulate of them."""
     workers: int = 0
-    """Processes that load samples; 0 loads in the training process. Changes no result."""
+    """Processes that load samples; 0 is the training process alone. It changes no result."""
 
     def __post_init__(self) -> None:
         _check(self.batch_size >= 1, "--loader.batch-size", self.batch_size, "1 or more")
@@ -115,7 +111,7 @@ class LoaderOptions:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What every run has."""
+    """The options of every run."""
 
     data: str = DEFAULT_DATA
     """Data set; it brings options and a recipe of its own."""
@@ -129,12 +125,12 @@ class RunOptions:
     epochs: int = 30
     """Passes over the training set."""
     select: Literal["best", "last"] = "best"
-    """Which epoch's weights are tested: those of the best on validation, or the last."""
+    """Epoch whose weights are tested: the best on validation, or the last."""
     seed: int = 0
-    """Of initial weights, order, augmentation and dropout."""
+    """Seed of initial weights, order, augmentation and dropout."""
     device: str = "auto"
-    """Where the network runs, as PyTorch names it; for several processes cuda is a GPU each. auto
-    is cuda where there is a GPU, and cpu elsewhere."""
+    """Device of the network, as PyTorch names it; cuda is a GPU each for several processes. auto is
+    cuda where there is a GPU, and cpu elsewhere."""
     precision: Precision = "float32"
     """Autocast of the network's arithmetic; weights stay float32, and float16's loss is scaled."""
     compile: bool = False
@@ -163,14 +159,16 @@ class RunOptions:
 
 
 def automatic_device() -> str:
-    """What the device `auto` is here."""
+    """The device that `auto` stands for here."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class DataOptions(Protocol):
     """The options of a data set: a dataclass with a `recipe`."""
 
-    def load(self, root: Path | None, seed: int) -> Data: ...
+    def load(self, root: Path | None, seed: int) -> Data:
+        """Reads the data set under `root`, or makes it, with `seed` for all that is random."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -182,13 +180,15 @@ class Options:
 
     @property
     def output(self) -> Path:
+        """The folder of the run."""
         return self.run.output or default_output(self.run.data, self.run.seed)
 
     def load_data(self) -> Data:
+        """The data set that the options name."""
         return self.data.load(self.run.root, self.run.seed)
 
     def config(self) -> dict[str, Any]:
-        """What decides the result, in plain types; `parse_config` reads it."""
+        """The options that decide the result, in plain types; `parsing.parse_config` reads them."""
         run = dataclasses.asdict(self.run)
         tables = {name: run.pop(name) for name in ("model", "optimizer", "loader")}
         for name in ("output", "config", "resume", "check"):
@@ -197,40 +197,8 @@ class Options:
 
 
 def default_output(data: str, seed: int | str) -> Path:
+    """The folder of a run without --output."""
     return Path("runs") / f"{data}-{seed}"
-
-
-def parse(arguments: Sequence[str], prog: str) -> Options:
-    """Options from the command line and the configuration file that it names.
-
-    Raises:
-        UserError: an unreadable file or an unknown key in it, naming both; a wrong value.
-        SystemExit: an option that is unknown or has a wrong value (after saying so), or --help.
-    """
-    first = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
-    for option in ("--data", "--config", "--output", "--seed"):
-        first.add_argument(option)
-    first.add_argument("--resume", action="store_true")
-    chosen, _ = first.parse_known_args(arguments)
-    config = _config_path(chosen.config) if chosen.config else None
-    if config is None and chosen.resume:
-        folder = default_output(chosen.data or DEFAULT_DATA, chosen.seed or "0")
-        written = Path(chosen.output or folder) / "config.toml"
-        config = written if written.is_file() else None
-    table = toml.read(config) if config is not None else {}
-    source = f"the configuration {config}"
-    name = chosen.data or table.get("data", DEFAULT_DATA)
-    if name not in DATA:
-        place = "--data" if chosen.data else f"data in {source}"
-        raise UserError(f"{place} must be one of {', '.join(DATA)}, but is {name!r}")
-    defaults = _defaults(name)
-    if table:
-        defaults = _parse_table({**table, "data": name}, defaults, source)
-    description = (
-        f"Trains an M-Mixer and tests it on unseen samples. --data is one of {', '.join(DATA)}; "
-        f"shown here are the options and the defaults of {name}."
-    )
-    return _parse(arguments, defaults, prog, description)
 
 
 @dataclass(frozen=True)
@@ -246,7 +214,7 @@ class ExtractorOptions:
 
 @dataclass(frozen=True)
 class ExtractOptions:
-    """What the extraction of features without a checkpoint has."""
+    """The options of the extraction of features without a checkpoint."""
 
     data: str
     """Data set of frames; it brings options of its own."""
@@ -255,169 +223,11 @@ class ExtractOptions:
     root: Path | None = None
     """Folder of the data set's files."""
     seed: int = 0
-    """Of the data set's split and of random weights."""
+    """Seed of the data set's split and of random weights."""
     device: str = "auto"
-    """Where the networks run, as PyTorch names it; auto as in train."""
+    """Device of the networks, as PyTorch names it; auto as in train."""
     model: ExtractorOptions = field(default_factory=ExtractorOptions)
     loader: LoaderOptions = field(default_factory=LoaderOptions)
-
-
-def parse_extract(arguments: Sequence[str], prog: str) -> Options:
-    """Options for a data set's features before any training; `run.output` is where they go.
-
-    Raises:
-        UserError: an unknown data set or a wrong value.
-        SystemExit: as in `parse`.
-    """
-    first = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
-    first.add_argument("--data")
-    name = first.parse_known_args(arguments)[0].data
-    if name not in DATA:
-        raise UserError(f"--data must be one of {', '.join(DATA)}, but is {name!r}")
-    defaults = _defaults(name)
-    model, loader = defaults.run.model, defaults.run.loader
-    own = ExtractOptions(
-        data=name, model=ExtractorOptions(model.extractor, model.weights), loader=loader
-    )
-    description = f"Writes features of {name} as arrays, by networks that have seen ImageNet only."
-    own, data = _compose(arguments, own, defaults.data, prog, description)
-    run = dataclasses.replace(
-        defaults.run,
-        root=own.root,
-        output=own.output or Path("features") / name,
-        seed=own.seed,
-        device=own.device,
-        loader=own.loader,
-        model=dataclasses.replace(model, extractor=own.model.extractor, weights=own.model.weights),
-    )
-    return Options(run, data)
-
-
-def parse_config(config: dict[str, Any], source: str) -> Options:
-    """Options from what `Options.config` gave; UserError as in `parse`, naming `source`."""
-    if config.get("data") not in DATA:
-        raise UserError(
-            f"data in {source} must be one of {', '.join(DATA)}, but is {config.get('data')!r}"
-        )
-    return _parse_table(config, _defaults(config["data"]), source)
-
-
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """The options that differ between two `Options.config`, each with both values."""
-    before, after = dict(_leaves(old)), dict(_leaves(new))
-    return [
-        f"{_flag(key)} was {before.get(key)}, is {after.get(key)}"
-        for key in {**before, **after}
-        if before.get(key) != after.get(key)
-    ]
-
-
-def recipes() -> dict[str, Path]:
-    """The package's recipes by name."""
-    folder = Path(__file__).parent.with_name("recipes")
-    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
-
-
-def _config_path(name: str) -> Path:
-    """A file, or else the package's recipe of that name."""
-    path = Path(name)
-    if path.is_file():
-        return path
-    if name not in recipes():
-        raise UserError(
-            f"--config {name} is neither a file nor a recipe of the package "
-            f"({', '.join(recipes())})"
-        )
-    return recipes()[name]
-
-
-def _defaults(name: str) -> Options:
-    """The general defaults under the recipe of a data set."""
-    run = RunOptions(data=name)
-    for key, value in DATA[name].recipe.items():  # type: ignore[attr-defined]
-        group, _, leaf = key.rpartition(".")
-        if group:
-            run = dataclasses.replace(
-                run, **{group: dataclasses.replace(getattr(run, group), **{leaf: value})}
-            )
-        else:
-            run = dataclasses.replace(run, **{leaf: value})
-    return Options(run, DATA[name]())
-
-
-def _parse(arguments: Sequence[str], defaults: Options, prog: str, description: str) -> Options:
-    return Options(*_compose(arguments, defaults.run, defaults.data, prog, description))
-
-
-def _compose(
-    arguments: Sequence[str], first: Any, data: DataOptions, prog: str, description: str
-) -> tuple[Any, Any]:
-    """A command's own options and the data set's, side by side, from the command line."""
-    import tyro
-
-    flat = tyro.conf.arg(name="")
-    command = dataclasses.make_dataclass(
-        "Command",
-        [("first", Annotated[type(first), flat]), ("data", Annotated[type(data), flat])],
-    )
-    try:
-        parsed: Any = tyro.cli(
-            command,
-            prog=prog,
-            description=description,
-            args=list(arguments),
-            default=command(first, data),
-        )
-    except ValueError as error:  # tyro reports only those of the groups
-        raise UserError(str(error)) from error
-    return parsed.first, parsed.data
-
-
-def _parse_table(table: dict[str, Any], defaults: Options, source: str) -> Options:
-    known = [key for key, _ in _leaves(_fields(defaults))]
-    arguments: list[str] = []
-    for key, value in _leaves(table):
-        if key not in known:
-            close = difflib.get_close_matches(key, known, 1)
-            hint = f"; perhaps {close[0]}" if close else ""
-            raise UserError(
-                f"{source} has an unknown key, {key}{hint} (keys for data = "
-                f'"{defaults.run.data}": {", ".join(known)})'
-            )
-        arguments += _arguments(key, value)
-    try:
-        return _parse(arguments, defaults, "python -m mmixer_kernels.train", "")
-    except UserError as error:
-        raise UserError(f"{error}, in {source}") from error
-    except SystemExit:
-        print(f"error: the value above is in {source}", file=sys.stderr)
-        raise
-
-
-def _fields(options: Options) -> dict[str, Any]:
-    run = dataclasses.asdict(options.run)
-    del run["config"], run["resume"], run["check"]
-    return {**run, **dataclasses.asdict(options.data)}  # type: ignore[call-overload]
-
-
-def _leaves(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in table.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
-def _arguments(key: str, value: Any) -> list[str]:
-    if isinstance(value, bool):
-        group, dot, leaf = key.rpartition(".")
-        return [_flag(key) if value else _flag(f"{group}{dot}no_{leaf}")]
-    values = value if isinstance(value, list) else [value]
-    return [_flag(key), *map(str, values)]
-
-
-def _flag(key: str) -> str:
-    return "--" + key.replace("_", "-")
 
 
 def _plain(value: Any) -> Any:

@@ -75,7 +75,7 @@ def learning_curves(history: Sequence[dict[str, Any]], result: dict[str, Any]) -
 
 
 def confusion(result: dict[str, Any]) -> Figure:
-    """The confusion matrix, each row as parts of its class's samples."""
+    """The confusion matrix, each row as fractions of its class's samples."""
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter

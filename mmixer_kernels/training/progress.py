@@ -1,10 +1,9 @@
-"""Progress on stderr: a bar on a terminal, otherwise a line an epoch."""
+"""Progress on stderr: a bar on a terminal, otherwise a line per epoch."""
 
 from __future__ import annotations
 
 import sys
 import time
-from types import TracebackType
 from typing import Any
 
 from tqdm import tqdm
@@ -34,12 +33,7 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.bar.close()
 
     def step(self, epoch: int, loss: float, accuracy: float, data_wait: float) -> None:
@@ -52,7 +46,7 @@ class Progress:
         self.bar.update()
 
     def epoch(self, record: dict[str, Any]) -> None:
-        """A line for an epoch's record in metrics.jsonl."""
+        """Prints a line for an epoch's record in metrics.jsonl."""
         if not self.shown:
             return
         width = len(str(self.epochs))

@@ -1,4 +1,4 @@
-"""What a run reports: versions, and the numbers of an evaluation."""
+"""The report of a run: versions, and the numbers of an evaluation."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .. import __version__
 from ..engines import choose
+from ..version import __version__
 from . import metrics
 from .options import ModelOptions
 
@@ -21,6 +21,7 @@ class Evaluation(NamedTuple):
     loss: float
 
     def summary(self) -> dict[str, float]:
+        """Accuracy, mean accuracy of the classes, and loss."""
         return {
             "accuracy": metrics.accuracy(self.confusion),
             "mean_class_accuracy": metrics.mean_class_accuracy(self.confusion),
@@ -28,7 +29,7 @@ class Evaluation(NamedTuple):
         }
 
     def report(self, classes: tuple[str, ...]) -> dict[str, Any]:
-        """Every number in plain types; `per_class_accuracy` and `confusion` in order of classes."""
+        """All numbers in plain types; `per_class_accuracy` and `confusion` in order of classes."""
         return {
             **self.summary(),
             "samples": int(self.confusion.sum()),
@@ -39,6 +40,7 @@ class Evaluation(NamedTuple):
 
 
 def versions() -> dict[str, str]:
+    """The versions of the packages that decide a result, and the platform."""
     import numpy
 
     return {
@@ -51,7 +53,8 @@ def versions() -> dict[str, str]:
 
 
 def hardware(device: torch.device) -> str:
-    """What computes on a device: equal calls may differ in their last bits between two of them."""
+    """The name of the hardware behind a device; equal calls may differ in their last bits between
+    two of them."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":

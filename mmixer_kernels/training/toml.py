@@ -1,4 +1,4 @@
-"""TOML files as training writes and reads them."""
+"""Reading and writing the TOML files of a training."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .command import UserError
+from ..errors import UserError
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def dumps(table: dict[str, Any], name: str = "") -> str:
-    """A table of str, bool, int, float, lists of them and tables; names are bare keys."""
+    """The text of a table of str, bool, int, float, lists of them and tables, with bare keys."""
     scalars = {key: value for key, value in table.items() if not isinstance(value, dict)}
     lines = [f"[{name}]"] if name and scalars else []
     lines += [f"{key} = {_value(value)}" for key, value in scalars.items()]

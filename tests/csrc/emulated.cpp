@@ -1,4 +1,4 @@
-// The CUDA engine's calls over the emulator, as a Python module: its kernels run on this CPU.
+// A Python module of the CUDA engine's calls over the emulator: the kernels run on this CPU.
 #include "../../csrc/emulator/emulator.h"
 #include "../../python/cuda.h"
 

@@ -1,4 +1,4 @@
-// Compiled by the host's compiler: in a file of nvcc's the runtime's functions are the device's too.
+// The host's compiler compiles this file: in nvcc's the runtime's functions are the device's too.
 #include "runtime_stub.h"
 
 #include <cstdio>
@@ -68,13 +68,13 @@ cudaError_t cudaStreamGetId(cudaStream_t, unsigned long long* number) {
 }
 cudaError_t cudaMemsetAsync(void*, int, size_t, cudaStream_t) { return cudaSuccess; }
 
-// What nvcc's own code calls at the start of a program, and refers to in a kernel's stub.
+// nvcc's own code calls these at the start of a program, and refers to them in a kernel's stub.
 void** __cudaRegisterFatBinary(void*) { return nullptr; }
 void __cudaRegisterFatBinaryEnd(void**) {}
 void __cudaUnregisterFatBinary(void**) {}
 char __cudaInitModule(void**) { return 0; }
-void __cudaRegisterFunction(void**, const char*, char*, const char*, int, void*, void*, void*, void*,
-                            int*) {}
+void __cudaRegisterFunction(void**, const char*, char*, const char*, int, void*, void*, void*,
+                            void*, int*) {}
 unsigned __cudaPushCallConfiguration(dim3, dim3, size_t, void*) { return 0; }
 cudaError_t __cudaPopCallConfiguration(dim3*, dim3*, size_t*, void*) { return cudaSuccess; }
 cudaError_t cudaLaunchKernel(const void*, dim3, dim3, void**, size_t, cudaStream_t) {

@@ -1,4 +1,4 @@
-"""The C++ and CUDA code by itself: under sanitizers, and the error bounds of its functions."""
+"""The C++ and CUDA code by itself: programs of its own, under sanitizers too, and gpu_probe."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_every_synchronisation_of_the_cuda_kernels_is_needed(cuda_tests: Path) -
 
 
 def test_launches_and_what_a_device_refuses(tmp_path: Path) -> None:
-    """Over a stub of the CUDA runtime: no GPU is needed, but nvcc is."""
+    """The test runs over a stub of the CUDA runtime: it needs nvcc, but no GPU."""
     nvcc, program = find("nvcc"), tmp_path / "test_launch"
     sources = [ROOT / "tests" / "csrc" / name for name in ("test_launch.cu", "runtime_stub.cpp")]
     flags = [
@@ -53,7 +53,7 @@ PROBE_KERNEL = ("kernels", "cluster", "forward", "128", "1", "bfloat16", "8")
 
 @pytest.fixture(scope="module")
 def probe() -> Path:
-    """benchmarks/gpu_probe.cu, its kernels run by the emulator and its runtime a stub."""
+    """benchmarks/gpu_probe.cu over the emulator and a stub of the CUDA runtime."""
     return build("emulated_probe") / "emulated_probe"
 
 
@@ -89,7 +89,7 @@ def test_probe_of_kernels(
 
 @pytest.mark.slow
 def test_probe_of_float16_terms(probe: Path) -> None:
-    """Their error, an eighth of bfloat16's, shows that the probe's weights are float16."""
+    """The error, an eighth of bfloat16's, shows that the probe's weights are float16."""
     eight, four = probed(probe, "kernels", "cluster", "forward", "128", "1", "float16")
     assert (eight["samples"], four["samples"]) == (8, 4)
     assert max(eight["error"], four["error"]) < 6e-5
@@ -162,7 +162,7 @@ CUDA_KERNELS = {
     "row_wise": "rows.h",
     "cell": "cell.h",
 }
-"""Each, and a file of which it must not lose a block_sync, or which else."""
+"""Per kernel, a file in which a lost block_sync (or the operation named) must be a data race."""
 
 
 @pytest.mark.slow

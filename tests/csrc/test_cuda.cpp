@@ -1,9 +1,9 @@
 // The CUDA engine's kernels on the emulator: any schedule gives the same bits, and every
-// synchronisation is needed. (That the bits are right is tests/engines/test_cuda.py's matter.)
+// synchronisation is needed. tests/engines/test_cuda.py sees to it that the bits are right.
 //
-//   test_cuda            all kernels under random and adversarial schedules, then without each
-//                        synchronisation in turn: some schedule must show the lack
-//   test_cuda KERNEL     one kernel, under a few schedules: for ThreadSanitizer
+//   test_cuda               all kernels under random and adversarial schedules, then without each
+//                           synchronisation in turn: some schedule must show the lack
+//   test_cuda KERNEL        one kernel, under a few schedules: for ThreadSanitizer
 //   test_cuda KERNEL SITE   the same without the synchronisation SITE
 #include <cmath>
 #include <cstdint>
@@ -16,9 +16,10 @@
 #include <string>
 #include <vector>
 
-#include "../../csrc/cuda/mcu.h"
+#include "../../csrc/cuda/engine.h"
 #include "../../csrc/emulator/emulator.h"
 
+using namespace mmixer;
 using namespace mmixer::cuda;
 
 namespace {
@@ -82,37 +83,38 @@ Kernel recurrence_backward(Path path, int samples) {
           projected = random_floats(3 * rows), r_std = random_floats(3 * T * B),
           norms = random_floats(2 * 6 * H), states = random_floats(rows),
           grad_output = random_floats(rows), grad_h_n = random_floats(B * H)] {
-    Output gates(3 * rows), f_tilde(rows), hx(B * H), norm(6 * B * H);
+    Output da(3 * rows), f_tilde(rows), hx(B * H), norm(6 * B * H);
     std::vector<uint64_t> packets(B / variant.samples * plan(variant, H, true).packets / 8,
                                   ~uint64_t(0));
     BackwardArguments a{};
     a.weights = weights.data(), a.x_hat = x_hat.data(), a.projected = projected.data();
     a.r_std = r_std.data(), a.norms = norms.data(), a.states = states.data();
     a.grad_output = grad_output.data(), a.grad_output_stride = {0, B * H, H};
-    a.grad_h_n = grad_h_n.data(), a.grad_gates = gates.x.data();
+    a.grad_h_n = grad_h_n.data(), a.grad_gates = da.x.data();
     a.grad_f_tilde = f_tilde.x.data(), a.grad_hx = hx.x.data(), a.grad_norm = norm.x.data();
     a.packets = packets.data();
-    a.grad_output_dtype = a.grad_gates_dtype = Dtype::float32;
+    a.grad_output_dtype = a.grad_dadtype = Dtype::float32;
     a.G = 1, a.T = T, a.B = B, a.H = H;
     backward(variant, B / variant.samples, a, nullptr);
     Bits bits;
-    for (const Output* x : {&gates, &f_tilde, &hx, &norm}) x->append_to(bits);
+    for (const Output* x : {&da, &f_tilde, &hx, &norm}) x->append_to(bits);
     return bits;
   };
 }
 
-PrepareArguments prepare_arguments(const void* weights, size_t matrix_bytes, Dtype dtype, int hidden) {
+PrepareArguments prepare_arguments(const void* weights, size_t matrix_bytes, Dtype dtype,
+                                   int hidden) {
   PrepareArguments a{};
-  for (int gate = 0; gate < gates; gate++)
-    a.set[0].weight[gate] = static_cast<const char*>(weights) + gate * matrix_bytes;
+  for (int gate = 0; gate < step_gates; gate++)
+    a.set[0].weight[gate_r + gate] = static_cast<const char*>(weights) + gate * matrix_bytes;
   a.weight_dtype = a.norm_dtype = a.matrices_dtype = dtype;
   a.remove_mean = a.transposed = true;
-  a.terms_dtype = Dtype::bfloat16;
+  a.term_dtype = Dtype::bfloat16;
   a.G = a.count = 1, a.H = hidden;
   return a;
 }
 
-// The weights' preparation for backward, and of more rows than shared memory holds at once.
+// Prepares weights for backward, and a set of more rows than shared memory holds at once.
 Kernel prepare_weights() {
   constexpr int hidden = 70, padded = 128, many = 768;
   const std::vector<float> floats = random_floats(3 * many * many);
@@ -120,11 +122,11 @@ Kernel prepare_weights() {
           doubles = std::vector<double>(floats.begin(), floats.end())] {
     Output matrices(3 * hidden * hidden), out_norms(12 * hidden), large(3 * many * many);
     std::vector<uint16_t> terms(2 * 3 * padded * padded, 0x7fff);
-    PrepareArguments a = prepare_arguments(weights.data(), hidden * hidden * sizeof(float),
-                                           Dtype::float32, hidden);
+    PrepareArguments a =
+        prepare_arguments(weights.data(), hidden * hidden * sizeof(float), Dtype::float32, hidden);
     a.set[0].norm_weight = norms.data(), a.set[0].norm_bias = norms.data() + 6 * hidden;
-    a.matrices = matrices.x.data(), a.terms = terms.data(), a.norms = out_norms.x.data();
-    a.Hp = padded, a.parts = 2;
+    a.matrices = matrices.x.data(), a.split_weights = terms.data(), a.norms = out_norms.x.data();
+    a.Hp = padded, a.terms = 2;
     prepare(a, nullptr);
     a = prepare_arguments(doubles.data(), many * many * sizeof(double), Dtype::float64, many);
     a.matrices = large.x.data(), a.matrices_dtype = Dtype::float32;
@@ -145,7 +147,7 @@ Kernel row_wise() {
     a.G = 1, a.rows = count, a.H = hidden, a.blocks = 2;
     a.a = a_f.data(), a.grad_y = grad.data(), a.norms = norms.data();
     a.grad_a = da.x.data(), a.grad_norm = norm.x.data();
-    a.grad_a_dtype = Dtype::float32, a.gate = norm_f, a.eps = 1e-5;
+    a.grad_a_dtype = Dtype::float32, a.gate = gate_f, a.eps = 1e-5;
     norm_tanh_backward(a, nullptr);
     Bits bits;
     da.append_to(bits);
@@ -154,8 +156,8 @@ Kernel row_wise() {
   };
 }
 
-// Two calls in one workspace: what the first one sent must not pass for the second one's. A team of
-// eight samples, and one of two.
+// Makes two calls in one workspace, where packets of the first must not pass for the second's. One
+// team has eight samples, the other two.
 Kernel cell_steps() {
   constexpr int F = 24, C = 20, batch = 10, hidden = 40, cell_samples = 8;
   std::vector<std::vector<float>> weights;
@@ -163,20 +165,22 @@ Kernel cell_steps() {
     weights.push_back(random_floats(hidden * columns, 0.3f));
   return [weights, input = random_floats(2 * batch * F), context = random_floats(batch * C),
           norms = random_floats(2 * 6 * hidden), hx = random_floats(batch * hidden)] {
-    const CellPlan chosen = cell_plan(batch, F, C, hidden, Dtype::float32, Dtype::float32);
+    Problem problem{};
+    problem.batch = batch, problem.hidden = hidden, problem.eps = 1e-5;
+    problem.hx = hx.data(), problem.hx_stride_sample = hidden;
+    Group group{};
+    group.input_stride_sample = group.input_size = F;
+    group.context = context.data(), group.context_stride_sample = group.context_size = C;
+    for (int gate = 0; gate < gates; gate++) group.weight[gate] = weights[gate].data();
+    group.norm_weight = norms.data(), group.norm_bias = norms.data() + 6 * hidden;
+    const CellPlan chosen = cell_plan(problem, group);
+    const CellPlan fewer_teams{cell_samples, 5, 0, ""};
     std::vector<uint64_t> workspace(chosen.workspace / 8);
     Bits bits;
     for (int call = 0; call < 2; call++) {
       Output output(batch * hidden);
-      CellArguments a{};
-      a.input = input.data() + call * batch * F, a.context = context.data(), a.hx = hx.data();
-      a.input_stride = F, a.context_stride = C, a.hx_stride = hidden;
-      for (int gate = 0; gate < norm_gates; gate++) a.weight[gate] = weights[gate].data();
-      a.norm_weight = norms.data(), a.norm_bias = norms.data() + 6 * hidden;
-      a.output = output.x.data(), a.workspace = workspace.data();
-      a.B = batch, a.F = F, a.C = C, a.H = hidden;
-      a.team_samples = cell_samples, a.blocks = 5, a.eps = 1e-5;  // fewer teams than were planned
-      cell(a, nullptr);
+      group.input = input.data() + call * batch * F;
+      cell(problem, group, fewer_teams, output.x.data(), workspace.data(), nullptr);
       output.append_to(bits);
     }
     return bits;
@@ -203,8 +207,7 @@ std::map<std::string, Kernel> kernels() {
 
 void use_schedule(int schedule) {
   options().seed = 1000 + schedule;
-  options().schedule =
-      schedule % 2 ? Options::Schedule::adversarial : Options::Schedule::random;
+  options().schedule = schedule % 2 ? Options::Schedule::adversarial : Options::Schedule::random;
 }
 
 // Whether one of the schedules fails or gives other bits.
@@ -222,15 +225,15 @@ bool shows(const Kernel& kernel, const Bits& truth, int schedules, std::string& 
   return false;
 }
 
-// Where a shuffle brings the lanes together just behind it, so that only the order of memory is lost
-// without: no schedule shows that, but ThreadSanitizer does (test_csrc.py).
+// Whether a shuffle just behind the site brings the lanes together, so that without it only the
+// order of memory is lost. No schedule shows that, but ThreadSanitizer does (test_csrc.py).
 bool orders_memory_alone(const std::string& site) {
   return site.rfind("backward.h", 0) == 0 && site.find("warp_sync") != std::string::npos;
 }
 
 int test_all() {
   int failures = 0, planted = 0;
-  std::map<std::string, bool> shown;  // a site of code that two kernels share, in one of them
+  std::map<std::string, bool> shown;  // kernels share code: one of them has to show its sites
   for (const auto& [name, kernel] : kernels()) {
     std::string how;
     use_schedule(0);
@@ -238,8 +241,7 @@ int test_all() {
     const Bits truth = kernel();
     const std::vector<std::string> all = sites();
     if (all.empty()) failures++;
-    if (shows(kernel, truth, 40, how)) {  // of a real race one in ten has shown the bits
-
+    if (shows(kernel, truth, 40, how)) {  // one schedule in ten has shown a real race
       std::printf("FAILED %s: %s\n", name.c_str(), how.c_str());
       failures++;
     }

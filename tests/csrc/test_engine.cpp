@@ -1,4 +1,4 @@
-// The CPU engine through csrc/cpu/mcu.h, for sanitizers: all memory is of exactly the size that the
+// The CPU engine through csrc/cpu/engine.h, for sanitizers: all memory is of exactly the size that the
 // interface states, and holds NaN where the engine has to write before it reads.
 #include <algorithm>
 #include <array>
@@ -12,8 +12,10 @@
 #include <thread>
 #include <vector>
 
-#include "../../csrc/cpu/mcu.h"
+#include "../../csrc/cpu/engine.h"
+#include "../../csrc/cpu/team.h"
 
+using namespace mmixer;
 using namespace mmixer::cpu;
 
 namespace {
@@ -34,7 +36,7 @@ std::string text_of(double x) {
   return text;
 }
 
-// Of a group, in the order of Group and GroupGradient. The norms have the order of their weights.
+// A group's tensors in the order of Group and GroupGradient; the norms' rows have that of weights.
 constexpr int input = 0, context = 1, weight_f = 2, weight_g = 3, weight_s = 4, weight_r = 5;
 constexpr int weight_z = 6, weight_h = 7, norm_weight = 8, norm_bias = 9, tensors = 10;
 
@@ -51,7 +53,7 @@ float widen(uint16_t half) {
   return x;
 }
 
-// A problem, its values exact in bfloat16, and the gradients of its results.
+// A problem, whose values are exact in bfloat16, and the gradients of its results.
 struct Case {
   int64_t groups, steps, batch, hidden;
   unsigned flags;
@@ -160,18 +162,20 @@ Results<T> run(const Case& c, const Options& options) {
     std::transform(values.begin(), values.end(), halves.begin(), upper_half);
     return halves.data();
   };
-  Problem<T> p{};
+  constexpr Dtype dtype = sizeof(T) == sizeof(float) ? Dtype::float32 : Dtype::float64;
+  Problem p{};
   p.groups = G, p.steps = c.steps, p.batch = B, p.hidden = H;
   p.mix = c.concat ? Mix::concat : Mix::gated;
-  p.bfloat16_weights = options.bfloat16;
-  p.bfloat16_norms = options.bfloat16 && c.strided;
-  p.recompute = options.recompute;
-  p.eps = T(eps);
+  p.dtype = dtype;
+  p.weight_dtype = options.bfloat16 ? Dtype::bfloat16 : dtype;
+  p.norm_dtype = options.bfloat16 && c.strided ? Dtype::bfloat16 : dtype;
+  p.keep = !options.backward ? Keep::nothing : options.recompute ? Keep::states : Keep::gates;
+  p.eps = eps;
   p.threads = options.threads;
   p.lengths = c.has_lengths ? c.lengths.data() : nullptr;
-  std::vector<Group<T>> groups(G);
+  std::vector<Group> groups(G);
   for (int64_t g = 0; g < G; g++) {
-    Group<T>& group = groups[g];
+    Group& group = groups[g];
     const Placed<T>& in = place(c.of(g, input), 1, c.steps);
     group.input = in.memory.data();
     group.input_stride_step = in.stride[1], group.input_stride_sample = in.stride[2];
@@ -180,12 +184,11 @@ Results<T> run(const Case& c, const Options& options) {
     group.context = context_rows.memory.data();
     group.context_stride_sample = context_rows.stride[2];
     group.context_size = c.context_size(g);
-    const void** target[] = {&group.weight_f,    &group.weight_g, &group.weight_s,
-                             &group.weight_r,    &group.weight_z, &group.weight_h,
-                             &group.norm_weight, &group.norm_bias};
-    for (int i = weight_f; i < tensors; i++)
-      *target[i - weight_f] =
-          store(c.of(g, i), i < norm_weight ? p.bfloat16_weights : p.bfloat16_norms);
+    const bool bfloat16_norms = p.norm_dtype == Dtype::bfloat16;
+    for (int gate = 0; gate < gates; gate++)
+      group.weight[gate] = store(c.of(g, weight_f + gate), options.bfloat16);
+    group.norm_weight = store(c.of(g, norm_weight), bfloat16_norms);
+    group.norm_bias = store(c.of(g, norm_bias), bfloat16_norms);
   }
   p.group = groups.data();
   const Placed<T> hx(c.operands.back(), G, 1, B, c.strided);
@@ -194,17 +197,17 @@ Results<T> run(const Case& c, const Options& options) {
 
   const auto fresh = [](int64_t size) { return std::vector<T>(size, T(nan)); };
   Results<T> results{fresh(G * c.steps * B * H), fresh(G * B * H)};
-  std::vector<T> saved = fresh(options.backward ? saved_size(p) : 0);
-  std::vector<T> workspace = fresh(forward_workspace_size(p, options.backward));
+  std::vector<T> saved = fresh(saved_size(p));
+  std::vector<T> workspace = fresh(forward_workspace_size(p));
   forward(p, results[0].data(), results[1].data(), options.backward ? saved.data() : nullptr,
           workspace.data());
   if (!options.backward) return results;
 
-  std::vector<GroupGradient<T>> gradients(G);
+  std::vector<GroupGradient> gradients(G);
   for (int64_t g = 0; g < G; g++) {
-    GroupGradient<T>& to = gradients[g];
-    T** target[] = {&to.input,    &to.context,  &to.weight_f, &to.weight_g,    &to.weight_s,
-                    &to.weight_r, &to.weight_z, &to.weight_h, &to.norm_weight, &to.norm_bias};
+    GroupGradient& to = gradients[g];
+    void** target[] = {&to.input,    &to.context,  &to.weight[gate_f], &to.weight[gate_g],    &to.weight[gate_s],
+                    &to.weight[gate_r], &to.weight[gate_z], &to.weight[gate_h], &to.norm_weight, &to.norm_bias};
     for (int i = 0; i < tensors; i++) {
       const bool wanted = i == context || (i == input ? options.need_input : options.need_weights);
       results.push_back(fresh(wanted ? int64_t(c.of(g, i).size()) : 0));
@@ -214,13 +217,17 @@ Results<T> run(const Case& c, const Options& options) {
   results.push_back(fresh(G * B * H));
   const Placed<T> grad_output(c.grad_output, G, c.steps, B, c.strided);
   const Placed<T> grad_h_n(c.grad_h_n, G, 1, B, c.strided);
-  const auto rows = [](const Placed<T>& x) {
-    return Rows<T>{x.memory.data(), x.stride[0], x.stride[1], x.stride[2]};
-  };
+  Cotangents cotangents{};
+  cotangents.grad_output = grad_output.memory.data();
+  cotangents.grad_output_stride_group = grad_output.stride[0];
+  cotangents.grad_output_stride_step = grad_output.stride[1];
+  cotangents.grad_output_stride_sample = grad_output.stride[2];
+  cotangents.grad_h_n = grad_h_n.memory.data();
+  cotangents.grad_h_n_stride_group = grad_h_n.stride[0];
+  cotangents.grad_h_n_stride_sample = grad_h_n.stride[2];
   workspace = fresh(backward_workspace_size(p, options.need_weights));
   const std::vector<T> before = saved;
-  backward(p, rows(grad_output), rows(grad_h_n), saved.data(), gradients.data(),
-           results.back().data(), workspace.data());
+  backward(p, cotangents, saved.data(), gradients.data(), results.back().data(), workspace.data());
   check(same_bits(saved, before), c.text() + ": backward wrote to the saved memory");
   results.push_back(options.recompute ? std::vector<T>() : std::move(saved));
   return results;
@@ -273,15 +280,15 @@ Results<double> reference(const Case& c) {
         for (int64_t j = 0; j < H; j++) v[j] += sigmoid(r[j]) * h[j];
         const Values n = project(weight_h, v);
         for (int64_t j = 0; j < H; j++) h[j] = mix(sigmoid(z[j]), std::tanh(n[j]), h[j]);
-        std::copy(h.begin(), h.end(),
-                  results[0].begin() + ((g * c.steps + t) * c.batch + b) * H);
+        std::copy(h.begin(), h.end(), results[0].begin() + ((g * c.steps + t) * c.batch + b) * H);
       }
       std::copy(h.begin(), h.end(), results[1].begin() + (g * c.batch + b) * H);
     }
   return results;
 }
 
-// Off by less than `bound` of each result's largest value. What forward saved is left out.
+// Checks that errors are below `bound` times the result's largest value; leaves out what forward
+// saved.
 template <class A>
 void check_close(const Results<A>& a, const Results<double>& b, double bound,
                  const std::string& what) {
@@ -304,7 +311,7 @@ double functional(const Case& c, const Results<double>& results) {
   return sum;
 }
 
-// The slope along a random direction of all operands.
+// Compares the gradient with the slope along a random direction of all operands.
 void check_gradient(const Case& c, const Results<double>& results, const std::string& what) {
   constexpr double step = 1e-6;
   Options forward_only;
@@ -328,7 +335,7 @@ void check_gradient(const Case& c, const Results<double>& results, const std::st
   check(error < 1e-8, what + ": the gradient is off by " + text_of(error));
 }
 
-// The results of one thread, which are the same to the bit with other options.
+// Returns the results of one thread, and checks that other options give the same bits.
 template <class T>
 Results<T> check_options(const Case& c, bool bfloat16, const std::string& what) {
   Options options;
@@ -371,6 +378,7 @@ void check_calls_at_once(const Case& c, const std::string& what) {
 }  // namespace
 
 int main() {
+  set_available_processors(4);  // teams of four members on any machine
   check(instruction_set() == instruction_sets().front(), "the best set is not the default");
   check(!use_instruction_set("none"), "a set that there is not can be used");
   std::mt19937 random(0);
@@ -383,8 +391,8 @@ int main() {
       }
   cases.emplace_back(1, 41, 13, 5, 2 | 16);  // more rows than a weight gradient packs at a time
   const size_t first_team = cases.size();
-  // Large enough for teams of two and of four. Each member takes samples of its own with 32, and in
-  // a team of two with 13.
+  // These are large enough for teams of two and of four. Each member takes samples of its own where
+  // there are 32, and in a team of two where there are 13.
   cases.emplace_back(3, 3, 5, 95, 2 | 4 | 8 | 16);
   cases.emplace_back(3, 3, 13, 61, 1 | 4);
   cases.emplace_back(1, 2, 32, 65, 2 | 8);

@@ -1,4 +1,4 @@
-// What csrc/cuda/launch.h makes of a device's answers, over tests/csrc/runtime_stub.cpp: no GPU.
+// csrc/cuda/launch.h and a device's answers, by runtime_stub.cpp without a GPU.
 #include <cstdio>
 #include <stdexcept>
 #include <string>
@@ -41,8 +41,8 @@ void check(bool holds, const std::string& what) {
 
 void check_refused(const Resident& resident, const std::string& part) {
   check(resident.count == 0 && resident.refusal.find(part) != std::string::npos,
-        std::to_string(resident.count) + " and '" + resident.refusal + "' instead of 0 and '" + part +
-            "'");
+        std::to_string(resident.count) + " and '" + resident.refusal + "' instead of 0 and '" +
+            part + "'");
 }
 
 void check_clusters() {
@@ -53,9 +53,10 @@ void check_clusters() {
 
   // A build for 8.x alone on a GPU of 9.0: its cluster kernels are empty.
   runtime.ptx = 80;
-  check_refused(resident_clusters<Clusters>(16, 1000), "install again with 90 in MMIXER_CUDA_ARCHS");
+  check_refused(resident_clusters<Clusters>(16, 1000),
+                "install again with 90 in MMIXER_CUDA_ARCHS");
 
-  // Whatever a device without such clusters answers.
+  // A device without such clusters may answer any of these.
   for (const cudaError_t error :
        {cudaErrorInvalidValue, cudaErrorUnknown, cudaErrorInvalidClusterSize,
         cudaErrorInvalidConfiguration, cudaErrorNotSupported}) {
@@ -71,7 +72,7 @@ void check_clusters() {
   runtime.set_attribute = cudaErrorInvalidValue;
   using Once = Nothing<true, 1>;
   check_refused(resident_clusters<Once>(16, 1000), "cudaFuncSetAttribute(");
-  check_refused(resident_clusters<Once>(16, 1000), "cudaFuncSetAttribute(");  // it is not done
+  check_refused(resident_clusters<Once>(16, 1000), "cudaFuncSetAttribute(");  // it is tried again
   runtime = {};
   runtime.clusters = 0;
   check_refused(resident_clusters<Clusters>(16, 1000), "no cluster of 16 blocks fits");
@@ -82,7 +83,7 @@ void check_clusters() {
   runtime.shared = 99 * 1024;
   check_refused(resident_clusters<Clusters>(16, 100 * 1024), "100 KiB of shared memory");
 
-  // What may pass, stays with the process or is of a capture is no answer for ever.
+  // Errors that may pass, stay with the process or come of a capture are no answer to remember.
   for (const cudaError_t error : {cudaErrorMemoryAllocation, cudaErrorDevicesUnavailable,
                                   cudaErrorIllegalAddress, cudaErrorStreamCaptureUnsupported}) {
     runtime = {};
@@ -105,7 +106,8 @@ void check_blocks() {
   using Large = Nothing<false, 3>;
   runtime = {};
   check(resident_blocks<Blocks>(1000).count == 132 && runtime.set_calls == 0, "no need to ask");
-  check(resident_blocks<Large>(100 * 1024).count == 132 && runtime.set_calls == 1, "more than 48 KiB");
+  check(resident_blocks<Large>(100 * 1024).count == 132 && runtime.set_calls == 1,
+        "more than 48 KiB");
   runtime.shared = 99 * 1024;
   check_refused(resident_blocks<Large>(100 * 1024), "100 KiB of shared memory");
   runtime = {};
@@ -114,7 +116,7 @@ void check_blocks() {
   runtime = {};
   runtime.blocks = 0;
   check_refused(resident_blocks<Blocks>(1000), "no block fits");
-  // A team that does not fit: a path without teams, and why.
+  // Where no team fits, the path has no teams, and says why.
   runtime = {};
   runtime.multiprocessors = 3;
   using L = Layout<128, 4, 8, 1, 3>;
@@ -130,7 +132,8 @@ void check_refusal() {
         refusal<Blocks>());
   runtime = {};
   runtime.major = 8, runtime.minor = 6;
-  for (const cudaError_t error : {cudaErrorNoKernelImageForDevice, cudaErrorInvalidDeviceFunction}) {
+  for (const cudaError_t error :
+       {cudaErrorNoKernelImageForDevice, cudaErrorInvalidDeviceFunction}) {
     runtime.attributes = error;
     check(refusal<Blocks>().find("no kernels for its compute capability 8.6: install again with 86 "
                                  "in MMIXER_CUDA_ARCHS") != std::string::npos,

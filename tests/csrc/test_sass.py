@@ -1,4 +1,4 @@
-"""What the emulator cannot see of the CUDA kernels: the machine code that nvcc made of them."""
+"""The machine code that nvcc made of the CUDA kernels, which the emulator cannot see."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def compiled(dumps: dict[str, str]) -> list[Kernel]:
 
 @pytest.fixture(scope="module")
 def usage(dumps: dict[str, str]) -> dict[tuple[str, str], tuple[int, int]]:
-    """Registers and bytes of stack, by architecture and name."""
+    """The registers and bytes of stack per architecture and name."""
     usage = {}
     architecture = ""
     for line in dumps["res-usage"].splitlines():
@@ -56,7 +56,7 @@ def usage(dumps: dict[str, str]) -> dict[tuple[str, str], tuple[int, int]]:
 
 @pytest.fixture(scope="module")
 def kernels(compiled: list[Kernel]) -> list[Kernel]:
-    """Without those of clusters for what has none."""
+    """All kernels but those for clusters on architectures without clusters."""
     return [k for k in compiled if k.path != "cluster" or k.architecture != "sm_80"]
 
 
@@ -64,7 +64,7 @@ FLOAT16 = 3  # `Dtype` in csrc/cuda/arguments.h
 
 
 def test_a_cluster_kernel_traps_where_there_are_no_clusters(compiled: list[Kernel]) -> None:
-    """It must not return: a newer GPU that runs it by PTX would leave garbage for its results."""
+    """It must not return: a newer GPU that ran it by PTX would leave garbage for its results."""
     empty = [k for k in compiled if k.path == "cluster" and k.architecture == "sm_80"]
     if not empty:
         pytest.skip("this build has no code for 8.0")
@@ -74,7 +74,7 @@ def test_a_cluster_kernel_traps_where_there_are_no_clusters(compiled: list[Kerne
 
 
 def test_the_tag_of_a_step_is_stored_before_the_barrier(dumps: dict[str, str]) -> None:
-    """By the thread that loads it for its block: a barrier orders stores, and waits for no load."""
+    """The thread that loads it stores it: a barrier orders stores, and waits for no load."""
     seen = 0
     for part in re.split(r"^\s*Function : ", dumps["sass"], flags=re.MULTILINE)[1:]:
         if "CellI" not in part.split()[0]:
@@ -178,7 +178,7 @@ def test_a_step_has_neither_divisions_nor_invalidations(kernels: list[Kernel]) -
 
 
 def of_512(kernels: list[Kernel]) -> list[Kernel]:
-    """In bfloat16, in clusters of Hopper: what the limits below are about."""
+    """The kernels that the limits below are about: bfloat16, in clusters of Hopper."""
     found = [
         k
         for k in kernels
@@ -221,7 +221,7 @@ def test_no_kernel_has_atomics(dumps: dict[str, str]) -> None:
 
 
 def test_default_architectures(dumps: dict[str, str]) -> None:
-    """80, 90, 100 and 120 where nvcc has them, and PTX: without a GPU, and no others asked for."""
+    """They are 80, 90, 100 and 120 where nvcc has them, and PTX, on a machine without a GPU."""
     text = _native.build_info()["cuda"]
     if "architectures 80-real 90-real" not in text:
         pytest.skip(f"built for others: {text}")

@@ -1,4 +1,4 @@
-// csrc/cpu/vector.h as compiled for one instruction set: the error bounds that it states, measured,
+// Tests of csrc/cpu/vector.h as compiled for one instruction set: the error bounds that it states,
 // and its loads, stores and shuffles. Exits with 77 where the processor lacks the set.
 #include "../../csrc/cpu/vector.h"
 
@@ -19,7 +19,7 @@ void check(bool ok, const char* what, double at = 0) {
   if (!ok && ++failures <= 30) std::printf("FAILED: %s, at %.9g\n", what, at);
 }
 
-// Equal bits, or both NaN.
+// Whether the bits are equal, or both are NaN.
 template <class T>
 bool same(T a, T b) {
   return std::memcmp(&a, &b, sizeof a) == 0 || (std::isnan(a) && std::isnan(b));
@@ -31,7 +31,7 @@ float from_bits(uint32_t bits) {
   return x;
 }
 
-// Every 1009th float, and all near the points where a function changes its course.
+// Every 1009th float, and all floats near the points where a function changes its course.
 std::vector<float> interesting_floats() {
   std::vector<float> x;
   for (uint64_t bits = 0; bits < uint64_t(1) << 32; bits += 1009) x.push_back(from_bits(bits));
@@ -149,7 +149,7 @@ void check_double_functions() {
   of_tanh.check_below(5e-16, "tanh: relative");
 }
 
-// Of which another order of addition gives another sum.
+// Values that give another sum in another order of addition.
 template <class T>
 Vector<T> random_vector(std::mt19937& random) {
   Vector<T> v;

@@ -2,7 +2,7 @@
 are small and carry their frame's number.
 
 Colour and IR pictures have the number in eight black or white blocks along their upper half, which
-survive compression; depth is 1000 mm and 7 mm more a frame.
+survive compression; depth is 1000 mm and 7 mm more per frame.
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmixer_kernels.data.clips import Clip, DamagedFile
+from mmixer_kernels.data.clips import Clip
+from mmixer_kernels.errors import DamagedFile
 
 CHANNELS = {"rgb": 3, "depth": 1, "ir": 1}
 
@@ -45,7 +46,7 @@ def made_clips(
     damaged: tuple[int, str] | None = None,
     missing: tuple[int, str] | None = None,
 ) -> list[Clip]:
-    """Clips of so many frames by modality; of one a modality may be damaged or missing."""
+    """Clips with these numbers of frames by modality; a modality of one can be bad or absent."""
     return [
         Clip(
             f"clip{i:03}",

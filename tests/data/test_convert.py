@@ -14,7 +14,7 @@ from data.sources import made_clips
 from mmixer_kernels.data import convert, images, shards
 from mmixer_kernels.data.clips import Clip
 from mmixer_kernels.data.shards import Conversion
-from mmixer_kernels.training.command import UserError
+from mmixer_kernels.errors import UserError
 
 FRAMES = {"rgb": 17, "depth": 17}
 CONVERSION = Conversion("ntu60", ("rgb", "depth"), {"stride": 8}, 24, 95, 2, {})

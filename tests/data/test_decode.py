@@ -12,13 +12,13 @@ pytest.importorskip("torchvision")
 
 from data import miniature
 
-from mmixer_kernels.data import DamagedFile
 from mmixer_kernels.data.decode import (
     DepthFolderSource,
     PictureFilesSource,
     VideoSource,
     require,
 )
+from mmixer_kernels.errors import DamagedFile
 
 
 def numbers(frames):

@@ -11,18 +11,19 @@ from data.sources import made_clips
 from torch.utils.data import DataLoader, Dataset
 
 from mmixer_kernels.data import convert, shards
-from mmixer_kernels.data.clips import Clip, DamagedFile
+from mmixer_kernels.data.clips import Clip
 from mmixer_kernels.data.shards import Conversion
 from mmixer_kernels.data.transforms import Sampling
+from mmixer_kernels.errors import DamagedFile
 
 SIZE = 24
 FRAMES = {"rgb": 20, "depth": 17, "ir": 33}
-"""Of the first clip; each other one has a frame more than the one before."""
+"""Numbers of frames of the first clip; each other one has a frame more than the one before."""
 
 
 def converted(folder: Path, clips: list[Clip], sampling: Sampling) -> Path:
     conversion = Conversion(
-        "ntu60", tuple(FRAMES), shards.described(sampling), SIZE, 95, 2, {"depth": "masked"}
+        "ntu60", tuple(FRAMES), shards.sampling_options(sampling), SIZE, 95, 2, {"depth": "masked"}
     )
     assert convert.convert(clips, ["a note"], "abc", conversion, folder, 1, False).complete
     return folder
@@ -157,7 +158,7 @@ def test_a_damaged_picture_is_named_when_it_is_read(tmp_path: Path, modality: st
 
 
 def test_a_member_that_is_no_picture_is_named(tmp_path: Path) -> None:
-    """Its checksum is right: it was written so."""
+    """The checksum of such a picture is right: it was written so."""
     converted(tmp_path, made_clips(5, FRAMES), Sampling(8))
     source = opened(tmp_path)[3].sources["rgb"]
     _, offset, length, _ = source.places[1]  # type: ignore[attr-defined]

@@ -30,7 +30,7 @@ def scenes(split):
 
 
 def cells(chosen):
-    """Every (gesture, attributes) and its label."""
+    """All (gesture, attributes) with their labels."""
     attributes = itertools.product((0, 1), repeat=len(chosen.modalities))
     return {(g, a): chosen.label(g, a) for a in attributes for g in range(4)}
 
@@ -109,7 +109,7 @@ def test_the_best_that_some_streams_can_reach(task, modalities, streams, ceiling
 
 @pytest.mark.parametrize("modalities", MODALITIES)
 def test_each_compared_label_has_two_opposite_clips(modalities):
-    """What the bound on added scores, (2^(N-1) + 1) / 2^N, follows from."""
+    """The bound on added scores, (2^(N-1) + 1) / 2^N, follows from this."""
     attributes = defaultdict(list)
     for (gesture, shown), label in cells(options("compare", modalities)).items():
         attributes[label].append((gesture, shown))

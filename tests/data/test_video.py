@@ -4,14 +4,14 @@ import pytest
 
 from mmixer_kernels.data import DATA
 from mmixer_kernels.data.video import first
-from mmixer_kernels.training import options
+from mmixer_kernels.training import parsing
 
 VIDEO = {"ntu60": (60, 5000), "ntu120": (120, 5000), "nw-ucla": (10, 3975)}
 
 
 @pytest.mark.parametrize("name", VIDEO)
 def test_defaults_are_the_papers(name):
-    chosen = options.parse(["--data", name], "train")
+    chosen = parsing.parse(["--data", name], "train")
     run, data = chosen.run, chosen.data
     assert (run.optimizer.name, run.optimizer.learning_rate) == ("adam", 1e-4)
     assert run.optimizer.schedule == "constant"
@@ -31,7 +31,7 @@ def test_the_colour_map_spreads_over_frames_or_to_the_sensors_maximum(name, numb
 
 def test_options_reach_sampling_and_transform():
     arguments = ["--data", "ntu60", "--modalities", "ir", "rgb", "depth", "--image-size", "64"]
-    data = options.parse([*arguments, "--flip", "0.25", "--jitter", "0"], "train").data
+    data = parsing.parse([*arguments, "--flip", "0.25", "--jitter", "0"], "train").data
     assert data.modalities == ("ir", "rgb", "depth")
     transform = data._transform()
     assert (transform.image_size, transform.flip, transform.jitter) == (64, 0.25, 0.0)

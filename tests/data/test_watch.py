@@ -9,7 +9,7 @@ import torch
 
 from mmixer_kernels import train
 from mmixer_kernels.data import WatchOptions, collate, watch
-from mmixer_kernels.training import options
+from mmixer_kernels.training import parsing
 
 PLAIN = {"tempo": 1.0, "mirror": 0.0, "tilt": 0.0, "roll": 0.0, "gain": 0.0, "jitter": 0.0}
 
@@ -272,7 +272,7 @@ def test_extractors_follow_the_modalities(load, modalities, channels):
 
 
 def test_the_recipe_is_1200_steps_and_the_last_weights():
-    run = options.parse(["--data", "watch"], "train").run
+    run = parsing.parse(["--data", "watch"], "train").run
     assert run.epochs * WatchOptions().samples == 1200 * run.loader.batch_size
     assert run.optimizer.warmup_epochs * WatchOptions().samples == 50 * run.loader.batch_size
     assert run.select == "last"
@@ -312,7 +312,7 @@ def test_a_short_run_of_a_fold_with_six_modalities(tmp_path):
     fold = ["--test-subjects", "1", "2", "--validation-subject", "None", "--modalities", "axes"]
     assert train.main([*arguments, *fold, "--output", str(tmp_path)]) == 0
     expected = WatchOptions((1, 2), None, "axes", samples=32)
-    assert options.parse(["--config", str(tmp_path / "config.toml")], "train").data == expected
+    assert parsing.parse(["--config", str(tmp_path / "config.toml")], "train").data == expected
     windows = len(expected.load(None, 0).test)
     assert json.loads((tmp_path / "result.json").read_text())["samples"] == windows
 

@@ -1,6 +1,5 @@
 """The C++ engine against the float64 reference."""
 
-import time
 from contextlib import contextmanager
 from functools import partial
 
@@ -181,14 +180,17 @@ def test_group_is_its_members():
 @pytest.mark.parametrize("size", [(1, 1, 1, 1), (2, 3, 5, 17), (3, 8, 4, 64)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("keep", ["states", "gates"])
-def test_saved_size_is_the_extension_s(size, dtype, keep):
+def test_forward_writes_all_that_is_saved_and_no_more(size, dtype, keep, monkeypatch):
     groups, steps, batch, hidden = size
     inputs = [torch.randn(steps, batch, 3, dtype=dtype)] * groups
     contexts = [torch.randn(batch, 2, dtype=dtype)] * groups
     weights = [Weights(*(x.to(dtype) for x in _weights(3, 2, hidden)))] * groups
     call = Problem(inputs, contexts, weights)
-    expected = _native.saved_size(dtype == torch.float64, cpu._Call(call, keep).native)
-    assert cpu.saved_size(call, keep) == expected
+    size = cpu.saved_size(call, keep)
+    monkeypatch.setattr(cpu, "saved_size", lambda *_: size + 64)
+    _, _, saved = cpu.forward(call, keep)
+    assert saved[:size].isfinite().all()
+    assert saved[size:].isnan().all()  # what torch fills new memory with in tests
 
 
 @every_option
@@ -287,25 +289,3 @@ def test_lengths_are_checked_where_the_values_are():
 def _weights(input_size, context_size, hidden):
     unit = reference.MCU(input_size, context_size, hidden)
     return Weights(*(x.detach() for x in unit.weights()))
-
-
-def test_limits(instruction_set):
-    """The roofline's measurements: operations are counted for the whole team, reading ends in
-    the block, and the recurrence takes a part of the call's time."""
-    for threads in (1, 2):
-        counts = [_native.multiply_add(rounds, threads) for rounds in (1, 10)]
-        assert counts[0] > 0
-        assert counts[1] == 10 * counts[0]
-        assert counts[0] == threads * _native.multiply_add(1, 1)
-        block = torch.randn(1001)
-        _native.read(block.data_ptr(), block.numel(), 3, threads)
-    problem = Problem([torch.randn(40, 3, 6)], [torch.randn(3, 4)], [_weights(6, 4, 64)])
-    call = cpu._Call(problem, "nothing")
-    output, h_n = torch.empty(40, 3, 64), torch.empty(3, 64)
-    workspace = torch.empty(_native.forward_workspace_size(False, call.native, False))
-    start = time.perf_counter()
-    pointers = (x.data_ptr() for x in (output, h_n, workspace))
-    seconds = _native.recurrence_seconds(call.native, *pointers)
-    assert 0 < seconds < time.perf_counter() - start
-    expected, _, _ = cpu.forward(problem, "nothing")
-    assert torch.equal(output, expected[0])

@@ -285,7 +285,7 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 class Prepared(NamedTuple):
     weights: Tensor  # `[G, 3, H, H]`, as are `matrices`
     matrices: Tensor
-    terms: Tensor | None  # `[G, parts, 3, padded, padded]`
+    split: Tensor | None  # `[G, terms, 3, padded, padded]`
 
 
 def prepared(
@@ -293,10 +293,11 @@ def prepared(
     size: tuple[int, int],
     dtypes: tuple[torch.dtype, torch.dtype],
     padded: int = 0,
-    parts: int = 0,
-    terms_dtype: torch.dtype | None = None,
+    terms: int = 0,
+    term_dtype: torch.dtype | None = None,
     offsets: tuple[int, int] = (0, 0),
-    **options: bool,
+    transposed: bool = False,
+    remove_mean: bool = False,
 ) -> Prepared:
     """Random weights and what the kernel made of them. Offsets, in elements from an aligned
     address, and dtypes: of the weights and of the matrices, beside which nothing is written."""
@@ -310,26 +311,33 @@ def prepared(
         for offset, buffer in zip(offsets, buffers, strict=True)
     )
     weights.copy_(torch.rand(weights.shape, generator=torch.Generator().manual_seed(hidden)))
-    terms = None
-    if terms_dtype is not None:
-        terms = torch.full((G, parts, 3, padded, padded), torch.nan, dtype=terms_dtype)
-    native = cuda._fill(
-        emulator.PrepareArguments(),
+    split = None
+    if term_dtype is not None:
+        split = torch.full((G, terms, 3, padded, padded), torch.nan, dtype=term_dtype)
+    rest = dict.fromkeys(Weights._fields)
+    sets = [
+        emulator.WeightSet(**{**rest, "weight_r": r, "weight_z": z, "weight_h": h})
+        for r, z, h in weights
+    ]
+    native = emulator.PrepareArguments(
+        sets=sets,
+        first=0,
         weight_dtype=weights.dtype,
+        norm_dtype=weights.dtype,
+        transposed=transposed,
+        remove_mean=remove_mean,
         matrices=matrices,
         matrices_dtype=matrices.dtype,
-        terms=terms,
-        terms_dtype=terms_dtype,
-        **{"G": G, "count": G, "H": hidden, "Hp": padded, "parts": parts},
-        **options,
+        split_weights=split,
+        term_dtype=term_dtype or torch.bfloat16,
+        norms=None,
+        **{"G": G, "H": hidden, "Hp": padded, "terms": terms},
     )
-    for i, gates in enumerate(weights):
-        native.set_weights(i, *(weight.data_ptr() for weight in gates), 0, 0)
     emulator.prepare(native, 0)
     for offset, buffer in zip(offsets, buffers, strict=True):
         assert buffer[:offset].isnan().all()
         assert buffer[-16:].isnan().all()
-    return Prepared(weights, matrices, terms)
+    return Prepared(weights, matrices, split)
 
 
 def check_matrices(p: Prepared, remove_mean: bool) -> None:
@@ -356,24 +364,24 @@ def test_prepared_matrices(dtype: torch.dtype, hidden: int, emulator: ModuleType
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_prepared_terms(dtype: torch.dtype, hidden: int, padded: int, emulator: ModuleType) -> None:
     """The terms add up to the matrices in float32, with zeros beyond them."""
-    kinds = [*((torch.bfloat16, parts) for parts in (1, 2, 3)), (torch.float16, 1)]
-    for (terms_dtype, parts), transposed, remove_mean in itertools.product(
+    kinds = [*((torch.bfloat16, terms) for terms in (1, 2, 3)), (torch.float16, 1)]
+    for (term_dtype, terms), transposed, remove_mean in itertools.product(
         kinds, [False, True], [False, True]
     ):
         options = {"transposed": transposed, "remove_mean": remove_mean}
         dtypes = dtype, torch.float32
-        p = prepared(emulator, (2, hidden), dtypes, padded, parts, terms_dtype, **options)
+        p = prepared(emulator, (2, hidden), dtypes, padded, terms, term_dtype, **options)
         check_matrices(p, remove_mean)
         check_terms(p, transposed)
 
 
 def check_terms(p: Prepared, transposed: bool) -> None:
-    assert p.terms is not None
-    margin = p.terms.shape[-1] - p.matrices.shape[-1]
+    assert p.split is not None
+    margin = p.split.shape[-1] - p.matrices.shape[-1]
     rest = torch.nn.functional.pad(p.matrices.mT if transposed else p.matrices, (0, margin) * 2)
-    for terms in p.terms.unbind(1):
-        expected = rest.to(terms.dtype)
-        assert torch.equal(terms, expected)
+    for term in p.split.unbind(1):
+        expected = rest.to(term.dtype)
+        assert torch.equal(term, expected)
         rest = rest - expected.float()
 
 
@@ -446,7 +454,7 @@ def test_step_is_one_launch(
     launched = []
     cell = emulator.cell
     counted = SimpleNamespace(**vars(emulator))
-    counted.cell = lambda *arguments: (launched.append(1), cell(*arguments))
+    counted.cell = lambda **fields: (launched.append(1), cell(**fields))
     monkeypatch.setattr(cuda, "_native", counted)
     monkeypatch.setattr(cuda, "forward", None)
     emulator.configure(resident_blocks=12)  # so that a team has several samples
@@ -506,9 +514,9 @@ def test_a_stream_has_a_workspace_of_its_own_also_under_another_ones_handle(
     stub = SimpleNamespace(**vars(emulator))
     used = []
 
-    def cell(arguments: Any, stream: int) -> None:
-        used.append(arguments.workspace)
-        emulator.cell(arguments, stream)
+    def cell(**fields: Any) -> None:
+        used.append(fields["workspace"].data_ptr())
+        emulator.cell(**fields)
 
     stub.cell = cell
     monkeypatch.setattr(cuda, "_native", stub)
@@ -565,7 +573,9 @@ def test_step_of_long_rows(emulator: ModuleType) -> None:
 def test_a_step_of_few_samples_has_a_block_for_each_processor(emulator: ModuleType) -> None:
     def plan(batch: int, resident_blocks: int) -> tuple[int, int]:
         emulator.configure(resident_blocks=resident_blocks)
-        samples, blocks, _, _ = emulator.cell_plan(batch, 512, 512, 512, 0, 2)
+        sizes = {"input_size": 512, "context_size": 512, "hidden": 512}
+        dtypes = {"dtype": torch.float32, "weight_dtype": torch.bfloat16}
+        samples, blocks, _, _ = emulator.cell_plan(batch=batch, **sizes, **dtypes)
         return samples, blocks
 
     assert plan(1, 132) == (1, 64)

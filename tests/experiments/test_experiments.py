@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from mmixer_kernels.errors import UserError
 from mmixer_kernels.experiments import published
 from mmixer_kernels.experiments.__main__ import main
 from mmixer_kernels.experiments.catalogue import EXPERIMENTS
 from mmixer_kernels.experiments.networks import M_MIXER, of_lengths, of_modalities
 from mmixer_kernels.experiments.runs import FOLDS, Plan
-from mmixer_kernels.training import options
-from mmixer_kernels.training.command import UserError
+from mmixer_kernels.training import parsing
 
 TINY = [
     *("--frame-size", "8", "--frames", "4", "--samples", "64", "--evaluation-samples", "64"),
@@ -111,7 +111,7 @@ def test_networks_are_what_their_rows_say(finished, network, options):
 
 
 def test_engines_train_alike(finished):
-    """In two epochs float32 engines do not part; other seeds do."""
+    """Float32 engines do not part within two epochs; other seeds do."""
     rows = document(finished, "engines")["markdown"].splitlines()
     farthest = [float(row.split("|")[3]) for row in rows if row.startswith("| cpu")]
     assert farthest
@@ -203,24 +203,24 @@ def test_mistakes_end_in_one_line(arguments, message, tmp_path, capsys, monkeypa
 
 @pytest.mark.parametrize("data", ["synthetic", "watch", "ntu60", "ntu120"])
 def test_forms_of_a_data_set_are_options_of_training(data):
-    base = options.parse(["--data", data], "test")
+    base = parsing.parse(["--data", data], "test")
     for network in [*of_modalities(base), *of_lengths(base)]:
-        options.parse(["--data", data, *network.options], "test")
+        parsing.parse(["--data", data, *network.options], "test")
 
 
 def test_folds_test_everybody_once():
     tested = []
     for fold in FOLDS["watch"]:
-        parsed = options.parse(["--data", "watch", *fold], "test")
+        parsed = parsing.parse(["--data", "watch", *fold], "test")
         tested += parsed.data.test_subjects
         assert parsed.data.validation_subject is None
     assert sorted(tested) == list(range(1, 11))
 
 
 def test_the_papers_figures_stand_beside_the_papers_data_only():
-    papers = options.parse(["--data", "ntu60"], "test")
+    papers = parsing.parse(["--data", "ntu60"], "test")
     assert published.of_ablation("table2", papers)["gru"] == 84.87
-    other = options.parse(["--data", "ntu60", "--modalities", "rgb", "depth", "ir"], "test")
+    other = parsing.parse(["--data", "ntu60", "--modalities", "rgb", "depth", "ir"], "test")
     assert published.of_ablation("table2", other) == {}
 
 

@@ -1,4 +1,4 @@
-"""What a training left in its folder, and whether two trainings left the same."""
+"""The files that a training left in its folder, and the comparison of two trainings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from mmixer_kernels.training import checkpoint
 
 TIMES = ("seconds", "samples_per_second", "data_wait")
-"""Of a record, what no two trainings have in common."""
+"""The keys of a record that no two trainings have in common."""
 
 
 def outcome(folder: Path) -> dict[str, Any]:

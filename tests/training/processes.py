@@ -18,7 +18,7 @@ import torch
 from mmixer_kernels import train
 
 STARTED = "effective batch size"
-"""What the first process prints before its first step."""
+"""The words that the first process prints before its first step."""
 PATIENCE = 120.0
 """Seconds after which a training counts as hanging."""
 
@@ -35,7 +35,7 @@ class Job:
         return self.logs[0]
 
     def wait_for(self, text: str, seconds: float) -> bool:
-        """Whether the first process prints the text before it ends."""
+        """Waits for the first process to print the text; False when it ends before."""
         end = time.monotonic() + seconds
         while time.monotonic() < end and self.processes[0].is_alive():
             if text in self.log.read_text():

@@ -17,9 +17,9 @@ from processes import PATIENCE, STARTED, start
 
 from mmixer_kernels import train
 from mmixer_kernels.data import ArraysOptions
+from mmixer_kernels.errors import UserError
+from mmixer_kernels.trained.evaluation import evaluate
 from mmixer_kernels.training import checkpoint
-from mmixer_kernels.training.command import UserError
-from mmixer_kernels.training.run import evaluate
 
 TRAIN, TEST = 21, 11
 
@@ -82,7 +82,7 @@ def test_the_effective_batch_alone_decides(
     assert ours["effective_batch_size"] == theirs["effective_batch_size"]
     assert ours["confusion"] == theirs["confusion"]
     assert ours["accuracy"] == theirs["accuracy"]
-    # Sums are rounded in another order: some 1e-7 a step, which Adam's first steps pass on.
+    # Sums are rounded in another order: some 1e-7 per step, which Adam's first steps pass on.
     assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-6)
     for our, their in zip(outcome(divided)["records"], outcome(whole)["records"], strict=True):
         assert our == pytest.approx(their, rel=1e-6)
@@ -90,7 +90,7 @@ def test_the_effective_batch_alone_decides(
     for name in other:
         torch.testing.assert_close(model[name], other[name], rtol=0, atol=1e-6)
     # The same weights evaluated by one process in the same batches: the same to the last bit.
-    report = evaluate(divided / "best.pt", "test", None, None, None)
+    report = evaluate(divided / "best.pt", "test")
     for name in ("samples", "confusion", "accuracy", "loss"):
         assert report[name] == ours[name]
     assert report["samples"] == TEST
@@ -189,8 +189,8 @@ def not_finite(rank: int) -> None:
     inner = loop.Trainer._loss
 
     def loss(self: loop.Trainer, batch: Any) -> Any:
-        value, rights = inner(self, batch)
-        return value * (float("nan") if rank == 1 and self.step == 3 else 1), rights
+        value, correct = inner(self, batch)
+        return value * (float("nan") if rank == 1 and self.step == 3 else 1), correct
 
     loop.Trainer._loss = loss  # type: ignore[method-assign]
 

@@ -12,27 +12,48 @@ from tiny import STEPS, interrupt_after, trainer
 from torch import Tensor, nn
 
 from mmixer_kernels.data import Sample, Split
+from mmixer_kernels.errors import UserError
+from mmixer_kernels.stop import Interrupted, Stop
 from mmixer_kernels.training import checkpoint, loop
-from mmixer_kernels.training.command import UserError
 from mmixer_kernels.training.options import LoaderOptions
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("uninterrupted")
-    with loop.Stop() as stop:
+    with Stop() as stop:
         trainer().fit(folder, stop)
     return folder
 
 
+def assert_resumes(folder: Path, uninterrupted: Path) -> None:
+    """A training that goes on from the folder's last.pt ends as the one that was left alone."""
+    resumed = trainer()
+    resumed.load_state(checkpoint.load(folder / "last.pt"))
+    with Stop() as stop:
+        resumed.fit(folder, stop)
+    assert unequal(outcome(folder), outcome(uninterrupted)) == []
+
+
 def test_the_same_command_twice_gives_the_same_bits(uninterrupted: Path, tmp_path: Path) -> None:
-    with loop.Stop() as stop:
+    with Stop() as stop:
         trainer().fit(tmp_path, stop)
     assert unequal(outcome(tmp_path), outcome(uninterrupted)) == []
 
 
+def test_a_checkpoint_has_the_names_that_other_versions_read(uninterrupted: Path) -> None:
+    state = checkpoint.load(uninterrupted / "last.pt")
+    assert set(state) == {
+        *("format", "config", "data", "processes", "model", "optimizer", "scaler", "random"),
+        *("random_cuda", "threads", "hardware", "epoch", "step", "totals", "history"),
+    }
+    assert set(state["totals"]) == {"loss", "rights", "samples", "seconds", "data_seconds"}
+    best = checkpoint.load(uninterrupted / "best.pt")
+    assert set(best) == {"format", "config", "data", "model", "epoch"}
+
+
 def test_another_seed_gives_other_weights(uninterrupted: Path, tmp_path: Path) -> None:
-    with loop.Stop() as stop:
+    with Stop() as stop:
         trainer("--seed", "1").fit(tmp_path, stop)
     ours, theirs = (checkpoint.load(p / "last.pt")["model"] for p in (tmp_path, uninterrupted))
     assert any(not torch.equal(ours[name], theirs[name]) for name in ours)
@@ -44,16 +65,12 @@ def test_interrupted_and_resumed_is_bit_equal(
 ) -> None:
     first = trainer()
     interrupt_after(steps, first, monkeypatch)
-    with pytest.raises(loop.Interrupted), loop.Stop() as stop:
+    with pytest.raises(Interrupted), Stop() as stop:
         first.fit(tmp_path, stop)
     state = checkpoint.load(tmp_path / "last.pt")
     assert state["epoch"] * STEPS + state["step"] == steps
     torch.rand(steps)
-    second = trainer()
-    second.load_state(state)
-    with loop.Stop() as stop:
-        second.fit(tmp_path, stop)
-    assert unequal(outcome(tmp_path), outcome(uninterrupted)) == []
+    assert_resumes(tmp_path, uninterrupted)
 
 
 def test_a_training_killed_between_its_writes_resumes_without_doubled_lines(
@@ -68,16 +85,12 @@ def test_a_training_killed_between_its_writes_resumes_without_doubled_lines(
         inner(state, path, *previous)
 
     monkeypatch.setattr(checkpoint, "save", save)
-    with pytest.raises(MemoryError), loop.Stop() as stop:
+    with pytest.raises(MemoryError), Stop() as stop:
         first.fit(tmp_path, stop)
     monkeypatch.undo()
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"epoch": 2, "lo')
-    second = trainer()
-    second.load_state(checkpoint.load(tmp_path / "last.pt"))
-    with loop.Stop() as stop:
-        second.fit(tmp_path, stop)
-    assert unequal(outcome(tmp_path), outcome(uninterrupted)) == []
+    assert_resumes(tmp_path, uninterrupted)
 
 
 def test_a_signal_during_validation_stops_there(
@@ -91,30 +104,26 @@ def test_a_signal_during_validation_stops_there(
         return inner(*arguments, **options)
 
     monkeypatch.setattr(loop, "evaluate", evaluate)
-    with pytest.raises(loop.Interrupted) as stopped, loop.Stop() as stop:
+    with pytest.raises(Interrupted) as stopped, Stop() as stop:
         first.fit(tmp_path, stop)
     assert stopped.value.number == signal.SIGTERM
     monkeypatch.undo()
     state = checkpoint.load(tmp_path / "last.pt")
     assert (state["epoch"], state["step"]) == (0, STEPS)
-    second = trainer()
-    second.load_state(state)
-    with loop.Stop() as stop:
-        second.fit(tmp_path, stop)
-    assert unequal(outcome(tmp_path), outcome(uninterrupted)) == []
+    assert_resumes(tmp_path, uninterrupted)
 
 
 def test_each_epoch_has_draws_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     epochs: list[int] = []
     trained = trainer()
     monkeypatch.setattr(trained.data.train, "set_epoch", epochs.append)
-    with loop.Stop() as stop:
+    with Stop() as stop:
         trained.fit(tmp_path, stop)
     assert epochs == [0, 1]
 
 
 def test_workers_change_no_result(uninterrupted: Path, tmp_path: Path) -> None:
-    with loop.Stop() as stop:
+    with Stop() as stop:
         trainer("--loader.workers", "2").fit(tmp_path, stop)
     ours, theirs = outcome(tmp_path), outcome(uninterrupted)
     for name in ("last", "best"):
@@ -135,7 +144,7 @@ def test_a_loss_that_is_not_finite_stops_and_leaves_the_checkpoints(
 
     monkeypatch.setattr(trained.model, "forward", forward)
     message = rf"loss is nan in epoch {broken_epoch} at step 3 of {STEPS}: lower --optimizer"
-    with pytest.raises(UserError, match=message), loop.Stop() as stop:
+    with pytest.raises(UserError, match=message), Stop() as stop:
         trained.fit(tmp_path, stop)
     assert (tmp_path / "last.pt").exists() == (broken_epoch == 2)
     if broken_epoch == 2:
@@ -154,7 +163,7 @@ def test_weights_that_are_not_finite_after_the_last_step_are_not_saved(
             nn.init.constant_(trained.model.mixer.classifier.bias, math.nan)
 
     monkeypatch.setattr(trained.optimizer, "step", step)
-    with pytest.raises(UserError, match="validation loss is nan in epoch 1"), loop.Stop() as stop:
+    with pytest.raises(UserError, match="validation loss is nan in epoch 1"), Stop() as stop:
         trained.fit(tmp_path, stop)
     assert not (tmp_path / "last.pt").exists()
 

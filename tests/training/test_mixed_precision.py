@@ -11,6 +11,7 @@ from tiny import TINY, interrupt_after, trainer
 from torch import nn
 
 from mmixer_kernels import evaluate, train
+from mmixer_kernels.stop import Interrupted, Stop
 from mmixer_kernels.training import checkpoint, loop, mixed_precision
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -29,19 +30,19 @@ def test_it_trains_in_the_dtype_and_resumes_bit_equal(
     first.model.mixer.classifier.register_forward_hook(
         lambda module, inputs, output: dtypes.add(output.dtype)
     )
-    with loop.Stop() as stop:
+    with Stop() as stop:
         first.fit(whole, stop)
     assert dtypes == {DTYPES[precision]}
     assert {parameter.dtype for parameter in first.model.parameters()} == {torch.float32}
     second = trainer(*more)
     interrupt_after(4, second, monkeypatch)
-    with pytest.raises(loop.Interrupted), loop.Stop() as stop:
+    with pytest.raises(Interrupted), Stop() as stop:
         second.fit(stopped, stop)
     state = checkpoint.load(stopped / "last.pt")
     assert bool(state["scaler"]) == (precision == "float16")
     third = trainer(*more)
     third.load_state(state)
-    with loop.Stop() as stop:
+    with Stop() as stop:
         third.fit(stopped, stop)
     assert unequal(outcome(stopped), outcome(whole)) == []
 
@@ -70,7 +71,7 @@ def test_the_gradient_is_clipped_after_the_scale_is_taken_off() -> None:
 
 
 def lacking(monkeypatch: pytest.MonkeyPatch, unit: type[nn.Module], lack: str) -> None:
-    """As a device on which PyTorch lacks float16 for a unit's forward, for its forward with
+    """Acts as a device on which PyTorch lacks float16 for a unit's forward, for its forward with
     gradients, or for its backward."""
     forward = unit.forward
 

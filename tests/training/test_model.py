@@ -8,8 +8,8 @@ from torch import nn
 
 from mmixer_kernels import MMixer
 from mmixer_kernels.data import Data, Split, SyntheticOptions
-from mmixer_kernels.training import extractors, model, options
-from mmixer_kernels.training.command import UserError
+from mmixer_kernels.errors import UserError
+from mmixer_kernels.training import extractors, model, parsing
 from mmixer_kernels.training.model import Recognizer, build
 from mmixer_kernels.training.options import ModelOptions
 
@@ -109,7 +109,7 @@ def test_data_with_extractors_of_its_own_takes_no_other(option: dict[str, str]) 
 
 def small(*arguments: str) -> Recognizer:
     sizes = ("--frames", "2", "--frame-size", "8", "--samples", "16", "--model.hidden-size", "8")
-    given = options.parse([*sizes, "--model.engine", "reference", *arguments], "train")
+    given = parsing.parse([*sizes, "--model.engine", "reference", *arguments], "train")
     torch.manual_seed(0)
     recognizer = model.build(given.run.model, given.load_data())
     return model.place(recognizer, given.run, torch.device("cpu"))

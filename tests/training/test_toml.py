@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from mmixer_kernels.errors import UserError
 from mmixer_kernels.training import toml
-from mmixer_kernels.training.command import UserError
 
 TABLE = {
     "text": 'quo"te \\ back\nnew\ttab \x7f \x00 ü 手 \U0001f600',

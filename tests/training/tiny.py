@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from mmixer_kernels.training import loop, model, options
+from mmixer_kernels.training import loop, model, parsing
 
 TINY = [
     *("--frames", "4", "--frame-size", "8", "--samples", "16", "--evaluation-samples", "16"),
@@ -21,7 +21,7 @@ STEPS = 6
 
 
 def trainer(*more: str) -> loop.Trainer:
-    chosen = options.parse([*TINY, *more], "train")
+    chosen = parsing.parse([*TINY, *more], "train")
     torch.manual_seed(chosen.run.seed)
     data = chosen.load_data()
     return loop.Trainer(chosen, data, model.build(chosen.run.model, data))

@@ -1,4 +1,4 @@
-"""What the kernels share: activations, LayerNorm, and products of a tile."""
+"""The functions that the kernels share: activations, LayerNorm, and products of a tile."""
 
 from __future__ import annotations
 
@@ -9,17 +9,22 @@ import triton.language as tl
 kernel = triton.jit(do_not_specialize=["G", "T", "B", "rows", "gate"])
 
 
+# The rows of the norms, in the order of `problem.GATES`.
+NORM_F, NORM_G, NORM_S, NORM_R, NORM_Z, NORM_H = (tl.constexpr(row) for row in range(6))
+
 # Triton's interpreter, which the tests use, multiplies bfloat16 operands' bits as integers.
 WIDEN = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 @triton.jit
 def sigmoid(x):
+    """1 / (1 + exp(-x))."""
     return 1 / (1 + tl.exp(-x))
 
 
 @triton.jit
 def tanh(x):
+    """(1 - exp(-2 |x|)) / (1 + exp(-2 |x|)), with the sign of x."""
     # Not 1 - 2 / (exp(2 x) + 1) of a negative x, whose exponential would lose digits.
     small = tl.exp(-2 * tl.abs(x))
     y = (1 - small) / (1 + small)
@@ -40,6 +45,7 @@ def normalise(x, mask, H, eps: tl.constexpr, HAS_NORM: tl.constexpr):
 
 @triton.jit
 def norm_scale(norms, G, group, gate, H, h, HAS_NORM: tl.constexpr):
+    """A gate's norm_weight; without LayerNorm 1."""
     if HAS_NORM:
         return tl.load(norms + (group * 6 + gate) * H + h, mask=h < H, other=0)
     else:
@@ -48,6 +54,7 @@ def norm_scale(norms, G, group, gate, H, h, HAS_NORM: tl.constexpr):
 
 @triton.jit
 def affine(x_hat, norms, G, group, gate, H, h, HAS_NORM: tl.constexpr):
+    """x_hat times a gate's norm_weight plus its norm_bias; without LayerNorm x_hat."""
     if HAS_NORM:
         shift = tl.load(norms + ((G + group) * 6 + gate) * H + h, mask=h < H, other=0)
         return x_hat * norm_scale(norms, G, group, gate, H, h, HAS_NORM) + shift
@@ -57,6 +64,7 @@ def affine(x_hat, norms, G, group, gate, H, h, HAS_NORM: tl.constexpr):
 
 @triton.jit
 def norm_backward(dy, x_hat, r_std, scale, mask, H, HAS_NORM: tl.constexpr):
+    """The gradient of LayerNorm's operand; without LayerNorm dy."""
     if HAS_NORM:
         u = tl.where(mask, dy * scale, 0)
         mean_u = tl.sum(u, axis=1, keep_dims=True) / H
@@ -64,6 +72,16 @@ def norm_backward(dy, x_hat, r_std, scale, mask, H, HAS_NORM: tl.constexpr):
         return r_std * (u - mean_u - x_hat * mean_u_x_hat)
     else:
         return dy
+
+
+@triton.jit
+def store_norm_sums(
+    grad_norm, grad_scale, grad_shift, summand, H, h, mask, HAS_NORM: tl.constexpr
+):  # fmt: skip
+    """One summand `[2, H]` of the gradient of a gate's norm."""
+    if HAS_NORM:
+        tl.store(grad_norm + summand * 2 * H + h, grad_scale, mask=mask)
+        tl.store(grad_norm + (summand * 2 + 1) * H + h, grad_shift, mask=mask)
 
 
 @triton.jit
@@ -136,7 +154,7 @@ def linear(
 
 
 @triton.jit
-def normalised(a, mean, r_std, norms, G, group, gate, place, mask, H, h, HAS_NORM: tl.constexpr):
+def normalised(a, mean, r_std, norms, G, group, gate, offset, mask, H, h, HAS_NORM: tl.constexpr):
     """LN of what `linear` left in a."""
-    x = (tl.load(a + place, mask=mask, other=0) - mean) * r_std
+    x = (tl.load(a + offset, mask=mask, other=0) - mean) * r_std
     return affine(x, norms, G, group, gate, H, h, HAS_NORM)

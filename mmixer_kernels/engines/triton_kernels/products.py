@@ -26,5 +26,5 @@ def products(
     x += group * rows * H
     row = row.to(tl.int64)
     total = multiply(total, x, H, row, matrix, 1, H, rows, H, H, h, BLOCK_K, PRECISION)
-    place = ((group * rows + row) * COUNT + gate) * H + h
-    tl.store(y + place, total, mask=(row < rows) & (h < H))
+    offset = ((group * rows + row) * COUNT + gate) * H + h
+    tl.store(y + offset, total, mask=(row < rows) & (h < H))

@@ -9,6 +9,9 @@ import triton
 import triton.language as tl
 
 from .functions import (
+    NORM_H,
+    NORM_R,
+    NORM_Z,
     affine,
     kernel,
     linear,
@@ -29,7 +32,7 @@ def recurrence(
     BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Eq. 11-14 over the sequence. operands: `[2, G, B, H]`, for h and for r h; a: likewise, the
-    pre-activations of r and z, then of h. z waits in the place of the step's state."""
+    pre-activations of r and z, then of h. z waits in the offset of the step's state."""
     group = tl.program_id(1).to(tl.int64)
     b = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)[:, None]
     size = B.to(tl.int64) * H
@@ -65,16 +68,20 @@ def recurrence(
         tl.debug_barrier()
         for first in range(0, H, BLOCK_N):
             h = first + tl.arange(0, BLOCK_N)[None, :]
-            mask, place = (b < B) & (h < H), b * H + h
+            mask, offset = (b < B) & (h < H), b * H + h
             r = sigmoid(
-                normalised(a_r, mean_r, std_r, norms, SETS, group, 3, place, mask, H, h, HAS_NORM)
+                normalised(
+                    a_r, mean_r, std_r, norms, SETS, group, NORM_R, offset, mask, H, h, HAS_NORM
+                )
             )
-            state = tl.load(previous + place, mask=mask & has_previous, other=0)
-            tl.store(operand_r_h + place, (r * state).to(operand), mask=mask)
+            state = tl.load(previous + offset, mask=mask & has_previous, other=0)
+            tl.store(operand_r_h + offset, (r * state).to(operand), mask=mask)
             z = sigmoid(
-                normalised(a_z, mean_z, std_z, norms, SETS, group, 4, place, mask, H, h, HAS_NORM)
+                normalised(
+                    a_z, mean_z, std_z, norms, SETS, group, NORM_Z, offset, mask, H, h, HAS_NORM
+                )
             )
-            tl.store(current + place, z, mask=mask)
+            tl.store(current + offset, z, mask=mask)
         tl.debug_barrier()
         mean_h, std_h = linear(
             a_r, gate + 2 * H, operand_r_h, H, matrix_h, b, B, H, H, eps,
@@ -83,17 +90,19 @@ def recurrence(
         tl.debug_barrier()
         for first in range(0, H, BLOCK_N):
             h = first + tl.arange(0, BLOCK_N)[None, :]
-            mask, place = (b < B) & (h < H), b * H + h
+            mask, offset = (b < B) & (h < H), b * H + h
             x = tanh(
-                normalised(a_r, mean_h, std_h, norms, SETS, group, 5, place, mask, H, h, HAS_NORM)
+                normalised(
+                    a_r, mean_h, std_h, norms, SETS, group, NORM_H, offset, mask, H, h, HAS_NORM
+                )
             )
-            state = tl.load(previous + place, mask=mask & has_previous, other=0)
-            next_state = state + tl.load(current + place, mask=mask, other=0) * (x - state)
+            state = tl.load(previous + offset, mask=mask & has_previous, other=0)
+            next_state = state + tl.load(current + offset, mask=mask, other=0) * (x - state)
             if HAS_LENGTHS:
                 valid = t < tl.load(lengths + b, mask=b < B, other=0)
                 next_state = tl.where(valid, next_state, state)
-            tl.store(current + place, next_state, mask=mask)
-            tl.store(operand_h + place, next_state.to(operand), mask=mask)
+            tl.store(current + offset, next_state, mask=mask)
+            tl.store(operand_h + offset, next_state.to(operand), mask=mask)
         previous = current
 
 
@@ -120,10 +129,10 @@ def _through_norm(
     std = tl.load(r_std + b, mask=b < B, other=0)
     for first in range(0, H, BLOCK_N):
         h = first + tl.arange(0, BLOCK_N)[None, :]
-        mask, place = (b < B) & (h < H), b * H + h
-        u = tl.load(dy + place, mask=mask, other=0)
+        mask, offset = (b < B) & (h < H), b * H + h
+        u = tl.load(dy + offset, mask=mask, other=0)
         if HAS_NORM:
-            x = tl.load(x_hat + place, mask=mask, other=0)
+            x = tl.load(x_hat + offset, mask=mask, other=0)
             u = u * norm_scale(norms, G, group, gate, H, h, HAS_NORM)
             u = std * (u - sum_u / H - x * (sum_u_x_hat / H))
         tl.store(grad_a + (b * 3 * H + h), u.to(grad_a.dtype.element_ty), mask=mask)
@@ -171,30 +180,30 @@ def recurrence_backward(
         tl.debug_barrier()
         for first in range(0, H, BLOCK_N):
             h = first + tl.arange(0, BLOCK_N)[None, :]
-            mask, place = (b < B) & (h < H), b * H + h
+            mask, offset = (b < B) & (h < H), b * H + h
             d = tl.load(output + (b * stride_sample + h), mask=mask, other=0).to(dtype)
-            dh = tl.load(grad_h + place, mask=mask, other=0)
+            dh = tl.load(grad_h + offset, mask=mask, other=0)
             d += dh
-            x = tl.load(x_z + place, mask=mask, other=0)
-            z = sigmoid(affine(x, norms, SETS, group, 4, H, h, HAS_NORM))
+            x = tl.load(x_z + offset, mask=mask, other=0)
+            z = sigmoid(affine(x, norms, SETS, group, NORM_Z, H, h, HAS_NORM))
             kept = d - d * z
             if HAS_LENGTHS:
                 valid = t < tl.load(lengths + b, mask=b < B, other=0)
                 d = tl.where(valid, d, 0)
                 kept = tl.where(valid, kept, dh)
-            tl.store(grad_h + place, kept, mask=mask)
-            y = tl.load(x_h + place, mask=mask, other=0)
-            h_tilde = tanh(affine(y, norms, SETS, group, 5, H, h, HAS_NORM))
-            state = tl.load(state_before + place, mask=mask, other=0)
+            tl.store(grad_h + offset, kept, mask=mask)
+            y = tl.load(x_h + offset, mask=mask, other=0)
+            h_tilde = tanh(affine(y, norms, SETS, group, NORM_H, H, h, HAS_NORM))
+            state = tl.load(state_before + offset, mask=mask, other=0)
             to_z = d * (h_tilde - state) * (z - z * z)
             to_h = d * z * (1 - h_tilde * h_tilde)
-            tl.store(dy_z + place, to_z, mask=mask)
-            tl.store(dy_h + place, to_h, mask=mask)
+            tl.store(dy_z + offset, to_z, mask=mask)
+            tl.store(dy_h + offset, to_h, mask=mask)
             if HAS_NORM:
                 _add_to_norm(norm_z, to_z, x, h, step, tiles, H)
                 _add_to_norm(norm_h, to_h, y, h, step, tiles, H)
-                to_z = to_z * norm_scale(norms, SETS, group, 4, H, h, HAS_NORM)
-                to_h = to_h * norm_scale(norms, SETS, group, 5, H, h, HAS_NORM)
+                to_z = to_z * norm_scale(norms, SETS, group, NORM_Z, H, h, HAS_NORM)
+                to_h = to_h * norm_scale(norms, SETS, group, NORM_H, H, h, HAS_NORM)
                 sum_z += tl.sum(to_z, axis=1, keep_dims=True)
                 sum_z_x += tl.sum(to_z * x, axis=1, keep_dims=True)
                 sum_h += tl.sum(to_h, axis=1, keep_dims=True)
@@ -219,7 +228,7 @@ def recurrence_backward(
         )
         _through_norm(
             da + 2 * H, dy_h, x_h, std_h, norms, sum_h, sum_h_x,
-            b, SETS, group, 5, B, H, HAS_NORM, BLOCK_N,
+            b, SETS, group, NORM_H, B, H, HAS_NORM, BLOCK_N,
         )  # fmt: skip
         tl.debug_barrier()
 
@@ -227,36 +236,54 @@ def recurrence_backward(
         sum_r_x = tl.zeros([BLOCK_B, 1], dtype)
         for first in range(0, H, BLOCK_N):
             h = first + tl.arange(0, BLOCK_N)[None, :]
-            mask, place = (b < B) & (h < H), b * H + h
+            mask, offset = (b < B) & (h < H), b * H + h
             total = tl.zeros([BLOCK_B, BLOCK_N], dtype)
             total = multiply(
                 total, da + 2 * H, 3 * H, b, matrix_h, H, 1, B, H, H, h, BLOCK_K, PRECISION
             )
-            tl.store(grad_f + place, total, mask=mask)
-            x = tl.load(x_r + place, mask=mask, other=0)
-            r = sigmoid(affine(x, norms, SETS, group, 3, H, h, HAS_NORM))
-            dh = tl.load(grad_h + place, mask=mask, other=0)
-            tl.store(grad_h + place, dh + total * r, mask=mask)
-            state = tl.load(state_before + place, mask=mask, other=0)
+            tl.store(grad_f + offset, total, mask=mask)
+            x = tl.load(x_r + offset, mask=mask, other=0)
+            r = sigmoid(affine(x, norms, SETS, group, NORM_R, H, h, HAS_NORM))
+            dh = tl.load(grad_h + offset, mask=mask, other=0)
+            tl.store(grad_h + offset, dh + total * r, mask=mask)
+            state = tl.load(state_before + offset, mask=mask, other=0)
             to_r = total * state * (r - r * r)
-            tl.store(dy_z + place, to_r, mask=mask)
+            tl.store(dy_z + offset, to_r, mask=mask)
             if HAS_NORM:
                 _add_to_norm(norm_r, to_r, x, h, step, tiles, H)
-                to_r = to_r * norm_scale(norms, SETS, group, 3, H, h, HAS_NORM)
+                to_r = to_r * norm_scale(norms, SETS, group, NORM_R, H, h, HAS_NORM)
                 sum_r += tl.sum(to_r, axis=1, keep_dims=True)
                 sum_r_x += tl.sum(to_r * x, axis=1, keep_dims=True)
         tl.debug_barrier()
         _through_norm(
-            da, dy_z, x_r, std_r, norms, sum_r, sum_r_x, b, SETS, group, 3, B, H, HAS_NORM, BLOCK_N
+            da,
+            dy_z,
+            x_r,
+            std_r,
+            norms,
+            sum_r,
+            sum_r_x,
+            b,
+            SETS,
+            group,
+            NORM_R,
+            B,
+            H,
+            HAS_NORM,
+            BLOCK_N,
         )
         tl.debug_barrier()
         for first in range(0, H, BLOCK_N):
             h = first + tl.arange(0, BLOCK_N)[None, :]
-            mask, place = (b < B) & (h < H), b * H + h
+            mask, offset = (b < B) & (h < H), b * H + h
             total = tl.zeros([BLOCK_B, BLOCK_N], dtype)
             total = multiply(total, da, 3 * H, b, matrix_r, H, 1, B, H, H, h, BLOCK_K, PRECISION)
             total = multiply(
                 total, da + H, 3 * H, b, matrix_z, H, 1, B, H, H, h, BLOCK_K, PRECISION
             )
-            tl.store(grad_f + place, tl.load(grad_f + place, mask=mask, other=0) + total, mask=mask)
-            tl.store(grad_h + place, tl.load(grad_h + place, mask=mask, other=0) + total, mask=mask)
+            tl.store(
+                grad_f + offset, tl.load(grad_f + offset, mask=mask, other=0) + total, mask=mask
+            )
+            tl.store(
+                grad_h + offset, tl.load(grad_h + offset, mask=mask, other=0) + total, mask=mask
+            )

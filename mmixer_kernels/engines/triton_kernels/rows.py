@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import triton.language as tl
 
-from .functions import affine, kernel, norm_backward, norm_scale, normalise, sigmoid, tanh
+from .functions import (
+    NORM_R,
+    NORM_S,
+    affine,
+    kernel,
+    norm_backward,
+    norm_scale,
+    normalise,
+    sigmoid,
+    store_norm_sums,
+    tanh,
+)
 
 
 @kernel
@@ -16,10 +27,10 @@ def norm_tanh(
     group, row = tl.program_id(1), tl.program_id(0)
     h = tl.arange(0, BLOCK_H)[None, :]
     mask = h < H
-    place = (group * rows + row).to(tl.int64) * H + h
-    x_hat, _ = normalise(tl.load(a + place, mask=mask, other=0), mask, H, eps, HAS_NORM)
+    offset = (group * rows + row).to(tl.int64) * H + h
+    x_hat, _ = normalise(tl.load(a + offset, mask=mask, other=0), mask, H, eps, HAS_NORM)
     result = tanh(affine(x_hat, norms, G, group, gate, H, h, HAS_NORM))
-    tl.store(y + place, result.to(y.dtype.element_ty), mask=mask)
+    tl.store(y + offset, result.to(y.dtype.element_ty), mask=mask)
 
 
 @kernel
@@ -27,6 +38,7 @@ def norm_tanh_backward(
     a, grad_y, grad_y_more, norms, grad_a, grad_norm, G, rows, H, gate,
     eps: tl.constexpr, HAS_NORM: tl.constexpr, HAS_MORE: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
+    """The gradient of y = tanh(LN(a)), from one or two that add up to y's."""
     group, first, programs = tl.program_id(1), tl.program_id(0), tl.num_programs(0)
     h = tl.arange(0, BLOCK_H)[None, :]
     mask = h < H
@@ -34,22 +46,20 @@ def norm_tanh_backward(
     grad_scale = tl.zeros([1, BLOCK_H], a.dtype.element_ty)
     grad_shift = tl.zeros([1, BLOCK_H], a.dtype.element_ty)
     for row in range(first, rows, programs):
-        place = (group * rows + row).to(tl.int64) * H + h
-        x = tl.load(a + place, mask=mask, other=0)
+        offset = (group * rows + row).to(tl.int64) * H + h
+        x = tl.load(a + offset, mask=mask, other=0)
         x_hat, r_std = normalise(x, mask, H, eps, HAS_NORM)
         y = tanh(affine(x_hat, norms, G, group, gate, H, h, HAS_NORM))
-        dy = tl.load(grad_y + place, mask=mask, other=0)
+        dy = tl.load(grad_y + offset, mask=mask, other=0)
         if HAS_MORE:
-            dy += tl.load(grad_y_more + place, mask=mask, other=0)
+            dy += tl.load(grad_y_more + offset, mask=mask, other=0)
         dy = dy - dy * y * y
         grad_scale += dy * x_hat
         grad_shift += dy
         da = norm_backward(dy, x_hat, r_std, scale, mask, H, HAS_NORM)
-        tl.store(grad_a + place, da.to(grad_a.dtype.element_ty), mask=mask)
-    if HAS_NORM:
-        place = (group * programs + first) * 2 * H + h
-        tl.store(grad_norm + place, grad_scale, mask=mask)
-        tl.store(grad_norm + place + H, grad_shift, mask=mask)
+        tl.store(grad_a + offset, da.to(grad_a.dtype.element_ty), mask=mask)
+    summand = group * programs + first
+    store_norm_sums(grad_norm, grad_scale, grad_shift, summand, H, h, mask, HAS_NORM)
 
 
 @kernel
@@ -61,16 +71,16 @@ def mix(
     group, row = tl.program_id(1), tl.program_id(0)
     h = tl.arange(0, BLOCK_H)[None, :]
     mask = h < H
-    place = (group * rows + row).to(tl.int64) * H + h
+    offset = (group * rows + row).to(tl.int64) * H + h
     sample = (group * B + row % B) * H + h
-    x = tl.load(a + place, mask=mask, other=0) + tl.load(context_s + sample, mask=mask, other=0)
+    x = tl.load(a + offset, mask=mask, other=0) + tl.load(context_s + sample, mask=mask, other=0)
     x_hat, _ = normalise(x, mask, H, eps, HAS_NORM)
-    y = affine(x_hat, norms, G, group, 2, H, h, HAS_NORM)
+    y = affine(x_hat, norms, G, group, NORM_S, H, h, HAS_NORM)
     if not CONCAT:
-        f = tl.load(f_bar + place, mask=mask, other=0).to(y.dtype)
+        f = tl.load(f_bar + offset, mask=mask, other=0).to(y.dtype)
         g = tl.load(g_bar + sample, mask=mask, other=0).to(y.dtype)
         y = g + sigmoid(y) * (f - g)
-    tl.store(f_tilde + place, y.to(f_tilde.dtype.element_ty), mask=mask)
+    tl.store(f_tilde + offset, y.to(f_tilde.dtype.element_ty), mask=mask)
 
 
 @kernel
@@ -79,33 +89,34 @@ def mix_backward(
     G, rows, B, H,
     eps: tl.constexpr, HAS_NORM: tl.constexpr, CONCAT: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
+    """The gradient of `mix`, a program for several rows of a weight set."""
     group, first, programs = tl.program_id(1), tl.program_id(0), tl.num_programs(0)
     h = tl.arange(0, BLOCK_H)[None, :]
     mask = h < H
-    scale = norm_scale(norms, G, group, 2, H, h, HAS_NORM)
+    scale = norm_scale(norms, G, group, NORM_S, H, h, HAS_NORM)
     grad_scale = tl.zeros([1, BLOCK_H], a.dtype.element_ty)
     grad_shift = tl.zeros([1, BLOCK_H], a.dtype.element_ty)
     for row in range(first, rows, programs):
-        place = (group * rows + row).to(tl.int64) * H + h
+        offset = (group * rows + row).to(tl.int64) * H + h
         sample = (group * B + row % B) * H + h
-        x = tl.load(a + place, mask=mask, other=0) + tl.load(context_s + sample, mask=mask, other=0)
+        x = tl.load(a + offset, mask=mask, other=0) + tl.load(
+            context_s + sample, mask=mask, other=0
+        )
         x_hat, r_std = normalise(x, mask, H, eps, HAS_NORM)
-        dy = tl.load(grad_f_tilde + place, mask=mask, other=0)
+        dy = tl.load(grad_f_tilde + offset, mask=mask, other=0)
         if not CONCAT:
-            s = sigmoid(affine(x_hat, norms, G, group, 2, H, h, HAS_NORM))
-            f = tl.load(f_bar + place, mask=mask, other=0).to(dy.dtype)
+            s = sigmoid(affine(x_hat, norms, G, group, NORM_S, H, h, HAS_NORM))
+            f = tl.load(f_bar + offset, mask=mask, other=0).to(dy.dtype)
             g = tl.load(g_bar + sample, mask=mask, other=0).to(dy.dtype)
-            tl.store(grad_f_bar + place, dy * s, mask=mask)
-            tl.store(grad_g_bar + place, dy - dy * s, mask=mask)
+            tl.store(grad_f_bar + offset, dy * s, mask=mask)
+            tl.store(grad_g_bar + offset, dy - dy * s, mask=mask)
             dy = dy * (f - g) * (s - s * s)
         grad_scale += dy * x_hat
         grad_shift += dy
         da = norm_backward(dy, x_hat, r_std, scale, mask, H, HAS_NORM)
-        tl.store(grad_a + place, da.to(grad_a.dtype.element_ty), mask=mask)
-    if HAS_NORM:
-        place = (group * programs + first) * 2 * H + h
-        tl.store(grad_norm + place, grad_scale, mask=mask)
-        tl.store(grad_norm + place + H, grad_shift, mask=mask)
+        tl.store(grad_a + offset, da.to(grad_a.dtype.element_ty), mask=mask)
+    summand = group * programs + first
+    store_norm_sums(grad_norm, grad_scale, grad_shift, summand, H, h, mask, HAS_NORM)
 
 
 @kernel
@@ -119,18 +130,18 @@ def reset_gate(
     group, row = tl.program_id(1), tl.program_id(0)
     h = tl.arange(0, BLOCK_H)[None, :]
     mask = h < H
-    line = (group * rows + row).to(tl.int64)
-    place = line * H + h
-    x = tl.load(input_gates + line * 3 * H + h, mask=mask, other=0)
-    x += tl.load(state_gates + line * 2 * H + h, mask=mask, other=0)
+    row_of_all = (group * rows + row).to(tl.int64)
+    offset = row_of_all * H + h
+    x = tl.load(input_gates + row_of_all * 3 * H + h, mask=mask, other=0)
+    x += tl.load(state_gates + row_of_all * 2 * H + h, mask=mask, other=0)
     x_hat, r_std = normalise(x, mask, H, eps, HAS_NORM)
-    r = sigmoid(affine(x_hat, norms, G, group, 3, H, h, HAS_NORM))
-    state = tl.load(previous + place, mask=mask, other=0)
-    f = tl.load(f_tilde + place, mask=mask, other=0).to(x.dtype)
+    r = sigmoid(affine(x_hat, norms, G, group, NORM_R, H, h, HAS_NORM))
+    state = tl.load(previous + offset, mask=mask, other=0)
+    f = tl.load(f_tilde + offset, mask=mask, other=0).to(x.dtype)
     operand = r_h_out.dtype.element_ty
-    tl.store(r_h_out + place, (r * state).to(operand), mask=mask)
-    tl.store(f_tilde_h + place, (f + state).to(operand), mask=mask)
-    tl.store(f_tilde_r_h + place, (f + r * state).to(operand), mask=mask)
+    tl.store(r_h_out + offset, (r * state).to(operand), mask=mask)
+    tl.store(f_tilde_h + offset, (f + state).to(operand), mask=mask)
+    tl.store(f_tilde_r_h + offset, (f + r * state).to(operand), mask=mask)
     of_gate = (group * 3 * rows + row).to(tl.int64)
     tl.store(x_hat_out + of_gate * H + h, x_hat, mask=mask)
     tl.store(r_std_out + of_gate + tl.zeros_like(r_std).to(tl.int64), r_std)
@@ -145,15 +156,15 @@ def update_gate(
     group, row = tl.program_id(1), tl.program_id(0)
     h = tl.arange(0, BLOCK_H)[None, :]
     mask = h < H
-    line = (group * rows + row).to(tl.int64)
-    x = tl.load(input_gates + (line * 3 + 1) * H + h, mask=mask, other=0)
-    x += tl.load(state_gates + (line * 2 + 1) * H + h, mask=mask, other=0)
+    row_of_all = (group * rows + row).to(tl.int64)
+    x = tl.load(input_gates + (row_of_all * 3 + 1) * H + h, mask=mask, other=0)
+    x += tl.load(state_gates + (row_of_all * 2 + 1) * H + h, mask=mask, other=0)
     x_hat, r_std = normalise(x, mask, H, eps, HAS_NORM)
     of_gate = ((group * 3 + 1) * rows + row).to(tl.int64)
     tl.store(x_hat_out + of_gate * H + h, x_hat, mask=mask)
     tl.store(r_std_out + of_gate + tl.zeros_like(r_std).to(tl.int64), r_std)
-    x = tl.load(input_gates + (line * 3 + 2) * H + h, mask=mask, other=0)
-    x += tl.load(candidate + line * H + h, mask=mask, other=0)
+    x = tl.load(input_gates + (row_of_all * 3 + 2) * H + h, mask=mask, other=0)
+    x += tl.load(candidate + row_of_all * H + h, mask=mask, other=0)
     x_hat, r_std = normalise(x, mask, H, eps, HAS_NORM)
     of_gate += rows
     tl.store(x_hat_out + of_gate * H + h, x_hat, mask=mask)

@@ -6,7 +6,19 @@ from __future__ import annotations
 
 import triton.language as tl
 
-from .functions import kernel, linear, normalised, sigmoid, tanh
+from .functions import (
+    NORM_F,
+    NORM_G,
+    NORM_H,
+    NORM_R,
+    NORM_S,
+    NORM_Z,
+    kernel,
+    linear,
+    normalised,
+    sigmoid,
+    tanh,
+)
 
 
 @kernel
@@ -20,7 +32,7 @@ def step(
 ):  # fmt: skip
     """Eq. 7-14, one step of one weight set. input `[B, F]`, context `[B, C]`; f_g: `[B, 2H]`, f_bar
     beside g_bar; a: `[2, B, H]`, the pre-activations in hand; state_operand, mixed: `[B, H]`; z
-    waits in the place of f_tilde."""
+    waits in the offset of f_tilde."""
     b = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)[:, None]
     operand = f_g.dtype.element_ty
     a_second = a + B * H
@@ -35,10 +47,10 @@ def step(
     tl.debug_barrier()
     for first in range(0, H, BLOCK_N):
         h = first + tl.arange(0, BLOCK_N)[None, :]
-        mask, place = (b < B) & (h < H), b * H + h
-        f = normalised(a, mean_f, std_f, norms, 1, 0, 0, place, mask, H, h, HAS_NORM)
+        mask, offset = (b < B) & (h < H), b * H + h
+        f = normalised(a, mean_f, std_f, norms, 1, 0, NORM_F, offset, mask, H, h, HAS_NORM)
         tl.store(f_g + (b * 2 * H + h), tanh(f).to(operand), mask=mask)
-        g = normalised(a_second, mean_g, std_g, norms, 1, 0, 1, place, mask, H, h, HAS_NORM)
+        g = normalised(a_second, mean_g, std_g, norms, 1, 0, NORM_G, offset, mask, H, h, HAS_NORM)
         tl.store(f_g + (b * 2 * H + H + h), tanh(g).to(operand), mask=mask)
     tl.debug_barrier()
     mean_s, std_s = linear(
@@ -48,16 +60,16 @@ def step(
     tl.debug_barrier()
     for first in range(0, H, BLOCK_N):
         h = first + tl.arange(0, BLOCK_N)[None, :]
-        mask, place = (b < B) & (h < H), b * H + h
-        x = normalised(a, mean_s, std_s, norms, 1, 0, 2, place, mask, H, h, HAS_NORM)
+        mask, offset = (b < B) & (h < H), b * H + h
+        x = normalised(a, mean_s, std_s, norms, 1, 0, NORM_S, offset, mask, H, h, HAS_NORM)
         if not CONCAT:
             f = tl.load(f_g + (b * 2 * H + h), mask=mask, other=0).to(x.dtype)
             g = tl.load(f_g + (b * 2 * H + H + h), mask=mask, other=0).to(x.dtype)
             x = g + sigmoid(x) * (f - g)
-        tl.store(mixed + place, x, mask=mask)
+        tl.store(mixed + offset, x, mask=mask)
         if HAS_HX:
             x += tl.load(hx + (b * stride_hx + h), mask=mask, other=0).to(x.dtype)
-        tl.store(state_operand + place, x.to(operand), mask=mask)
+        tl.store(state_operand + offset, x.to(operand), mask=mask)
     tl.debug_barrier()
     mean_r, std_r = linear(
         a, a, state_operand, H, weight_r, b, B, H, H, eps,
@@ -70,14 +82,14 @@ def step(
     tl.debug_barrier()
     for first in range(0, H, BLOCK_N):
         h = first + tl.arange(0, BLOCK_N)[None, :]
-        mask, place = (b < B) & (h < H), b * H + h
-        x = tl.load(mixed + place, mask=mask, other=0)
-        r = normalised(a, mean_r, std_r, norms, 1, 0, 3, place, mask, H, h, HAS_NORM)
+        mask, offset = (b < B) & (h < H), b * H + h
+        x = tl.load(mixed + offset, mask=mask, other=0)
+        r = normalised(a, mean_r, std_r, norms, 1, 0, NORM_R, offset, mask, H, h, HAS_NORM)
         if HAS_HX:
             x += sigmoid(r) * tl.load(hx + (b * stride_hx + h), mask=mask, other=0).to(x.dtype)
-        tl.store(state_operand + place, x.to(operand), mask=mask)
-        z = normalised(a_second, mean_z, std_z, norms, 1, 0, 4, place, mask, H, h, HAS_NORM)
-        tl.store(mixed + place, sigmoid(z), mask=mask)
+        tl.store(state_operand + offset, x.to(operand), mask=mask)
+        z = normalised(a_second, mean_z, std_z, norms, 1, 0, NORM_Z, offset, mask, H, h, HAS_NORM)
+        tl.store(mixed + offset, sigmoid(z), mask=mask)
     tl.debug_barrier()
     mean_h, std_h = linear(
         a, a, state_operand, H, weight_h, b, B, H, H, eps,
@@ -86,13 +98,13 @@ def step(
     tl.debug_barrier()
     for first in range(0, H, BLOCK_N):
         h = first + tl.arange(0, BLOCK_N)[None, :]
-        mask, place = (b < B) & (h < H), b * H + h
-        y = normalised(a, mean_h, std_h, norms, 1, 0, 5, place, mask, H, h, HAS_NORM)
+        mask, offset = (b < B) & (h < H), b * H + h
+        y = normalised(a, mean_h, std_h, norms, 1, 0, NORM_H, offset, mask, H, h, HAS_NORM)
         y = tanh(y)
-        z = tl.load(mixed + place, mask=mask, other=0)
+        z = tl.load(mixed + offset, mask=mask, other=0)
         if HAS_HX:
             state = tl.load(hx + (b * stride_hx + h), mask=mask, other=0).to(y.dtype)
             y = state + z * (y - state)
         else:
             y = z * y
-        tl.store(output + place, y.to(output.dtype.element_ty), mask=mask)
+        tl.store(output + offset, y.to(output.dtype.element_ty), mask=mask)

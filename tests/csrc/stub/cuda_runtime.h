@@ -1,5 +1,6 @@
-// What benchmarks/gpu_probe.cu asks of the CUDA runtime, on a CPU: memory is the host's, kernels run by
-// csrc/emulator have ended when their launch returns, and the environment variable STUB plants a fault:
+// The part of the CUDA runtime that benchmarks/gpu_probe.cu needs, on a CPU: memory is the host's,
+// kernels run by csrc/emulator have ended when their launch returns, and the environment variable
+// STUB plants a fault:
 //
 //   hang     no event is ever reached
 //   differ   every tenth copy from the device has another first byte

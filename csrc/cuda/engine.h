@@ -1,0 +1,71 @@
+// The CUDA engine's calls: each starts kernels on the caller's stream, on the current device, and
+// returns; none synchronises or allocates. A failed one throws std::runtime_error.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "arguments.h"
+
+namespace mmixer::cuda {
+
+// cluster: thread block clusters exchange through shared memory (compute capability 9.0 and newer).
+// cooperative: blocks exchange through L2, all of them resident at once (8.0 and newer).
+// wide: the same in packets of 16 bytes instead of 8; to be measured, for H up to 512 and one term.
+enum class Path { cluster, cooperative, wide };
+
+// Which of the persistent kernels of a size.
+struct Variant {
+  Path path;
+  int samples;       // of a team: 4 or 8
+  int terms;         // of a float in the recurrence's products, 1 to 3
+  Dtype term_dtype;  // bfloat16; forward, with one term, also float16
+};
+
+// How a persistent kernel takes a size.
+struct Plan {
+  int H;                // padded; 0: no such kernel, or not on the current device
+  int teams;            // that run at once
+  int64_t packets;      // bytes a team needs for its exchange
+  std::string refusal;  // why there is no such kernel; else empty
+};
+
+// Why the current device cannot run this build's kernels; empty: it can.
+std::string refusal();
+
+Plan plan(const Variant& variant, int H, bool backward);
+
+// The whole batch, plan.teams at a time; arguments.packets: plan.packets for each of those.
+void forward(const Variant& variant, int teams, ForwardArguments arguments, void* stream);
+void backward(const Variant& variant, int teams, BackwardArguments arguments, void* stream);
+
+// How a single step of the whole unit is taken in one launch.
+struct CellPlan {
+  int team_samples;     // 0: the current device cannot take this many samples of these sizes
+  int blocks;           // of a team
+  int64_t workspace;    // bytes of all teams
+  std::string refusal;  // why team_samples is 0; else empty
+};
+
+// Of a problem of one step and one weight set. batch, hidden, dtype and weight_dtype are read, and
+// the group's sizes.
+CellPlan cell_plan(const Problem& problem, const Group& group);
+
+// The workspace is between calls the kernel's own: those that share it must not run at once, and
+// must agree in H and in whether dtype is float64. stream_number tells streams apart, as no handle
+// does that a later stream may have.
+uint64_t stream_number(void* stream);
+void cell(const Problem& problem, const Group& group, const CellPlan& plan, void* next_state,
+          void* workspace, void* stream);
+
+void prepare(const PrepareArguments& arguments, void* stream);
+void norm_tanh(const NormTanhArguments& arguments, void* stream);
+void norm_tanh_backward(const NormTanhBackwardArguments& arguments, void* stream);
+void mix(const MixArguments& arguments, void* stream);
+void mix_backward(const MixArguments& arguments, void* stream);
+void reset_gate(const GateArguments& arguments, void* stream);
+void update_gate(const GateArguments& arguments, void* stream);
+void update_gate_backward(const GateBackwardArguments& arguments, void* stream);
+void reset_gate_backward(const GateBackwardArguments& arguments, void* stream);
+
+}  // namespace mmixer::cuda

@@ -1,0 +1,71 @@
+// What a call is, for the CPU and the CUDA engine alike: plain pointers, sizes and strides.
+//
+// G weight sets of one hidden size H run over T steps of B samples. Strides are in elements, and
+// the last dimension of every tensor is contiguous.
+#pragma once
+
+#include <cstdint>
+
+namespace mmixer {
+
+enum class Dtype : int { float32, float64, bfloat16, float16 };
+
+// How f_bar and g_bar become f_tilde: Eq. 9-10, or Table 3's experiment II.
+enum class Mix { gated, concat };
+
+// What forward leaves for backward: nothing; the states alone, so that backward computes the gates
+// again; or the gates too.
+enum class Keep { nothing, states, gates };
+
+// The order of a weight set's matrices and of the rows of norm_weight and norm_bias.
+enum Gate { gate_f, gate_g, gate_s, gate_r, gate_z, gate_h, gates };
+
+// Contiguous, row-major.
+struct WeightSet {
+  // W_f [H, input_size], W_g [H, context_size], W_s [H, 2H] (the first H columns for f, the last
+  // for g), W_r, W_z and W_h [H, H], in Problem::weight_dtype.
+  const void* weight[gates];
+  // [6, H], in Problem::norm_dtype; both null without LayerNorm.
+  const void *norm_weight, *norm_bias;
+};
+
+// A weight set, its sequence and its context, which are in Problem::dtype.
+struct Group : WeightSet {
+  const void* input;  // [T, B, input_size]
+  int64_t input_stride_step, input_stride_sample, input_size;
+  const void* context;  // [B, context_size]
+  int64_t context_stride_sample, context_size;
+};
+
+struct Problem {
+  int64_t groups, steps, batch, hidden;  // G, T, B, H
+  Mix mix;
+  Keep keep;
+  double eps;
+  int threads;  // at most, of the CPU engine
+  // Of inputs, contexts, hx, results and the gradients of all of these; of the matrices; of the
+  // norms.
+  Dtype dtype, weight_dtype, norm_dtype;
+  const Group* group;  // [G]
+  const void* hx;      // [G, B, H]; null for zeros
+  int64_t hx_stride_group, hx_stride_sample;
+  const int64_t* lengths;  // [B], each in 1..T; null where all are T
+};
+
+// The gradients of the results, which backward starts from.
+struct Cotangents {
+  const void* grad_output;  // [G, T, B, H]
+  int64_t grad_output_stride_group, grad_output_stride_step, grad_output_stride_sample;
+  const void* grad_h_n;  // [G, B, H]
+  int64_t grad_h_n_stride_group, grad_h_n_stride_sample;
+};
+
+// The gradients of one group, which backward writes: contiguous, in the shapes of their tensors.
+struct GroupGradient {
+  void* input;  // null where not wanted
+  void* context;
+  void* weight[gates];  // all null where not wanted, as the norms are
+  void *norm_weight, *norm_bias;
+};
+
+}  // namespace mmixer

@@ -1,0 +1,1 @@
+"""The uses of a trained network: evaluation, predictions, features, export."""

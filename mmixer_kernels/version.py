@@ -1,0 +1,3 @@
+"""The package's version, where any room can read it without an installation."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,55 @@
+// The fields of csrc/problem.h's structs, for fields.h.
+#pragma once
+
+#include "../csrc/problem.h"
+#include "fields.h"
+
+namespace fields {
+
+template <>
+struct Names<mmixer::Dtype> {
+  static constexpr const char* of[] = {"float32", "float64", "bfloat16", "float16"};
+};
+
+template <>
+struct Names<mmixer::Mix> {
+  static constexpr const char* of[] = {"gated", "concat"};
+};
+
+template <>
+struct Names<mmixer::Keep> {
+  static constexpr const char* of[] = {"nothing", "states", "gates"};
+};
+
+// The matrices and norms of a WeightSet or of a GroupGradient.
+template <class Struct>
+Table<Struct>& add_weights(Table<Struct>& table) {
+  constexpr const char* names[] = {"weight_f", "weight_g", "weight_s",
+                                   "weight_r", "weight_z", "weight_h"};
+  for (int gate = 0; gate < mmixer::gates; gate++)
+    table.element(names[gate], &Struct::weight, gate);
+  return table.field("norm_weight", &Struct::norm_weight).field("norm_bias", &Struct::norm_bias);
+}
+
+// A single step's share of a Group and of a Problem, in a struct that derives from both.
+template <class Struct>
+Table<Struct>& add_step(Table<Struct>& table) {
+  table.field("batch", &Struct::batch)
+      .field("hidden", &Struct::hidden)
+      .field("dtype", &Struct::dtype)
+      .field("weight_dtype", &Struct::weight_dtype)
+      .field("norm_dtype", &Struct::norm_dtype)
+      .field("mix", &Struct::mix)
+      .field("eps", &Struct::eps)
+      .field("input", &Struct::input)
+      .field("input_stride_sample", &Struct::input_stride_sample)
+      .field("input_size", &Struct::input_size)
+      .field("context", &Struct::context)
+      .field("context_stride_sample", &Struct::context_stride_sample)
+      .field("context_size", &Struct::context_size)
+      .field("hx", &Struct::hx)
+      .field("hx_stride_sample", &Struct::hx_stride_sample);
+  return add_weights(table);
+}
+
+}  // namespace fields
