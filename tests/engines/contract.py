@@ -311,6 +311,13 @@ class Contract:
                 assert value.dtype == (torch.float32 if weight is None else weight.dtype), name
                 floor = wide if value.dtype == torch.float32 else narrow
                 compare({name: value}, theirs, truth, floor)
+        call = q.on(self.DEVICE).call()
+        cotangents = Cotangents(*(x[None].to(self.DEVICE) for x in (p.grad_output, p.grad_h_n)))
+        with torch.no_grad():
+            _, _, saved = get(self.ENGINE).forward(call, "gates")
+            grads = get(self.ENGINE).backward(call, saved, "gates", cotangents, Need(True, True))
+        for grad, weight in zip(grads.weights[0], call.weights[0], strict=True):
+            assert grad.dtype == weight.dtype  # autograd itself would convert one that is not
 
     @in_every_precision
     def test_a_cell_is_a_sequence_of_one(self, precision: Precision, options: Options) -> None:
