@@ -55,7 +55,7 @@ class Kernel:
     parts: int
     resident: int
     samples: int
-    terms: int  # `Dtype` in csrc/cuda/arguments.h
+    terms: int  # `Dtype` in csrc/problem.h
     code: tuple[Instruction, ...] = field(repr=False)
 
     @property

@@ -12,6 +12,7 @@ from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -19,9 +20,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import gpu_table
+import limits
 import report
 import timing
 from timing import Contender, HostSeconds, Ratio
+
+from mmixer_kernels import reference
+from mmixer_kernels.problem import Problem, Weights
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
@@ -452,3 +457,29 @@ def test_what_matters_most_is_measured_first(rehearsal):
     precisions = [x["settings"]["precision"] for x in rehearsal[0]["comparisons"][:16]]
     changes = [a for a, b in pairwise([*precisions, ""]) if a != b]
     assert changes == ["bfloat16", "float16", "float32-high", "float32"]
+
+
+@pytest.mark.slow
+def test_limits():
+    """What the roofline is made of: operations are counted for the whole team, reading ends in the
+    block, and the recurrence takes a part of the call's time."""
+    pytest.importorskip("pybind11")
+    cpu = pytest.importorskip("mmixer_kernels.engines.cpu")
+    machine = limits.module()
+    for threads in (1, 2):
+        counts = [machine.multiply_add(rounds, threads) for rounds in (1, 10)]
+        assert counts[0] > 0
+        assert counts[1] == 10 * counts[0]
+        assert counts[0] == threads * machine.multiply_add(1, 1)
+        block = torch.randn(1001)
+        machine.read(block.data_ptr(), block.numel(), 3, threads)
+    weights = Weights(*(x.detach() for x in reference.MCU(6, 4, 64).weights()))
+    problem = Problem([torch.randn(40, 3, 6)], [torch.randn(3, 4)], [weights])
+    size = cpu._native.forward_workspace_size(problem=cpu._Call(problem, "nothing").native)
+    output, workspace = torch.empty(40, 3, 64), torch.empty(size)
+    with mock.patch.object(cpu, "_native", machine):
+        call = cpu._Call(problem, "nothing")
+    start = time.perf_counter()
+    seconds = machine.recurrence_seconds(problem=call.native, output=output, workspace=workspace)
+    assert 0 < seconds < time.perf_counter() - start
+    assert torch.equal(output, cpu.forward(problem, "nothing")[0][0])

@@ -15,6 +15,14 @@
 
 namespace mmixer::cpu::MMIXER_ISA {
 
+// As many threads as are worth their barriers, each with at least 32 k multiplications in a step's
+// product, and have a processor.
+inline int team_size(const Problem& p) {
+  const int64_t work = p.groups * p.batch * p.hidden * p.hidden;
+  const int64_t worth = std::min<int64_t>(work / 32768, p.threads);
+  return worth < 2 ? 1 : int(std::min<int64_t>(worth, available_processors()));
+}
+
 // Ranks [begin, end) of one group.
 struct Slice {
   int64_t group, begin, end;

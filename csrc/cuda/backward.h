@@ -6,7 +6,7 @@
 // the term of mean(u) vanishes, as the columns of W have mean zero. For the same reason da lacks it
 // too: the caller takes the mean of each column from dW. First u_h and u_z, then u_r; the product
 // for z and all that only it needs hide behind the second. What bounds a step is the latency of the
-// two exchanges and the two products of 16 bits that wait for them.
+// two exchanges and of the two products that wait for them.
 #pragma once
 
 #include <type_traits>
@@ -51,7 +51,7 @@ struct Backward {
   static constexpr int threads = L::threads;
   static constexpr bool needs_cluster = Exchange::is_cluster;
 
-  // Of a thread's element in one step: what the forward pass left, and dL/dh of the output.
+  // What the forward pass left of a thread's element in one step, and dL/dh of the output.
   struct Step {
     float x_hat[step_gates], v[step_gates], r_std[step_gates], h_previous;
     uint32_t dy;

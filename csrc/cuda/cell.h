@@ -17,7 +17,7 @@
 
 namespace mmixer::cuda {
 
-constexpr int cell_samples = 8;  // of a team at most
+constexpr int cell_samples = 8;  // the most that a team has
 
 // 8-byte words of a team's workspace: its number of calls, and six values of each row and sample.
 template <class T>
@@ -145,7 +145,7 @@ struct Cell {
     load_weights(of_sum, rank * warps + warp, 0);
     receive<gate_s, 1>(mixed);
     find_moments(mixed, 1);
-    // With Eq. 10 in the place of what it is computed from.
+    // The result of Eq. 10 takes the place of W_s's product.
     for (int i = thread_index(); i < H; i += threads)
       for (int s = 0; s < n; s++) {
         T x = normalized(gate_s, s, i, mixed[s * H + i]);
@@ -353,7 +353,7 @@ struct Cell {
     block_sync();
   }
 
-  // Of `count` rows of each sample, a warp a row.
+  // The moments of `count` rows per sample; a warp takes a row at a time.
   MMIXER_DEVICE void find_moments(const T* rows, int count) {
     if (!a.norm_weight) return;
     for (int i = warp; i < n * count; i += warps) {

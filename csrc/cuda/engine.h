@@ -14,7 +14,7 @@ namespace mmixer::cuda {
 // wide: the same in packets of 16 bytes instead of 8; to be measured, for H up to 512 and one term.
 enum class Path { cluster, cooperative, wide };
 
-// Which of the persistent kernels of a size.
+// One of the persistent kernels of a size.
 struct Variant {
   Path path;
   int samples;       // of a team: 4 or 8
@@ -22,11 +22,11 @@ struct Variant {
   Dtype term_dtype;  // bfloat16; forward, with one term, also float16
 };
 
-// How a persistent kernel takes a size.
+// The way in which a persistent kernel takes a size.
 struct Plan {
   int H;                // padded; 0: no such kernel, or not on the current device
   int teams;            // that run at once
-  int64_t packets;      // bytes a team needs for its exchange
+  int64_t packets;      // bytes per team, for its exchange
   std::string refusal;  // why there is no such kernel; else empty
 };
 
@@ -39,7 +39,7 @@ Plan plan(const Variant& variant, int H, bool backward);
 void forward(const Variant& variant, int teams, ForwardArguments arguments, void* stream);
 void backward(const Variant& variant, int teams, BackwardArguments arguments, void* stream);
 
-// How a single step of the whole unit is taken in one launch.
+// The way in which a single step of the whole unit is taken in one launch.
 struct CellPlan {
   int team_samples;     // 0: the current device cannot take this many samples of these sizes
   int blocks;           // of a team

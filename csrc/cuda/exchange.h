@@ -12,7 +12,7 @@
 
 namespace mmixer::cuda {
 
-// What a channel carries: rows of some operands of the landing, one after another, and some
+// A channel carries rows of some operands of the landing, one after another, and some
 // statistics.
 struct Channel {
   int first_operand, operands, first_statistic, statistics;

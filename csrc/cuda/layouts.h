@@ -12,6 +12,7 @@ namespace mmixer::cuda {
 template <class... Items>
 struct List {};
 
+// The numbers are H, blocks, warps, terms and resident tiles.
 template <int samples, Dtype term_dtype>
 using OneTermInCluster =
     List<Layout<128, 4, 8, 1, 3, samples, term_dtype>, Layout<256, 8, 8, 1, 3, samples, term_dtype>,

@@ -14,7 +14,7 @@ template <class Arguments>
 struct Recurrence {
   int H, terms, samples;
   Dtype term_dtype;
-  int64_t packets;  // bytes a team needs
+  int64_t packets;  // bytes per team
   Resident (*resident_teams)();
   // Teams first_team ... first_team + teams; arguments.packets: teams * packets, cleared here.
   void (*launch)(const Arguments& arguments, int teams, void* stream);

@@ -229,7 +229,7 @@ class RowSum {
   T held_[held_columns] = {};
 };
 
-// Of the gradients of scale and shift.
+// The sums of the gradients of scale and shift.
 template <class T>
 struct AffineSums {
   RowSum<T> scale, shift;
@@ -257,7 +257,7 @@ MMIXER_DEVICE void norm_gradient(const X& x_hat, const Dy& dy, T r_std, const Af
   });
 }
 
-// What the row kernels have in common.
+// The row kernels have this in common.
 template <Dtype dtype, class Arguments_>
 struct RowKernel {
   using Arguments = Arguments_;

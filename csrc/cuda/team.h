@@ -1,4 +1,4 @@
-// What forward.h and backward.h have in common: the team that a block belongs to, and what a thread
+// forward.h and backward.h have in common the team that a block belongs to, and what a thread
 // owns of it for the whole sequence.
 #pragma once
 
