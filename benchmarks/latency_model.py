@@ -47,7 +47,8 @@ LATENCIES = {
     "LDC": 30,  # [3]
     "R2UR": 12,  # [3]
 }
-"""Of an H100. Fixed latencies (4 to 6 cycles for most arithmetic) are in the machine code itself.
+"""Latencies of an H100, in cycles. Fixed latencies (4 to 6 cycles for most arithmetic) are in the
+machine code itself.
 
 [1] Luo et al., Benchmarking and Dissecting the Nvidia Hopper GPU Architecture, arXiv:2402.13499.
 [2] Ampere's, as published by others; nothing is known of Hopper's.
@@ -91,7 +92,7 @@ def latency(instruction: Instruction) -> int:
 
 
 def _registers(text: str, count: int = 1) -> set[str]:
-    """Of an operand: `count` from the one that it names."""
+    """The registers of an operand: `count` from the one that it names."""
     found = re.match(r"R(\d+)", text)
     return {f"R{int(found[1]) + i}" for i in range(count)} if found else set()
 
@@ -171,7 +172,7 @@ class _Addresses:
 
 
 class _Event(NamedTuple):
-    """What an instruction of the loop has to do with a channel."""
+    """The part that an instruction of the loop has in a channel."""
 
     kind: str = ""  # "send", "wait" or empty
     channel: str = ""

@@ -50,12 +50,14 @@ ROOT = Path(__file__).resolve().parents[1]
 PYTHON = os.environ.get("PYTHON") or sys.executable
 PERSISTENT = ("cluster", "cooperative", "wide")
 PATHS = ("cell", *PERSISTENT, "step")
-"""Of the engine (mmixer_kernels/engines/cuda.py), which nothing here imports: it may be broken."""
+"""The engine's paths (mmixer_kernels/engines/cuda.py), which nothing here imports: it may be
+broken."""
 TESTED = ("cluster", "cooperative", "step")
 """Paths that the device tests name; "wide" is measured alone."""
 DIRECTIONS = ("forward", "backward")
 MOST_SECONDS = 520
-"""Of all parts. A command on a lent machine ends after 600, and its end must not come first."""
+"""Seconds of all parts. A command on a lent machine ends after 600, and its end must not come
+first."""
 RESERVE = 15
 """Seconds of --total that are kept for the last table and tar."""
 GRACE = 5
@@ -377,7 +379,7 @@ class Job:
             without = {*self.left_out, *(["cluster"] if check == "racecheck" else [])} - {"cell"}
             selection = "test_small and (bfloat16 or float32-high)"
             selection += "".join(f" and not {path}" for path in sorted(without))
-            # Of torch's own kernels nothing is asked.
+            # Nothing is asked of torch's own kernels.
             ended = self.run(
                 *("sanitizer", 60, *words, "--kernel-name", "kns=mmixer"),
                 *(*self.pytest_words(40), DEVICE_TESTS, "-k", selection),
@@ -402,7 +404,8 @@ class Job:
         return 0 if all(verdict == "passed" for verdict in verdicts.values()) else 1
 
     def _has_failed(self, name: str) -> bool:
-        """In an earlier call; what was cut off or could not begin has not."""
+        """Whether the part failed in an earlier call; one that was cut off or could not begin did
+        not."""
         return "FAILED" in self.parts.get(name, {}).get("verdict", "")
 
     def _is_done(self, name: str) -> bool:
@@ -480,7 +483,7 @@ raise SystemExit(not state.available)
 
 
 def _failed(verdicts: dict[str, str]) -> str:
-    """Of several commands: "passed", or those that have not."""
+    """The verdict on several commands: "passed", or those that have not."""
     return "; ".join(f"{k}: {v}" for k, v in verdicts.items() if v != "passed") or "passed"
 
 
@@ -507,15 +510,15 @@ def _fault(ended: Ended) -> str | None:
 
 
 def _kernel(record: dict[str, Any]) -> str:
-    """Of which kernel the probe has written a record."""
+    """The kernel of a record of the probe, in words."""
     names = ("hidden", "parts", "terms", "samples", "batch")
     return ", ".join(f"{name} {record[name]}" for name in names if name in record)
 
 
 def _environment() -> dict[str, str]:
-    """Of all commands: programs beside the interpreter and CUDA's are found, a process has one
-    thread (its references' operations are tiny), products have equal bits, and pip, which installs
-    this checkout alone, asks nobody."""
+    """The environment of all commands: programs beside the interpreter and CUDA's are found, a
+    process has one thread (its references' operations are tiny), products have equal bits, and pip,
+    which installs this checkout alone, asks nobody."""
     folders = [str(Path(PYTHON).parent), os.environ.get("PATH", os.defpath), "/usr/local/cuda/bin"]
     return {
         **os.environ,
@@ -531,7 +534,7 @@ def _environment() -> dict[str, str]:
 
 
 def _output(command: Sequence[str]) -> str:
-    """What a short command prints; empty where it fails."""
+    """The text that a short command prints; empty where it fails."""
     try:
         done = subprocess.run(
             command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=30
@@ -542,7 +545,7 @@ def _output(command: Sequence[str]) -> str:
 
 
 def _fingerprint(gpu: str) -> str:
-    """Of the sources and the GPU: while it is the same, what passed need not run again."""
+    """A digest of the sources and the GPU: while it is the same, what passed need not run again."""
     folders = ("csrc", "python", "mmixer_kernels", "benchmarks", "tests")
     kinds = {".py", ".h", ".cu", ".cpp", ".sh", ".toml"}
     files = [
@@ -565,7 +568,7 @@ def _begin() -> None:
 
 
 def _signal(process: subprocess.Popen[bytes], number: int) -> None:
-    """To the process and all that it started in its group."""
+    """Sends a signal to the process and all that it started in its group."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, number)
 

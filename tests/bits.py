@@ -203,7 +203,7 @@ def sequence(case: Case, engine: str) -> tuple[Callable[[], Sequence[Tensor]], d
 
 
 def step(case: Case, engine: str) -> tuple[Callable[[], Sequence[Tensor]], dict[str, Tensor]]:
-    """As `sequence`, of calls that give the next state."""
+    """The same as `sequence`, for calls that give the next state."""
     o = operands(case, 1, steps=3)
     frames, context, weights = o.inputs[0], o.contexts[0], o.weights[0]
     hx = None if o.hx is None else o.hx[0]
@@ -225,7 +225,7 @@ def step(case: Case, engine: str) -> tuple[Callable[[], Sequence[Tensor]], dict[
 
 
 def network(case: Case, engine: str) -> tuple[Callable[[], Sequence[Tensor]], dict[str, Tensor]]:
-    """As `sequence`, of calls that give logits."""
+    """The same as `sequence`, for calls that give logits."""
     dtype = DTYPES[case["dtype"]][0]
     options = {name: case[name] for name in ("content", "mix", "layer_norm")}
     sizes = [6, 5, 9][: case["modalities"]]

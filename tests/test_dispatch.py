@@ -20,7 +20,8 @@ def tensors():
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 def test_a_call_that_nothing_looks_at(mode):
-    """Of every torch that is supported: where it lacks a private function, no call is plain."""
+    """A call is plain in every torch that is supported; one that lacks a private function has
+    none."""
     with mode():
         for _ in range(2):
             assert is_plain(tensors())

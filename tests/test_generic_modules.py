@@ -18,6 +18,7 @@ from torch.autograd import forward_ad
 from torch.nn.utils import parametrize, prune
 
 from mmixer_kernels import FusedMCU, FusedMCUCell, MMixer
+from mmixer_kernels.engines import of_device
 
 T, B, F, C, H, CLASSES = 2, 3, 2, 4, 5, 6
 SHAPES: dict[str, tuple[dict[str, bool], dict[str, tuple[int, ...]]]] = {
@@ -84,7 +85,7 @@ def _cases() -> Iterator[tuple[str, Case]]:
     yield "FusedMCU-cpu-recompute", mcu(FusedMCU, shapes, engine="cpu", recompute=True)
     yield "FusedMCU-reference", mcu(FusedMCU, shapes, engine="reference")
     yield "FusedMCUCell-reference", mcu(FusedMCUCell, SHAPES_OF_CELLS[""], engine="reference")
-    for engine in ("reference", "cpu"):
+    for engine in (each.NAME for each in of_device(torch.device("cpu"))):
         yield f"MMixer-{engine}", mixer(engine=engine)
         for name, options in (
             ("without_norm", {"layer_norm": False}),
@@ -410,7 +411,7 @@ def directional(case: Case) -> tuple[Callable[..., tuple[Tensor, ...]], list[Ten
 def derivative(
     function: Callable[..., tuple[Tensor, ...]], primals: list[Tensor], tangents: list[Tensor]
 ) -> tuple[Tensor, ...]:
-    """By differences, right to about 1e-9."""
+    """The derivative by differences, right to about 1e-9."""
     above, below = (
         function(*(x + step * t for x, t in zip(primals, tangents, strict=True)))
         for step in (1e-6, -1e-6)
@@ -438,7 +439,7 @@ def test_third_derivative(case: Case) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-7)
 
 
-# What torch imports for it.
+# torch imports it for forward mode.
 forward_mode = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 
 
@@ -683,7 +684,7 @@ def test_what_hooks_are_given(case: Case) -> None:
 
 @every_module()
 def test_lazy_negation(case: Case) -> None:
-    """Of each operand, whose memory holds the value without its sign."""
+    """The memory of each operand holds the value without its sign."""
     function, tensors = function_of_all(case)
     expected = function(*tensors)
     for i, x in enumerate(tensors):
@@ -720,7 +721,7 @@ def test_autocast(case: Case) -> None:
 
 @every_module()
 def test_errors(case: Case) -> None:
-    """Of a feature or a dimension too many, another dtype or device, and of what is no tensor."""
+    """A feature or a dimension too many, another dtype or device, and what is no tensor raise."""
     module, good = case.build(), case.inputs()
     for i, name in enumerate(case.shapes):
         x = good[i]

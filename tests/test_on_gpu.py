@@ -226,12 +226,12 @@ def test_a_machine_where_everything_goes_wrong(machine: Callable[..., Machine]) 
     assert parts["tests"]["passed"] == parts["tests"]["skipped"] == 2
     assert parts["sequence"]["verdict"].startswith("FAILED")
     assert parts["group"]["verdict"] == "passed"
-    # What crashed had measured something, and what is not measured is said to be so.
+    # The part that crashed had measured something, and the rest is said to be not measured.
     assert line(table, "as fast as nn.GRU", "64x8x512, bfloat16, forward  ").endswith("reached")
     assert line(table, "us per step: at most 1.5", "forward  ").split()[-2:] == ["1.40", "reached"]
     assert line(table, "N = 3 over N = 1", "64x8x512", "forward  ").endswith("not measured")
 
-    # What follows goes without the paths that are left out, and nothing is left running.
+    # The parts that follow go without the paths that are left out, and nothing is left running.
     calls = (here.fakes / "calls").read_text()
     assert "-k cluster" not in calls
     assert "-k step" in calls
@@ -340,7 +340,7 @@ def test_wrong_arguments(machine: Callable[..., Machine], words: list[str], mess
 
 @pytest.mark.slow
 def test_a_second_call_goes_on_where_the_first_one_ended(machine: Callable[..., Machine]) -> None:
-    """What was cut off or not begun comes first, what failed last, and no number is lost."""
+    """Parts that were cut off or not begun come first, failed ones last, and no number is lost."""
     here = machine(
         FINE_PROBE,
         """

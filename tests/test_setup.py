@@ -83,7 +83,7 @@ print(mmixer_kernels.__version__, installed("mmixer_kernels"))
 
 
 def test_a_copy_that_is_not_installed_can_be_imported_and_knows_its_version():
-    """As where CMake alone has built the extension."""
+    """CMake alone may have built the extension."""
     result = subprocess.run(
         [sys.executable, "-c", _NOT_INSTALLED], capture_output=True, text=True, check=True
     )

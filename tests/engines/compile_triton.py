@@ -31,7 +31,7 @@ OPERANDS = (
     "operands f_bar g_bar f_tilde grad_a r_h_out f_tilde_h f_tilde_r_h grad_gates grad_output "
     "input context weight_f weight_g weight_s weight_r weight_z weight_h f_g state_operand output"
 )
-"""Of products, in their dtype."""
+"""Operands of products, in their dtype."""
 ALSO = (("x", "products"), ("y", "norm_tanh"), ("hx", "step"))
 OPTIONS = {
     "HAS_NORM": "norms grad_norm",
@@ -40,7 +40,7 @@ OPTIONS = {
     "HAS_LENGTHS": "lengths",
     "CONCAT": "",
 }
-"""Of the kernels, and the arguments that are None without."""
+"""Options of the kernels, and the arguments that are None without them."""
 SIZES = "G T B H F C rows gate"
 KERNELS = (
     "norm_tanh norm_tanh_backward mix mix_backward reset_gate update_gate products step "
@@ -81,7 +81,7 @@ def types_of(kernel: Any, operand: str) -> Signature:
 def compiled(
     kernel: Any, types: Signature, constants: dict[str, Any], target: GPUTarget, **launch: int
 ) -> Any:
-    # What Triton finds out by itself at a call: addresses, H and strides are multiples of 16.
+    # Triton finds out by itself at a call that addresses, H and strides are multiples of 16.
     places = []
     for i, (name, type) in enumerate(types.items()):
         if isinstance(type, tuple):
