@@ -480,7 +480,7 @@ def _ratio(rows: Sequence[Row], names: tuple[str, str]) -> Value:
 
 
 def _step(rows: Sequence[Row]) -> Value:
-    """Ours, of the rows of one case."""
+    """Our microseconds per step, of the rows of one case."""
     return _slope(sorted(rows, key=_length), rows[0]["settings"]["ours"]) if rows else Value(None)
 
 

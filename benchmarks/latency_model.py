@@ -98,7 +98,7 @@ def _registers(text: str, count: int = 1) -> set[str]:
 
 
 class _Products:
-    """When the tensor core's results are there: the counters do not tell."""
+    """The times at which the tensor core's results are there, which the counters do not tell."""
 
     def __init__(self) -> None:
         self.ready: dict[str, int] = {}
@@ -107,7 +107,7 @@ class _Products:
         operands = instruction.operands.split(", ")
         if instruction.is_a("HMMA"):
             read = _registers(operands[1], 4) | _registers(operands[2], 2)
-            # Its sums go from one product to the next as fast as the code says.
+            # The sums, operands[3], need no wait beyond the stall that the code itself names.
         else:
             read = set(re.findall(r"R\d+", ", ".join(operands[1:])))
         return max((self.ready.get(register, 0) for register in read), default=0)
@@ -123,8 +123,8 @@ class _Products:
 
 
 class _Addresses:
-    """Which barrier an instruction of the cluster path names: the registers' values, as far as they
-    are a constant beside the start of shared memory."""
+    """The registers' values, as far as they are the start of shared memory plus a constant: which
+    barrier an instruction of the cluster path names follows from them."""
 
     def __init__(self) -> None:
         self.values: dict[str, tuple[str, int]] = {"RZ": ("", 0), "URZ": ("", 0)}
@@ -179,7 +179,7 @@ class _Event(NamedTuple):
 
 
 def _cluster_events(kernel: Kernel, loop: Sequence[Instruction]) -> list[_Event]:
-    """A channel is its barrier."""
+    """The events of the cluster path, on which a channel is named after its barrier."""
     addresses = _Addresses()
     for instruction in kernel.code:
         if instruction.address == loop[0].address:
@@ -202,7 +202,7 @@ def _cluster_events(kernel: Kernel, loop: Sequence[Instruction]) -> list[_Event]
 
 
 def _global_events(loop: Sequence[Instruction]) -> list[_Event]:
-    """Channels by their order: the last look before a barrier waits for all sends before it."""
+    """The events of exchanges through L2: the last look before a barrier waits for all sends."""
     events = [_Event()] * len(loop)
     look = None
     for i, instruction in enumerate(loop):
@@ -277,11 +277,11 @@ def _run(
 
 
 def predict(kernel: Kernel) -> Prediction:
-    """Raises ValueError for code in which the loop or the barriers are not found."""
+    """The cycles of a kernel's step; ValueError where its loop or barriers are not found."""
     loop = sass.loop_over_time(kernel)
     events = _cluster_events(kernel, loop) if kernel.path == "cluster" else _global_events(loop)
     networks = {b: _network(kernel, loop, events, b) for b in BYTES_PER_CYCLE}
-    # Behind hops that are longer than anything that is hidden there.
+    # Hops longer than all work that they could hide make every wait show.
     slow = networks[BYTES_PER_CYCLE[0]]
     _, waits = _run(loop, events, slow._replace(hops=dict.fromkeys(slow.hops, 10_000)))
     return Prediction(

@@ -101,7 +101,7 @@ class Ended(NamedTuple):
         return f", {self.count('PASSED')} passed" if tests else ""
 
     def of_tests(self) -> Ended:
-        """pytest calls it a success where every test was skipped: that is none."""
+        """The same end, but not a success where every test was skipped, which pytest calls one."""
         nothing = self.status == 0 and self.output != "" and not self.count("PASSED")
         return self._replace(status=NO_TESTS) if nothing else self
 
@@ -141,11 +141,9 @@ class Job:
         find = "import importlib.util as util; print(util.find_spec('pytest_timeout') is not None)"
         self.timeout_plugin = _output([PYTHON, "-c", find]) == "True"
 
-    # ---- commands
-
     @property
     def left(self) -> float:
-        """Seconds."""
+        """The seconds that are left of the script's time."""
         return self.options.total - RESERVE - (time.monotonic() - self.start)
 
     @property
@@ -243,7 +241,7 @@ class Job:
         self.left_out[path] = f"{self.left_out[path]}; {why}" if path in self.left_out else why
         print(f"  path {path} is left out: {why}")
 
-    # ---- parts: each returns its verdict, "passed" or what else
+    # Each part, from here to `main`, returns its verdict: "passed", or what went wrong.
 
     def build(self) -> str:
         pip = self.run(
@@ -265,7 +263,7 @@ class Job:
         return _failed(verdicts)
 
     def _build_by_cmake(self, folder: Path) -> str:
-        """Into the checkout, which the package is then imported from."""
+        """The extension is built into the checkout, from which the package is then imported."""
         find = "import pybind11; print(pybind11.get_cmake_dir())"
         pybind11 = "PYBIND11" if self.options.dry else _output([PYTHON, "-c", find])
         configured = self.run(
@@ -389,8 +387,6 @@ class Job:
             verdicts[f"{check} tests"] = ended.verdict
         return _failed(verdicts)
 
-    # ---- all of it
-
     def main(self) -> int:
         print(f"commit {self.commit or 'unknown'}; GPU {self.gpu or 'none'}; results in {self.out}")
         chosen = [name for name in PARTS if name in (self.options.only or PARTS)]
@@ -440,7 +436,7 @@ class Job:
         return verdict
 
     def report(self) -> str:
-        """Renews what is left for others; the table."""
+        """The table of what was seen; the files that are left for others are renewed."""
         if self.options.dry:
             return ""
         _write_json(self.folder / "state.json", {"parts": self.parts, "left out": self.left_out})
@@ -602,8 +598,8 @@ def _read_json(path: Path) -> Any:
 
 
 def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    """Beside, then renamed: what was there before is not lost to a fault. As
-    mmixer_kernels/files.py does it, without that package and torch."""
+    """The file is written beside, then renamed, so that a fault does not lose the one before.
+    mmixer_kernels/atomic.py does the same, but this script runs without that package and torch."""
     beside = path.with_name(path.name + ".part")
     write(beside)
     with open(beside, "rb") as file:

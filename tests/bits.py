@@ -33,7 +33,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# Before torch and triton are imported. Threads that wait must not hold a busy processor.
+# torch and triton read these at import. Threads that wait must not hold a busy processor.
 os.environ["TRITON_INTERPRET"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import torch
@@ -290,7 +290,7 @@ def on_cpu_tensors(engine: Any, **attributes: Any) -> Iterator[None]:
     """Inside, the engine takes CPU tensors, and has these attributes."""
     state = mmixer_kernels.EngineState(True, "made to take CPU tensors")
     attributes["state"] = lambda device=None: state
-    # An engine tells its devices by the one or the other, as the commit has it.
+    # Some commits name an engine's devices by DEVICES, others by `unsupported`.
     attributes |= {"DEVICES": ("cpu",), "unsupported": lambda input: None}
     before = {name: vars(engine)[name] for name in attributes if name in vars(engine)}
     vars(engine).update((name, attributes[name]) for name in before)

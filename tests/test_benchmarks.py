@@ -461,8 +461,8 @@ def test_what_matters_most_is_measured_first(rehearsal):
 
 @pytest.mark.slow
 def test_limits():
-    """What the roofline is made of: operations are counted for the whole team, reading ends in the
-    block, and the recurrence takes a part of the call's time."""
+    """The roofline's measurements are sound: operations count for the whole team, reading stays
+    inside the block, and the recurrence takes a part of the call's time."""
     pytest.importorskip("pybind11")
     cpu = pytest.importorskip("mmixer_kernels.engines.cpu")
     machine = limits.module()

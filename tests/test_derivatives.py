@@ -126,7 +126,7 @@ def test_vmap(names, layer_norm):
 @pytest.mark.parametrize("names", NAMES, ids="+".join)
 @pytest.mark.parametrize("recompute", [False, True])
 def test_gradient_in_vmap(names, recompute):
-    """A gradient for each call."""
+    """A vmap over gradients gives each call's own."""
     one, many = operands()
     chosen, dims = batched(names, one, many)
     ours = gradient(lambda x: run(x, recompute=recompute))
@@ -136,7 +136,7 @@ def test_gradient_in_vmap(names, recompute):
 
 @pytest.mark.parametrize("names", NAMES, ids="+".join)
 def test_gradient_of_vmap(names):
-    """A gradient of all calls."""
+    """The gradient of a vmap is that of all calls."""
     one, many = operands()
     chosen, dims = batched(names, one, many)
     results = gradient(torch.vmap(run, in_dims=(dims,)))(chosen)

@@ -107,7 +107,7 @@ CASES = dict(_cases())
 def every_module(
     *failing: tuple[str, str], where: Callable[[Case], bool] = lambda case: True
 ) -> pytest.MarkDecorator:
-    """Over the table's rows.
+    """The test runs once per row of the table.
 
     Args:
         failing: regular expressions of how the names of rows begin that fail, each with the reason.
@@ -145,7 +145,7 @@ def assert_equal(actual: Any, expected: Any) -> None:
 
 @every_module()
 def test_forward(case: Case) -> None:
-    """Equal bits at each call and in eval mode, and the float64 reference's to rounding."""
+    """Every call gives equal bits, in eval mode too, and the reference's results to rounding."""
     module, inputs = case.build(), case.inputs()
     first = call(module, inputs)
     assert all(output.requires_grad and output.isfinite().all() for output in first)
@@ -236,7 +236,7 @@ def test_to_dtype(case: Case, dtype: torch.dtype) -> None:
 
 @pytest.fixture(params=[False, True], ids=["set", "swapped"])
 def conversion(request: pytest.FixtureRequest) -> Iterator[None]:
-    """How `Module.to` replaces a parameter."""
+    """The way in which `Module.to` replaces a parameter: by its data, or by swapping tensors."""
     torch.__future__.set_swap_module_params_on_conversion(request.param)
     yield
     torch.__future__.set_swap_module_params_on_conversion(False)
@@ -245,7 +245,7 @@ def conversion(request: pytest.FixtureRequest) -> Iterator[None]:
 @every_module()
 @pytest.mark.usefixtures("conversion")
 def test_to_and_back(case: Case) -> None:
-    """Through float64 and through the meta device, gradients included."""
+    """A module survives a way through float64, gradients included, and one through meta."""
     module = case.build()
     expected = call(module, case.inputs())
     loss(expected).backward()
@@ -424,7 +424,7 @@ def test_third_derivative(case: Case) -> None:
     function, primals, tangents = directional(case)
 
     def second(*inputs: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Along the direction twice, differentiable."""
+        """The inputs as leaves, and the second derivative along the direction, differentiable."""
         values = [x.detach().requires_grad_() for x in inputs]
         total = torch.stack([x.sin().sum() for x in function(*values)]).sum()
         for _ in range(2):
@@ -439,7 +439,7 @@ def test_third_derivative(case: Case) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-7)
 
 
-# torch imports it for forward mode.
+# torch's own forward mode uses torch.jit.script, of whose deprecation it then warns.
 forward_mode = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 
 
@@ -567,7 +567,7 @@ def test_outputs_changed_in_place(case: Case) -> None:
 
 @every_module()
 def test_operands_changed_in_place(case: Case) -> None:
-    """The gradients of the values that forward read, or an error."""
+    """Backward gives the gradients of the values that forward read, or raises."""
     module, inputs = case.build(), case.inputs()
     for tensor in (*inputs, *module.parameters()):
         wanted = [p for p in module.parameters() if p is not tensor]
@@ -588,7 +588,7 @@ def test_operands_changed_in_place(case: Case) -> None:
 
 @every_module()
 def test_prune(case: Case) -> None:
-    """Which a hook before forward does: after a step the pruned weights are the new ones."""
+    """The masks of torch.nn.utils.prune, which a hook applies before forward, are respected."""
     module, masked, inputs = case.build(), case.build(), case.inputs()
     owners = [(m, name) for m in module.modules() for name, _ in m.named_parameters(recurse=False)]
     masks = []

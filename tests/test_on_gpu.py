@@ -117,7 +117,7 @@ class Machine(NamedTuple):
         return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
     def sooner(self, constant: str) -> None:
-        """Makes one of the script's times a second."""
+        """Sets one of the script's times to one second."""
         script = self.root / "benchmarks" / "on_gpu.py"
         text, count = re.subn(
             rf"^{constant} = \d+$", f"{constant} = 1", script.read_text(), flags=re.M
@@ -186,7 +186,7 @@ def line(text: str, *words: str) -> str:
 
 
 def is_running(process: int) -> bool:
-    """Not where only its exit status is left, which nobody may have asked for."""
+    """Whether the process runs: it does not where only its exit status is left to be asked for."""
     try:
         stat = Path(f"/proc/{process}/stat").read_text()
     except OSError:
@@ -393,7 +393,7 @@ def test_results_so_far_are_there_while_a_part_runs(
 def test_what_does_not_heed_an_interrupt_hangs(
     machine: Callable[..., Machine], program: str, hung: bool
 ) -> None:
-    """A slow start or a slow test is none: it ends by KeyboardInterrupt."""
+    """A slow start or a slow test is no hang: it ends by KeyboardInterrupt."""
     slow = f"exec {shlex.quote(sys.executable)} -c {shlex.quote(program)}"
     here = machine(FINE_PROBE, "trap '' INT; sleep 60; sleep 60" if hung else slow)
     here.sooner("GRACE")

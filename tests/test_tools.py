@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 @pytest.fixture(params=ENGINES)
 def engine(request: pytest.FixtureRequest) -> str:
-    """The CUDA engine is emulated."""
+    """The name of an engine; the CUDA engine is emulated."""
     if request.param == "cuda":
         request.getfixturevalue("emulator")
     return str(request.param)

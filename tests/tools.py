@@ -100,7 +100,7 @@ class Entrance(NamedTuple):
     """The operands' shapes for T and B."""
 
     def modules(self, engine: str) -> tuple[nn.Module, nn.Module]:
-        """Ours, and the equations with the same parameters, in float64."""
+        """Our module, and the equations with the same parameters, in float64."""
         ours, truth = self.make(engine).double(), self.make(None).double()
         truth.load_state_dict(ours.state_dict())
         return ours, truth
@@ -364,7 +364,7 @@ def other_and_gradients(case: Case) -> Any:
 
 
 def traced(context: Callable[[], Any]) -> Callable[[Case], Any]:
-    """Written, read, called with other sizes, and differentiated."""
+    """The module traced, written, read, called with other sizes, and differentiated."""
 
     def run(case: Case) -> Any:
         with context(), warnings.catch_warnings():
@@ -421,7 +421,7 @@ def exported(case: Case) -> Any:
 
 
 class Model(nn.Module):
-    """Somebody's, with a unit inside."""
+    """A user's module with a unit inside."""
 
     def __init__(self, unit: nn.Module) -> None:
         super().__init__()

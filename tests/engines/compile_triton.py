@@ -4,7 +4,7 @@ python compile_triton.py TARGET all
 Compiles kernels of the triton engine for a GPU that need not be here: TARGET is a CUDA compute
 capability (90) or an AMD architecture (gfx942). The first prints a line for each kernel that has
 products, in each DTYPE (bf16 fp32 fp64) and its default configuration: name, dtype, registers
-a thread, stack (what it spills) and shared memory, in bytes. The second compiles each kernel with
+per thread, stack (what it spills) and shared memory, in bytes. The second compiles each kernel with
 all that is optional and with nothing of it, in bfloat16 and float64, and prints how many. It is a
 process of its own, as the tests' interprets.
 """
@@ -111,7 +111,7 @@ def resources(target: GPUTarget, dtypes: Sequence[str]) -> None:
 
 
 def usage(result: Any, target: GPUTarget) -> tuple[int, int]:
-    """Registers a thread and bytes of stack."""
+    """The registers and the bytes of stack per thread."""
     if target.backend == "hip":
         text = result.asm["amdgcn"]
         registers, stack = (

@@ -131,7 +131,7 @@ class Contract:
         metafunc.parametrize(names, cases, ids=ids, indirect=["precision"])
 
     def options_of(self, precision: str) -> Sequence[Options]:
-        """Those with which errors are looked at in a precision."""
+        """The options with which errors are looked at in a precision."""
         return OPTIONS
 
     @pytest.fixture
@@ -185,7 +185,7 @@ class Contract:
         self.check(p, precision, floor=precision.floor if more else 0.0)
 
     def test_weight_sets_of_one_call(self, precision: Precision) -> None:
-        """Three, whose sizes of input and context differ; every gradient of each."""
+        """Three weight sets whose sizes of input and context differ are each as near to float64."""
         T, B, _, _, H = self.SIZE
         sizes = [Size(T, B, f, c, H) for f, c in ((6, 9), (17, 3), (1, 20))]
         problems = [problem(size, dtype=precision.dtype) for size in sizes]

@@ -68,7 +68,7 @@ def test_low_precision_tensors_are_computed_in_float32(dtype):
 
 
 def test_a_sample_does_not_depend_on_its_batch(instruction_set, threads):
-    """Bit for bit: alone, among others, in another place, with any number of threads."""
+    """A sample has equal bits alone, among others, elsewhere, with any number of threads."""
     p = problem(Size(6, 19, 13, 7, 45), dtype=torch.float32)
     lengths = torch.randint(1, 7, (19,))
     p = p._replace(lengths=lengths)
@@ -147,7 +147,7 @@ def test_a_tensor_that_is_negated_in_place_of_its_values():
 
 
 def test_group_is_its_members():
-    """G weight sets in a call, sizes of input and context their own, bit for bit."""
+    """G weight sets of other sizes give, in one call, the bits of G calls."""
     sizes = [(6, 9), (17, 3), (1, 30)]
     steps, batch, hidden = 5, 11, 37
     inputs = [torch.randn(steps, batch, f) for f, _ in sizes]

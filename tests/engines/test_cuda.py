@@ -562,7 +562,7 @@ def test_a_step_that_no_launch_takes_goes_the_general_way(
 
 
 def test_step_of_long_rows(emulator: ModuleType) -> None:
-    """Packets and columns beyond those that a thread takes at once."""
+    """Rows may have more packets and columns than a thread takes at once."""
     emulator.configure(resident_blocks=65)  # a team of all samples
     p = step_problem(Size(1, 8, 20, 12, 520), torch.float32, torch.float32)
     truth = reference_results(p)["h_n"]

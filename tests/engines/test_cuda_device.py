@@ -43,7 +43,7 @@ run = partial(helpers.run, "cuda")
 PRECISIONS = {
     "float64": Precision(torch.float64, "highest", 1e-13),
     "float32": Precision(torch.float32, "highest", 2e-6),
-    # cuBLAS takes TF32, 2^-11, for some sizes and float32 for others, and eager's are others.
+    # cuBLAS takes TF32 (2^-11) for some sizes and float32 for others; eager PyTorch's sizes differ.
     "float32-high": Precision(torch.float32, "high", 1e-3),
     "bfloat16": Precision(torch.bfloat16, "highest", 2.0**-8),
     "float16": Precision(torch.float16, "highest", 2.0**-11),
@@ -337,7 +337,7 @@ def test_side_stream(take: Take, path: str, precision: str) -> None:
 
 @every_combination
 def test_no_synchronisation(take: Take, path: str, precision: str) -> None:
-    """Neither one that torch knows of, nor one that would wait for a GPU that sleeps."""
+    """A call makes no synchronisation that torch knows of, and waits for no sleeping GPU."""
     chosen = take(path, precision, 128)
     p = problem(Size(3, 9, 40, 33, 128), lengths=True, dtype=chosen.dtype).on(DEVICE)
     for _ in range(2):  # what is loaded or allocated at a first call may wait

@@ -110,7 +110,7 @@ def test_a_call_asks_about_its_own_gpu(machine: Machine) -> None:
 
 
 def test_torch_compile_takes_the_answer_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The extension's own, which torch.compile cannot look into."""
+    """The answer is the extension's own, which torch.compile cannot look into."""
     if cuda._native is None:
         pytest.skip("this build has no CUDA")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
