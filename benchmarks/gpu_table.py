@@ -434,7 +434,7 @@ def _kernels(rows: Sequence[Row]) -> str:
 
 
 def _recurrent(counts: dict[str, int]) -> Counter[str]:
-    """How often each kernel of a recurrence was started, by the name without types."""
+    """The number of starts of each kernel of a recurrence, by its name without types."""
     short: Counter[str] = Counter()
     for name, count in counts.items():
         plain = name.replace("(anonymous namespace)::", "").removeprefix("void ")

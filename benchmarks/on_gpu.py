@@ -77,7 +77,7 @@ DEVICE_TESTS = "tests/engines/test_cuda_device.py"
 
 
 class Ended(NamedTuple):
-    """How a command ended."""
+    """The end of a command: its exit status and output."""
 
     status: int | None  # None: it was stopped at its limit
     seconds: float

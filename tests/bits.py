@@ -287,7 +287,7 @@ def digest(x: Tensor) -> str:
 
 @contextmanager
 def on_cpu_tensors(engine: Any, **attributes: Any) -> Iterator[None]:
-    """Inside, the engine takes CPU tensors, and has these attributes."""
+    """The engine takes CPU tensors inside the context, and has these attributes there."""
     state = mmixer_kernels.EngineState(True, "made to take CPU tensors")
     attributes["state"] = lambda device=None: state
     # Some commits name an engine's devices by DEVICES, others by `unsupported`.
