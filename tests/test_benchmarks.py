@@ -1,4 +1,4 @@
-"""The timing and the records of the benchmarks, and a rehearsal of the GPU's benchmarks without a GPU."""
+"""The timing and records of the benchmarks; a rehearsal of the GPU's benchmarks without a GPU."""
 
 import importlib.util
 import json
