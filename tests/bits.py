@@ -33,7 +33,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# Before torch and triton are imported. Threads that wait must not hold a busy processor.
+# torch and triton read these at import. Threads that wait must not hold a busy processor.
 os.environ["TRITON_INTERPRET"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import torch
@@ -203,7 +203,7 @@ def sequence(case: Case, engine: str) -> tuple[Callable[[], Sequence[Tensor]], d
 
 
 def step(case: Case, engine: str) -> tuple[Callable[[], Sequence[Tensor]], dict[str, Tensor]]:
-    """As `sequence`, of calls that give the next state."""
+    """The same as `sequence`, for calls that give the next state."""
     o = operands(case, 1, steps=3)
     frames, context, weights = o.inputs[0], o.contexts[0], o.weights[0]
     hx = None if o.hx is None else o.hx[0]
@@ -225,7 +225,7 @@ def step(case: Case, engine: str) -> tuple[Callable[[], Sequence[Tensor]], dict[
 
 
 def network(case: Case, engine: str) -> tuple[Callable[[], Sequence[Tensor]], dict[str, Tensor]]:
-    """As `sequence`, of calls that give logits."""
+    """The same as `sequence`, for calls that give logits."""
     dtype = DTYPES[case["dtype"]][0]
     options = {name: case[name] for name in ("content", "mix", "layer_norm")}
     sizes = [6, 5, 9][: case["modalities"]]
@@ -287,10 +287,10 @@ def digest(x: Tensor) -> str:
 
 @contextmanager
 def on_cpu_tensors(engine: Any, **attributes: Any) -> Iterator[None]:
-    """Inside, the engine takes CPU tensors, and has these attributes."""
+    """The engine takes CPU tensors inside the context, and has these attributes there."""
     state = mmixer_kernels.EngineState(True, "made to take CPU tensors")
     attributes["state"] = lambda device=None: state
-    # An engine tells its devices by the one or the other, as the commit has it.
+    # Some commits name an engine's devices by DEVICES, others by `unsupported`.
     attributes |= {"DEVICES": ("cpu",), "unsupported": lambda input: None}
     before = {name: vars(engine)[name] for name in attributes if name in vars(engine)}
     vars(engine).update((name, attributes[name]) for name in before)

@@ -1,4 +1,4 @@
-"""How the benchmarks time and record; and a rehearsal of the GPU's benchmarks without a GPU."""
+"""The timing and records of the benchmarks; a rehearsal of the GPU's benchmarks without a GPU."""
 
 import importlib.util
 import json
@@ -50,7 +50,7 @@ def test_every_second_round_has_the_opposite_order():
 
 
 def test_the_interval_is_that_of_the_medians():
-    """Of 101 values 0...100 the median's exact 95 % interval is from the 41st to the 61st."""
+    """The median's exact 95 % interval of 101 values 0...100 is from the 41st to the 61st."""
     ours = [float(x) for x in range(101)]
     random.Random(0).shuffle(ours)
     ratio = timing.ratio(ours, [10.0] * 101)
@@ -62,7 +62,7 @@ def test_the_interval_is_that_of_the_medians():
 
 
 def test_the_interval_draws_whole_rounds():
-    """What slows both contenders of a round alike says nothing of their ratio."""
+    """A delay that slows both contenders of a round alike says nothing of their ratio."""
     generator = random.Random(0)
     baseline = [math.exp(generator.gauss(0, 2)) for _ in range(51)]
     ratio = timing.ratio([2 * x for x in baseline], baseline)
@@ -373,12 +373,13 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="module")
 def rehearsal(tmp_path_factory):
-    """What each file of the GPU's benchmarks writes, and what pytest prints."""
+    """The results that each file of the GPU's benchmarks writes, and the text that pytest
+    prints."""
     folder = tmp_path_factory.mktemp("rehearsal")
     (folder / "rehearsal.py").write_text(REHEARSAL)
     files = ["engines/bench_cuda.py", "engines/bench_triton.py", "bench_network.py"]
     results = folder / "results.json"
-    # What pytest-xdist tells its workers would keep pytest-benchmark from measuring.
+    # pytest-benchmark does not measure where it finds what pytest-xdist tells its workers.
     environment = {name: x for name, x in os.environ.items() if "PYTEST_XDIST" not in name}
     run = subprocess.run(
         [
@@ -460,8 +461,8 @@ def test_what_matters_most_is_measured_first(rehearsal):
 
 @pytest.mark.slow
 def test_limits():
-    """What the roofline is made of: operations are counted for the whole team, reading ends in the
-    block, and the recurrence takes a part of the call's time."""
+    """The roofline's measurements are sound: operations count for the whole team, reading stays
+    inside the block, and the recurrence takes a part of the call's time."""
     pytest.importorskip("pybind11")
     cpu = pytest.importorskip("mmixer_kernels.engines.cpu")
     machine = limits.module()

@@ -29,7 +29,7 @@ STEPS, HIDDEN = 64, 512
 FLOAT = 4
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 ROUNDS = {"multiply-adds": 20_000, "L2": 100, "L3": 10}
-"""Of the loops that measure the limits: about a millisecond each."""
+"""Rounds of the loops that measure the limits: about a millisecond each."""
 
 
 @pytest.mark.parametrize("batch", [8, 16])

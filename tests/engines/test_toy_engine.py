@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mmixer_kernels import FusedMCU, MMixer, engines, info
 from mmixer_kernels.engines import choose
+from mmixer_kernels.training.options import ModelOptions
 
 registry = sys.modules["mmixer_kernels.engines"]  # the package's attribute is the function
 
@@ -47,6 +48,9 @@ def test_it_is_named_wherever_engines_are(capsys: pytest.CaptureFixture[str]) ->
         FusedMCU(2, 3, 4, engine="fast")
     with pytest.raises(ValueError, match='"toy" does not take this call: it takes tensors on cpu'):
         choose("toy", torch.zeros(1, device="meta"))
+    assert ModelOptions(engine="toy").engine == "toy"
+    with pytest.raises(ValueError, match="one of auto, toy, cpu"):
+        ModelOptions(engine="fast")
 
 
 def test_a_network_runs_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
