@@ -2,21 +2,22 @@
 // hangs takes nothing with it but this process.
 //
 //   cmake --build BUILD --target gpu_probe
-//   gpu_probe facts                       the device, clusters and teams at once, launches
-//   gpu_probe network                     latency of an exchange, in a cluster and through L2
-//   gpu_probe kernels PATH DIRECTION [WHICH]   of each kernel: does it end, are 20 runs equal to
-//   the
-//                                         bit, how far is forward from float64, microseconds per
-//                                         step
-//   gpu_probe cell                        the same of the kernel of one step
-//   gpu_probe once PATH DIRECTION [WHICH]   one run of 3 steps of each kernel: for
-//   compute-sanitizer gpu_probe once cell                   the same of the kernel of one step
+//   gpu_probe facts    the device, clusters and teams at once, launches
+//   gpu_probe network  latency of an exchange, in a cluster and through L2
+//   gpu_probe kernels PATH DIRECTION [WHICH]
+//                      of each kernel: does it end, are 20 runs equal to the bit, how far is
+//                      forward from float64, microseconds per step
+//   gpu_probe cell     the same of the kernel of one step
+//   gpu_probe once PATH DIRECTION [WHICH]
+//                      one run of 3 steps of each kernel, for compute-sanitizer
+//   gpu_probe once cell
+//                      the same of the kernel of one step
 //
-// PATH is cluster, cooperative or wide; DIRECTION is forward or backward; WHICH is H [PARTS [TERMS
-// [SAMPLES]]], such as 512 1 bfloat16 8. All of them run B = 8 samples, so that their times
-// compare. Each line of the output is a JSON object. Exit status: 0; 1 for a kernel whose runs
-// differ, are not finite or are wrong; 2 for an error; 3 for a kernel that did not end within 3 s
-// (25 s with `once`).
+// PATH is cluster, cooperative or wide; DIRECTION is forward or backward; WHICH is H [TERMS
+// [TERM_DTYPE [SAMPLES]]], such as 512 1 bfloat16 8. All of them run B = 8 samples, so that their
+// times compare. Each line of the output is a JSON object. Exit status: 0; 1 for a kernel whose
+// runs differ, are not finite or are wrong; 2 for an error; 3 for a kernel that did not end within
+// 3 s (25 s with `once`).
 #include <cuda_runtime.h>
 #include <unistd.h>
 
@@ -47,7 +48,7 @@ constexpr int batch = 8, runs = 20;
 // What a float is in a kernel's products, and which relative error of its states is too large: some
 // ten times that under the emulator, as a GPU's tensor cores and tanh round otherwise.
 struct Terms {
-  int parts;
+  int count;
   Dtype dtype;
   double bound;
 };
@@ -197,14 +198,14 @@ struct RandomWeights {
   std::vector<float> sum;
 
   RandomWeights(const Terms& kind, int H)
-      : terms(size_t(kind.parts) * step_gates * H * H), sum(size_t(step_gates) * H * H) {
+      : terms(size_t(kind.count) * step_gates * H * H), sum(size_t(step_gates) * H * H) {
     const float bound = 1 / std::sqrt(float(H));
     const std::vector<float> x = random_floats(sum.size(), -bound, bound);
     for (size_t i = 0; i < sum.size(); i++) {
       float rest = x[i % x.size()];
-      for (int part = 0; part < kind.parts; part++) {
+      for (int j = 0; j < kind.count; j++) {
         const uint16_t term = narrow(rest, kind.dtype);
-        terms[part * sum.size() + i] = term;
+        terms[j * sum.size() + i] = term;
         sum[i] += widen(term, kind.dtype), rest -= widen(term, kind.dtype);
       }
     }
@@ -247,9 +248,9 @@ void for_kernels(const std::string& path, const std::string& direction, const Wo
   for (const int H : sizes)
     for (const Terms& terms : every_terms)
       for (const int samples : team_samples) {
-        const Variant variant{path_of(path), samples, terms.parts, terms.dtype};
+        const Variant variant{path_of(path), samples, terms.count, terms.dtype};
         const std::string dtype = terms.dtype == Dtype::float16 ? "float16" : "bfloat16";
-        const std::string words[] = {std::to_string(H), std::to_string(terms.parts), dtype,
+        const std::string words[] = {std::to_string(H), std::to_string(terms.count), dtype,
                                      std::to_string(samples)};
         const bool backward = is_backward(direction);
         if (!std::equal(which.begin(), which.end(), words)) continue;
@@ -258,8 +259,8 @@ void for_kernels(const std::string& path, const std::string& direction, const Wo
         if (there_is_none || (chosen.H != H && chosen.H != 0)) continue;
         each({variant, terms, backward, H, chosen,
               "\"path\": " + quoted(path) + ", \"direction\": " + quoted(direction) +
-                  ", \"hidden\": " + words[0] + ", \"parts\": " + words[1] +
-                  ", \"terms\": " + quoted(dtype) + ", \"samples\": " + words[3]});
+                  ", \"hidden\": " + words[0] + ", \"terms\": " + words[1] +
+                  ", \"term_dtype\": " + quoted(dtype) + ", \"samples\": " + words[3]});
       }
 }
 
@@ -576,7 +577,7 @@ class Operands {
         grad_norm_(size_t(2) * step_gates * batch * H_) {}
 
   bool are_for(const PersistentKernel& kernel) const {
-    return H_ == kernel.H && terms_.parts == kernel.terms.parts &&
+    return H_ == kernel.H && terms_.count == kernel.terms.count &&
            terms_.dtype == kernel.terms.dtype;
   }
 
@@ -864,7 +865,7 @@ int run(const Words& words) {
                                                  {words.begin() + 3, words.end()});
   throw std::invalid_argument(
       "the arguments must be: facts | network | cell | once cell | "
-      "kernels or once PATH DIRECTION [H [PARTS [TERMS [SAMPLES]]]]");
+      "kernels or once PATH DIRECTION [H [TERMS [TERM_DTYPE [SAMPLES]]]]");
 }
 
 }  // namespace

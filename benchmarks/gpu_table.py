@@ -31,7 +31,7 @@ LIMITS = {
 }
 """The nearest limit of a step by the design; csrc/cuda/forward.h and backward.h."""
 
-KERNEL = ("path", "direction", "hidden", "parts", "terms", "samples")
+KERNEL = ("path", "direction", "hidden", "terms", "term_dtype", "samples")
 """The keys that name a persistent kernel in a record of the probe."""
 PROBE = {
     "device": (
@@ -494,8 +494,8 @@ def _step_by_the_probe(records: Sequence[Any], case: Case) -> str:
         wanted = {
             "direction": "forward",
             "hidden": case.hidden,
-            "parts": 1,
-            "terms": case.precision,
+            "terms": 1,
+            "term_dtype": case.precision,
         }
         step = _sound_step(record)
         if step is not None and wanted.items() <= record.items():

@@ -226,7 +226,7 @@ def _network(
 ) -> _Network:
     if kernel.path != "cluster":
         return _Network({"L2": L2_STORE}, L2_LOAD)
-    operand = 2 * kernel.parts * kernel.samples * kernel.hidden  # bytes; statistics have few
+    operand = 2 * kernel.terms * kernel.samples * kernel.hidden  # bytes; statistics have few
     carries_operand = {
         event.channel
         for instruction, event in zip(loop, events, strict=True)
@@ -316,7 +316,7 @@ def main() -> None:
     parser.add_argument("--direction", choices=("forward", "backward"))
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--samples", type=int, choices=(4, 8))
-    parser.add_argument("--parts", type=int, default=1, help="terms of a float in products")
+    parser.add_argument("--terms", type=int, default=1, help="per float in products")
     options = parser.parse_args()
     if sass.cuobjdump() is None:
         parser.error("there is no cuobjdump: install CUDA's or triton")
@@ -327,7 +327,7 @@ def main() -> None:
         file = _native.__file__
     wanted = {
         name: value
-        for name in ("architecture", "path", "direction", "hidden", "samples", "parts")
+        for name in ("architecture", "path", "direction", "hidden", "samples", "terms")
         if (value := getattr(options, name)) is not None
     }
     found = [

@@ -507,7 +507,7 @@ def _fault(ended: Ended) -> str | None:
 
 def _kernel(record: dict[str, Any]) -> str:
     """The kernel of a record of the probe, in words."""
-    names = ("hidden", "parts", "terms", "samples", "batch")
+    names = ("hidden", "terms", "term_dtype", "samples", "batch")
     return ", ".join(f"{name} {record[name]}" for name in names if name in record)
 
 

@@ -52,10 +52,10 @@ class Kernel:
     hidden: int
     blocks: int
     warps: int
-    parts: int
+    terms: int
     resident: int
     samples: int
-    terms: int  # `Dtype` in csrc/problem.h
+    term_dtype: int  # `Dtype` in csrc/problem.h
     code: tuple[Instruction, ...] = field(repr=False)
 
     @property
@@ -74,9 +74,10 @@ class Kernel:
         return tiles if self.warps % tiles == 0 else 1
 
     def __str__(self) -> str:
+        dtype = "float16" if self.term_dtype == 3 else "bfloat16"
         return (
             f"{self.architecture} {self.path} {self.direction}, H = {self.hidden}, "
-            f"{self.samples} samples, {self.parts} {'float16' if self.terms == 3 else 'bfloat16'}"
+            f"{self.samples} samples, {self.terms} {dtype}"
         )
 
     def count(self, *opcodes: str) -> int:

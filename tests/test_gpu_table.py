@@ -200,7 +200,7 @@ PROBE = [
     {"kind": "l2", "what": "one-way", "cycles": 777, "ns": 400.123456},
     {"kind": "launch", "what": "cooperative", "us": 5.5},
     {"kind": "cell", "hidden": 513, "batch": 1, "us": 6.25},
-    {"kind": "hang", "path": "step", "direction": "backward", "hidden": 128, "parts": 3},
+    {"kind": "hang", "path": "step", "direction": "backward", "hidden": 128, "terms": 3},
     {"kind": "error", "what": "no kernel image"},
     {"kind": "novel", "depth": [1, 2]},
     {"no": "kind"},
@@ -209,8 +209,8 @@ PROBE = [
 
 
 def kernel(path, step, **more):
-    record = {"kind": "kernel", "path": path, "direction": "forward", "hidden": 512, "parts": 1}
-    record |= {"terms": "bfloat16", "samples": 8, "teams": 1, "us_per_step": step}
+    record = {"kind": "kernel", "path": path, "direction": "forward", "hidden": 512, "terms": 1}
+    record |= {"term_dtype": "bfloat16", "samples": 8, "teams": 1, "us_per_step": step}
     return {**record, "not_finite": 0, "differ": 0, **more}
 
 
@@ -251,8 +251,8 @@ def test_the_probes_records_and_the_parts_without_any_result():
 
 def test_a_kernel_with_wrong_numbers_counts_for_nothing():
     wrong = [kernel("cluster", 1.0, differ=1), kernel("cluster", 1.1, not_finite=2)]
-    wrong += [kernel("cluster", 0.9, parts=2), kernel("cluster", 0.8, direction="backward")]
-    wrong += [kernel("cluster", 0.7, terms="float16"), kernel("cluster", None)]
+    wrong += [kernel("cluster", 0.9, terms=2), kernel("cluster", 0.8, direction="backward")]
+    wrong += [kernel("cluster", 0.7, term_dtype="float16"), kernel("cluster", None)]
     text = gpu_table.text({"probe": wrong})
     assert "by the probe (" not in text
     right = gpu_table.text({"probe": [*wrong, kernel("cooperative", 3.3)]})

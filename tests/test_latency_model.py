@@ -82,8 +82,8 @@ def test_instructions_are_decoded() -> None:
 def test_a_kernels_name_tells_its_layout() -> None:
     found = kernel(*LOOP, direction="8Backward", path="8WidePath")
     assert (found.architecture, found.direction, found.path) == ("sm_90", "backward", "wide")
-    assert (found.hidden, found.blocks, found.warps, found.parts) == (128, 4, 8, 1)
-    assert (found.resident, found.samples, found.terms) == (3, 8, 2)
+    assert (found.hidden, found.blocks, found.warps, found.terms) == (128, 4, 8, 1)
+    assert (found.resident, found.samples, found.term_dtype) == (3, 8, 2)
     assert (found.row_tiles, found.k_blocks) == (1, 1)
 
 

@@ -31,7 +31,7 @@ case "$*" in
   facts) echo '{"kind": "device", "name": "made up", "capability": "9.0"}' ;;
   "kernels cluster forward")
     echo '{"kind": "hang", "path": "cluster", "direction": "forward", "hidden": 512,' \\
-      '"parts": 1, "terms": "bfloat16", "samples": 8}'
+      '"terms": 1, "term_dtype": "bfloat16", "samples": 8}'
     exit 3 ;;
   "kernels cluster forward 128 1 bfloat16 8")
     echo '{"kind": "kernel", "hidden": 128, "us_per_step": 1.5}' ;;
@@ -39,7 +39,7 @@ case "$*" in
   "kernels cluster backward") sleep 600 ;;
   "kernels cooperative forward")
     echo '{"kind": "kernel", "path": "cooperative", "direction": "forward", "hidden": 512,' \\
-      '"parts": 1, "terms": "float16", "samples": 4, "us_per_step": 3.25, "not_finite": 0,' \\
+      '"terms": 1, "term_dtype": "float16", "samples": 4, "us_per_step": 3.25, "not_finite": 0,' \\
       '"differ": 4, "runs": 20}'
     exit 1 ;;
   "kernels cooperative backward") ;;
@@ -209,10 +209,10 @@ def test_a_machine_where_everything_goes_wrong(machine: Callable[..., Machine]) 
     left_out = here.document()["left out"]
     assert set(left_out) == {"cell", "cluster", "cooperative", "wide", "step"}
     assert left_out["step"] == "its tests hung, 2 passed"
-    hung = "forward hung at hidden 512, parts 1, terms bfloat16, samples 8; backward did not end"
-    assert hung in left_out["cluster"]
-    wrong = "forward is wrong: hidden 512, parts 1, terms float16, samples 4: 4 of 20 runs differ"
-    assert wrong in left_out["cooperative"]
+    hung = "forward hung at hidden 512, terms 1, term_dtype bfloat16, samples 8; "
+    assert f"{hung}backward did not end" in left_out["cluster"]
+    wrong = "forward is wrong: hidden 512, terms 1, term_dtype float16, samples 4: "
+    assert f"{wrong}4 of 20 runs differ" in left_out["cooperative"]
     assert left_out["wide"] == "forward crashed: no such kernel"
     assert "crashed" in left_out["cell"]
     for path, why in left_out.items():
@@ -410,8 +410,8 @@ def test_pytest_timeout_says_that_a_test_hung() -> None:
 def test_a_probe_that_no_time_was_left_for_leaves_no_path_out() -> None:
     assert on_gpu._fault(on_gpu.Ended(None, 0, "", cut=True)) is None
     assert on_gpu._fault(on_gpu.Ended(None, 20, "")) == "did not end: stopped after 20 s"
-    hang = '{"kind": "hang", "hidden": 512, "parts": 1}'
-    assert on_gpu._fault(on_gpu.Ended(3, 4, hang)) == "hung at hidden 512, parts 1"
+    hang = '{"kind": "hang", "hidden": 512, "terms": 1}'
+    assert on_gpu._fault(on_gpu.Ended(3, 4, hang)) == "hung at hidden 512, terms 1"
 
 
 BARE = """

@@ -78,9 +78,9 @@ def test_probe_of_kernels(
 ) -> None:
     """The kernels agree with the probe's own float64, and 20 runs with each other."""
     records = probed(probe, "kernels", path, direction, "128", *words.split())
-    for record, (parts, terms, samples, bound) in zip(records, kernels, strict=True):
+    for record, (terms, term_dtype, samples, bound) in zip(records, kernels, strict=True):
         wanted = {"kind": "kernel", "path": path, "direction": direction, "hidden": 128}
-        wanted |= {"parts": parts, "terms": terms, "samples": samples}
+        wanted |= {"terms": terms, "term_dtype": term_dtype, "samples": samples}
         wanted |= {"not_finite": 0, "differ": 0}
         assert wanted.items() <= record.items()
         assert ("error" in record) == (direction == "forward")
@@ -99,7 +99,7 @@ def test_probe_of_float16_terms(probe: Path) -> None:
 
 @pytest.mark.slow
 def test_probe_names_every_kernel_once_and_what_matters_most_first(probe: Path) -> None:
-    names = ("path", "direction", "hidden", "parts", "terms", "samples")
+    names = ("path", "direction", "hidden", "terms", "term_dtype", "samples")
     teams = [x for x in probed(probe, "facts") if x["kind"] == "teams"]
     kernels = [tuple(record[name] for name in names) for record in teams]
     assert len({*kernels}) == len(kernels)
@@ -132,8 +132,8 @@ def test_probe_tells_what_it_has_seen_by_its_exit_status(
     (hang,) = probed(probe, *PROBE_KERNEL, status=3)
     assert hang == {
         "kind": "hang",
-        **{"path": "cluster", "direction": "forward", "hidden": 128, "parts": 1},
-        **{"terms": "bfloat16", "samples": 8},
+        **{"path": "cluster", "direction": "forward", "hidden": 128, "terms": 1},
+        **{"term_dtype": "bfloat16", "samples": 8},
     }
     monkeypatch.setenv("STUB", "differ")
     (differ,) = probed(probe, *PROBE_KERNEL, status=1)

@@ -60,7 +60,7 @@ def kernels(compiled: list[Kernel]) -> list[Kernel]:
     return [k for k in compiled if k.path != "cluster" or k.architecture != "sm_80"]
 
 
-FLOAT16 = 3  # `Dtype` in csrc/cuda/arguments.h
+FLOAT16 = 3  # `Dtype` in csrc/problem.h
 
 
 def test_a_cluster_kernel_traps_where_there_are_no_clusters(compiled: list[Kernel]) -> None:
@@ -102,11 +102,11 @@ def test_the_recurrence_stays_in_registers(
 
 def test_products_are_the_tensor_cores_and_as_many_as_needed(kernels: list[Kernel]) -> None:
     for k in kernels:
-        pairs = k.parts * (k.parts + 1) // 2
+        pairs = k.terms * (k.terms + 1) // 2
         count = 3 * k.row_tiles * k.k_blocks * 2 * pairs
         assert k.count("HMMA.16816.F32") == count, k
         narrow = k.count("HMMA.16816.F32.BF16")
-        assert narrow == (0 if k.terms == FLOAT16 else count), k
+        assert narrow == (0 if k.term_dtype == FLOAT16 else count), k
 
 
 def test_clusters_exchange_through_shared_memory_alone(kernels: list[Kernel]) -> None:
@@ -152,13 +152,13 @@ def test_all_packets_of_a_poll_are_on_their_way_at_once(kernels: list[Kernel]) -
                 assert not looks, (k, hex(instruction.address))
             if looks:
                 pending.add(instruction.writes)
-        per_thread = 2 * k.hidden * k.samples * k.parts // 2 // (32 * k.warps)
+        per_thread = 2 * k.hidden * k.samples * k.terms // 2 // (32 * k.warps)
         assert 0 < polls <= 5 + per_thread, k
 
 
 def test_only_bfloat16_uses_the_approximate_tanh(kernels: list[Kernel]) -> None:
     for k in kernels:
-        approximate = k.parts == 1 and k.terms != FLOAT16
+        approximate = k.terms == 1 and k.term_dtype != FLOAT16
         assert (k.count("MUFU.TANH") > 0) == approximate, k
 
 
@@ -182,8 +182,8 @@ def of_512(kernels: list[Kernel]) -> list[Kernel]:
     found = [
         k
         for k in kernels
-        if (k.architecture, k.path, k.hidden, k.parts) == ("sm_90", "cluster", 512, 1)
-        and k.terms != FLOAT16
+        if (k.architecture, k.path, k.hidden, k.terms) == ("sm_90", "cluster", 512, 1)
+        and k.term_dtype != FLOAT16
     ]
     if not found:
         pytest.skip("this build has no code for 9.0")
