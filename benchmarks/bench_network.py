@@ -19,15 +19,16 @@ from timing import Contender, Times, add_if_it_runs, synchronised
 from torch import Tensor, nn
 
 from mmixer_kernels import FusedMCU, MMixer, engines
+from mmixer_kernels.engines import of_device
 from mmixer_kernels.network import Summarizer
 
 BATCH, STEPS, HIDDEN, FEATURES, CLASSES = 8, 16, 512, 512, 60
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
 ENGINES = [
-    name
-    for name, device in (("cpu", "cpu"), ("cuda", "cuda"), ("triton", "cuda"))
-    if device == DEVICE.type and engines()[name].available
+    engine.NAME
+    for engine in of_device(DEVICE)
+    if engine.NAME != "reference" and engines()[engine.NAME].available
 ]
 CASE = f"{STEPS}x{BATCH}x{HIDDEN}"
 

@@ -16,7 +16,7 @@ from mmixer_kernels.reference import Weights
 
 CALLS = 8
 SIZES = [Size(16, 8, 64), Size(64, 8, 256)]
-"""Of each call; SMALL is the one where the host's work shows."""
+"""The calls' sizes; in the small one the host's work shows."""
 
 Function = torch.func.functional_call
 

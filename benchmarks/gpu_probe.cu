@@ -1,19 +1,22 @@
-// What the CUDA engine does on this GPU, without Python and torch: in seconds, and a kernel that hangs
-// takes nothing with it but this process.
+// What the CUDA engine does on this GPU, without Python and torch: in seconds, and a kernel that
+// hangs takes nothing with it but this process.
 //
 //   cmake --build BUILD --target gpu_probe
 //   gpu_probe facts                       the device, clusters and teams at once, launches
 //   gpu_probe network                     latency of an exchange, in a cluster and through L2
-//   gpu_probe kernels PATH DIRECTION [WHICH]   of each kernel: does it end, are 20 runs equal to the
-//                                         bit, how far is forward from float64, microseconds per step
+//   gpu_probe kernels PATH DIRECTION [WHICH]   of each kernel: does it end, are 20 runs equal to
+//   the
+//                                         bit, how far is forward from float64, microseconds per
+//                                         step
 //   gpu_probe cell                        the same of the kernel of one step
-//   gpu_probe once PATH DIRECTION [WHICH]   one run of 3 steps of each kernel: for compute-sanitizer
-//   gpu_probe once cell                   the same of the kernel of one step
+//   gpu_probe once PATH DIRECTION [WHICH]   one run of 3 steps of each kernel: for
+//   compute-sanitizer gpu_probe once cell                   the same of the kernel of one step
 //
 // PATH is cluster, cooperative or wide; DIRECTION is forward or backward; WHICH is H [PARTS [TERMS
-// [SAMPLES]]], such as 512 1 bfloat16 8. All of them run B = 8 samples, so that their times compare.
-// Each line of the output is a JSON object. Exit status: 0; 1 for a kernel whose runs differ, are not
-// finite or are wrong; 2 for an error; 3 for a kernel that did not end within 3 s (25 s with `once`).
+// [SAMPLES]]], such as 512 1 bfloat16 8. All of them run B = 8 samples, so that their times
+// compare. Each line of the output is a JSON object. Exit status: 0; 1 for a kernel whose runs
+// differ, are not finite or are wrong; 2 for an error; 3 for a kernel that did not end within 3 s
+// (25 s with `once`).
 #include <cuda_runtime.h>
 #include <unistd.h>
 
@@ -32,8 +35,8 @@
 #include <string>
 #include <vector>
 
-#include "../csrc/cuda/launch.h"
 #include "../csrc/cuda/engine.h"
+#include "../csrc/cuda/launch.h"
 
 namespace mmixer::cuda {
 namespace {
@@ -41,8 +44,8 @@ namespace {
 enum Status { fine, wrong, failed, hangs };
 constexpr int batch = 8, runs = 20;
 
-// What a float is in a kernel's products, and which relative error of its states is too large: some ten
-// times that under the emulator, as a GPU's tensor cores and tanh round otherwise.
+// What a float is in a kernel's products, and which relative error of its states is too large: some
+// ten times that under the emulator, as a GPU's tensor cores and tanh round otherwise.
 struct Terms {
   int parts;
   Dtype dtype;
@@ -60,7 +63,7 @@ constexpr const char* paths[] = {"cluster", "cooperative", "wide"};  // as in Pa
 #ifdef __CUDACC__
 constexpr int short_run = 64, long_run = 1024;  // steps
 constexpr int rounds = 200;                     // of an exchange
-#else  // in tests, by csrc/emulator on a CPU
+#else                                           // in tests, by csrc/emulator on a CPU
 constexpr int short_run = 4, long_run = 8, rounds = 8;
 #endif
 
@@ -92,7 +95,8 @@ void check_call(cudaError_t error, const char* call) {
 
 #define CHECK(call) check_call(call, #call)
 
-// Ends the process where the device has not come to the end of its work; `what`: the fields of a record.
+// Ends the process where the device has not come to the end of its work; `what`: the fields of a
+// record.
 void wait_or_exit(const std::string& what) {
   cudaEvent_t done;
   CHECK(cudaEventCreateWithFlags(&done, cudaEventDisableTiming));
@@ -139,8 +143,8 @@ class Array {
   }
   Array(size_t size, const std::vector<T>& repeated) : Array(size) {
     for (size_t i = 0; i < size; i += repeated.size())
-      CHECK(cudaMemcpy(data_ + i, repeated.data(),
-                       std::min(repeated.size(), size - i) * sizeof(T), cudaMemcpyHostToDevice));
+      CHECK(cudaMemcpy(data_ + i, repeated.data(), std::min(repeated.size(), size - i) * sizeof(T),
+                       cudaMemcpyHostToDevice));
   }
   Array(const Array&) = delete;
   ~Array() { cudaFree(data_); }
@@ -236,8 +240,8 @@ bool is_backward(const std::string& direction) {
   return direction == "backward";
 }
 
-// Calls each(kernel) for every one of a path that begins with the words of `which`, also for those that
-// this GPU cannot run.
+// Calls each(kernel) for every one of a path that begins with the words of `which`, also for those
+// that this GPU cannot run.
 void for_kernels(const std::string& path, const std::string& direction, const Words& which,
                  const std::function<void(const PersistentKernel&)>& each) {
   for (const int H : sizes)
@@ -290,15 +294,16 @@ int facts() {
   CHECK(cudaDeviceGetAttribute(&clock, cudaDevAttrClockRate, 0));
   CHECK(cudaRuntimeGetVersion(&runtime));
   CHECK(cudaDriverGetVersion(&driver));
-  print("{\"kind\": \"device\", \"name\": %s, \"capability\": \"%d.%d\", \"multiprocessors\": %d, "
-        "\"l2_mib\": %d, \"clock_mhz\": %d, \"runtime\": %d, \"driver\": %d}",
-        quoted(device.name).c_str(), device.major, device.minor, device.multiProcessorCount,
-        int(device.l2CacheSize >> 20), clock / 1000, runtime, driver);
+  print(
+      "{\"kind\": \"device\", \"name\": %s, \"capability\": \"%d.%d\", \"multiprocessors\": %d, "
+      "\"l2_mib\": %d, \"clock_mhz\": %d, \"runtime\": %d, \"driver\": %d}",
+      quoted(device.name).c_str(), device.major, device.minor, device.multiProcessorCount,
+      int(device.l2CacheSize >> 20), clock / 1000, runtime, driver);
   if (const std::string why = refusal(); !why.empty()) throw std::runtime_error(why);
   for (const int size : {8, 16}) {
     const Resident clusters = resident_clusters<Nothing<true>>(size, 0);
-    print("{\"kind\": \"clusters\", \"size\": %d, \"at_once\": %d, \"why\": %s}", size, clusters.count,
-          quoted(clusters.refusal).c_str());
+    print("{\"kind\": \"clusters\", \"size\": %d, \"at_once\": %d, \"why\": %s}", size,
+          clusters.count, quoted(clusters.refusal).c_str());
   }
   for (const char* const path : paths)
     for (const char* const direction : {"forward", "backward"})
@@ -337,8 +342,9 @@ MMIXER_DEVICE Time now() {
 #endif
 }
 
-// How a wait makes visible what arrived. The kernels' own way is acquire_shared, and acquire_cluster
-// where the compiler does not know the fence of shared memory alone, which is PTX 8.6's.
+// How a wait makes visible what arrived. The kernels' own way is acquire_shared, and
+// acquire_cluster where the compiler does not know the fence of shared memory alone, which is
+// PTX 8.6's.
 enum class Wait { acquire_cluster, acquire_shared, acquire_block };
 constexpr const char* wait_names[] = {"acquire.cluster", "relaxed and a fence of shared memory",
                                       "acquire.cta"};
@@ -377,8 +383,8 @@ MMIXER_DEVICE void wait_on(Mbarrier* barrier, uint32_t parity) {
 enum class Traffic { one_way, statistics, all_gather };
 constexpr const char* traffic_names[] = {"one-way", "statistics", "all-gather"};
 
-// Rounds of what exchange.h sends. one_way: a float from block 0 to 1 and back. statistics: a float per
-// warp, from each block to each. all_gather: an operand's rows, 16 bytes per lane.
+// Rounds of what exchange.h sends. one_way: a float from block 0 to 1 and back. statistics: a float
+// per warp, from each block to each. all_gather: an operand's rows, 16 bytes per lane.
 template <Traffic traffic, Wait wait>
 struct Network {
   using Arguments = NetworkArguments;
@@ -495,8 +501,7 @@ void time_network(NetworkArguments a, int clusters) {
       "\"kind\": \"exchange\", \"what\": \"" + std::string(traffic_names[int(traffic)]) +
       "\", \"wait\": \"" + wait_names[int(wait)] + "\", \"blocks\": " + std::to_string(a.blocks) +
       ", \"clusters\": " + std::to_string(clusters) + ", \"bytes\": " + std::to_string(a.bytes);
-  const Resident resident =
-      resident_clusters<Kernel>(a.blocks, sizeof(typename Kernel::Shared));
+  const Resident resident = resident_clusters<Kernel>(a.blocks, sizeof(typename Kernel::Shared));
   if (resident.count < clusters) {
     const std::string why = resident.count ? "" : ", \"why\": " + quoted(resident.refusal);
     print("{%s, \"at_once\": %d%s}", kind.c_str(), resident.count, why.c_str());
@@ -571,7 +576,8 @@ class Operands {
         grad_norm_(size_t(2) * step_gates * batch * H_) {}
 
   bool are_for(const PersistentKernel& kernel) const {
-    return H_ == kernel.H && terms_.parts == kernel.terms.parts && terms_.dtype == kernel.terms.dtype;
+    return H_ == kernel.H && terms_.parts == kernel.terms.parts &&
+           terms_.dtype == kernel.terms.dtype;
   }
 
   void run(const PersistentKernel& kernel, uint64_t* packets, int steps) const {
@@ -713,10 +719,11 @@ int probe_kernel(const PersistentKernel& kernel, Operands& operands) {
   }
   const size_t bad = not_finite(begin) + not_finite(expected);
   const double after_short = microseconds(short_run), after_long = microseconds(long_run);
-  print("{\"kind\": \"kernel\", %s, \"teams\": %d, \"us_per_step\": %.3f, \"us_%d\": %.1f, "
-        "\"us_%d\": %.1f, \"not_finite\": %zu, \"differ\": %d, \"runs\": %d%s}",
-        fields, kernel.plan.teams, (after_long - after_short) / (long_run - short_run), short_run,
-        after_short, long_run, after_long, bad, differ, runs, more.c_str());
+  print(
+      "{\"kind\": \"kernel\", %s, \"teams\": %d, \"us_per_step\": %.3f, \"us_%d\": %.1f, "
+      "\"us_%d\": %.1f, \"not_finite\": %zu, \"differ\": %d, \"runs\": %d%s}",
+      fields, kernel.plan.teams, (after_long - after_short) / (long_run - short_run), short_run,
+      after_short, long_run, after_long, bad, differ, runs, more.c_str());
   return right && !bad && !differ ? fine : wrong;
 }
 
@@ -783,9 +790,7 @@ struct CellOperands {
     return cell_plan(problem, group);
   }
 
-  void run() const {
-    cuda::cell(problem, group, chosen, output.data(), workspace.data(), nullptr);
-  }
+  void run() const { cuda::cell(problem, group, chosen, output.data(), workspace.data(), nullptr); }
 
   std::vector<float> results(const std::string& what) {
     output.poison();
@@ -818,9 +823,10 @@ int cell() {
       const double time = milliseconds(what, [&] {
         for (int i = 0; i < calls; i++) operands.run();
       });
-      print("{\"kind\": \"cell\", %s, \"us\": %.2f, \"not_finite\": %zu, \"differ\": %d, "
-            "\"runs\": %d}",
-            what.c_str(), 1e3 * time / calls, bad, differ, runs);
+      print(
+          "{\"kind\": \"cell\", %s, \"us\": %.2f, \"not_finite\": %zu, \"differ\": %d, "
+          "\"runs\": %d}",
+          what.c_str(), 1e3 * time / calls, bad, differ, runs);
       if (bad || differ) status = wrong;
     }
   return status;
@@ -854,7 +860,8 @@ int run(const Words& words) {
   if (count == 1 && words[0] == "cell") return cell();
   if (count == 2 && words[0] == "once" && words[1] == "cell") return once("cell", "", {});
   if (count >= 3 && count <= 7 && (words[0] == "kernels" || words[0] == "once"))
-    return (words[0] == "once" ? once : kernels)(words[1], words[2], {words.begin() + 3, words.end()});
+    return (words[0] == "once" ? once : kernels)(words[1], words[2],
+                                                 {words.begin() + 3, words.end()});
   throw std::invalid_argument(
       "the arguments must be: facts | network | cell | once cell | "
       "kernels or once PATH DIRECTION [H [PARTS [TERMS [SAMPLES]]]]");

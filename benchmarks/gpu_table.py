@@ -32,7 +32,7 @@ LIMITS = {
 """The nearest limit of a step by the design; csrc/cuda/forward.h and backward.h."""
 
 KERNEL = ("path", "direction", "hidden", "parts", "terms", "samples")
-"""What names a persistent kernel in a record of the probe."""
+"""The keys that name a persistent kernel in a record of the probe."""
 PROBE = {
     "device": (
         "The device, by the probe",
@@ -68,7 +68,7 @@ WIDE = (768, 16)
 BOTH = ("forward", "forward + backward")
 OURS = "ours"
 RECURRENCE = re.compile("rnn|lstm|gru|persist", re.IGNORECASE)
-"""What the names of cuDNN's recurrent kernels have in them."""
+"""The words that the names of cuDNN's recurrent kernels have in them."""
 
 
 class Case(NamedTuple):
@@ -214,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def text(document: Document) -> str:
-    """What `on_gpu.py` leaves of one machine, as one text.
+    """All that `on_gpu.py` leaves of one machine, as one text.
 
     document: "commit", "gpu", "parts" (verdict and seconds by name), "left out" (why, by path),
     "probe" (the records of gpu_probe) and "results" (what `report.write` wrote, by name). Each key
@@ -434,7 +434,7 @@ def _kernels(rows: Sequence[Row]) -> str:
 
 
 def _recurrent(counts: dict[str, int]) -> Counter[str]:
-    """How often each kernel of a recurrence was started, by the name without types."""
+    """The number of starts of each kernel of a recurrence, by its name without types."""
     short: Counter[str] = Counter()
     for name, count in counts.items():
         plain = name.replace("(anonymous namespace)::", "").removeprefix("void ")
@@ -468,7 +468,7 @@ def _is(row: Row, kind: str, case: Case) -> bool:
 
 
 def _ratio(rows: Sequence[Row], names: tuple[str, str]) -> Value:
-    """Of the last measurement of a case."""
+    """The ratio in the last measurement of a case."""
     for row in reversed(rows):
         over, under = (
             _seconds(row, "call", row["settings"]["ours"] if name == OURS else name)
@@ -480,7 +480,7 @@ def _ratio(rows: Sequence[Row], names: tuple[str, str]) -> Value:
 
 
 def _step(rows: Sequence[Row]) -> Value:
-    """Ours, of the rows of one case."""
+    """Our microseconds per step, of the rows of one case."""
     return _slope(sorted(rows, key=_length), rows[0]["settings"]["ours"]) if rows else Value(None)
 
 
@@ -505,7 +505,7 @@ def _step_by_the_probe(records: Sequence[Any], case: Case) -> str:
 
 
 def _sound_step(record: Row) -> float | None:
-    """Of a kernel of the probe that gave equal and finite numbers."""
+    """Microseconds per step of a kernel of the probe, if its numbers were equal and finite."""
     step = record.get("us_per_step")
     sound = not record.get("not_finite") and not record.get("differ")
     return step if sound and isinstance(step, int | float) else None

@@ -47,7 +47,8 @@ LATENCIES = {
     "LDC": 30,  # [3]
     "R2UR": 12,  # [3]
 }
-"""Of an H100. Fixed latencies (4 to 6 cycles for most arithmetic) are in the machine code itself.
+"""Latencies of an H100, in cycles. Fixed latencies (4 to 6 cycles for most arithmetic) are in the
+machine code itself.
 
 [1] Luo et al., Benchmarking and Dissecting the Nvidia Hopper GPU Architecture, arXiv:2402.13499.
 [2] Ampere's, as published by others; nothing is known of Hopper's.
@@ -91,13 +92,13 @@ def latency(instruction: Instruction) -> int:
 
 
 def _registers(text: str, count: int = 1) -> set[str]:
-    """Of an operand: `count` from the one that it names."""
+    """The registers of an operand: `count` from the one that it names."""
     found = re.match(r"R(\d+)", text)
     return {f"R{int(found[1]) + i}" for i in range(count)} if found else set()
 
 
 class _Products:
-    """When the tensor core's results are there: the counters do not tell."""
+    """The times at which the tensor core's results are there, which the counters do not tell."""
 
     def __init__(self) -> None:
         self.ready: dict[str, int] = {}
@@ -106,7 +107,7 @@ class _Products:
         operands = instruction.operands.split(", ")
         if instruction.is_a("HMMA"):
             read = _registers(operands[1], 4) | _registers(operands[2], 2)
-            # Its sums go from one product to the next as fast as the code says.
+            # The sums, operands[3], need no wait beyond the stall that the code itself names.
         else:
             read = set(re.findall(r"R\d+", ", ".join(operands[1:])))
         return max((self.ready.get(register, 0) for register in read), default=0)
@@ -122,8 +123,8 @@ class _Products:
 
 
 class _Addresses:
-    """Which barrier an instruction of the cluster path names: the registers' values, as far as they
-    are a constant beside the start of shared memory."""
+    """The registers' values, as far as they are the start of shared memory plus a constant: which
+    barrier an instruction of the cluster path names follows from them."""
 
     def __init__(self) -> None:
         self.values: dict[str, tuple[str, int]] = {"RZ": ("", 0), "URZ": ("", 0)}
@@ -171,14 +172,14 @@ class _Addresses:
 
 
 class _Event(NamedTuple):
-    """What an instruction of the loop has to do with a channel."""
+    """The part that an instruction of the loop has in a channel."""
 
     kind: str = ""  # "send", "wait" or empty
     channel: str = ""
 
 
 def _cluster_events(kernel: Kernel, loop: Sequence[Instruction]) -> list[_Event]:
-    """A channel is its barrier."""
+    """The events of the cluster path, on which a channel is named after its barrier."""
     addresses = _Addresses()
     for instruction in kernel.code:
         if instruction.address == loop[0].address:
@@ -201,7 +202,7 @@ def _cluster_events(kernel: Kernel, loop: Sequence[Instruction]) -> list[_Event]
 
 
 def _global_events(loop: Sequence[Instruction]) -> list[_Event]:
-    """Channels by their order: the last look before a barrier waits for all sends before it."""
+    """The events of exchanges through L2: the last look before a barrier waits for all sends."""
     events = [_Event()] * len(loop)
     look = None
     for i, instruction in enumerate(loop):
@@ -276,11 +277,11 @@ def _run(
 
 
 def predict(kernel: Kernel) -> Prediction:
-    """Raises ValueError for code in which the loop or the barriers are not found."""
+    """The cycles of a kernel's step; ValueError where its loop or barriers are not found."""
     loop = sass.loop_over_time(kernel)
     events = _cluster_events(kernel, loop) if kernel.path == "cluster" else _global_events(loop)
     networks = {b: _network(kernel, loop, events, b) for b in BYTES_PER_CYCLE}
-    # Behind hops that are longer than anything that is hidden there.
+    # Hops longer than all work that they could hide make every wait show.
     slow = networks[BYTES_PER_CYCLE[0]]
     _, waits = _run(loop, events, slow._replace(hops=dict.fromkeys(slow.hops, 10_000)))
     return Prediction(

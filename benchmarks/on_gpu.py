@@ -50,12 +50,14 @@ ROOT = Path(__file__).resolve().parents[1]
 PYTHON = os.environ.get("PYTHON") or sys.executable
 PERSISTENT = ("cluster", "cooperative", "wide")
 PATHS = ("cell", *PERSISTENT, "step")
-"""Of the engine (mmixer_kernels/engines/cuda.py), which nothing here imports: it may be broken."""
+"""The engine's paths (mmixer_kernels/engines/cuda.py), which nothing here imports: it may be
+broken."""
 TESTED = ("cluster", "cooperative", "step")
 """Paths that the device tests name; "wide" is measured alone."""
 DIRECTIONS = ("forward", "backward")
 MOST_SECONDS = 520
-"""Of all parts. A command on a lent machine ends after 600, and its end must not come first."""
+"""Seconds of all parts. A command on a lent machine ends after 600, and its end must not come
+first."""
 RESERVE = 15
 """Seconds of --total that are kept for the last table and tar."""
 GRACE = 5
@@ -75,7 +77,7 @@ DEVICE_TESTS = "tests/engines/test_cuda_device.py"
 
 
 class Ended(NamedTuple):
-    """How a command ended."""
+    """The end of a command: its exit status and output."""
 
     status: int | None  # None: it was stopped at its limit
     seconds: float
@@ -99,7 +101,7 @@ class Ended(NamedTuple):
         return f", {self.count('PASSED')} passed" if tests else ""
 
     def of_tests(self) -> Ended:
-        """pytest calls it a success where every test was skipped: that is none."""
+        """The same end, but not a success where every test was skipped, which pytest calls one."""
         nothing = self.status == 0 and self.output != "" and not self.count("PASSED")
         return self._replace(status=NO_TESTS) if nothing else self
 
@@ -139,11 +141,9 @@ class Job:
         find = "import importlib.util as util; print(util.find_spec('pytest_timeout') is not None)"
         self.timeout_plugin = _output([PYTHON, "-c", find]) == "True"
 
-    # ---- commands
-
     @property
     def left(self) -> float:
-        """Seconds."""
+        """The seconds that are left of the script's time."""
         return self.options.total - RESERVE - (time.monotonic() - self.start)
 
     @property
@@ -241,7 +241,7 @@ class Job:
         self.left_out[path] = f"{self.left_out[path]}; {why}" if path in self.left_out else why
         print(f"  path {path} is left out: {why}")
 
-    # ---- parts: each returns its verdict, "passed" or what else
+    # Each part, from here to `main`, returns its verdict: "passed", or what went wrong.
 
     def build(self) -> str:
         pip = self.run(
@@ -263,7 +263,7 @@ class Job:
         return _failed(verdicts)
 
     def _build_by_cmake(self, folder: Path) -> str:
-        """Into the checkout, which the package is then imported from."""
+        """The extension is built into the checkout, from which the package is then imported."""
         find = "import pybind11; print(pybind11.get_cmake_dir())"
         pybind11 = "PYBIND11" if self.options.dry else _output([PYTHON, "-c", find])
         configured = self.run(
@@ -377,7 +377,7 @@ class Job:
             without = {*self.left_out, *(["cluster"] if check == "racecheck" else [])} - {"cell"}
             selection = "test_small and (bfloat16 or float32-high)"
             selection += "".join(f" and not {path}" for path in sorted(without))
-            # Of torch's own kernels nothing is asked.
+            # Nothing is asked of torch's own kernels.
             ended = self.run(
                 *("sanitizer", 60, *words, "--kernel-name", "kns=mmixer"),
                 *(*self.pytest_words(40), DEVICE_TESTS, "-k", selection),
@@ -386,8 +386,6 @@ class Job:
             ).of_tests()
             verdicts[f"{check} tests"] = ended.verdict
         return _failed(verdicts)
-
-    # ---- all of it
 
     def main(self) -> int:
         print(f"commit {self.commit or 'unknown'}; GPU {self.gpu or 'none'}; results in {self.out}")
@@ -402,7 +400,8 @@ class Job:
         return 0 if all(verdict == "passed" for verdict in verdicts.values()) else 1
 
     def _has_failed(self, name: str) -> bool:
-        """In an earlier call; what was cut off or could not begin has not."""
+        """Whether the part failed in an earlier call; one that was cut off or could not begin did
+        not."""
         return "FAILED" in self.parts.get(name, {}).get("verdict", "")
 
     def _is_done(self, name: str) -> bool:
@@ -437,7 +436,7 @@ class Job:
         return verdict
 
     def report(self) -> str:
-        """Renews what is left for others; the table."""
+        """The table of what was seen; the files that are left for others are renewed."""
         if self.options.dry:
             return ""
         _write_json(self.folder / "state.json", {"parts": self.parts, "left out": self.left_out})
@@ -480,7 +479,7 @@ raise SystemExit(not state.available)
 
 
 def _failed(verdicts: dict[str, str]) -> str:
-    """Of several commands: "passed", or those that have not."""
+    """The verdict on several commands: "passed", or those that have not."""
     return "; ".join(f"{k}: {v}" for k, v in verdicts.items() if v != "passed") or "passed"
 
 
@@ -507,15 +506,15 @@ def _fault(ended: Ended) -> str | None:
 
 
 def _kernel(record: dict[str, Any]) -> str:
-    """Of which kernel the probe has written a record."""
+    """The kernel of a record of the probe, in words."""
     names = ("hidden", "parts", "terms", "samples", "batch")
     return ", ".join(f"{name} {record[name]}" for name in names if name in record)
 
 
 def _environment() -> dict[str, str]:
-    """Of all commands: programs beside the interpreter and CUDA's are found, a process has one
-    thread (its references' operations are tiny), products have equal bits, and pip, which installs
-    this checkout alone, asks nobody."""
+    """The environment of all commands: programs beside the interpreter and CUDA's are found, a
+    process has one thread (its references' operations are tiny), products have equal bits, and pip,
+    which installs this checkout alone, asks nobody."""
     folders = [str(Path(PYTHON).parent), os.environ.get("PATH", os.defpath), "/usr/local/cuda/bin"]
     return {
         **os.environ,
@@ -531,7 +530,7 @@ def _environment() -> dict[str, str]:
 
 
 def _output(command: Sequence[str]) -> str:
-    """What a short command prints; empty where it fails."""
+    """The text that a short command prints; empty where it fails."""
     try:
         done = subprocess.run(
             command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=30
@@ -542,7 +541,7 @@ def _output(command: Sequence[str]) -> str:
 
 
 def _fingerprint(gpu: str) -> str:
-    """Of the sources and the GPU: while it is the same, what passed need not run again."""
+    """A digest of the sources and the GPU: while it is the same, what passed need not run again."""
     folders = ("csrc", "python", "mmixer_kernels", "benchmarks", "tests")
     kinds = {".py", ".h", ".cu", ".cpp", ".sh", ".toml"}
     files = [
@@ -565,7 +564,7 @@ def _begin() -> None:
 
 
 def _signal(process: subprocess.Popen[bytes], number: int) -> None:
-    """To the process and all that it started in its group."""
+    """Sends a signal to the process and all that it started in its group."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, number)
 
@@ -599,8 +598,8 @@ def _read_json(path: Path) -> Any:
 
 
 def _write(path: Path, write: Callable[[Path], Any]) -> None:
-    """Beside, then renamed: what was there before is not lost to a fault. As
-    mmixer_kernels/files.py does it, without that package and torch."""
+    """The file is written beside, then renamed, so that a fault does not lose the one before.
+    mmixer_kernels/atomic.py does the same, but this script runs without that package and torch."""
     beside = path.with_name(path.name + ".part")
     write(beside)
     with open(beside, "rb") as file:

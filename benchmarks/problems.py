@@ -1,6 +1,5 @@
-"""What is timed, at sizes `[T, B, H]` with input_size = context_size = hidden_size, and the check
-that a kernel has to pass before a number of it is reported.
-"""
+"""The calls that are timed, at sizes `[T, B, H]` with input_size = context_size = hidden_size, and
+the check that a kernel has to pass before a number of it is reported."""
 
 from __future__ import annotations
 
@@ -88,8 +87,8 @@ class Layers(nn.ModuleList):
 
 
 def relative_errors(subject: Subject) -> dict[str, float]:
-    """Of each output, with and without gradients needed, and of each gradient, against float64;
-    absolute where the truth is zero."""
+    """The error of each output, with and without gradients needed, and of each gradient, against
+    float64; absolute where the truth is zero."""
     torch.manual_seed(1)
     operands = subject.operands
     doubles = {name: x.detach().double().requires_grad_() for name, x in operands.items()}

@@ -1,4 +1,4 @@
-"""What a run of the benchmarks leaves: tables of ratios, and everything as JSON."""
+"""The report of a run of the benchmarks: tables of ratios, and everything as JSON."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Comparison:
     ratios: dict[str, Ratio] = field(default_factory=dict)
     shares: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
-    """What gpu_table.py finds a case by."""
+    """The names and values by which gpu_table.py finds a case."""
     seconds: dict[str, dict[str, float]] = field(default_factory=dict)
     """Medians of each contender, by the kind of clock."""
     by_host: list[str] = field(default_factory=list)
@@ -37,7 +37,7 @@ class Comparison:
     kernels: dict[str, dict[str, int]] = field(default_factory=dict)
     """Names of what each contender starts on the GPU, and how often."""
     missing: dict[str, str] = field(default_factory=dict)
-    """What there is no number of, and why."""
+    """Contenders without a number, and the reason."""
 
 
 def tables(comparisons: Sequence[Comparison]) -> str:
@@ -111,7 +111,7 @@ GPU = (
     ("power limit", "power.limit"),
     ("temperature", "temperature.gpu"),
 )
-"""What is told of a GPU, and nvidia-smi's name of it."""
+"""The facts that are told of a GPU, and nvidia-smi's names of them."""
 
 
 def gpu() -> dict[str, Any] | None:

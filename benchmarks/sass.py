@@ -35,7 +35,7 @@ class Instruction(NamedTuple):
 
     @property
     def target(self) -> int | None:
-        """Of a branch."""
+        """The address that a branch goes to."""
         if not self.is_a("BRA") or self.opcode == "BRA.DIV":
             return None
         return int(self.operands.split(", ")[-1], 16)
@@ -55,17 +55,17 @@ class Kernel:
     parts: int
     resident: int
     samples: int
-    terms: int  # `Dtype` in csrc/cuda/arguments.h
+    terms: int  # `Dtype` in csrc/problem.h
     code: tuple[Instruction, ...] = field(repr=False)
 
     @property
     def row_tiles(self) -> int:
-        """Of 16 rows, of a warp."""
+        """Tiles of 16 rows per warp."""
         return self.hidden // self.blocks // 16 // self._row_groups
 
     @property
     def k_blocks(self) -> int:
-        """Of 32 columns, of a warp."""
+        """Blocks of 32 columns per warp."""
         return self.hidden // 32 // (self.warps // self._row_groups)
 
     @property
@@ -97,7 +97,7 @@ def cuobjdump() -> str | None:
 
 
 def dump(file: str | Path, *options: str) -> str:
-    """What cuobjdump says of a file with code for GPUs."""
+    """The text that cuobjdump prints for a file with code for GPUs."""
     program = cuobjdump()
     if program is None:
         raise FileNotFoundError("there is no cuobjdump: install CUDA's or triton")
@@ -189,5 +189,5 @@ def loop_over_time(kernel: Kernel) -> tuple[Instruction, ...]:
         i = target if target > i and (always or around_call) else i + 1
     taken = sum(instruction.is_a("HMMA") for instruction in path)
     if taken != len(products):
-        raise ValueError(f"{kernel}: of {len(products)} products a step takes {taken}")
+        raise ValueError(f"{kernel}: of {len(products)} products per step takes {taken}")
     return tuple(path)

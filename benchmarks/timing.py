@@ -21,7 +21,7 @@ import torch
 SHORT = 0.02
 """Seconds; a longer call refills the caches in a small part of its own time."""
 RESAMPLES = 2000
-"""Of the rounds, for a ratio's interval."""
+"""How often the rounds are drawn again for a ratio's interval."""
 
 Times = dict[str, list[float]]
 """Seconds of each contender's calls, in the order of the rounds."""
@@ -173,7 +173,7 @@ class Turns:
     Args:
         contenders: ours first, then the baselines.
         budget: seconds for all rounds; at least 5 rounds are run, and at most 500.
-        clock: what times a round; by default the processor's.
+        clock: the function that times a round; by default the processor's.
     """
 
     def __init__(
@@ -222,8 +222,8 @@ def interleave(contenders: Sequence[Contender], budget: float, clock: Clock = se
 
 
 def ratio(ours: Sequence[float], baseline: Sequence[float]) -> Ratio:
-    """Of the medians. Whole rounds are drawn again for its interval, so that what slows both
-    contenders of a round does not widen it; equal times give equal intervals.
+    """The ratio of the medians. Whole rounds are drawn again for its interval, so that what slows
+    both contenders of a round does not widen it; equal times give equal intervals.
 
     Raises ValueError when the two have not been timed in the same rounds.
     """

@@ -1,4 +1,4 @@
-// What a call is, for the CPU and the CUDA engine alike: plain pointers, sizes and strides.
+// A call's description, for the CPU and the CUDA engine alike: plain pointers, sizes and strides.
 //
 // G weight sets of one hidden size H run over T steps of B samples. Strides are in elements, and
 // the last dimension of every tensor is contiguous.
@@ -10,17 +10,17 @@ namespace mmixer {
 
 enum class Dtype : int { float32, float64, bfloat16, float16 };
 
-// How f_bar and g_bar become f_tilde: Eq. 9-10, or Table 3's experiment II.
+// The way in which f_bar and g_bar become f_tilde: Eq. 9-10, or Table 3's experiment II.
 enum class Mix { gated, concat };
 
-// What forward leaves for backward: nothing; the states alone, so that backward computes the gates
-// again; or the gates too.
+// The results that forward leaves for backward: nothing; the states alone, so that backward
+// computes the gates again; or the gates too.
 enum class Keep { nothing, states, gates };
 
 // The order of a weight set's matrices and of the rows of norm_weight and norm_bias.
 enum Gate { gate_f, gate_g, gate_s, gate_r, gate_z, gate_h, gates };
 
-// Contiguous, row-major.
+// The parameters of one unit, contiguous and row-major.
 struct WeightSet {
   // W_f [H, input_size], W_g [H, context_size], W_s [H, 2H] (the first H columns for f, the last
   // for g), W_r, W_z and W_h [H, H], in Problem::weight_dtype.
@@ -42,9 +42,9 @@ struct Problem {
   Mix mix;
   Keep keep;
   double eps;
-  int threads;  // at most, of the CPU engine
-  // Of inputs, contexts, hx, results and the gradients of all of these; of the matrices; of the
-  // norms.
+  int threads;  // the CPU engine's most
+  // The dtypes of inputs, contexts, hx, results and the gradients of all of these; of the matrices;
+  // of the norms.
   Dtype dtype, weight_dtype, norm_dtype;
   const Group* group;  // [G]
   const void* hx;      // [G, B, H]; null for zeros

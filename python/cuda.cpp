@@ -88,8 +88,8 @@ Table<Recurrence<BackwardArguments>> describe() {
 template <>
 Table<CellPlanCall> describe() {
   using Struct = CellPlanCall;
-  return Table<Struct>("cell_plan") FIELD(batch) FIELD(input_size) FIELD(context_size)
-      FIELD(hidden) FIELD(dtype) FIELD(weight_dtype);
+  return Table<Struct>("cell_plan") FIELD(batch) FIELD(input_size) FIELD(context_size) FIELD(hidden)
+      FIELD(dtype) FIELD(weight_dtype);
 }
 
 template <>
@@ -110,10 +110,10 @@ template <>
 Table<PrepareArguments> describe() {
   using Struct = PrepareArguments;
   return Table<Struct>("PrepareArguments")
-      .list<&Struct::set, &Struct::count>("sets") FIELD(first) FIELD(weight_dtype)
-      FIELD(norm_dtype) FIELD(remove_mean) FIELD(transposed) FIELD(matrices) FIELD(matrices_dtype)
-      FIELD(split_weights) FIELD(term_dtype) FIELD(norms) FIELD(G) FIELD(H) FIELD(Hp)
-      FIELD(terms);
+      .list<&Struct::set, &Struct::count>("sets") FIELD(first) FIELD(weight_dtype) FIELD(norm_dtype)
+          FIELD(remove_mean) FIELD(transposed) FIELD(matrices) FIELD(matrices_dtype)
+              FIELD(split_weights) FIELD(term_dtype) FIELD(norms) FIELD(G) FIELD(H) FIELD(Hp)
+                  FIELD(terms);
 }
 
 template <>
@@ -124,19 +124,20 @@ Table<ForwardArguments> describe() {
 }
 
 // In the order of G, T and B.
-#define GRAD_OUTPUT                                                                       \
-  FIELD(grad_output) FIELD(grad_output_dtype)                                             \
-  .field("grad_output_stride_group", &Struct::grad_output_stride, &Strides::group)        \
-  .field("grad_output_stride_step", &Struct::grad_output_stride, &Strides::step)          \
-  .field("grad_output_stride_sample", &Struct::grad_output_stride, &Strides::sample)
+#define GRAD_OUTPUT                                                                    \
+  FIELD(grad_output)                                                                   \
+  FIELD(grad_output_dtype)                                                             \
+      .field("grad_output_stride_group", &Struct::grad_output_stride, &Strides::group) \
+      .field("grad_output_stride_step", &Struct::grad_output_stride, &Strides::step)   \
+      .field("grad_output_stride_sample", &Struct::grad_output_stride, &Strides::sample)
 
 template <>
 Table<BackwardArguments> describe() {
   using Struct = BackwardArguments;
   return Table<Struct>("BackwardArguments") SIZES FIELD(norms) FIELD(hx) FIELD(lengths)
       FIELD(states) FIELD(x_hat) FIELD(r_std) GRAD_OUTPUT FIELD(grad_gates) FIELD(grad_f_tilde)
-      FIELD(grad_norm) FIELD(grad_h_n) FIELD(grad_hx) FIELD(weights) FIELD(projected)
-      FIELD(packets) FIELD(grad_gates_dtype);
+          FIELD(grad_norm) FIELD(grad_h_n) FIELD(grad_hx) FIELD(weights) FIELD(projected)
+              FIELD(packets) FIELD(grad_gates_dtype);
 }
 
 #define ROWS FIELD(G) FIELD(rows) FIELD(H) FIELD(blocks) FIELD(norms) FIELD(eps)
@@ -158,8 +159,8 @@ template <>
 Table<MixArguments> describe() {
   using Struct = MixArguments;
   return Table<Struct>("MixArguments") ROWS FIELD(samples) FIELD(a) FIELD(context) FIELD(f_bar)
-      FIELD(g_bar) FIELD(dtype) FIELD(mix) OPTIONAL(f_tilde) OPTIONAL(grad_f_tilde)
-      OPTIONAL(grad_a) OPTIONAL(grad_f_bar) OPTIONAL(grad_g_bar) OPTIONAL(grad_norm);
+      FIELD(g_bar) FIELD(dtype) FIELD(mix) OPTIONAL(f_tilde) OPTIONAL(grad_f_tilde) OPTIONAL(grad_a)
+          OPTIONAL(grad_f_bar) OPTIONAL(grad_g_bar) OPTIONAL(grad_norm);
 }
 
 template <>
@@ -167,9 +168,9 @@ Table<GateArguments> describe() {
   using Struct = GateArguments;
   return Table<Struct>("GateArguments") SIZES FIELD(norms) FIELD(hx) FIELD(lengths) FIELD(steps)
       FIELD(states) FIELD(dtype) FIELD(eps) FIELD(input_gates) FIELD(state_gates) FIELD(r_h)
-      OPTIONAL(first_step) OPTIONAL(candidate) OPTIONAL(operand) OPTIONAL(f_tilde)
-      OPTIONAL(x_hat) OPTIONAL(x_hat_operand) OPTIONAL(r_std) OPTIONAL(f_tilde_h)
-      OPTIONAL(f_tilde_r_h);
+          OPTIONAL(first_step) OPTIONAL(candidate) OPTIONAL(operand) OPTIONAL(f_tilde)
+              OPTIONAL(x_hat) OPTIONAL(x_hat_operand) OPTIONAL(r_std) OPTIONAL(f_tilde_h)
+                  OPTIONAL(f_tilde_r_h);
 }
 
 template <>
@@ -177,8 +178,8 @@ Table<GateBackwardArguments> describe() {
   using Struct = GateBackwardArguments;
   return Table<Struct>("GateBackwardArguments") SIZES FIELD(norms) FIELD(hx) FIELD(lengths)
       FIELD(states) FIELD(x_hat) FIELD(r_std) GRAD_OUTPUT FIELD(grad_gates) FIELD(grad_f_tilde)
-      FIELD(grad_norm) FIELD(dtype) FIELD(carry) FIELD(grad_h) FIELD(step) OPTIONAL(grad_r_h)
-      OPTIONAL(grad_sum);
+          FIELD(grad_norm) FIELD(dtype) FIELD(carry) FIELD(grad_h) FIELD(step) OPTIONAL(grad_r_h)
+              OPTIONAL(grad_sum);
 }
 
 }  // namespace fields
@@ -221,7 +222,6 @@ void bind_cuda(py::module_& m) {
   add_kernel(m, "reset_gate_backward", reset_gate_backward);
   m.attr("most_weight_sets") = most_weight_sets;
   m.def("refusal", [] { return refusal(); });
-  m.def("stream_number", [](std::uintptr_t stream) {
-    return stream_number(reinterpret_cast<void*>(stream));
-  });
+  m.def("stream_number",
+        [](std::uintptr_t stream) { return stream_number(reinterpret_cast<void*>(stream)); });
 }

@@ -14,34 +14,22 @@ using namespace mmixer;
 
 namespace {
 
-// A Problem with groups of its own.
-struct Call : Problem {
-  std::vector<Group> list;
-
-  Problem problem() const {
-    Problem p = *this;
-    p.groups = int64_t(list.size());
-    p.group = list.data();
-    return p;
-  }
-};
-
 struct ForwardWorkspaceSize {
-  fields::Held<Call> problem;
+  fields::Held<OwnProblem> problem;
 };
 
 struct BackwardWorkspaceSize {
-  fields::Held<Call> problem;
+  fields::Held<OwnProblem> problem;
   bool need_weights;
 };
 
 struct Forward {
-  fields::Held<Call> problem;
+  fields::Held<OwnProblem> problem;
   void *output, *h_n, *saved, *workspace;
 };
 
 struct Backward : Cotangents {
-  fields::Held<Call> problem;
+  fields::Held<OwnProblem> problem;
   const void* saved;
   std::vector<GroupGradient> gradients;
   void *grad_hx, *workspace;
@@ -91,43 +79,10 @@ void step(const Step& call) {
 namespace fields {
 
 template <>
-Table<Group> describe() {
-  Table<Group> table("Group");
-  table.field("input", &Group::input)
-      .field("input_stride_step", &Group::input_stride_step)
-      .field("input_stride_sample", &Group::input_stride_sample)
-      .field("input_size", &Group::input_size)
-      .field("context", &Group::context)
-      .field("context_stride_sample", &Group::context_stride_sample)
-      .field("context_size", &Group::context_size);
-  return add_weights(table);
-}
-
-template <>
 Table<GroupGradient> describe() {
   Table<GroupGradient> table("GroupGradient");
   table.field("input", &GroupGradient::input).field("context", &GroupGradient::context);
   return add_weights(table);
-}
-
-template <>
-Table<Call> describe() {
-  return Table<Call>("Problem")
-      .field("groups", &Call::list)
-      .field("steps", &Call::steps)
-      .field("batch", &Call::batch)
-      .field("hidden", &Call::hidden)
-      .field("mix", &Call::mix)
-      .field("keep", &Call::keep)
-      .field("eps", &Call::eps)
-      .field("threads", &Call::threads)
-      .field("dtype", &Call::dtype)
-      .field("weight_dtype", &Call::weight_dtype)
-      .field("norm_dtype", &Call::norm_dtype)
-      .field("hx", &Call::hx)
-      .field("hx_stride_group", &Call::hx_stride_group)
-      .field("hx_stride_sample", &Call::hx_stride_sample)
-      .field("lengths", &Call::lengths);
 }
 
 template <>
@@ -192,7 +147,7 @@ Table<Step> describe() {
 PYBIND11_MODULE(_native, m) {
   fields::add_struct<Group>(m);
   fields::add_struct<GroupGradient>(m);
-  fields::add_struct<Call>(m);
+  fields::add_struct<OwnProblem>(m);
   fields::add_call<forward_workspace_size>(m);
   fields::add_call<backward_workspace_size>(m);
   fields::add_call<forward>(m);

@@ -4,6 +4,18 @@
 #include "../csrc/problem.h"
 #include "fields.h"
 
+// A Problem with groups of its own.
+struct OwnProblem : mmixer::Problem {
+  std::vector<mmixer::Group> list;
+
+  mmixer::Problem problem() const {
+    mmixer::Problem p = *this;
+    p.groups = int64_t(list.size());
+    p.group = list.data();
+    return p;
+  }
+};
+
 namespace fields {
 
 template <>
@@ -50,6 +62,39 @@ Table<Struct>& add_step(Table<Struct>& table) {
       .field("hx", &Struct::hx)
       .field("hx_stride_sample", &Struct::hx_stride_sample);
   return add_weights(table);
+}
+
+template <>
+inline Table<mmixer::Group> describe() {
+  Table<mmixer::Group> table("Group");
+  table.field("input", &mmixer::Group::input)
+      .field("input_stride_step", &mmixer::Group::input_stride_step)
+      .field("input_stride_sample", &mmixer::Group::input_stride_sample)
+      .field("input_size", &mmixer::Group::input_size)
+      .field("context", &mmixer::Group::context)
+      .field("context_stride_sample", &mmixer::Group::context_stride_sample)
+      .field("context_size", &mmixer::Group::context_size);
+  return add_weights(table);
+}
+
+template <>
+inline Table<OwnProblem> describe() {
+  return Table<OwnProblem>("Problem")
+      .field("groups", &OwnProblem::list)
+      .field("steps", &OwnProblem::steps)
+      .field("batch", &OwnProblem::batch)
+      .field("hidden", &OwnProblem::hidden)
+      .field("mix", &OwnProblem::mix)
+      .field("keep", &OwnProblem::keep)
+      .field("eps", &OwnProblem::eps)
+      .field("threads", &OwnProblem::threads)
+      .field("dtype", &OwnProblem::dtype)
+      .field("weight_dtype", &OwnProblem::weight_dtype)
+      .field("norm_dtype", &OwnProblem::norm_dtype)
+      .field("hx", &OwnProblem::hx)
+      .field("hx_stride_group", &OwnProblem::hx_stride_group)
+      .field("hx_stride_sample", &OwnProblem::hx_stride_sample)
+      .field("lengths", &OwnProblem::lengths);
 }
 
 }  // namespace fields

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-# Before anything imports torch or triton. pytest-xdist starts a process per processor, hence one
-# thread each, also of the processes that a test starts; what is about threads sets their number.
+# torch and triton read these at import. pytest-xdist starts a process per processor, hence one
+# thread each, also in processes that a test starts; tests of threads set their number.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for `nan_filled_memory`
 

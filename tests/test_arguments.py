@@ -460,7 +460,7 @@ WRONG: dict[str, list[Any]] = {
     "dtype": ["float32", float, torch.int64, torch.complex64, torch.bool, ARRAY],
     "module": [None, "x", torch.nn.Linear(1, 1), FusedMCU],
 }
-"""What an argument of a kind must not be."""
+"""Values that an argument of a kind must not have."""
 KINDS = {
     **{name: "tensor" for name in ("input", "context", "hx", "lengths")},
     **{name: "tensors" for name in ("inputs", "contexts", "features", "streams")},

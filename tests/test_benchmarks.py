@@ -1,4 +1,4 @@
-"""How the benchmarks time and record; and a rehearsal of the GPU's benchmarks without a GPU."""
+"""The timing and records of the benchmarks; a rehearsal of the GPU's benchmarks without a GPU."""
 
 import importlib.util
 import json
@@ -12,6 +12,7 @@ from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
@@ -19,9 +20,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import gpu_table
+import limits
 import report
 import timing
 from timing import Contender, HostSeconds, Ratio
+
+from mmixer_kernels import reference
+from mmixer_kernels.problem import Problem, Weights
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
@@ -45,7 +50,7 @@ def test_every_second_round_has_the_opposite_order():
 
 
 def test_the_interval_is_that_of_the_medians():
-    """Of 101 values 0...100 the median's exact 95 % interval is from the 41st to the 61st."""
+    """The median's exact 95 % interval of 101 values 0...100 is from the 41st to the 61st."""
     ours = [float(x) for x in range(101)]
     random.Random(0).shuffle(ours)
     ratio = timing.ratio(ours, [10.0] * 101)
@@ -57,7 +62,7 @@ def test_the_interval_is_that_of_the_medians():
 
 
 def test_the_interval_draws_whole_rounds():
-    """What slows both contenders of a round alike says nothing of their ratio."""
+    """A delay that slows both contenders of a round alike says nothing of their ratio."""
     generator = random.Random(0)
     baseline = [math.exp(generator.gauss(0, 2)) for _ in range(51)]
     ratio = timing.ratio([2 * x for x in baseline], baseline)
@@ -368,12 +373,13 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="module")
 def rehearsal(tmp_path_factory):
-    """What each file of the GPU's benchmarks writes, and what pytest prints."""
+    """The results that each file of the GPU's benchmarks writes, and the text that pytest
+    prints."""
     folder = tmp_path_factory.mktemp("rehearsal")
     (folder / "rehearsal.py").write_text(REHEARSAL)
     files = ["engines/bench_cuda.py", "engines/bench_triton.py", "bench_network.py"]
     results = folder / "results.json"
-    # What pytest-xdist tells its workers would keep pytest-benchmark from measuring.
+    # pytest-benchmark does not measure where it finds what pytest-xdist tells its workers.
     environment = {name: x for name, x in os.environ.items() if "PYTEST_XDIST" not in name}
     run = subprocess.run(
         [
@@ -451,3 +457,29 @@ def test_what_matters_most_is_measured_first(rehearsal):
     precisions = [x["settings"]["precision"] for x in rehearsal[0]["comparisons"][:16]]
     changes = [a for a, b in pairwise([*precisions, ""]) if a != b]
     assert changes == ["bfloat16", "float16", "float32-high", "float32"]
+
+
+@pytest.mark.slow
+def test_limits():
+    """The roofline's measurements are sound: operations count for the whole team, reading stays
+    inside the block, and the recurrence takes a part of the call's time."""
+    pytest.importorskip("pybind11")
+    cpu = pytest.importorskip("mmixer_kernels.engines.cpu")
+    machine = limits.module()
+    for threads in (1, 2):
+        counts = [machine.multiply_add(rounds, threads) for rounds in (1, 10)]
+        assert counts[0] > 0
+        assert counts[1] == 10 * counts[0]
+        assert counts[0] == threads * machine.multiply_add(1, 1)
+        block = torch.randn(1001)
+        machine.read(block.data_ptr(), block.numel(), 3, threads)
+    weights = Weights(*(x.detach() for x in reference.MCU(6, 4, 64).weights()))
+    problem = Problem([torch.randn(40, 3, 6)], [torch.randn(3, 4)], [weights])
+    size = cpu._native.forward_workspace_size(problem=cpu._Call(problem, "nothing").native)
+    output, workspace = torch.empty(40, 3, 64), torch.empty(size)
+    with mock.patch.object(cpu, "_native", machine):
+        call = cpu._Call(problem, "nothing")
+    start = time.perf_counter()
+    seconds = machine.recurrence_seconds(problem=call.native, output=output, workspace=workspace)
+    assert 0 < seconds < time.perf_counter() - start
+    assert torch.equal(output, cpu.forward(problem, "nothing")[0][0])

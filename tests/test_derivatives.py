@@ -16,7 +16,7 @@ GROUPS = 2
 
 
 def operands(hx=True, lengths=True, layer_norm=True):
-    """Of `run`, and of several calls with them."""
+    """Operands of `run`, and of several calls with them."""
     problems = [problem(SIZE, layer_norm=layer_norm) for _ in range(GROUPS)]
     one = {
         "inputs": [p.input for p in problems],
@@ -87,7 +87,7 @@ def differentiable(operands):
 
 
 def gradient(function):
-    """With respect to everything but lengths."""
+    """The derivatives are those with respect to everything but lengths."""
 
     def of(operands):
         def loss(named):
@@ -126,7 +126,7 @@ def test_vmap(names, layer_norm):
 @pytest.mark.parametrize("names", NAMES, ids="+".join)
 @pytest.mark.parametrize("recompute", [False, True])
 def test_gradient_in_vmap(names, recompute):
-    """A gradient for each call."""
+    """A vmap over gradients gives each call's own."""
     one, many = operands()
     chosen, dims = batched(names, one, many)
     ours = gradient(lambda x: run(x, recompute=recompute))
@@ -136,7 +136,7 @@ def test_gradient_in_vmap(names, recompute):
 
 @pytest.mark.parametrize("names", NAMES, ids="+".join)
 def test_gradient_of_vmap(names):
-    """A gradient of all calls."""
+    """The gradient of a vmap is that of all calls."""
     one, many = operands()
     chosen, dims = batched(names, one, many)
     results = gradient(torch.vmap(run, in_dims=(dims,)))(chosen)
@@ -209,7 +209,7 @@ def test_vmap_of_one_call_and_without_samples(inner):
 
 
 def test_results_may_be_changed_in_place():
-    """As those of a call outside torch.func: backward does not read them."""
+    """Backward does not read them, as outside torch.func."""
     p = problem(SIZE)
 
     def loss(x):

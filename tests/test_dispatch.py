@@ -20,7 +20,8 @@ def tensors():
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 def test_a_call_that_nothing_looks_at(mode):
-    """Of every torch that is supported: where it lacks a private function, no call is plain."""
+    """A call is plain in every torch that is supported; one that lacks a private function has
+    none."""
     with mode():
         for _ in range(2):
             assert is_plain(tensors())
@@ -31,7 +32,7 @@ def test_a_call_that_nothing_looks_at(mode):
 
 
 def test_lengths_that_only_the_dispatcher_knows():
-    """Read as they lie, they would be less than none."""
+    """The lengths in memory are negative; their values, which only the dispatcher knows, count."""
     unit, x, c = FusedMCU(3, 2, 4, engine="cpu"), torch.randn(5, 2, 3), torch.randn(2, 2)
     lengths = torch.tensor([5, 2])
     with torch.no_grad():

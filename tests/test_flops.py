@@ -17,7 +17,7 @@ def count(unit, input, context):
 @pytest.mark.parametrize("of_input", [False, True])
 @pytest.mark.parametrize("frozen", [False, True])
 def test_forward_and_backward(of_input, frozen):
-    """Of one step, of which the equations make each product once, as the engines do."""
+    """The equations make each product of one step once, as the engines do."""
     if frozen and not of_input:
         return
     input, context = torch.randn(1, 5, 3, requires_grad=of_input), torch.randn(5, 2)

@@ -18,6 +18,7 @@ from torch.autograd import forward_ad
 from torch.nn.utils import parametrize, prune
 
 from mmixer_kernels import FusedMCU, FusedMCUCell, MMixer
+from mmixer_kernels.engines import of_device
 
 T, B, F, C, H, CLASSES = 2, 3, 2, 4, 5, 6
 SHAPES: dict[str, tuple[dict[str, bool], dict[str, tuple[int, ...]]]] = {
@@ -84,7 +85,7 @@ def _cases() -> Iterator[tuple[str, Case]]:
     yield "FusedMCU-cpu-recompute", mcu(FusedMCU, shapes, engine="cpu", recompute=True)
     yield "FusedMCU-reference", mcu(FusedMCU, shapes, engine="reference")
     yield "FusedMCUCell-reference", mcu(FusedMCUCell, SHAPES_OF_CELLS[""], engine="reference")
-    for engine in ("reference", "cpu"):
+    for engine in (each.NAME for each in of_device(torch.device("cpu"))):
         yield f"MMixer-{engine}", mixer(engine=engine)
         for name, options in (
             ("without_norm", {"layer_norm": False}),
@@ -106,7 +107,7 @@ CASES = dict(_cases())
 def every_module(
     *failing: tuple[str, str], where: Callable[[Case], bool] = lambda case: True
 ) -> pytest.MarkDecorator:
-    """Over the table's rows.
+    """The test runs once per row of the table.
 
     Args:
         failing: regular expressions of how the names of rows begin that fail, each with the reason.
@@ -144,7 +145,7 @@ def assert_equal(actual: Any, expected: Any) -> None:
 
 @every_module()
 def test_forward(case: Case) -> None:
-    """Equal bits at each call and in eval mode, and the float64 reference's to rounding."""
+    """Every call gives equal bits, in eval mode too, and the reference's results to rounding."""
     module, inputs = case.build(), case.inputs()
     first = call(module, inputs)
     assert all(output.requires_grad and output.isfinite().all() for output in first)
@@ -235,7 +236,7 @@ def test_to_dtype(case: Case, dtype: torch.dtype) -> None:
 
 @pytest.fixture(params=[False, True], ids=["set", "swapped"])
 def conversion(request: pytest.FixtureRequest) -> Iterator[None]:
-    """How `Module.to` replaces a parameter."""
+    """The way in which `Module.to` replaces a parameter: by its data, or by swapping tensors."""
     torch.__future__.set_swap_module_params_on_conversion(request.param)
     yield
     torch.__future__.set_swap_module_params_on_conversion(False)
@@ -244,7 +245,7 @@ def conversion(request: pytest.FixtureRequest) -> Iterator[None]:
 @every_module()
 @pytest.mark.usefixtures("conversion")
 def test_to_and_back(case: Case) -> None:
-    """Through float64 and through the meta device, gradients included."""
+    """A module survives a way through float64, gradients included, and one through meta."""
     module = case.build()
     expected = call(module, case.inputs())
     loss(expected).backward()
@@ -410,7 +411,7 @@ def directional(case: Case) -> tuple[Callable[..., tuple[Tensor, ...]], list[Ten
 def derivative(
     function: Callable[..., tuple[Tensor, ...]], primals: list[Tensor], tangents: list[Tensor]
 ) -> tuple[Tensor, ...]:
-    """By differences, right to about 1e-9."""
+    """The derivative by differences, right to about 1e-9."""
     above, below = (
         function(*(x + step * t for x, t in zip(primals, tangents, strict=True)))
         for step in (1e-6, -1e-6)
@@ -423,7 +424,7 @@ def test_third_derivative(case: Case) -> None:
     function, primals, tangents = directional(case)
 
     def second(*inputs: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Along the direction twice, differentiable."""
+        """The inputs as leaves, and the second derivative along the direction, differentiable."""
         values = [x.detach().requires_grad_() for x in inputs]
         total = torch.stack([x.sin().sum() for x in function(*values)]).sum()
         for _ in range(2):
@@ -438,7 +439,7 @@ def test_third_derivative(case: Case) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-7)
 
 
-# What torch imports for it.
+# torch's own forward mode uses torch.jit.script, of whose deprecation it then warns.
 forward_mode = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 
 
@@ -566,7 +567,7 @@ def test_outputs_changed_in_place(case: Case) -> None:
 
 @every_module()
 def test_operands_changed_in_place(case: Case) -> None:
-    """The gradients of the values that forward read, or an error."""
+    """Backward gives the gradients of the values that forward read, or raises."""
     module, inputs = case.build(), case.inputs()
     for tensor in (*inputs, *module.parameters()):
         wanted = [p for p in module.parameters() if p is not tensor]
@@ -587,7 +588,7 @@ def test_operands_changed_in_place(case: Case) -> None:
 
 @every_module()
 def test_prune(case: Case) -> None:
-    """Which a hook before forward does: after a step the pruned weights are the new ones."""
+    """The masks of torch.nn.utils.prune, which a hook applies before forward, are respected."""
     module, masked, inputs = case.build(), case.build(), case.inputs()
     owners = [(m, name) for m in module.modules() for name, _ in m.named_parameters(recurse=False)]
     masks = []
@@ -683,7 +684,7 @@ def test_what_hooks_are_given(case: Case) -> None:
 
 @every_module()
 def test_lazy_negation(case: Case) -> None:
-    """Of each operand, whose memory holds the value without its sign."""
+    """The memory of each operand holds the value without its sign."""
     function, tensors = function_of_all(case)
     expected = function(*tensors)
     for i, x in enumerate(tensors):
@@ -720,7 +721,7 @@ def test_autocast(case: Case) -> None:
 
 @every_module()
 def test_errors(case: Case) -> None:
-    """Of a feature or a dimension too many, another dtype or device, and of what is no tensor."""
+    """A feature or a dimension too many, another dtype or device, and what is no tensor raise."""
     module, good = case.build(), case.inputs()
     for i, name in enumerate(case.shapes):
         x = good[i]

@@ -29,7 +29,7 @@ def row(kind, steps, seconds, precision="bfloat16", passes="forward", sizes=(512
 
 
 def sequence(step, passes="forward", by_host=(), **more):
-    """Two lengths of a case with so many microseconds per step."""
+    """The rows of two lengths of a case with so many microseconds per step."""
     return [
         row("sequence", steps, {"FusedMCU": seconds}, passes=passes, by_host=by_host, **more)
         for steps, seconds in ((64, 1e-4), (1024, 1e-4 + 960e-6 * step))
@@ -78,7 +78,7 @@ def test_what_the_host_bounds_gives_no_step_and_no_verdict():
     assert "FusedMCU host" in line(text, "8x512", "cluster", "host", "FusedMCU host")
     assert "100 host" in line(text, "FusedMCU", "64x8x512", "3e-03")
     assert "host" not in line(text, "FusedMCU", "1024x8x512", "3e-03")
-    # the baseline's is not ours
+    # A baseline that the host bounds leaves our own step measured.
     other = table(sequence(1.0, by_host=["nn.GRU"])[0], long)
     assert line(other, "us per step: at most 1.5").endswith("1.00  reached")
 

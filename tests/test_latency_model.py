@@ -99,8 +99,8 @@ def test_code_without_a_loop_is_refused() -> None:
 
 
 def test_cycles_of_a_step() -> None:
-    """From the end of the wait: the branch 5, the product 33 until its sum is read, the sum 4. From
-    the store: 1, the branch 5."""
+    """The cycles of a step add up as they do by hand: from the end of the wait 5 for the branch, 33
+    for the product until its sum is read, 4 for the sum; from the store 1, and 5 for the branch."""
     prediction = latency_model.predict(kernel(*LOOP))
     (wait,) = prediction.waits
     assert (wait.work, wait.hidden, wait.hop) == (5 + 33 + 4, 1 + 5, latency_model.HOP)
@@ -136,7 +136,7 @@ def test_a_store_to_a_barrier_that_nothing_waits_for_is_refused() -> None:
 
 
 def test_packets_through_l2() -> None:
-    """A poll: the load 270, its use. The store is seen 350 later."""
+    """A poll costs the 270 cycles of its load, and its use; a store is seen 350 cycles later."""
     loop = (
         line(0x00, "LDG.E.64.STRONG.GPU R2, desc[UR4][R4.64]", stall=1, writes=0),
         line(0x10, "ISETP.NE.AND P0, PT, R3, R6, PT", stall=13, waits=(0,)),

@@ -178,7 +178,7 @@ def test_flatten_parameters_does_nothing():
 @pytest.mark.parametrize("module", [lambda *sizes: FusedMCU(*sizes, engine="reference"), MCU])
 @pytest.mark.parametrize("lengths", [None, torch.ones(0, dtype=torch.int64)])
 def test_no_samples(module, lengths):
-    """As for nn.GRU: empty results, and gradients of zero."""
+    """An empty batch gives empty results and gradients of zero, as it does for nn.GRU."""
     unit = module(3, 4, 5)
     x, c, h = (torch.randn(s, requires_grad=True) for s in ((6, 0, 3), (0, 4), (1, 0, 5)))
     output, h_n = unit(x, c, h, lengths)

@@ -91,17 +91,6 @@ def test_time_first_is_batch_first():
     assert torch.equal(time([f.transpose(0, 1) for f in x], lengths), expected)
 
 
-def test_one_call_of_the_engine(monkeypatch):
-    """The modalities are weight sets of one call, whatever N."""
-    from mmixer_kernels.engines import cpu
-
-    calls = []
-    forward = cpu._native.forward
-    monkeypatch.setattr(cpu._native, "forward", lambda **a: (calls.append(1), forward(**a))[1])
-    MMixer((6, 5, 4), 10, hidden_size=8)(features((6, 5, 4)))
-    assert len(calls) == 1
-
-
 def test_stream_classifiers_leave_the_network_alone():
     """Eq. 15-16: no bias, and no gradient reaches the network."""
     mixer = MMixer((6, 5), 10, hidden_size=8)
@@ -181,7 +170,7 @@ def test_three_modalities_are_one_native_call(monkeypatch: pytest.MonkeyPatch) -
 
 
 class Wrapper(nn.Module):
-    """As adapters are made: they call what they hold, and pass no attribute on."""
+    """An adapter, which calls what it holds and passes no attribute on."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -210,7 +199,7 @@ def shifted(unit: FusedMCU, input: Tensor, *operands: Any, **options: Any) -> An
     return FusedMCU.forward(unit, input + 1, *operands, **options)
 
 
-# What people do to a unit; the whole of it must show in the network.
+# Changes that a user may make to a unit, each of which the network's results must show.
 TOOLS: dict[str, Callable[[nn.ModuleList], object]] = {
     "nothing": lambda units: None,
     "forward hook": lambda units: units[0].register_forward_hook(doubled),
@@ -218,7 +207,7 @@ TOOLS: dict[str, Callable[[nn.ModuleList], object]] = {
         lambda unit, operands: (operands[0] + 1, *operands[1:])
     ),
     "weight norm": lambda units: parametrizations.weight_norm(units[0], "weight_r"),
-    # In training each call iterates once more.
+    # In eval mode, as each call in training mode refines the norm's estimate once more.
     "spectral norm": lambda units: parametrizations.spectral_norm(units[0].eval(), "weight_h"),
     "pruning": lambda units: prune.l1_unstructured(units[0], "weight_r", 0.5),
     "forward of its own": lambda units: setattr(
@@ -258,7 +247,7 @@ def group() -> Iterator[None]:
 
 
 def of_each_unit(network: MMixer, x: list[Tensor], lengths: Tensor | None) -> list[Tensor]:
-    """What `streams` must be: the units, called by hand."""
+    """The results that `streams` must have: the units, called by hand."""
     contents = [
         summarizer(f, lengths) for summarizer, f in zip(network.summarizers, x, strict=True)
     ]
@@ -417,7 +406,7 @@ UNITS = [("mcu", "avg"), ("mcu", "max"), ("mcu", "gru"), ("gru", "avg"), ("lstm"
 @pytest.mark.parametrize("batch_first", [True, False])
 @pytest.mark.parametrize("lengths", [None, torch.ones(0, dtype=torch.int64)])
 def test_no_samples(unit: str, summarizer: str, batch_first: bool, lengths: Tensor | None) -> None:
-    """As for nn.GRU: empty results, and gradients of zero."""
+    """An empty batch gives empty results and gradients of zero, as it does for nn.GRU."""
     options: dict[str, Any] = {"engine": "reference", "summarizer": summarizer}
     network = MMixer(
         (6, 5),

@@ -117,7 +117,7 @@ class Machine(NamedTuple):
         return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
     def sooner(self, constant: str) -> None:
-        """Makes one of the script's times a second."""
+        """Sets one of the script's times to one second."""
         script = self.root / "benchmarks" / "on_gpu.py"
         text, count = re.subn(
             rf"^{constant} = \d+$", f"{constant} = 1", script.read_text(), flags=re.M
@@ -186,7 +186,7 @@ def line(text: str, *words: str) -> str:
 
 
 def is_running(process: int) -> bool:
-    """Not where only its exit status is left, which nobody may have asked for."""
+    """Whether the process runs: it does not where only its exit status is left to be asked for."""
     try:
         stat = Path(f"/proc/{process}/stat").read_text()
     except OSError:
@@ -226,12 +226,12 @@ def test_a_machine_where_everything_goes_wrong(machine: Callable[..., Machine]) 
     assert parts["tests"]["passed"] == parts["tests"]["skipped"] == 2
     assert parts["sequence"]["verdict"].startswith("FAILED")
     assert parts["group"]["verdict"] == "passed"
-    # What crashed had measured something, and what is not measured is said to be so.
+    # The part that crashed had measured something, and the rest is said to be not measured.
     assert line(table, "as fast as nn.GRU", "64x8x512, bfloat16, forward  ").endswith("reached")
     assert line(table, "us per step: at most 1.5", "forward  ").split()[-2:] == ["1.40", "reached"]
     assert line(table, "N = 3 over N = 1", "64x8x512", "forward  ").endswith("not measured")
 
-    # What follows goes without the paths that are left out, and nothing is left running.
+    # The parts that follow go without the paths that are left out, and nothing is left running.
     calls = (here.fakes / "calls").read_text()
     assert "-k cluster" not in calls
     assert "-k step" in calls
@@ -340,7 +340,7 @@ def test_wrong_arguments(machine: Callable[..., Machine], words: list[str], mess
 
 @pytest.mark.slow
 def test_a_second_call_goes_on_where_the_first_one_ended(machine: Callable[..., Machine]) -> None:
-    """What was cut off or not begun comes first, what failed last, and no number is lost."""
+    """Parts that were cut off or not begun come first, failed ones last, and no number is lost."""
     here = machine(
         FINE_PROBE,
         """
@@ -393,7 +393,7 @@ def test_results_so_far_are_there_while_a_part_runs(
 def test_what_does_not_heed_an_interrupt_hangs(
     machine: Callable[..., Machine], program: str, hung: bool
 ) -> None:
-    """A slow start or a slow test is none: it ends by KeyboardInterrupt."""
+    """A slow start or a slow test is no hang: it ends by KeyboardInterrupt."""
     slow = f"exec {shlex.quote(sys.executable)} -c {shlex.quote(program)}"
     here = machine(FINE_PROBE, "trap '' INT; sleep 60; sleep 60" if hung else slow)
     here.sooner("GRACE")

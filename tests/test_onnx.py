@@ -86,9 +86,9 @@ SHAPES: dict[str, tuple[str | int, ...]] = {
     "G": (3, "batch", HIDDEN),
     "n": ("batch",),
 }
-"""Of inputs by a letter: x, y, z sequences, X one with the batch first, u one without a batch, f a
-step; c, d, e contexts, C one without a batch; h a unit's state, s a cell's, G a group's; n
-lengths."""
+"""Shapes of inputs by a letter: x, y, z sequences, X one with the batch first, u one without a
+batch, f a step; c, d, e contexts, C one without a batch; h a unit's state, s a cell's, G a group's;
+n lengths."""
 
 
 def draw(names: str, steps: int, batch: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -176,7 +176,7 @@ def test_a_module_is_exported_for_any_batch_and_time(case: str) -> None:
 
 @pytest.mark.parametrize("make", [without_options, lambda: nn.GRU(INPUTS[0], HIDDEN)])
 def test_a_fixed_time_as_of_pytorchs_gru(make: Callable[[], nn.Module]) -> None:
-    """What leaves the example's sizes as they are, or the time only, as nn.GRU has to."""
+    """An export may fix all of the example's sizes, or the time only, as nn.GRU has to."""
     module = make().eval()
     names = "x" if isinstance(module, nn.GRU) else "xc"
     shapes = free(names, ("batch",))

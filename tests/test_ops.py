@@ -6,13 +6,13 @@ import torch._dynamo.testing
 from helpers import Size, op_operands, problem, relative_errors, with_gradients
 
 from mmixer_kernels import FusedMCU, FusedMCUCell, dispatch, ops, reference
-from mmixer_kernels.engines import cpu
+from mmixer_kernels.engines import cpu, of_device
 from mmixer_kernels.functional import mcu
 from mmixer_kernels.problem import Problem, Weights
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")
 
-ENGINES = ["reference", "cpu"]
+ENGINES = [engine.NAME for engine in of_device(torch.device("cpu"))]
 FORWARD = torch.ops.mmixer_kernels.mcu_forward.default
 BACKWARD = torch.ops.mmixer_kernels.mcu_backward.default
 
@@ -162,7 +162,7 @@ def test_nothing_is_saved_without_gradients(dispatched, monkeypatch):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_call_that_saved_nothing_is_computed_again_for_backward(engine):
-    """As a trace of a frozen unit is, which another layer's gradient may have to pass."""
+    """A trace of a frozen unit is one, which another layer's gradient may have to pass."""
     operands, _ = op_operands()
     results = [FORWARD(*operands, engine, keep)[0].square().sum() for keep in ("nothing", "gates")]
     wanted = [*operands[0], *operands[1], *operands[2], operands[3]]
@@ -210,7 +210,8 @@ def test_export():
 
 
 def test_autocast():
-    """As for a matrix product: bfloat16 comes out, float32 gradients arrive at the parameters."""
+    """The rules are a matrix product's: bfloat16 comes out, float32 gradients arrive at the
+    parameters."""
     unit = FusedMCU(6, 5, 24)
     x, c = torch.randn(9, 3, 6, requires_grad=True), torch.randn(3, 5)
     with torch.autocast("cpu", torch.bfloat16):

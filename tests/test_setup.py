@@ -83,7 +83,7 @@ print(mmixer_kernels.__version__, installed("mmixer_kernels"))
 
 
 def test_a_copy_that_is_not_installed_can_be_imported_and_knows_its_version():
-    """As where CMake alone has built the extension."""
+    """CMake alone may have built the extension."""
     result = subprocess.run(
         [sys.executable, "-c", _NOT_INSTALLED], capture_output=True, text=True, check=True
     )
@@ -102,8 +102,9 @@ def test_a_copy_that_is_not_installed_can_be_imported_and_knows_its_version():
     ],
 )
 def test_default_architectures(tmp_path, capabilities, architectures):
-    """The GPUs that are here, what nvcc and the engine know of them, else all kinds. PTX of 9.0
-    always: built for 8.x alone, the kernels of clusters would be empty on a newer GPU."""
+    """The default is the GPUs that are here, as far as nvcc and the engine know them, else all
+    kinds. PTX of 9.0 is always built: the kernels of clusters, built for 8.x alone, would be empty
+    on a newer GPU."""
     pybind11 = pytest.importorskip("pybind11")
     (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\nprintf '{capabilities}\\n'\n")
     (tmp_path / "nvidia-smi").chmod(0o755)

@@ -95,12 +95,12 @@ class Network(nn.Module):
 class Entrance(NamedTuple):
     name: str
     make: Callable[[str | None], nn.Module]
-    """With an engine, or None for the equations."""
+    """Makes the module with an engine, or None for the equations."""
     shapes: Callable[[int, int], list[tuple[int, ...]]]
-    """Of the operands, for T and B."""
+    """The operands' shapes for T and B."""
 
     def modules(self, engine: str) -> tuple[nn.Module, nn.Module]:
-        """Ours, and the equations with the same parameters, in float64."""
+        """Our module, and the equations with the same parameters, in float64."""
         ours, truth = self.make(engine).double(), self.make(None).double()
         truth.load_state_dict(ours.state_dict())
         return ours, truth
@@ -140,7 +140,7 @@ MODULES = ("FusedMCU", "FusedMCUCell", "MMixer")
 
 
 class Error(NamedTuple):
-    """What a cell raises instead, and what the document says of it."""
+    """The error that a cell raises instead, and the document's words on it."""
 
     kind: type[Exception]
     match: str
@@ -156,12 +156,12 @@ class Tool(NamedTuple):
     run: Callable[[Case], Any]
     outcome: Outcome = FUSED
     but: dict[str, Outcome] = {}  # noqa: RUF012
-    """By entrance."""
+    """Outcomes that differ from that, by entrance."""
     truth: Callable[[Case], Any] | None = None
-    """What `run` must equal, of the equations; `run` itself where it is None."""
+    """The function of the equations that `run` must equal; `run` itself where it is None."""
     entrances: tuple[str, ...] = tuple(entrance.name for entrance in ENTRANCES)
     tolerance: float = 1e-10
-    """Of a difference from the equations, relative to the greatest value."""
+    """The largest difference from the equations, relative to the greatest value."""
     slow: bool = False
 
     def expected(self, entrance: str) -> Outcome:
@@ -175,7 +175,7 @@ class Case(NamedTuple):
     module: nn.Module
     operands: list[Tensor]
     other_operands: list[Tensor]
-    """Of another T and B."""
+    """Operands of another T and B."""
 
     def parameters(self) -> dict[str, Tensor]:
         return {name: x.detach().clone() for name, x in self.module.named_parameters()}
@@ -196,7 +196,7 @@ def sum_of_squares(results: Any) -> Tensor:
 
 
 def gradients(case: Case, function: Callable[..., Any] | None = None) -> list[Tensor]:
-    """Of operands and of the weights that are not frozen."""
+    """The gradients of operands and of the weights that are not frozen."""
     operands = [x.clone().requires_grad_() for x in case.operands]
     loss = sum_of_squares((case.module if function is None else function)(*operands))
     loss.backward()
@@ -364,7 +364,7 @@ def other_and_gradients(case: Case) -> Any:
 
 
 def traced(context: Callable[[], Any]) -> Callable[[Case], Any]:
-    """Written, read, called with other sizes, and differentiated."""
+    """The module traced, written, read, called with other sizes, and differentiated."""
 
     def run(case: Case) -> Any:
         with context(), warnings.catch_warnings():
@@ -421,7 +421,7 @@ def exported(case: Case) -> Any:
 
 
 class Model(nn.Module):
-    """Somebody's, with a unit inside."""
+    """A user's module with a unit inside."""
 
     def __init__(self, unit: nn.Module) -> None:
         super().__init__()
@@ -492,7 +492,7 @@ def freed_storage(case: Case) -> Any:
 
 
 def freed_storage_of_views(case: Case) -> Any:
-    """As FSDP's first version leaves them: views of one long parameter."""
+    """The weights as FSDP's first version leaves them: views of one long parameter."""
     weight = case.unit().weight_r
     whole = torch.cat([torch.zeros(1), weight.detach().flatten()]).double()
     weight.data = whole[1:].view_as(weight)
@@ -613,7 +613,7 @@ def hooked(case: Case) -> Any:
 def pruned(case: Case) -> Any:
     prune.l1_unstructured(case.unit(), "weight_r", 0.5)
     with torch.no_grad():
-        case.unit().weight_r_orig.add_(1.0)  # What was made of it before is stale.
+        case.unit().weight_r_orig.add_(1.0)  # Results made of it before are stale.
     return gradients(case)
 
 
@@ -785,7 +785,7 @@ BEGIN, END = "<!-- The table is written by tests/tools.py. -->\n", "<!-- End of 
 
 
 def documented() -> tuple[str, str, str]:
-    """What docs/tools.md has before, in and after the table."""
+    """The text of docs/tools.md before, in and after the table."""
     before, rest = DOCUMENT.read_text().split(BEGIN)
     table, after = rest.split(END)
     return before, table, after

@@ -134,7 +134,7 @@ def test_convert(
 def test_data_wait(
     compare: Compare, raw: Path, converted: Path, modalities: tuple[str, ...]
 ) -> None:
-    """How long a training with one thread and no loader process waits for its samples."""
+    """The time that a training with one thread and no loader process waits for its samples."""
     error = max(_check_frames(raw, converted, modality) for modality in modalities)
     ours, theirs = (_training(root, modalities) for root in (converted, raw))
     network = Recognizer([ResNet18() for _ in modalities], MMixer([512] * len(modalities), 60))

@@ -1,6 +1,6 @@
 """The CPU engine's recurrence against this machine's limits, measured in turns with it.
 
-Limits (csrc/cpu/limits.h): multiply-adds in registers, and reading from L2 and from L3, by as many
+Limits (benchmarks/limits): multiply-adds in registers, and reading from L2 and from L3, by as many
 threads as the engine has. A step of the recurrence multiplies 3 H^2 weights with B rows and reads
 them once: from L2 where each thread's part fits there, else from L3. The nearer limit is the one
 that takes longer at its full rate. Time of the recurrence is taken inside the call of the engine:
@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from pathlib import Path
 from statistics import median
-from typing import Any
+from unittest import mock
 
+import limits
 import problems
 import pytest
 import torch
@@ -28,9 +29,7 @@ STEPS, HIDDEN = 64, 512
 FLOAT = 4
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 ROUNDS = {"multiply-adds": 20_000, "L2": 100, "L3": 10}
-"""Of the loops that measure the limits: about a millisecond each."""
-
-_native: Any = cpu._native
+"""Rounds of the loops that measure the limits: about a millisecond each."""
 
 
 @pytest.mark.parametrize("batch", [8, 16])
@@ -41,9 +40,13 @@ def test_roofline(compare: Compare, batch: int, threads: int) -> None:
     torch.manual_seed(0)
     weights = reference.MCU(*[HIDDEN] * 3).weights()
     input, context = problems.sequence_operands(size, device)
-    call = cpu._Call(Problem([input], [context], [weights]), "nothing")
-    output, h_n = torch.empty(size), torch.empty(batch, HIDDEN)
-    workspace = torch.empty(_native.forward_workspace_size(False, call.native, False))
+    machine = limits.module()
+    problem = Problem([input], [context], [weights])
+    workspace_size = cpu._native.forward_workspace_size
+    workspace = torch.empty(workspace_size(problem=cpu._Call(problem, "nothing").native))
+    with mock.patch.object(cpu, "_native", machine):
+        call = cpu._Call(problem, "nothing")
+    output = torch.empty(size)
     recurrence: list[float] = []
     operations: list[int] = []
     l2, l3 = _cache_size(2), _cache_size(3)
@@ -53,16 +56,18 @@ def test_roofline(compare: Compare, batch: int, threads: int) -> None:
     }
 
     def forward() -> None:
-        pointers = (x.data_ptr() for x in (output, h_n, workspace))
-        recurrence.append(_native.recurrence_seconds(call.native, *pointers))
+        seconds = machine.recurrence_seconds(
+            problem=call.native, output=output, workspace=workspace
+        )
+        recurrence.append(seconds)
 
     def multiply_add() -> None:
-        operations.append(_native.multiply_add(ROUNDS["multiply-adds"], threads))
+        operations.append(machine.multiply_add(ROUNDS["multiply-adds"], threads))
 
     def read(level: str) -> Contender:
         block, rounds = blocks[level], ROUNDS[level]
         return Contender(
-            level, lambda: _native.read(block.data_ptr(), block.numel(), rounds, threads)
+            level, lambda: machine.read(block.data_ptr(), block.numel(), rounds, threads)
         )
 
     def shares(times: Times) -> dict[str, str]:

@@ -154,7 +154,7 @@ def test_wide(compare_on_gpu: Compare, precision: str, passes: str, steps: int) 
 def test_kernels_of_sequence(
     count_kernels: Compare, precision: str, batch: int, hidden: int, passes: str
 ) -> None:
-    """What cuDNN really runs at test_sequence's and test_wide's shortest length."""
+    """The kernels that cuDNN runs at test_sequence's and test_wide's shortest length."""
     size = Size(LENGTHS[0], batch, hidden)
     count_kernels(
         f"Kernels of cuDNN, {precision}, {passes}",
@@ -208,7 +208,7 @@ def test_size(compare_on_gpu: Compare, hidden: int, batch: int, passes: str, ste
 
 @every_pass
 def test_compiled_reference(compare_on_gpu: Compare, passes: str, compile_limit: int) -> None:
-    """At T = 64 alone: torch.compile unrolls the loop over the steps."""
+    """T is 64 alone: torch.compile unrolls the loop over the steps."""
     size = Size(LENGTHS[0], BATCH, HIDDEN)
     dtype = PRECISIONS["bfloat16"].dtype
 
@@ -384,7 +384,7 @@ class _Messages(logging.Handler):
 
 
 def _path_of(call: Callable[[], object]) -> str:
-    """What the engine's log says of a call: one path, or those of forward and backward."""
+    """The path that the engine's log names for a call, or those of forward and backward."""
     logger, handler = logging.getLogger(cuda.__name__), _Messages()
     level = logger.level
     logger.setLevel(logging.DEBUG)

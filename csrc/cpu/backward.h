@@ -1,10 +1,11 @@
-// Backward: the recurrence in reverse, then the mix and the projections of all steps at once, then
-// the weight gradients as one product over T x B each.
+// The backward pass: the recurrence in reverse, then the mix and the projections of all steps at
+// once, then the weight gradients as one product over T x B each.
 //
 // A step has two dependent products: W_h^T da_h gives dv (v = r h + f_tilde), then W_r^T da_r +
 // W_z^T da_z gives du (u = f_tilde + h). Where forward saved only the states, the gates of all
 // steps are computed again first, to the same bits. Gradients of scale and shift are summed for
-// each sample on its own and then over samples: no order depends on the threads. Bound: as forward.
+// each sample on its own and then over samples: no order depends on the threads. The bound is
+// forward's.
 #pragma once
 
 #include "forward.h"
@@ -83,7 +84,8 @@ struct Backward {
                        p.hidden);
   }
 
-  // x_hat and r_std of all gates from the states, in forward's own order; ends with a barrier.
+  // Computes x_hat and r_std of all gates from the states, in forward's own order; ends with a
+  // barrier.
   void compute_gates_again(Member& member) const {
     const ForwardBuffers<T>& f = *again;
     const int64_t H = p.hidden;
@@ -132,7 +134,7 @@ struct Backward {
     });
   }
 
-  // Packed weights, states and mixed features that the phases read; ends with a barrier.
+  // Makes the packed weights, states and mixed features that the phases read; ends with a barrier.
   void prepare(Member& member) const {
     const int64_t H = p.hidden;
     b.norms.fill(member, p);
@@ -197,7 +199,7 @@ struct Backward {
   void recurrence(Member& member, const Slice* slices, int64_t count) const {
     const int64_t H = p.hidden;
 
-    // dL/dh_t from step t + 1, and df_tilde of that step, once its du is there.
+    // Adds up dL/dh_t from step t + 1, and df_tilde of that step, once its du is there.
     const auto finish_step = [&](int64_t t, int64_t g, int64_t rank) {
       const T *dv = b.dv(g, rank), *du = b.du(g, rank), *r = b.r(g, rank);
       T *dh = b.dh(g, rank), *df = b.df(g, schedule.first_row[t] + rank);
@@ -267,7 +269,7 @@ struct Backward {
     });
   }
 
-  // From df_tilde to da_s, da_f, da_g and the gradients of input and context.
+  // Computes da_s, da_f, da_g and the gradients of input and context from df_tilde.
   void mix(Member& member) const {
     const int64_t H = p.hidden;
     const int64_t states = p.groups * p.batch, rows = schedule.rows();

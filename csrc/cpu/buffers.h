@@ -1,6 +1,6 @@
-// Where everything lies in the two blocks of memory that a call works in: `saved`, which forward
-// leaves for backward, and the workspace. Laid out by one function each, with or without memory, so
-// that sizes and addresses cannot disagree.
+// The layout of the two blocks of memory that a call works in: `saved`, which forward leaves for
+// backward, and the workspace. One function lays each out, with or without memory, so that sizes
+// and addresses cannot disagree.
 #pragma once
 
 #include <algorithm>
@@ -44,14 +44,15 @@ struct Table {
   T* operator()(int64_t group, int64_t row) const { return data + (group * rows + row) * width; }
 };
 
-// What backward needs of forward: the states, x_hat of each gate (without LayerNorm the
-// pre-activation) and the norms' 1 / standard deviation. Six tables of T x B rows and one of B.
+// Forward's values that backward needs: the states, x_hat of each gate (without LayerNorm the
+// pre-activation) and the norms' 1 / standard deviation. These are six tables of T x B rows and one
+// of B.
 template <class T>
 struct Saved {
   Table<T> x_hat[gates], h;
   Table<T> r_std[gates];
 
-  // What Problem::keep says, in one arena.
+  // Takes the tables that Problem::keep names, in one arena.
   Saved(T* memory, const Problem& p) : arena_(memory) {
     if (p.keep != Keep::nothing) h = Table<T>(arena_, p.groups, p.steps * p.batch, p.hidden);
     if (p.keep == Keep::gates) take_gates(arena_, p);
@@ -65,7 +66,7 @@ struct Saved {
   }
   int64_t size() const { return arena_.used(); }
 
-  // Zeros where no row was written and in the padding, so that equal calls leave equal bits.
+  // Writes zeros where no row was written and in the padding, so that equal calls leave equal bits.
   void clear_rest(const Member& member, int64_t groups, int64_t rows, int64_t hidden) const {
     const auto clear = [&](const Table<T>& table, int64_t used, int64_t size) {
       for (int64_t i = member.begin(groups * table.rows); i < member.end(groups * table.rows);
@@ -154,11 +155,11 @@ struct ForwardBuffers {
   Arena<T> arena;
   Norms<T> norms;
   Panels<T> weight_f, weight_s, weight_r, weight_z, weight_h;  // none for a single step
-  Table<T> f_tilde;                                            // f_bar, then f_tilde, of every row
-  Table<T> g_bar, s_g;    // of every rank; s_g = W_s's context half times g_bar
-  Table<T> h, u, v, z;    // of every rank: state, f_tilde + h, r h + f_tilde, update gate
-  Table<T> x_hat[gates];  // kept, or scratch: of every row for f and s, of every rank else
-  Table<T> r_std[gates];  // where x_hat is kept
+  Table<T> f_tilde;                                            // per row: f_bar, then f_tilde
+  Table<T> g_bar, s_g;    // per rank; s_g = W_s's context half times g_bar
+  Table<T> h, u, v, z;    // per rank: state, f_tilde + h, r h + f_tilde, update gate
+  Table<T> x_hat[gates];  // kept, or scratch: per row for f and s, else per rank
+  Table<T> r_std[gates];  // empty unless x_hat is kept
   bool keep;
 
   // x_hat and r_std are kept where `saved` has room for them.
@@ -193,7 +194,7 @@ struct ForwardBuffers {
   }
 };
 
-// Rows of T x B that a weight gradient packs at a time: bounds its memory.
+// A weight gradient packs so many rows of T x B at a time, which bounds its memory.
 constexpr int64_t reduction_rows = 512;
 
 template <class T>
@@ -201,12 +202,12 @@ struct BackwardBuffers {
   Arena<T> arena;
   Norms<T> norms;
   Panels<T> weight_f, weight_g, weight_sf, weight_sg, weight_r, weight_z, weight_h;
-  Table<T> f_tilde;                     // of every row
-  Table<T> da_r, da_z, da_h, da_s;      // of every row
-  Table<T> df;                          // of every row: df_tilde, df_bar, then da_f
-  Table<T> dg, da_s_sum;                // of every rank: dg_bar, then da_g; sum over t of da_s
-  Table<T> g_bar, h_0, dh, r, dv, du;   // of every rank
-  Table<T> norm_grad;                   // of every rank: 6 gates x (scale, shift)
+  Table<T> f_tilde;                     // per row
+  Table<T> da_r, da_z, da_h, da_s;      // per row
+  Table<T> df;                          // per row: df_tilde, df_bar, then da_f
+  Table<T> dg, da_s_sum;                // per rank: dg_bar, then da_g; sum over t of da_s
+  Table<T> g_bar, h_0, dh, r, dv, du;   // per rank
+  Table<T> norm_grad;                   // per rank: 6 gates x (scale, shift)
   T *left = nullptr, *right = nullptr;  // packed operands of a weight gradient
 
   BackwardBuffers(Arena<T> memory, const Problem& p, bool need_weights)
@@ -238,7 +239,7 @@ struct BackwardBuffers {
 template <class T>
 struct BackwardMemory {
   Saved<T> saved;
-  std::optional<ForwardBuffers<T>> again;  // where the gates are computed again
+  std::optional<ForwardBuffers<T>> again;  // empty unless the gates are computed again
   std::optional<BackwardBuffers<T>> buffers;
 
   BackwardMemory(T* saved_memory, T* workspace, const Problem& p, bool need_weights)

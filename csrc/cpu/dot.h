@@ -17,14 +17,14 @@ namespace mmixer::cpu::MMIXER_ISA {
 
 constexpr int dot_rows = 4;
 
-// Columns of a tile of mr rows, so that sums and one operand fill the registers.
+// The columns of a tile of mr rows, such that sums and one operand fill the registers.
 constexpr int dot_columns(int mr) {
   if (vector_registers == 32) return mr == 1 ? 8 : 6;
   return mr == 1 ? 8 : mr == 2 ? 5 : mr == 3 ? 4 : 3;
 }
 
-// Two vectors of a row's elements. Of bfloat16 the elements of even and of odd number: halves of
-// 32-bit words, which take one instruction each to widen.
+// Two vectors of a row's elements. For bfloat16 they are the elements of even and of odd number,
+// halves of 32-bit words, which take one instruction each to widen.
 template <class T>
 struct Pair {
   Vector<T> a, b;
@@ -74,13 +74,13 @@ inline Pair<T> keep_from(Pair<T> x, int first) {
     return {keep_from<T>(x.a, first), keep_from<T>(x.b, first - lanes<T>)};
 }
 
-// Kept out of its callers, whose live values would push the sums out of the registers.
+// A tile is kept out of its callers, whose live values would push the sums out of the registers.
 template <class T, int MR, int NR, class Stored>
 __attribute__((noinline)) void dot_tile(const T* const* a, const Stored* w, int64_t w_stride,
                                         int64_t K, T* const* c, int64_t n) {
   constexpr int L = lanes<T>, step = 2 * L;
   Vector<T> sums[MR][NR] = {};
-  // Of both operands' elements [k, k + step), those whose number is at least `first`.
+  // Adds the products of both operands' elements [k, k + step), of which `keep` may zero some.
   const auto add = [&](const T* const* rows, const Stored* columns, int64_t stride, int64_t k,
                        auto keep) __attribute__((always_inline)) {
     Pair<T> row[MR];

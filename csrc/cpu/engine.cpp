@@ -14,7 +14,7 @@ struct InstructionSet {
   const Engines* engines;
 };
 
-// Those that this build has and this processor supports, the best first.
+// The sets that this build has and this processor supports, the best first.
 const std::vector<InstructionSet>& available() {
   static const std::vector<InstructionSet> sets = [] {
     std::vector<InstructionSet> found;
@@ -53,7 +53,7 @@ const Engine& engine(const Problem& p) {
   return p.dtype == Dtype::float64 ? engines.of_double : engines.of_float;
 }
 
-// The same, of a problem with its groups.
+// The engine of a problem whose groups are there too.
 const Engine& engine_with_groups(const Problem& p) {
   const Engine& found = engine(p);
   for (int64_t g = 0; g < p.groups; g++)

@@ -3,7 +3,7 @@
 //
 // Problem::dtype, in which everything is computed, is float32 or float64. Matrices and norms have
 // the same dtype, or, where it is float32, bfloat16, which is widened as it is read. Anything else
-// is a std::invalid_argument.
+// throws std::invalid_argument.
 #pragma once
 
 #include <cstdint>
@@ -20,23 +20,26 @@ int64_t saved_size(const Problem& problem);
 int64_t forward_workspace_size(const Problem& problem);
 int64_t backward_workspace_size(const Problem& problem, bool need_weights);
 
-// output [G, T, B, H] and h_n [G, B, H], contiguous. saved: null where Problem::keep is nothing.
+// Writes output [G, T, B, H] and h_n [G, B, H], contiguous; saved is null where Problem::keep is
+// nothing.
 void forward(const Problem& problem, void* output, void* h_n, void* saved, void* workspace);
 
-// gradient [G]; grad_hx [G, B, H], contiguous.
+// Writes gradient [G] and grad_hx [G, B, H], contiguous.
 void backward(const Problem& problem, const Cotangents& cotangents, const void* saved,
               const GroupGradient* gradient, void* grad_hx, void* workspace);
 
-// One step of one weight set without gradients: forward with T = 1, of whose Problem batch, hidden,
-// mix, eps, threads, the dtypes, hx and hx_stride_sample are read. next_state [B, H], contiguous.
+// Runs one step of one weight set without gradients: forward with T = 1, of whose Problem batch,
+// hidden, mix, eps, threads, the dtypes, hx and hx_stride_sample are read. next_state is [B, H],
+// contiguous.
 int64_t step_workspace_size(Dtype dtype, int64_t batch, int64_t hidden);
 void step(Problem problem, const Group& group, void* next_state, void* workspace);
 
-// Of "avx512", "avx2" and "baseline" those that this build and this processor have, the best first.
+// The sets among "avx512", "avx2" and "baseline" that this build and this processor have, the best
+// first.
 std::vector<std::string> instruction_sets();
-// The one in use: the best, unless a test has asked for another.
+// The set in use: the best, unless a test has asked for another.
 std::string instruction_set();
-// False where there is no such set. Not to be called beside a running call.
+// Returns false where there is no such set. It must not be called beside a running call.
 bool use_instruction_set(const std::string& name);
 
 }  // namespace mmixer::cpu

@@ -1,9 +1,9 @@
-// Forward: projections and mix of all steps at once, then the recurrence.
+// The forward pass: projections and mix of all steps at once, then the recurrence.
 //
 // A step of the recurrence has two matrix products, W_r and W_z, then W_h, and a pass over rows
 // after each. A team shares columns of W and rows, and meets four times a step. Where there are
 // many samples or groups, each thread takes samples of its own instead and meets nobody. Bound: FMA
-// throughput from 8 rows on, the bandwidth of the weights (3 H^2 values a step) below.
+// throughput from 8 rows on, the bandwidth of the weights (3 H^2 values per step) below.
 #pragma once
 
 #include <vector>
@@ -15,7 +15,15 @@
 
 namespace mmixer::cpu::MMIXER_ISA {
 
-// Ranks [begin, end) of one group.
+// The number of threads that are worth their barriers, each with at least 32 k multiplications in a
+// step's product, and that have a processor.
+inline int team_size(const Problem& p) {
+  const int64_t work = p.groups * p.batch * p.hidden * p.hidden;
+  const int64_t worth = std::min<int64_t>(work / 32768, p.threads);
+  return worth < 2 ? 1 : int(std::min<int64_t>(worth, available_processors()));
+}
+
+// The ranks [begin, end) of one group.
 struct Slice {
   int64_t group, begin, end;
 
@@ -156,7 +164,7 @@ void forward_recurrence(Member& member, const Problem& p, const Schedule& schedu
   }
 }
 
-// f_bar, g_bar, s and f_tilde of every row (Eq. 7-10); ends with a barrier.
+// Computes f_bar, g_bar, s and f_tilde of every row (Eq. 7-10); ends with a barrier.
 template <class T>
 void forward_mix(Member& member, const Problem& p, const Schedule& schedule,
                  const ForwardBuffers<T>& b) {
@@ -231,7 +239,7 @@ const T* first_state(const Problem& p, int64_t g, int64_t sample) {
   return hx ? hx + g * p.hx_stride_group + sample * p.hx_stride_sample : nullptr;
 }
 
-// All that precedes the recurrence; ends with a barrier.
+// Computes all that precedes the recurrence; ends with a barrier.
 template <class T>
 void forward_begin(Member& member, const Problem& p, const Schedule& schedule,
                    const ForwardBuffers<T>& b) {
@@ -249,7 +257,7 @@ void forward_begin(Member& member, const Problem& p, const Schedule& schedule,
   forward_mix(member, p, schedule, b);
 }
 
-// The recurrence of all groups and samples; ends with a barrier.
+// Runs the recurrence of all groups and samples; ends with a barrier.
 template <class T>
 void forward_steps(Member& member, const Problem& p, const Schedule& schedule,
                    const ForwardBuffers<T>& b, const Saved<T>& saved, T* output) {

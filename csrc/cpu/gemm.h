@@ -16,7 +16,7 @@
 
 namespace mmixer::cpu::MMIXER_ISA {
 
-// Length of a panel. A cache line is left free, lest all panels meet in one set of L1.
+// The length of a panel. A cache line is left free, lest all panels meet in one set of L1.
 template <class T>
 inline int64_t panel_size(int64_t K) {
   return (K + 64 / vector_bytes) * lanes<T>;
@@ -72,15 +72,15 @@ void pack_transposed(const Member& member, const Stored* w, int64_t stride, int6
   }
 }
 
-// Terms of a chain: long chains cost precision, and short ones the time of adding them to C.
+// The terms of a chain: long chains cost precision, and short ones the time of adding them to C.
 constexpr int64_t chain = 128;
 
 constexpr int tile_rows = vector_registers == 32 ? 8 : 6;
 
-// Panels of a tile of mr rows: sums, one step's B and one value of A fill the registers.
+// The panels of a tile of mr rows: sums, one step's B and one value of A fill the registers.
 constexpr int tile_panels(int mr) { return std::min(8, (vector_registers - 1) / (mr + 1)); }
 
-// Kept out of its callers, whose live values would push the sums out of the registers.
+// A tile is kept out of its callers, whose live values would push the sums out of the registers.
 template <class T, int MR, int NR>
 __attribute__((noinline)) void gemm_tile(const T* const* a, int64_t a_step, const T* panels,
                                          int64_t K, T* const* c, int64_t columns, bool accumulate) {

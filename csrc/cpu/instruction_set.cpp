@@ -1,20 +1,10 @@
-// Compiled once per instruction set, with -DMMIXER_ISA=<name> and that set's flags.
+// This file is compiled once per instruction set, with -DMMIXER_ISA=<name> and that set's flags.
 #include "instruction_set.h"
-
-#include <algorithm>
 
 #include "backward.h"
 
 namespace mmixer::cpu::MMIXER_ISA {
 namespace {
-
-// As many threads as are worth their barriers, each with at least 32 k multiplications in a step's
-// product, and have a processor.
-int team_size(const Problem& p) {
-  const int64_t work = p.groups * p.batch * p.hidden * p.hidden;
-  const int64_t worth = std::min<int64_t>(work / 32768, p.threads);
-  return worth < 2 ? 1 : int(std::min<int64_t>(worth, available_processors()));
-}
 
 template <class T>
 int64_t saved_size(const Problem& p) {

@@ -1,4 +1,4 @@
-// One instruction set's engines, as tables of functions: what instruction_set.cpp makes and
+// One instruction set's engines, as tables of functions, which instruction_set.cpp makes and
 // engine.cpp picks from.
 #pragma once
 

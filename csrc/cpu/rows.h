@@ -1,6 +1,6 @@
 // One row of H values: LayerNorm, its gradient, and loops over the row's vectors.
 //
-// Rows of the engine's own buffers are padded to whole vectors. What the padding holds is never
+// Rows of the engine's own buffers are padded to whole vectors. The padding's values are never
 // looked at: statistics mask it, matrix products stop at H, and rows of the caller's are not
 // padded.
 #pragma once
@@ -11,15 +11,15 @@
 
 namespace mmixer::cpu::MMIXER_ISA {
 
-// To 64 bytes with every instruction set, so that what one call saves has one layout.
+// A row's size, padded to 64 bytes with every instruction set, so that `saved` has one layout.
 template <class T>
 inline int64_t padded(int64_t size) {
   constexpr int64_t unit = 64 / sizeof(T);
   return (size + unit - 1) / unit * unit;
 }
 
-// sum over the row of value(j), a vector for the lanes from j on: four sums side by side, so that
-// none waits for the last addition.
+// The sum over the row of value(j), a vector for the lanes from j on: four sums side by side, so
+// that none waits for the last addition.
 template <class T, class Value>
 inline T sum_row(int64_t size, Value value) {
   constexpr int L = lanes<T>;
@@ -32,7 +32,7 @@ inline T sum_row(int64_t size, Value value) {
   return sum<T>((total[0] + total[1]) + (total[2] + total[3]));
 }
 
-// Scale, shift and the switch of a gate's LayerNorm. Without it: scale 1, shift 0.
+// Scale, shift and the switch of a gate's LayerNorm; without it scale is 1 and shift 0.
 template <class T>
 struct Norm {
   const T *scale, *shift;  // padded

@@ -13,7 +13,7 @@ struct Schedule {
 
   int64_t rows() const { return int64_t(step_of_row.size()); }
   int64_t rank_of_row(int64_t row) const { return row - first_row[step_of_row[row]]; }
-  // Samples active at step t; 0 at t = T.
+  // The number of samples active at step t; 0 at t = T.
   int64_t active(int64_t t) const {
     return t < int64_t(first_row.size()) - 1 ? first_row[t + 1] - first_row[t] : 0;
   }

@@ -40,7 +40,7 @@ void Member::wait() {
     state_->round.store(round + 1, std::memory_order_release);
     return;
   }
-  // A member that has lost its processor cannot arrive: give ours up after a few microseconds.
+  // A member that has lost its processor cannot arrive: ours is given up after a few microseconds.
   for (int spins = 0; state_->round.load(std::memory_order_acquire) == round; spins++) {
     if (spins < 2000)
       pause();

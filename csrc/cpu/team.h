@@ -32,8 +32,8 @@ class Member {
 };
 
 // Runs body on `threads` threads of the OpenMP pool that torch uses too (libgomp, one per process);
-// fewer inside a parallel region, where the pool gives none. Built without OpenMP, on threads of
-// the call's own.
+// fewer inside a parallel region, where the pool gives none. A build without OpenMP runs it on
+// threads of the call's own.
 void run_team(int threads, void (*body)(Member&, void*), void* context);
 
 // The processors that this process may use, or the number that a test has set; 0 sets it back.

@@ -1,5 +1,5 @@
 // Vectors as compiler vector types: one source for AVX-512, AVX2, SSE2 and NEON, no dependency, and
-// operators that read like the formulas. Needs GCC or Clang.
+// operators that read like the formulas. They need GCC or Clang.
 #pragma once
 
 #include <cmath>
@@ -57,7 +57,7 @@ inline void store(T* p, Vector<T> v) {
   std::memcpy(p, &v, sizeof v);
 }
 
-// The first `count` lanes from memory, zeros in the rest; count may exceed the lanes.
+// Loads the first `count` lanes from memory, and zeros into the rest; count may exceed the lanes.
 template <class T>
 inline Vector<T> load(const T* p, int64_t count) {
   if (count >= lanes<T>) return load(p);
@@ -79,7 +79,7 @@ struct bfloat16 {
 
 inline Vector<float> load(const bfloat16* p) {
 #if defined(__AVX2__) && !defined(__AVX512F__)
-  // Of the conversion below, GCC 12 makes four instructions.
+  // GCC 12 makes four instructions of the conversion below.
   return (Vector<float>)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)),
                                           16);
 #else
@@ -203,8 +203,8 @@ struct ScaledExp {
   Vector<float> power, rest;
 };
 
-// Error of rest: below 5e-8, and relative to it below 1e-7 where power is 1. Beyond low or high, x
-// is taken to be that; NaN stays NaN. -87.3 < low and high < 88 keep power a normal number.
+// The error of rest is below 5e-8, and relative to it below 1e-7 where power is 1. Beyond low or
+// high, x is taken to be that; NaN stays NaN. -87.3 < low and high < 88 keep power a normal number.
 inline ScaledExp scaled_exp(Vector<float> x, float low, float high) {
   using V = Vector<float>;
   x = x < low ? broadcast(low) : x;
@@ -221,23 +221,25 @@ inline ScaledExp scaled_exp(Vector<float> x, float low, float high) {
   return {(V)bits, p * (r * r) + r};
 }
 
-// Relative error below 1e-7 for x in [-87, 87]; clamped outside.
+// The relative error is below 1e-7 for x in [-87, 87]; x is clamped outside.
 inline Vector<float> exp(Vector<float> x) {
   const ScaledExp e = scaled_exp(x, -87.f, 87.f);
   return e.power * e.rest + e.power;
 }
 
-// Relative error below 2e-7 for x >= -87; below that it stays, within 2e-38 of the truth.
+// The relative error is below 2e-7 for x >= -87; below that the result stays, within 2e-38 of the
+// truth.
 inline Vector<float> sigmoid(Vector<float> x) { return 1.f / (1.f + exp(-x)); }
 
-// Relative error below 2e-7. tanh(x) = m / (m + 2), m = exp(2 x) - 1; beyond 10 it is 1.
+// The relative error is below 2e-7. tanh(x) = m / (m + 2), m = exp(2 x) - 1; beyond 10 it is 1.
 inline Vector<float> tanh(Vector<float> x) {
   const ScaledExp e = scaled_exp(x + x, -20.f, 20.f);
   const Vector<float> m = e.power * e.rest + (e.power - 1.f);
   return m / (m + 2.f);
 }
 
-// libm's: relative errors below 5e-16; sigmoid's only for x >= -709, below that within 1e-307.
+// libm's functions have relative errors below 5e-16; sigmoid only for x >= -709, below that it is
+// within 1e-307.
 inline Vector<double> sigmoid(Vector<double> x) {
   for (int i = 0; i < lanes<double>; i++) x[i] = 1 / (1 + std::exp(-x[i]));
   return x;

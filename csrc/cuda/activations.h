@@ -1,4 +1,4 @@
-// The gates' functions: the hardware's approximation, or to a few float32 roundings.
+// The gates' functions, as the hardware approximates them or exact to a few float32 roundings.
 #pragma once
 
 #include <cmath>
@@ -22,7 +22,7 @@ struct Activation {
     if constexpr (approximate)
       return T(0.5) + T(0.5) * approximate_tanh(T(0.5) * x);
     else if constexpr (sizeof(T) == sizeof(float))
-      // From 87 on exp has no normal reciprocal; a NaN passes.
+      // exp(x) has no normal reciprocal where x > 87.3; a NaN passes.
       return reciprocal_of_normal(1 + std::exp(-x > 87 ? T(87) : -x));
     else
       return 1 / (1 + std::exp(-x));

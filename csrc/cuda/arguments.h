@@ -10,12 +10,12 @@ namespace mmixer::cuda {
 enum StepGate { step_r, step_z = gate_z - gate_r, step_h = gate_h - gate_r, step_gates };
 static_assert(gate_r + step_gates == gates);
 
-// In elements; the last dimension is contiguous.
+// Strides in elements; the last dimension is contiguous.
 struct Strides {
   int64_t group, step, sample;
 };
 
-constexpr int most_weight_sets = 16;  // of one PrepareArguments
+constexpr int most_weight_sets = 16;  // per PrepareArguments
 
 struct ForwardArguments {
   const uint16_t* weights;   // [G][terms][3][Hp][Hp], Hp the padded hidden size
@@ -24,7 +24,7 @@ struct ForwardArguments {
   const float* hx;           // [G][B][H] or null: zeros
   const int64_t* lengths;    // [B] or null
   float* states;             // [G][T][B][H]
-  void* packets;             // of teams that exchange through L2; Plan::packets bytes each
+  void* packets;             // Plan::packets bytes per team that exchanges through L2
   int G, T, B, H;
   int first_team;  // teams are numbered through G, then tiles of a team's samples
   float eps;
@@ -44,7 +44,7 @@ struct BackwardArguments {
   void* grad_gates;         // da: [G][T][B][3][H]
   float* grad_f_tilde;      // [G][T][B][H]
   float* grad_hx;           // [G][B][H]
-  float* grad_norm;         // [G][2][3][B][H]: of norm_weight, norm_bias; a sum a sample
+  float* grad_norm;         // [G][2][3][B][H]: of norm_weight, norm_bias; a sum per sample
   void* packets;
   Strides grad_output_stride;
   Dtype grad_output_dtype, grad_gates_dtype;
@@ -53,14 +53,14 @@ struct BackwardArguments {
 };
 
 struct PrepareArguments {
-  WeightSet
-      set[most_weight_sets];  // those of this launch, of which W_r, W_z and W_h and norms are read
-  int first, count;           // the number of the first among all G, and how many they are
+  // This launch's sets, of which W_r, W_z and W_h and the norms are read.
+  WeightSet set[most_weight_sets];
+  int first, count;  // the number of the first set among all G, and the number of sets
   Dtype weight_dtype, norm_dtype;
   bool remove_mean, transposed;
   void* matrices;  // [G][3][H][H] in matrices_dtype
   Dtype matrices_dtype;
-  // [G][terms][3][Hp][Hp] in term_dtype, 16-byte aligned, or null: as many bfloat16 terms of a
+  // [G][terms][3][Hp][Hp] in term_dtype, 16-byte aligned, or null: `terms` bfloat16 terms per
   // weight, or the weight in float16 and terms = 1. Hp is a multiple of 8.
   uint16_t* split_weights;
   Dtype term_dtype;
@@ -68,7 +68,7 @@ struct PrepareArguments {
   int G, H, Hp, terms;
 };
 
-// Rows of G weight sets, `rows` each; `blocks` blocks, at most as many, share a weight set's.
+// G weight sets have `rows` rows each, which `blocks` blocks share, at most as many as rows.
 struct RowSizes {
   int G, rows, H, blocks;
 };
@@ -85,7 +85,7 @@ struct NormTanhArguments : RowSizes {
 struct NormTanhBackwardArguments : RowSizes {
   const void* a;            // [G][rows][H] of T
   const void* grad_y;       // likewise
-  const void* grad_y_more;  // to be added, or null
+  const void* grad_y_more;  // a second summand of y's gradient, or null
   const void* norms;
   void* grad_a;     // [G][rows][H]
   void* grad_norm;  // [G][blocks][2][H] of T; null without LayerNorm
@@ -104,8 +104,8 @@ struct MixArguments : RowSizes {  // a row is (step, sample)
   Dtype dtype;
   mmixer::Mix mix;
   double eps;
-  void* f_tilde;  // [G][rows][H] in dtype; forward alone
-  // Backward alone. The gradients of f_bar and g_bar here are those through Eq. 10.
+  void* f_tilde;  // [G][rows][H] in dtype; forward's alone
+  // The rest is backward's alone. The gradients of f_bar and g_bar here are those through Eq. 10.
   const void* grad_f_tilde;  // [G][rows][H] of T
   void* grad_a;              // [G][rows][H] in dtype
   void* grad_f_bar;          // [G][rows][H] of T; null with concat
@@ -115,7 +115,7 @@ struct MixArguments : RowSizes {  // a row is (step, sample)
 
 struct GateArguments {
   int G, T, B, H;
-  int first_step, steps;    // those of this launch; a row is (weight set, step, sample)
+  int first_step, steps;    // this launch's; a row is (weight set, step, sample)
   const void* input_gates;  // [G][T][B][3][H] of T: W f_tilde
   const void* state_gates;  // [G][steps][B][2][H] of T: W_r h, W_z h
   const void* candidate;    // [G][steps][B][H] of T: W_h (r h)
@@ -127,10 +127,10 @@ struct GateArguments {
   Dtype dtype;
   double eps;
   void* r_h;  // [G][steps][B][H] in dtype
-  // The next state and the same as an operand, [G][B][H] in dtype; forward alone.
+  // The next state as an operand, [G][B][H] in dtype; forward's alone.
   void* operand;
-  // Backward alone: what LayerNorm's gradient needs, x_hat once more as an operand (null where
-  // dtype is T), and the weights' operands f_tilde + h and f_tilde + r h.
+  // The rest is backward's alone: x_hat and r_std, which LayerNorm's gradient needs, x_hat again as
+  // an operand (null where dtype is T), and the weights' operands f_tilde + h and f_tilde + r h.
   void *x_hat, *r_std;  // [G][3][T][B][H] and [G][3][T][B], of T
   void* x_hat_operand;
   void *f_tilde_h, *f_tilde_r_h;  // [G][T][B][H] in dtype
@@ -138,7 +138,7 @@ struct GateArguments {
 
 struct GateBackwardArguments {
   int G, T, B, H;
-  int step;           // -1: only what the step after it has left
+  int step;           // -1: only the rest of step 0
   const void* x_hat;  // [G][3][T][B][H] of T
   const void* r_std;  // [G][3][T][B] of T
   const void* norms;
@@ -150,8 +150,8 @@ struct GateBackwardArguments {
   Dtype grad_output_dtype, dtype;
   const void* grad_r_h;  // [G][B][H] of T: W_h^T da_h
   const void* grad_sum;  // [G][B][H] of T: W_r^T da_r + W_z^T da_z
-  void* carry;           // [G][B][H] of T: what reaches the state before without a product
-  void* grad_h;          // [G][B][H] of T: of the state after this step; in the end of hx
+  void* carry;           // [G][B][H] of T: the part for the state before that needs no product
+  void* grad_h;          // [G][B][H] of T: of the state after this step; of hx in the end
   void* grad_gates;      // da: [G][T][B][3][H] in dtype
   void* grad_f_tilde;    // [G][T][B][H] of T
   void* grad_norm;       // [G][2][3][B][H] of T; null without LayerNorm
@@ -165,7 +165,7 @@ struct CellArguments : WeightSet {
   uint64_t* workspace;  // zero before the first call with this H
   Dtype dtype, weight_dtype, norm_dtype;
   int B, F, C, H;
-  int team_samples, blocks;  // a team's, from cell_plan
+  int team_samples, blocks;  // per team, from cell_plan
   mmixer::Mix mix;
   double eps;
 };

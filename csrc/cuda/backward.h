@@ -1,12 +1,13 @@
 // The gradient of forward.h's recurrence, in one launch.
 //
-// The team of forward.h, its weights transposed. A step needs two exchanges only, since LayerNorm's
-// gradient is linear in dy, so that its statistics travel beside the data: with u = gamma dy,
+// The team is forward.h's, its weights transposed. A step needs two exchanges only, since
+// LayerNorm's gradient is linear in dy, so that its statistics travel beside the data. With
+// u = gamma dy,
 //   W^T da = r_std (W^T u - mean(u x_hat) V),   V = W^T x_hat, for all steps before (one product);
 // the term of mean(u) vanishes, as the columns of W have mean zero. For the same reason da lacks it
-// too: the caller takes the mean of each column from dW. First u_h and u_z, then u_r; the product
-// for z and all that only it needs hide behind the second. What bounds a step is the latency of the
-// two exchanges and the two products of 16 bits that wait for them.
+// too: the caller takes the mean of each column from dW. u_h and u_z travel first, then u_r; the
+// product for z and all that only it needs hide behind the second. What bounds a step is the
+// latency of the two exchanges and of the two products that wait for them.
 #pragma once
 
 #include <type_traits>
@@ -20,20 +21,25 @@ namespace mmixer::cuda {
 
 template <class L, class Path>
 struct Backward {
-  // In a cluster statistics travel behind the operands, and z's behind h's, so that no product
-  // waits for what it does not need. Through L2 a channel more is a poll more, and they ride
-  // together.
+  // Statistics travel behind the operands in a cluster, and z's behind h's, so that no product
+  // waits for what it does not need. Through L2 another channel is another poll, and they ride
+  // together. Two operands or statistics from step_z on are z's and h's.
   struct Apart {
     static constexpr int channels = 4;
-    static constexpr Channel channel[channels] = {{step_h, 1, 0, 0},
-                                                  {step_z, 1, step_z, 2},
-                                                  {step_r, 1, 0, 0},
-                                                  {0, 0, step_r, 1}};
+    static constexpr Channel channel[channels] = {
+        Channel().with_operands(step_h, 1),
+        Channel().with_operands(step_z, 1).with_statistics(step_z, 2),
+        Channel().with_operands(step_r, 1),
+        Channel().with_statistics(step_r, 1),
+    };
     enum { h, z, r, statistic_r };
   };
   struct Together {
     static constexpr int channels = 2;
-    static constexpr Channel channel[channels] = {{step_z, 2, step_z, 2}, {step_r, 1, step_r, 1}};
+    static constexpr Channel channel[channels] = {
+        Channel().with_operands(step_z, 2).with_statistics(step_z, 2),
+        Channel().with_operands(step_r, 1).with_statistics(step_r, 1),
+    };
     enum { h, z = h, r, statistic_r = r };
   };
   static constexpr bool apart = std::is_same_v<Path, ClusterPath>;
@@ -51,35 +57,35 @@ struct Backward {
   static constexpr int threads = L::threads;
   static constexpr bool needs_cluster = Exchange::is_cluster;
 
-  // Of a thread's element in one step: what the forward pass left, and dL/dh of the output.
+  // The forward pass's results for a thread's element in one step, and dL/dh of the output.
   struct Step {
     float x_hat[step_gates], v[step_gates], r_std[step_gates], h_previous;
     uint32_t dy;
   };
 
-  // Where it lies, in the step that is loaded next, the last one first; and where the gradients go
-  // that are stored next.
+  // The addresses of the Step that is loaded next, the last one first, and of the gradients that
+  // are stored next.
   struct Cursor {
     const float *x_hat, *v, *r_std, *h_previous, *hx;
     const char* dy;
     char* da;
     float* d_f_tilde;
-    int64_t step_size, gate_size;       // elements of [B][H] and of [T][B][H]
+    int64_t step_size, gate_size;       // elements in [B][H] and in [T][B][H]
     int64_t dy_step, da_step, da_gate;  // bytes
 
-    // Behind the last step.
+    // The cursor begins behind the last step.
     MMIXER_DEVICE Cursor(const Team<L>& team, const Element<L>& own, const Arguments& a) {
       step_size = int64_t(a.B) * a.H, gate_size = a.T * step_size;
       const int dy_size = size_of(a.grad_output_dtype), da_size = size_of(a.grad_gates_dtype);
       dy_step = dy_size * a.grad_output_stride.step;
       da_step = da_size * step_gates * step_size, da_gate = int64_t(da_size) * a.H;
-      const int64_t place = int64_t(own.batch_sample) * a.H + own.gate_row;
-      const int64_t gates_end = team.group * step_gates * gate_size + gate_size + place;
-      const int64_t end = team.group * gate_size + gate_size + place;
+      const int64_t offset = int64_t(own.batch_sample) * a.H + own.gate_row;
+      const int64_t gates_end = team.group * step_gates * gate_size + gate_size + offset;
+      const int64_t end = team.group * gate_size + gate_size + offset;
       x_hat = a.x_hat + gates_end, v = a.projected + gates_end;
       r_std = a.r_std + (int64_t(team.group) * step_gates + 1) * a.T * a.B + own.batch_sample;
       h_previous = a.states + end - step_size;
-      hx = a.hx ? a.hx + team.group * step_size + place : nullptr;
+      hx = a.hx ? a.hx + team.group * step_size + offset : nullptr;
       dy = static_cast<const char*>(a.grad_output) +
            dy_size * (team.group * a.grad_output_stride.group + a.T * a.grad_output_stride.step +
                       own.batch_sample * a.grad_output_stride.sample + own.gate_row);
@@ -145,7 +151,7 @@ struct Backward {
       return has_norm ? mean : 0.f;
     };
     using Activation = cuda::Activation<L::approximate>;
-    float da_r = 0, d_f_tilde = 0;  // of the step before, to be stored behind the first exchange
+    float da_r = 0, d_f_tilde = 0;  // the step before's, stored behind the first exchange
 
     for (int step = 0; step < a.T; step++) {
       const int t = a.T - 1 - step;
@@ -167,7 +173,7 @@ struct Backward {
                                                                 u_h * x_hat[step_h]},
                                                                step);
       }
-      // Behind the exchange.
+      // These hide behind the exchange.
       grad_gamma[step_z] += dy_z * x_hat[step_z], grad_beta[step_z] += dy_z;
       grad_gamma[step_h] += dy_h * x_hat[step_h], grad_beta[step_h] += dy_h;
       if (own.mine && step > 0) cursor.store_rest(da_r, d_f_tilde, a);
@@ -190,11 +196,11 @@ struct Backward {
         exchange.template send_operand<Schedule::r, step_r>(u_r, step);
         if constexpr (L::every_warp_owns) held_u_z.read(landing.source(step_z));
         mean_z = mean(step_z);
-        warp_sync();  // What the lanes have read comes before what any of them sends.
+        warp_sync();  // All lanes have read before any of them sends.
         exchange.template send_statistics<Schedule::statistic_r, step_r>(own, {u_r * x_hat[step_r]},
                                                                          step);
       }
-      // Behind the exchange: the product for z, and what is done with it.
+      // The product for z and all that uses it hide behind the exchange.
       weights.template multiply<step_z>(held_u_z, shared.sums[1]);
       block_sync();
       float d_sum = 0;

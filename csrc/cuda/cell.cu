@@ -11,7 +11,7 @@ namespace {
 
 template <class Kernel>
 CellPlan plan(int B, int F, int C, int H) {
-  const int most = (H + Kernel::warps - 1) / Kernel::warps;  // blocks: each warp has a row
+  const int most = (H + Kernel::warps - 1) / Kernel::warps;  // blocks per team: each warp has a row
   const auto teams = [&](int samples) { return (B + samples - 1) / samples; };
   std::string refusal;
   for (int samples = std::min(B, cell_samples); samples > 0; samples--) {
@@ -22,8 +22,8 @@ CellPlan plan(int B, int F, int C, int H) {
                              : blocks.refusal;
       continue;
     }
-    // Fewer samples a team, as long as each block has a processor of its own: another sample costs
-    // a team more than another team costs the L2 cache. Then teams of one size.
+    // Fewer samples per team are better as long as each block has a processor of its own: another
+    // sample costs a team more than another team costs the L2 cache. Teams then get one size.
     while (samples > 1 && teams(samples - 1) * most <= processors()) samples--;
     const int count = teams(samples);
     return {(B + count - 1) / count, std::min(blocks.count / count, most),

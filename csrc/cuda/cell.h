@@ -2,8 +2,8 @@
 // 8 samples, and each of its warps rows of the weights; what a product gives goes to every block of
 // the team as packets through L2 (device.h): f and g, then s, then r, then z and h. Each block
 // computes all norms and gates again, which costs less than to send them; only z and the new state,
-// at the end, are shared out by columns. Bound by the latency of the four exchanges; the weights of
-// a product are requested before the wait in front of it.
+// at the end, are shared out by columns. The latency of the four exchanges bounds it; the weights
+// of a product are requested before the wait in front of it.
 //
 // A packet's tag is the number of the team's call. It is kept beside the packets: nothing is
 // cleared between calls, which a stream runs one after another.
@@ -17,9 +17,9 @@
 
 namespace mmixer::cuda {
 
-constexpr int cell_samples = 8;  // of a team at most
+constexpr int cell_samples = 8;  // per team at most
 
-// 8-byte words of a team's workspace: its number of calls, and six values of each row and sample.
+// A team's workspace in 8-byte words: its number of calls, and six values per row and sample.
 template <class T>
 MMIXER_CONSTANT int64_t cell_workspace(int H) {
   return 1 + int64_t(gates) * cell_samples * H * int64_t(sizeof(T) / sizeof(uint32_t));
@@ -33,8 +33,9 @@ struct Cell {
   static constexpr int warps = threads / 32;
   static constexpr int words = sizeof(T) / sizeof(uint32_t);
   static constexpr int weight_bytes = sizeof(Stored<weight_dtype>);
-  // Of a product, for a lane at a time. Lanes read the operand in 16 bytes beside their neighbours'
-  // 16, whatever the weights' type: each quarter of a warp meets all 32 banks once.
+  // The columns of a product that a lane takes at a time. Lanes read the operand in 16 bytes beside
+  // their neighbours' 16, whatever the weights' type: each quarter of a warp meets all 32 banks
+  // once.
   static constexpr int columns = 16 / sizeof(T);
   using Weights = std::conditional_t<columns * weight_bytes == 8, Word2, Word4>;
   static constexpr int ahead = 8;  // loads of weights in flight
@@ -54,8 +55,8 @@ struct Cell {
     return whole(F) + whole(C) > whole(H) ? whole(F) + whole(C) : whole(H);
   }
 
-  // Per sample a product's operand, [f_bar || g_bar], f_tilde and the state; LayerNorm's
-  // parameters.
+  // Shared memory holds a product's operand, [f_bar || g_bar], f_tilde and the state per sample,
+  // and LayerNorm's parameters.
   static MMIXER_CONSTANT size_t shared_bytes(int samples, int F, int C, int H) {
     const size_t values =
         samples * (size_t(width(F, C, H)) + 4 * size_t(H)) + 2 * gates * size_t(H);
@@ -65,8 +66,8 @@ struct Cell {
   static MMIXER_DEVICE void run(void* shared, const Arguments& a) { Cell(shared, a).step(); }
 
  private:
-  // A weight [H][K], and a product's other operand: a row of shared memory each sample. The gates
-  // of those that are multiplied together follow one another.
+  // A weight [H][K], and a product's other operand: a row of shared memory per sample. Factors that
+  // are multiplied together have consecutive gates.
   struct Factor {
     int gate;
     const T* x;
@@ -145,7 +146,7 @@ struct Cell {
     load_weights(of_sum, rank * warps + warp, 0);
     receive<gate_s, 1>(mixed);
     find_moments(mixed, 1);
-    // With Eq. 10 in the place of what it is computed from.
+    // The result of Eq. 10 takes the place of W_s's product.
     for (int i = thread_index(); i < H; i += threads)
       for (int s = 0; s < n; s++) {
         T x = normalized(gate_s, s, i, mixed[s * H + i]);
@@ -182,7 +183,7 @@ struct Cell {
       }
   }
 
-  // `count` elements side by side to shared memory, by a group of threads; of null zeros.
+  // Copies `count` contiguous elements to shared memory, by `members` threads; null means zeros.
   template <int members>
   MMIXER_DEVICE void copy(T* target, const void* source, Dtype dtype, int64_t start,
                           int count) const {
@@ -209,13 +210,13 @@ struct Cell {
     }
   }
 
-  // Those that loads of `Weights` reach; none where the rows are not aligned for them.
+  // The number of columns that loads of `Weights` reach; 0 where the rows are not aligned for them.
   MMIXER_DEVICE int loaded_columns(const Factor& f) const {
     const auto address = reinterpret_cast<uintptr_t>(a.weight[f.gate]);
     return (address | f.K * weight_bytes) % sizeof(Weights) == 0 ? f.K : 0;
   }
 
-  // Of a row the next columns from k0 on, as many for each factor. Zeros beyond the last.
+  // Loads a row's next columns from k0 on, as many per factor. Zeros lie beyond the last.
   template <int count>
   MMIXER_DEVICE void load_weights(const Factor (&f)[count], int row, int k0) {
     if (row >= a.H) return;
@@ -234,8 +235,8 @@ struct Cell {
     }
   }
 
-  // This block's rows of weights times each sample's operands, to everybody. The first of a warp's
-  // rows has been begun by load_weights.
+  // Sends this block's rows of weights times each sample's operands to every block. load_weights
+  // has begun the first of a warp's rows.
   template <bool one_operand = false, int count>
   MMIXER_DEVICE void multiply(const Factor (&f)[count]) {
     constexpr int sums = count * cell_samples;
@@ -279,7 +280,7 @@ struct Cell {
         }
       }
       const T total = sum_of_each(sum);
-      constexpr int holders = 32 / sums;  // lanes that hold the same one
+      constexpr int holders = 32 / sums;  // lanes that hold the same sum
       const int number = lane / holders, s = number % cell_samples, word = lane % holders;
       uint32_t bits[words];
       memcpy(bits, &total, sizeof bits);
@@ -289,7 +290,7 @@ struct Cell {
     }
   }
 
-  // Over the warp. Lane l is given that of x[l / (32 / count)].
+  // Sums each x[i] over the warp; lane l is given the sum of x[l / (32 / count)].
   template <int count, int half = count / 2>
   MMIXER_DEVICE T sum_of_each(T (&x)[count]) const {
     constexpr int mask = 32 * half / count;
@@ -313,15 +314,15 @@ struct Cell {
     return decode<T, weight_dtype>(x);
   }
 
-  // Those that are received together lie as they land: f and g, and z and h, of a sample side by
-  // side.
+  // The address of a value's packets. Gates that are received together lie as they land: f and g,
+  // and z and h, of a sample side by side.
   MMIXER_DEVICE uint64_t* packet(int gate, int s, int row) const {
     const bool paired = gate <= gate_g || gate >= gate_z;
     const int64_t start = int64_t(paired ? gate / 2 * 2 : gate) * cell_samples * a.H;
     return packets + 1 + (start + int64_t(paired ? s * 2 + gate % 2 : s) * a.H + row) * words;
   }
 
-  // [n][count][H] from `gate` on.
+  // Receives [n][count][H] of the gates from `gate` on.
   template <int gate, int count>
   MMIXER_DEVICE void receive(T* target) {
     constexpr int at_once = 8;  // loads in flight
@@ -333,7 +334,7 @@ struct Cell {
       for (int j = 0; j < at_once; j++)
         received[j] = uint64_t(i + j * threads < all ? ~tag : tag)
                       << 32;  // to come, or beyond the last
-      // All that have not come are asked for at once, however many rounds it takes.
+      // Each round asks at once for all packets that have not come.
       for (bool waits = true; waits;) {
         waits = false;
         MMIXER_UNROLL
@@ -353,7 +354,7 @@ struct Cell {
     block_sync();
   }
 
-  // Of `count` rows of each sample, a warp a row.
+  // The moments of `count` rows per sample; a warp takes a row at a time.
   MMIXER_DEVICE void find_moments(const T* rows, int count) {
     if (!a.norm_weight) return;
     for (int i = warp; i < n * count; i += warps) {

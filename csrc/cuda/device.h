@@ -1,9 +1,9 @@
-// What a kernel may use of the device, under names of our own, so that one source runs on a GPU
-// and, by csrc/emulator, on a CPU. A kernel is a class with Arguments, threads and `static void
-// run(void* shared, const Arguments&)`; launch<Kernel>() starts it.
+// The device's functions that a kernel may use, under names of our own, so that one source runs on
+// a GPU and, by csrc/emulator, on a CPU. A kernel is a class with Arguments, threads and `static
+// void run(void* shared, const Arguments&)`; launch<Kernel>() starts it.
 //
-// Orders: a wait on an mbarrier acquires, at cluster scope, what arrived in shared memory; a packet
-// is its own flag (it is loaded and stored as one) and orders nothing else.
+// The orders: a wait on an mbarrier acquires, at cluster scope, what arrived in shared memory; a
+// packet is its own flag (it is loaded and stored as one) and orders nothing else.
 #pragma once
 
 #include <cstddef>
@@ -22,14 +22,14 @@ struct alignas(16) Word4 {
 
 using Mbarrier = uint64_t;
 
-// Blocks of a cluster are consecutive; cluster = 1: no cluster.
+// The blocks of a cluster are consecutive; cluster = 1 means no cluster.
 struct Grid {
   int blocks;
   int cluster;
   bool cooperative;  // all blocks are resident at once
   size_t shared_bytes;
   void* stream;     // cudaStream_t
-  int threads = 0;  // of a block, at most Kernel::threads, which 0 stands for
+  int threads = 0;  // per block, at most Kernel::threads, which 0 stands for
 };
 
 }  // namespace mmixer::cuda
@@ -81,7 +81,7 @@ MMIXER_DEVICE float from_float16(uint16_t x) { return __half2float(__ushort_as_h
 
 MMIXER_DEVICE float reciprocal_root(float x) { return rsqrtf(x); }
 
-// Of a normal number, to 2 units in the last place.
+// 1 / sqrt(x) of a normal number, to 2 units in the last place.
 MMIXER_DEVICE float reciprocal_root_of_normal(float x) {
   float y;
   asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -90,11 +90,11 @@ MMIXER_DEVICE float reciprocal_root_of_normal(float x) {
 
 MMIXER_DEVICE double reciprocal_root(double x) { return 1 / sqrt(x); }
 
-// 1 / x of a normal number whose reciprocal is normal too, to a unit in the last place.
+// 1 / x of a normal number whose reciprocal is normal too, to 1 unit in the last place.
 MMIXER_DEVICE float reciprocal_of_normal(float x) {
   float y;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y + y * (1 - x * y);  // a step of Newton's: the hardware's own is a unit off
+  return y + y * (1 - x * y);  // Newton's step: the hardware's result is a unit off
 }
 
 // The hardware's tanh: relative error 2^-11, an eighth of bfloat16's rounding.
@@ -158,7 +158,7 @@ MMIXER_DEVICE Word4 load_packet(const Word4* p) {
 MMIXER_DEVICE bool packet_ready(uint64_t packet, uint32_t tag) { return (packet >> 32) == tag; }
 MMIXER_DEVICE bool packet_ready(const Word4& packet, uint32_t tag) { return packet.word[3] == tag; }
 
-// From here on: compute capability 9.0 and newer.
+// The functions from here to #else need compute capability 9.0 or newer.
 
 MMIXER_DEVICE uint32_t shared_address(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
@@ -198,8 +198,8 @@ MMIXER_DEVICE void mbarrier_expect(Mbarrier* barrier, int bytes) {
 // A store_async is weak, and its completion on the barrier has release semantics at cluster scope.
 // A look that reads the completed phase, relaxed at cluster scope and followed by a fence.acquire
 // of that scope, is an acquire pattern, and so synchronises with all completions of the phase.
-// sync_restrict narrows what the fence orders to objects in the cluster's shared memory, which all
-// landing places are. An acquire of all memory would invalidate L1 besides (CCTL.IVALL) at each
+// sync_restrict narrows what the fence orders to objects in the cluster's shared memory, where all
+// messages land. An acquire of all memory would invalidate L1 besides (CCTL.IVALL) at each
 // wait. The fence ends when no load of this thread is in flight: what is loaded ahead is loaded
 // right behind a wait, not before one.
 //

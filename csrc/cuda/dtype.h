@@ -84,7 +84,7 @@ MMIXER_DEVICE void store_bits(void* p, Dtype dtype, float x) {
     *static_cast<uint16_t*>(p) = dtype == Dtype::bfloat16 ? to_bfloat16(x) : to_float16(x);
 }
 
-// What one access moves: an element, or 16 bytes of neighbouring ones at a multiple of 16.
+// The elements that one access moves: one, or 16 bytes of neighbours at a multiple of 16.
 template <Dtype dtype>
 struct Single {
   static constexpr int count = 1;

@@ -55,7 +55,7 @@ void run(const Variant& variant, int teams, Arguments arguments, void* stream) {
   const auto* kernel = find<Arguments>(variant, arguments.H);
   if (!kernel || teams < 1) throw std::runtime_error("there is no persistent kernel of this size");
   const int all = arguments.G * ((arguments.B + variant.samples - 1) / variant.samples);
-  // Clusters need not be resident at once: what does not fit waits for its turn.
+  // Clusters need not be resident at once: those that do not fit wait for their turn.
   const int at_once = variant.path == Path::cluster ? all : std::min(all, teams);
   for (int first = 0; first < all; first += at_once) {
     arguments.first_team = first;

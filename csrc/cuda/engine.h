@@ -11,49 +11,51 @@ namespace mmixer::cuda {
 
 // cluster: thread block clusters exchange through shared memory (compute capability 9.0 and newer).
 // cooperative: blocks exchange through L2, all of them resident at once (8.0 and newer).
-// wide: the same in packets of 16 bytes instead of 8; to be measured, for H up to 512 and one term.
+// wide: as cooperative, in packets of 16 bytes instead of 8; to be measured, for H up to 512 and
+// one term.
 enum class Path { cluster, cooperative, wide };
 
-// Which of the persistent kernels of a size.
+// One of the persistent kernels of a size.
 struct Variant {
   Path path;
-  int samples;       // of a team: 4 or 8
-  int terms;         // of a float in the recurrence's products, 1 to 3
+  int samples;       // per team: 4 or 8
+  int terms;         // per float in the recurrence's products, 1 to 3
   Dtype term_dtype;  // bfloat16; forward, with one term, also float16
 };
 
-// How a persistent kernel takes a size.
+// The way in which a persistent kernel takes a size.
 struct Plan {
   int H;                // padded; 0: no such kernel, or not on the current device
-  int teams;            // that run at once
-  int64_t packets;      // bytes a team needs for its exchange
+  int teams;            // the most that run at once
+  int64_t packets;      // bytes per team, for its exchange
   std::string refusal;  // why there is no such kernel; else empty
 };
 
-// Why the current device cannot run this build's kernels; empty: it can.
+// The reason why the current device cannot run this build's kernels; empty where it can.
 std::string refusal();
 
 Plan plan(const Variant& variant, int H, bool backward);
 
-// The whole batch, plan.teams at a time; arguments.packets: plan.packets for each of those.
+// Each runs the whole batch, plan.teams teams at a time; arguments.packets has plan.packets bytes
+// per team.
 void forward(const Variant& variant, int teams, ForwardArguments arguments, void* stream);
 void backward(const Variant& variant, int teams, BackwardArguments arguments, void* stream);
 
-// How a single step of the whole unit is taken in one launch.
+// The way in which a single step of the whole unit is taken in one launch.
 struct CellPlan {
   int team_samples;     // 0: the current device cannot take this many samples of these sizes
-  int blocks;           // of a team
-  int64_t workspace;    // bytes of all teams
+  int blocks;           // per team
+  int64_t workspace;    // bytes for all teams
   std::string refusal;  // why team_samples is 0; else empty
 };
 
-// Of a problem of one step and one weight set. batch, hidden, dtype and weight_dtype are read, and
-// the group's sizes.
+// The plan for a problem of one step and one weight set, of which batch, hidden, dtype,
+// weight_dtype and the group's sizes are read.
 CellPlan cell_plan(const Problem& problem, const Group& group);
 
-// The workspace is between calls the kernel's own: those that share it must not run at once, and
-// must agree in H and in whether dtype is float64. stream_number tells streams apart, as no handle
-// does that a later stream may have.
+// The workspace belongs to the kernel between calls: calls that share it must not run at once, and
+// must agree in H and in whether dtype is float64. stream_number tells streams apart, which a
+// handle does not, as a later stream may have it too.
 uint64_t stream_number(void* stream);
 void cell(const Problem& problem, const Group& group, const CellPlan& plan, void* next_state,
           void* workspace, void* stream);

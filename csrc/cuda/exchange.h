@@ -1,21 +1,28 @@
-// What the blocks of a team tell each other, over one of two ways. Both have the same channels: a
-// channel carries, once per step, rows of an operand or partial sums of statistics, or both, from
-// every block to every block (the sender too), and lands in shared memory.
+// The messages that the blocks of a team send each other, over one of two ways. Both have the same
+// channels: a channel carries, once per step, rows of an operand or partial sums of statistics, or
+// both, from every block to every block (the sender too), and lands in shared memory.
 //
-// Nothing tells a sender that what it overwrites has been read, but for the messages themselves:
-// who reads a message sends another one afterwards, and its place gets the next only when all of
-// those have come. So a warp reads before it sends; one that has nothing to send reads before a
-// barrier of its block, and another warp sends behind that.
+// Only the messages themselves tell a sender that what it overwrites has been read: who reads a
+// message sends another one afterwards, and the message is overwritten only when all of those have
+// come. So a warp reads before it sends; one that has nothing to send reads before a barrier of its
+// block, and another warp sends behind that.
 #pragma once
 
 #include "team.h"
 
 namespace mmixer::cuda {
 
-// What a channel carries: rows of some operands of the landing, one after another, and some
-// statistics.
+// A channel carries rows of consecutive operands of the landing, one operand after another, and
+// partial sums of consecutive statistics.
 struct Channel {
-  int first_operand, operands, first_statistic, statistics;
+  int first_operand = 0, operands = 0, first_statistic = 0, statistics = 0;
+
+  constexpr Channel with_operands(int first, int count) const {
+    return {first, count, first_statistic, statistics};
+  }
+  constexpr Channel with_statistics(int first, int count) const {
+    return {first_operand, operands, first, count};
+  }
 };
 
 template <class L, int operands, int statistics>
@@ -26,7 +33,7 @@ struct Landing {
 
   MMIXER_DEVICE SharedOperand<L> source(int which) const { return {&operand[which][0][0][0]}; }
 
-  // The terms of a thread's element, for its warp to send.
+  // Stages the terms of a thread's element, for its warp to send.
   MMIXER_DEVICE void put(int which, float x) {
     uint16_t terms[L::terms];
     split<L>(x, terms);
@@ -43,8 +50,8 @@ struct Landing {
   }
 };
 
-// The sums over this block's rows of a sample, `lanes` at a time, as far as a warp knows them.
-// Several at once take no longer than one.
+// Each x becomes its sum over the `lanes` neighbouring lanes that hold rows of one sample. Several
+// sums at once take no longer than one.
 template <class L, int count>
 MMIXER_DEVICE void sum_lanes(float (&x)[count]) {
   MMIXER_UNROLL
@@ -57,9 +64,10 @@ MMIXER_DEVICE void sum_lanes(float (&x)[count]) {
   }
 }
 
-// Thread block clusters (Hopper and newer): every block stores into the shared memory of every
-// other; an mbarrier per channel counts the bytes that arrived. A block receives all that is sent
-// to it, so that none is gone when a store arrives: there is nothing to wait for in the end.
+// The exchange in thread block clusters (Hopper and newer): every block stores into the shared
+// memory of every other; an mbarrier per channel counts the bytes that arrived. A block receives
+// all that is sent to it, so that none is gone when a store arrives, and no wait is needed in the
+// end.
 template <class L, class Landing, class Schedule>
 class ClusterExchange {
  public:
@@ -87,22 +95,22 @@ class ClusterExchange {
     cluster_sync();
   }
 
-  // x: what the statistics first, first + 1, ... are sums of. Of a channel's, some or all.
+  // Sends the sums of x as the statistics first, first + 1, ...: some or all of the channel's.
   template <int channel, int first, int count>
   MMIXER_DEVICE void send_statistics(const Element<L>& own, float (&&x)[count], int) {
     sum_lanes<L>(x);
     const int peer = thread_index() % L::lanes;
-    const int place = rank_ * (L::rows / L::lanes) + own.row / L::lanes;
+    const int sum = rank_ * (L::rows / L::lanes) + own.row / L::lanes;
     if (peer < L::C) MMIXER_UNROLL
     for (int i = 0; i < count; i++)
-      store_async(&landing_.statistic[first + i][own.sample][place], peer, x[i],
+      store_async(&landing_.statistic[first + i][own.sample][sum], peer, x[i],
                   &shared_.barrier[channel]);
   }
 
   template <int channel, int which>
   MMIXER_DEVICE void send_operand(float x, int) {
-    constexpr int chunks = 4 * L::terms;                         // of a warp, of 8 rows: 16 bytes
-    constexpr int all = chunks * L::C, count = (all + 31) / 32;  // of a warp to all, and of a lane
+    constexpr int chunks = 4 * L::terms;  // per warp and peer, each of 8 rows: 16 bytes
+    constexpr int all = chunks * L::C, count = (all + 31) / 32;  // chunks per warp, and per lane
     const int lane = thread_index() % 32, warp = thread_index() / 32;
     landing_.put(which, x);
     Word4 rows[count];
@@ -143,21 +151,21 @@ class ClusterExchange {
   const int rank_;
 };
 
-// Through the L2 cache (Ampere, Ada; sizes that no cluster holds): packets of one or three words of
-// data beside the number of the step, so that what is read tells by itself whether it is new. All
-// blocks must be resident. A packet lands where its own number and the thread's say, mostly at
-// compile time.
+// The exchange through the L2 cache (Ampere, Ada; sizes that no cluster holds): packets of one or
+// three words of data beside the number of the step, so that what is read tells by itself whether
+// it is new. All blocks must be resident. A packet lands where its own number and the thread's say,
+// mostly at compile time.
 template <class L, class Landing, class Schedule, class Packet_>
 class GlobalExchange {
  public:
   using Packet = Packet_;
   struct Shared {};
   static constexpr bool is_cluster = false, receive_is_barrier = true;
-  static constexpr int words = sizeof(Packet) / sizeof(uint32_t) - 1;  // of data
-  static constexpr int line_words = L::H / 2;                          // of a sample's operand
-  // With three words a packet has rows of one warp, whose last packet is not full.
+  static constexpr int words = sizeof(Packet) / sizeof(uint32_t) - 1;  // of data per packet
+  static constexpr int row_words = L::H / 2;                           // per sample's operand
+  // A packet of three words has rows of one warp, whose last packet is not full.
   static constexpr int warp_packets = (16 * L::terms + words - 1) / words;
-  static constexpr int warps = L::elements / 32;  // that send
+  static constexpr int warps = L::elements / 32;  // the senders
   static constexpr int operand_packets = L::C * warps * warp_packets;
   static constexpr int statistic_packets = L::samples * L::sums;
 
@@ -168,7 +176,7 @@ class GlobalExchange {
   static MMIXER_CONSTANT int offset(int channel) {
     return channel == 0 ? 0 : offset(channel - 1) + channel_packets(channel - 1);
   }
-  // Of a team; they must be zero at the start.
+  // The number of packets per team, which must be zero at the start.
   static constexpr int packets = offset(Schedule::channels);
 
   MMIXER_DEVICE GlobalExchange(Shared&, Landing& landing, void* packets, int rank)
@@ -198,9 +206,10 @@ class GlobalExchange {
     for (int i = lane; i < warp_packets; i += 32) {
       const int term = words == 1 ? i / 16 : 0;
       const int element = warp * 32 + i * words % 16 * 2;  // the first of the packet
-      const int line = term * L::samples + element / L::rows;
-      const int number = words == 1 ? line * line_words + (rank_ * L::rows + element % L::rows) / 2
-                                    : (rank_ * warps + warp) * warp_packets + i;
+      const int operand_row = term * L::samples + element / L::rows;
+      const int number = words == 1
+                             ? operand_row * row_words + (rank_ * L::rows + element % L::rows) / 2
+                             : (rank_ * warps + warp) * warp_packets + i;
       uint32_t data[words];
       MMIXER_UNROLL
       for (int j = 0; j < words; j++) {
@@ -215,26 +224,27 @@ class GlobalExchange {
   MMIXER_DEVICE void receive(int step) {
     constexpr Channel c = Schedule::channel[channel];
     constexpr int count = channel_packets(channel);
-    constexpr int most = (count + L::threads - 1) / L::threads;  // loads of a thread
-    constexpr int rounds = (most + 11) / 12, at_once = (most + rounds - 1) / rounds;  // in flight
+    constexpr int most = (count + L::threads - 1) / L::threads;  // loads per thread
+    constexpr int rounds = (most + 11) / 12;
+    constexpr int at_once = (most + rounds - 1) / rounds;  // loads in flight
     constexpr bool is_even = count % (at_once * L::threads) == 0;
     const int thread = thread_index();
     const Packet* const source = packets_ + offset(channel) + thread;
     MMIXER_UNROLL
     for (int first = 0; first < count; first += at_once * L::threads) {
-      // What is to come has another tag, and what lies beyond the last has this one.
+      // A packet that is to come has another tag, and one that lies beyond the last has this tag.
       Packet packet[at_once];
       MMIXER_UNROLL
       for (int i = 0; i < at_once; i++) {
         const bool exists = is_even || first + i * L::threads + thread < count;
         set_tag(packet[i], exists ? ~(step + 1) : step + 1);
       }
-      // All that have not come are asked for at once, however many rounds it takes.
+      // Each round asks at once for all packets that have not come.
       for (bool waits = true; waits;) {
         waits = false;
         MMIXER_UNROLL
         for (int i = 0; i < at_once; i++) {
-          const int number = first + i * L::threads;  // of thread 0's
+          const int number = first + i * L::threads;  // thread 0's packet
           if (number >= count || packet_ready(packet[i], step + 1)) continue;
           packet[i] = load_packet(source + number);
           waits = true;
@@ -257,8 +267,8 @@ class GlobalExchange {
       store_packet(target, data, step + 1);
   }
 
-  // In all words of a packet. Of a packet whose words are not all used, ptxas makes two loads, one
-  // of the tag, and then it says nothing of the data.
+  // Sends a word in all words of a packet: ptxas splits the load of a packet whose words are not
+  // all used into two, and then the tag says nothing of the data.
   MMIXER_DEVICE static void send_alone(Packet* target, uint32_t data, int step) {
     uint32_t copies[words];
     MMIXER_UNROLL
@@ -273,7 +283,7 @@ class GlobalExchange {
     return data;
   }
 
-  // The packet `number` + thread of a channel.
+  // Lands the channel's packet `number` + thread.
   MMIXER_DEVICE void land(const Channel& c, int number, int thread, const Packet& packet) {
     MMIXER_UNROLL
     for (int i = 0; i < c.operands; i++, number -= operand_packets)
@@ -286,12 +296,13 @@ class GlobalExchange {
   MMIXER_DEVICE void land_operand(int which, int number, int thread, const Packet& packet) {
     if constexpr (words == 1) {
       // Quotient and remainder of the sum are those of the summands, where one divides the other.
-      constexpr bool apart = L::threads % line_words == 0 || line_words % L::threads == 0;
+      constexpr bool apart = L::threads % row_words == 0 || row_words % L::threads == 0;
       const int all = number + thread;
-      const int line = apart ? number / line_words + thread / line_words : all / line_words;
-      const int word = apart ? number % line_words + thread % line_words : all % line_words;
+      const int operand_row = apart ? number / row_words + thread / row_words : all / row_words;
+      const int word = apart ? number % row_words + thread % row_words : all % row_words;
       const uint32_t data = word_of(packet, 0);
-      memcpy(&(&landing_.operand[which][0][0][0])[line * L::stride + 2 * word], &data, sizeof data);
+      memcpy(&(&landing_.operand[which][0][0][0])[operand_row * L::stride + 2 * word], &data,
+             sizeof data);
     } else {
       const int warp = (number + thread) / warp_packets, i = (number + thread) % warp_packets;
       const int element = warp % warps * 32 + i * words * 2;
@@ -311,7 +322,7 @@ class GlobalExchange {
   const int rank_;
 };
 
-// The ways of a team, as parameters of its kernels.
+// The ways in which a team exchanges, as parameters of its kernels.
 struct ClusterPath {
   template <class L, class Landing, class Schedule>
   using Exchange = ClusterExchange<L, Landing, Schedule>;

@@ -22,10 +22,13 @@ struct Forward {
   enum { operand_h, operand_r_h };
   struct Schedule {
     static constexpr int channels = 4;
-    static constexpr Channel channel[channels] = {{0, 0, step_r, 1},
-                                                  {operand_r_h, 1, 0, 0},
-                                                  {0, 0, step_z, 2},
-                                                  {operand_h, 1, 0, 0}};
+    // Two statistics from step_z on are z's and h's.
+    static constexpr Channel channel[channels] = {
+        Channel().with_statistics(step_r, 1),
+        Channel().with_operands(operand_r_h, 1),
+        Channel().with_statistics(step_z, 2),
+        Channel().with_operands(operand_h, 1),
+    };
   };
   enum { channel_statistic_r, channel_r_h, channel_statistics_z_h, channel_h };
   using Landing = cuda::Landing<L, 2, step_gates>;
@@ -62,10 +65,10 @@ struct Forward {
         landing.operand[operand_h][term][i / L::H][row] = terms[term];
     }
 
-    // Where this thread's element lies in the arrays of the caller, in the next step.
-    const int64_t line = int64_t(team.group) * a.T * a.B + own.batch_sample;
-    const float* next_input = a.input_gates + line * step_gates * a.H + own.gate_row;
-    float* next_state = a.states + line * a.H + own.gate_row;
+    // The addresses of this thread's element in the caller's arrays, in the next step.
+    const int64_t first_row = int64_t(team.group) * a.T * a.B + own.batch_sample;
+    const float* next_input = a.input_gates + first_row * step_gates * a.H + own.gate_row;
+    float* next_state = a.states + first_row * a.H + own.gate_row;
     float next[step_gates];
     const auto load_input = [&] {
       MMIXER_UNROLL
@@ -101,14 +104,14 @@ struct Forward {
         a_r = input[step_r] + shared.sums[0].total(own.sample, own.row);
         exchange.template send_statistics<channel_statistic_r, step_r>(own, {a_r * a_r}, t);
       }
-      // Behind the exchange.
+      // This product hides behind the exchange.
       weights.template multiply<step_z>(landing.source(operand_h), shared.sums[1]);
       exchange.template receive<channel_statistic_r>(t);
       if (own.exists) {
         const float r = Activation::sigmoid(norm(step_r, a_r, variance(step_r)));  // Eq. 11
         exchange.template send_operand<channel_r_h, operand_r_h>(r * h, t);
       }
-      if (!Exchange::receive_is_barrier) block_sync();  // for z's products
+      if (!Exchange::receive_is_barrier) block_sync();  // z's products are all there
       if (own.exists) {
         a_z = input[step_z] + shared.sums[1].total(own.sample, own.row);
         exchange.template send_statistics<channel_statistics_z_h, step_z>(own, {a_z * a_z}, t);

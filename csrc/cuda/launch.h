@@ -1,5 +1,5 @@
-// Starting a kernel, and how many blocks of it fit: on a GPU by the CUDA runtime, else by
-// csrc/emulator. A failure is a std::runtime_error.
+// Functions that start a kernel and tell how many blocks of it fit: on a GPU by the CUDA runtime,
+// else by csrc/emulator. A failure is a std::runtime_error.
 #pragma once
 
 #include <string>
@@ -8,8 +8,8 @@
 
 namespace mmixer::cuda {
 
-// How many blocks, clusters or teams the current device runs at once; refusal: why none, else
-// empty.
+// The number of blocks, clusters or teams that the current device runs at once; refusal says why it
+// is 0, else it is empty.
 struct Resident {
   int count;
   std::string refusal;
@@ -34,8 +34,9 @@ inline void check(cudaError_t error, const char* call) {
 
 #define MMIXER_CHECK(call) ::mmixer::cuda::check(call, #call)
 
-// Below 9.0 a kernel of clusters is a trap. If a newer GPU is handed that PTX all the same, its
-// call fails, where a return would leave its caller what happened to be in memory.
+// A kernel of clusters is a trap below compute capability 9.0. If a newer GPU is handed that PTX
+// all the same, its call fails, where a return would leave its caller what happened to be in
+// memory.
 template <class Kernel>
 __global__ void __launch_bounds__(Kernel::threads, 1)
     entry(const __grid_constant__ typename Kernel::Arguments arguments) {
@@ -55,7 +56,7 @@ inline int device_attribute(cudaDeviceAttr attribute) {
   return value;
 }
 
-// How a call to the runtime ended.
+// The outcome of a call to the runtime.
 struct Answer {
   cudaError_t error;
   const char* call;
@@ -65,8 +66,8 @@ struct Answer {
   ::mmixer::cuda::Answer { call, #call }
 
 // Allows a kernel what a launch may not have by default: more than 48 KiB of shared memory, and
-// more than 8 blocks in a cluster. Once per kernel and device, as a call to the driver takes a
-// microsecond.
+// more than 8 blocks in a cluster. It does so once per kernel and device, as a call to the driver
+// takes a microsecond.
 template <class Kernel>
 Answer allow(size_t shared_bytes) {
   static std::atomic<uint64_t> allowed{0};  // a bit per device
@@ -122,7 +123,7 @@ void launch(const Grid& grid, const typename Kernel::Arguments& arguments) {
   MMIXER_CHECK(cudaLaunchKernelEx(&launch.configuration, entry<Kernel>, arguments));
 }
 
-// Whether an error says nothing of the kernel and the device: it may be gone the next time, or
+// True where an error says nothing of the kernel and the device: it may be gone the next time, or
 // stays with the process until its end (from 700 on), or is of a capture (from 900 on).
 inline bool is_passing(cudaError_t error) {
   switch (error) {
@@ -143,7 +144,7 @@ inline std::string refusal(const Answer& answer) {
   return std::string(answer.call) + ": " + cudaGetErrorString(answer.error);
 }
 
-// Why the current device cannot run a kernel of this build; empty: it can.
+// The reason why the current device cannot run a kernel of this build; empty where it can.
 template <class Kernel>
 std::string refusal() {
   cudaFuncAttributes attributes;
@@ -171,7 +172,7 @@ std::string refusal() {
   return general;
 }
 
-// Why the current device has no room for a block; empty: it has.
+// The reason why the current device has no room for a block; empty where it has.
 inline std::string without_room(size_t shared_bytes) {
   const int most = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
   if (shared_bytes <= size_t(most)) return "";
@@ -188,7 +189,7 @@ Resident resident_clusters(int cluster, size_t shared_bytes) {
   if (const Answer answer = MMIXER_ANSWER(cudaFuncGetAttributes(&attributes, entry<Kernel>));
       answer.error)
     return {0, refusal(answer)};
-  // By the virtual architecture, and not by the GPU, it was decided what the kernel is.
+  // The virtual architecture, and not the GPU, has decided what the kernel is.
   if (attributes.ptxVersion < 90)
     return {0,
             "of this build only PTX older than 9.0 serves this GPU: install again with 90 in "

@@ -1,12 +1,12 @@
-// How a team of blocks shares the recurrent weights of one weight set, so that they stay on the
-// chip for a whole sequence: block c of C keeps rows c H/C ... (c + 1) H/C of W_r, W_z and W_h,
-// each of its warps a tile of the rows and a share of the columns. A team advances 8 samples, the
-// width of one tensor-core product, or 4: then half of each product is not used, but an exchange
-// has half the bytes.
+// The layouts in which a team of blocks shares the recurrent weights of one weight set, so that
+// they stay on the chip for a whole sequence: block c of C keeps rows c H/C ... (c + 1) H/C of W_r,
+// W_z and W_h, each of its warps a tile of the rows and a share of the columns. A team advances 8
+// samples, the width of one tensor-core product, or 4: then half of each product is not used, but
+// an exchange has half the bytes.
 //
 // A float is a sum of `terms` bfloat16 terms, and a product keeps the pairs of terms whose orders
-// sum to less than that: 1 is bfloat16, 2 has relative error 2^-16, 3 has float32's. Or it is one
-// float16 term.
+// sum to less than that: 1 is bfloat16, 2 has relative error 2^-16, 3 has float32's. A float may
+// also be one float16 term.
 #pragma once
 
 #include "arguments.h"
@@ -20,8 +20,8 @@ constexpr int greatest_common_divisor(int a, int b) {
 
 // H: the hidden size, padded. A warp takes one tile of 16 rows, where that divides the warps
 // evenly, and a share of the columns, so that few warps' sums are to be added; else all rows.
-// resident: of a warp's tiles, of all gates and terms, how many have their weights in registers;
-// the rest lies in shared memory.
+// resident: the number of a warp's tiles, of all gates and terms, whose weights lie in registers;
+// the others lie in shared memory.
 template <int H_, int C_, int warps_, int terms_, int resident_, int samples_ = 8,
           Dtype term_dtype_ = Dtype::bfloat16>
 struct Layout {
@@ -32,21 +32,22 @@ struct Layout {
   static constexpr bool approximate = terms == 1 && term_dtype == Dtype::bfloat16;
   static constexpr int threads = 32 * warps;
   static constexpr int rows = H / C;
-  static constexpr int row_groups = warps % (rows / 16) == 0 ? rows / 16 : 1;  // of warps
+  static constexpr int row_groups = warps % (rows / 16) == 0 ? rows / 16 : 1;
   static constexpr int column_groups = warps / row_groups;
-  static constexpr int row_tiles = rows / 16 / row_groups;      // of a warp and a gate
-  static constexpr int k_blocks = H / 32 / column_groups;       // of 32 columns, of a warp
-  static constexpr int tiles = terms * step_gates * row_tiles;  // of a warp
-  static constexpr int tile_words = k_blocks * 2 * threads;     // Word4
+  static constexpr int row_tiles = rows / 16 / row_groups;      // per warp and gate
+  static constexpr int k_blocks = H / 32 / column_groups;       // per warp, of 32 columns each
+  static constexpr int tiles = terms * step_gates * row_tiles;  // per warp
+  static constexpr int tile_words = k_blocks * 2 * threads;     // of type Word4, per block
   static constexpr int shared_words = (tiles - resident) * tile_words;
   // The elements (sample, row) of a gate that a block owns: one per thread of the first warps.
   static constexpr int elements = samples * rows;
   static constexpr bool every_warp_owns = elements == threads;
-  // Neighbouring lanes that hold rows of one sample, and the sums of a sample that a team makes of
-  // them.
+  // `lanes` neighbouring lanes hold rows of one sample and make one sum of them; a team makes
+  // `sums` of them per sample.
   static constexpr int lanes = greatest_common_divisor(rows, 32);
   static constexpr int sums = C * rows / lanes;
-  // Of a sample in shared memory: 64 bytes more than a multiple of 128, against bank conflicts.
+  // A sample's stride in shared memory: 64 bytes more than a multiple of 128, against bank
+  // conflicts.
   static constexpr int stride = H + 32;
 
   static_assert(samples == 4 || samples == 8);
@@ -69,7 +70,7 @@ struct SharedOperand {
   }
 };
 
-// The same, read before somebody overwrites it.
+// A SharedOperand in registers, read before a message overwrites it.
 template <class L>
 struct HeldOperand {
   Word4 word[L::terms][L::k_blocks];
@@ -98,11 +99,11 @@ template <class L>
 struct Sums {
   float value[L::column_groups][L::samples][L::rows + 4];
 
-  // What this lane has of a product of 16 rows and 8 samples: place 0 to 3 of tile m.
-  MMIXER_DEVICE void put(int m, int place, float x) {
+  // Puts this lane's share of a product of 16 rows and 8 samples: slots 0 to 3 of tile m.
+  MMIXER_DEVICE void put(int m, int slot, float x) {
     const int lane = thread_index() % 32, warp = thread_index() / 32;
-    const int sample = 2 * (lane % 4) + place % 2;
-    const int row = (warp / L::column_groups * L::row_tiles + m) * 16 + lane / 4 + place / 2 * 8;
+    const int sample = 2 * (lane % 4) + slot % 2;
+    const int row = (warp / L::column_groups * L::row_tiles + m) * 16 + lane / 4 + slot / 2 * 8;
     if (L::samples == 8 || sample < L::samples) value[warp % L::column_groups][sample][row] = x;
   }
 
@@ -140,7 +141,7 @@ class Weights {
     }
   }
 
-  // This warp's columns' share of W x of one gate, for its rows.
+  // Puts this warp's columns' share of one gate's W x, for its rows.
   template <int gate, class Source>
   MMIXER_DEVICE void multiply(const Source& x, Sums<L>& sums) const {
     // A tensor core's sum takes 33 cycles and a product 8, so that four chains keep it busy.

@@ -6,15 +6,15 @@
 // LayerNorm removes the mean over the rows anyway, and without it there is no mean to exchange),
 // and writes the matrix for torch's products and, padded and split into 16-bit terms, for the
 // persistent kernels, there transposed for backward. Rows that shared memory does not hold at once
-// are taken in turn, twice if there are means to take first. Blocks exchange nothing. Bound by one
-// latency of memory and by some 40 instructions an element.
+// are taken in turn, twice if there are means to take first. Blocks exchange nothing. The bound is
+// one latency of memory and some 40 instructions per element.
 #pragma once
 
 #include "dtype.h"
 
 namespace mmixer::cuda {
 
-// dtype: the weights'.
+// dtype is the weights'.
 template <Dtype dtype>
 class Prepare {
  public:
@@ -25,7 +25,7 @@ class Prepare {
 
   static MMIXER_CONSTANT int blocks(const Arguments& a) { return a.count * shares * slices(a); }
 
-  // The means, and rows of the columns.
+  // Shared memory holds the columns' means and as many of their rows as fit.
   static MMIXER_CONSTANT size_t shared_bytes(const Arguments& a) {
     return sizeof(T) * columns * (1 + rows_held(a));
   }
@@ -39,17 +39,17 @@ class Prepare {
   }
 
  private:
-  static constexpr int shares =
-      step_gates + 1;  // of a weight set: its matrices, LayerNorm's parameters
+  static constexpr int shares = step_gates + 1;  // per weight set: its matrices, its norms
   static constexpr int warps = threads / 32, columns_of_warp = columns / warps;
 
-  MMIXER_DEVICE Prepare(void* shared, const Arguments& arguments, int local, int gate, int slice)
+  MMIXER_DEVICE Prepare(void* shared, const Arguments& arguments, int set_index, int gate,
+                        int slice)
       : a(arguments),
-        group(a.first + local),
+        group(a.first + set_index),
         gate(gate),
         first_column(slice * columns),
         thread(thread_index()),
-        weight(static_cast<const Stored<dtype>*>(a.set[local].weight[gate_r + gate])),
+        weight(static_cast<const Stored<dtype>*>(a.set[set_index].weight[gate_r + gate])),
         mean(static_cast<T*>(shared)),
         tile(mean + columns) {}
 
@@ -58,7 +58,8 @@ class Prepare {
     return (padded(a) + columns - 1) / columns;
   }
 
-  // A multiple of 8. Any device that runs this has 96 KiB of shared memory for a block.
+  // The rows held at once, a multiple of 8. Any device that runs this has 96 KiB of shared memory
+  // for a block.
   static MMIXER_CONSTANT int rows_held(const Arguments& a) {
     constexpr int most = 96 * 1024 / (columns * sizeof(T)) - 8;
     const int all = (padded(a) + 7) / 8 * 8;
@@ -70,11 +71,11 @@ class Prepare {
     const bool are_all_held = padded(a) <= held;
     T sum[columns_of_warp] = {};
     if (thread < columns) mean[thread] = 0;
-    // Here and below: at H = 512 a loop has 16 rounds at most, and code costs time to fetch.
+    // Loops are not unrolled: at H = 512 they have 16 rounds at most, and code costs time to fetch.
     MMIXER_NO_UNROLL
     for (int pass = a.remove_mean && !are_all_held ? 0 : 1; pass < 2; pass++) MMIXER_NO_UNROLL
     for (int first = 0; first < padded(a); first += held) {
-      if (first > 0) block_sync();  // what lies there has been read
+      if (first > 0) block_sync();  // the rows held before have been read
       if (is_packed<dtype>(weight))
         take<Packed<dtype>>(first);
       else
@@ -89,7 +90,7 @@ class Prepare {
     }
   }
 
-  // Into shared memory, rows from the first-th on; zeros for columns that do not exist.
+  // Takes rows from number `first` on into shared memory; zeros for columns that do not exist.
   template <class Access>
   MMIXER_DEVICE void take(int first) {
     constexpr int accesses = columns / Access::count, step = threads / accesses;
@@ -108,21 +109,23 @@ class Prepare {
       MMIXER_UNROLL
       for (int i = 0; i < at_once; i++) {
         if (row + i * step >= count) break;
-        const int p = place(row + i * step, column);
+        const int p = tile_offset(row + i * step, column);
         MMIXER_UNROLL
-        for (int k = 0; k < Access::count; k++) tile[p ^ place(0, k)] = x[i].template get<T>(k);
+        for (int k = 0; k < Access::count; k++)
+          tile[p ^ tile_offset(0, k)] = x[i].template get<T>(k);
       }
     }
   }
 
-  // A warp has 2 columns, a lane of it each 32nd row.
+  // Adds the rows held: a warp has 2 columns, and a lane every 32nd row.
   MMIXER_DEVICE void add(int first, T (&sum)[columns_of_warp]) const {
     const int count = rows_of(first, a.H);
     for (int row = thread % 32; row < count; row += 32) MMIXER_UNROLL
-    for (int i = 0; i < columns_of_warp; i++) sum[i] += tile[place(row, thread / 32 + i * warps)];
+    for (int i = 0; i < columns_of_warp; i++)
+      sum[i] += tile[tile_offset(row, thread / 32 + i * warps)];
   }
 
-  // Of the rows added so far.
+  // Stores the means over the rows added so far.
   MMIXER_DEVICE void store_means(const T (&sum)[columns_of_warp]) {
     MMIXER_UNROLL
     for (int i = 0; i < columns_of_warp; i++) {
@@ -167,15 +170,15 @@ class Prepare {
     target += int64_t(first + row) * a.H + first_column + column;
     MMIXER_NO_UNROLL
     for (; row < count; row += step, target += int64_t(step) * a.H) {
-      const int p = place(row, column);
+      const int p = tile_offset(row, column);
       Access x;
       MMIXER_UNROLL
-      for (int k = 0; k < Access::count; k++) x.set(k, tile[p ^ place(0, k)] - m[k]);
+      for (int k = 0; k < Access::count; k++) x.set(k, tile[p ^ tile_offset(0, k)] - m[k]);
       x.store_to(target);
     }
   }
 
-  // 16 bytes are 8 terms of a row or, where it is transposed, of a column.
+  // Writes the terms: 16 bytes are 8 terms of a row or, where transposed, of a column.
   template <bool transposed>
   MMIXER_DEVICE void write_terms(int first) const {
     constexpr int step = 128;
@@ -192,11 +195,12 @@ class Prepare {
                                    : int64_t(first + row) * a.Hp + first_column + column);
     MMIXER_NO_UNROLL
     for (; row < count; row += step, target += transposed ? step : int64_t(step) * a.Hp) {
-      const int p = place(row, column);
+      const int p = tile_offset(row, column);
       float x[8];
       MMIXER_UNROLL
       for (int k = 0; k < 8; k++) {
-        const float value = float(tile[p ^ (transposed ? place(k, 0) : place(0, k))] - m[k]);
+        const float value =
+            float(tile[p ^ (transposed ? tile_offset(k, 0) : tile_offset(0, k))] - m[k]);
         x[k] = row + (transposed ? k : 0) < existing ? value : 0;
       }
       if (a.term_dtype == Dtype::float16)
@@ -220,32 +224,32 @@ class Prepare {
     }
   }
 
-  MMIXER_DEVICE static void copy_norms(const Arguments& a, int local, int slice) {
+  MMIXER_DEVICE static void copy_norms(const Arguments& a, int set_index, int slice) {
     const int size = gates * a.H;
     for (int i = slice * threads + thread_index(); i < 2 * size; i += slices(a) * threads) {
-      const void* source = i < size ? a.set[local].norm_weight : a.set[local].norm_bias;
-      static_cast<T*>(a.norms)[(int64_t(i / size) * a.G + a.first + local) * size + i % size] =
+      const void* source = i < size ? a.set[set_index].norm_weight : a.set[set_index].norm_bias;
+      static_cast<T*>(a.norms)[(int64_t(i / size) * a.G + a.first + set_index) * size + i % size] =
           load_as<T>(source, a.norm_dtype, i % size);
     }
   }
 
-  // Of those held, how many of a matrix of `rows` rows.
+  // The number of rows held, from number `first` on, of a matrix of `rows` rows.
   MMIXER_DEVICE int rows_of(int first, int rows) const {
     const int held = rows_held(a);
     return rows - first < held ? rows - first : held;
   }
 
-  // Whether every row of the matrices [H][H] at p begins at a multiple of 16 bytes.
+  // True where every row of the matrices [H][H] at p begins at a multiple of 16 bytes.
   template <Dtype of>
   MMIXER_DEVICE bool is_packed(const void* p) const {
     return (reinterpret_cast<uintptr_t>(p) | a.H * sizeof(Stored<of>)) % 16 == 0;
   }
 
-  // Where an element lies in the tile: such that no two 4-byte elements that a warp reads or writes
+  // An element's offset in the tile, such that no two 4-byte elements that a warp reads or writes
   // at once share a bank of shared memory, be they of neighbouring rows, of a column, or of 8
-  // columns in each 8th row. place(row + k, column + l) is place(row, column) ^ place(k, l) where
-  // row and k, and column and l, have no bit in common.
-  static MMIXER_CONSTANT int place(int row, int column) {
+  // columns in each 8th row. tile_offset(row + k, column + l) is tile_offset(row, column) ^
+  // tile_offset(k, l) where row and k, and column and l, have no bit in common.
+  static MMIXER_CONSTANT int tile_offset(int row, int column) {
     return row * columns ^ column ^ (row >> 1 & 15) ^ (row << 1 & 16);
   }
 

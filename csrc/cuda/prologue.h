@@ -7,18 +7,19 @@ namespace mmixer::cuda {
 
 MMIXER_DEVICE int group_of(const RowSizes& a) { return block_index() / a.blocks; }
 
-// Calls f(row, place) for this block's rows: the number, and where it begins.
+// Calls f(row, offset) for this block's rows, with a row's number and the element at which it
+// begins.
 template <class F>
 MMIXER_DEVICE void each_row(const RowSizes& a, F f) {
   for (int row = block_index() % a.blocks; row < a.rows; row += a.blocks)
     f(row, (int64_t(group_of(a)) * a.rows + row) * a.H);
 }
 
-// This block's summand of the norm's gradient.
+// This block's summands of the gradients of scale and shift.
 template <class T, class Arguments>
 MMIXER_DEVICE AffineSums<T> affine_sums(const Arguments& a) {
-  const int64_t place = int64_t(block_index()) * 2 * a.H;
-  return {{a.grad_norm, place, a.H, true}, {a.grad_norm, place + a.H, a.H, true}};
+  const int64_t offset = int64_t(block_index()) * 2 * a.H;
+  return {{a.grad_norm, offset, a.H, true}, {a.grad_norm, offset + a.H, a.H, true}};
 }
 
 // y = tanh(LN(a)): Eq. 7, Eq. 8.
@@ -31,9 +32,9 @@ struct NormTanh : RowKernel<dtype, NormTanhArguments> {
     RowBlock<T> block(shared, H);
     const Affine<wide<dtype>> affine(arguments.norms, arguments.G, group_of(arguments),
                                      arguments.gate, H);
-    each_row(arguments, [&](int, int64_t place) {
-      const Row<wide<dtype>> a(arguments.a, place, H);
-      const Result<dtype> y(arguments.y, place);
+    each_row(arguments, [&](int, int64_t offset) {
+      const Row<wide<dtype>> a(arguments.a, offset, H);
+      const Result<dtype> y(arguments.y, offset);
       const auto normal = normalization(a, block, eps, affine.exists);
       each_column(H, [&](Column c) { y(c, Activation<false>::tanh(affine(c, normal(a(c))))); });
     });
@@ -50,10 +51,10 @@ struct NormTanhBackward : RowKernel<dtype, NormTanhBackwardArguments> {
     const Affine<wide<dtype>> affine(arguments.norms, arguments.G, group_of(arguments),
                                      arguments.gate, H);
     auto sums = affine_sums<T>(arguments);
-    each_row(arguments, [&](int, int64_t place) {
-      const Row<wide<dtype>> a(arguments.a, place, H), grad(arguments.grad_y, place, H),
-          more(arguments.grad_y_more, place, arguments.grad_y_more ? H : 0);
-      const Result<dtype> grad_a(arguments.grad_a, place);
+    each_row(arguments, [&](int, int64_t offset) {
+      const Row<wide<dtype>> a(arguments.a, offset, H), grad(arguments.grad_y, offset, H),
+          more(arguments.grad_y_more, offset, arguments.grad_y_more ? H : 0);
+      const Result<dtype> grad_a(arguments.grad_a, offset);
       const auto normal = normalization(a, block, eps, affine.exists);
       const auto x_hat = [&](Column c) { return normal(a(c)); };
       const Held dy(H, [&](Column c) {
@@ -65,23 +66,23 @@ struct NormTanhBackward : RowKernel<dtype, NormTanhBackwardArguments> {
   }
 };
 
-// s = sigmoid(LN(a + context)), f_tilde = s f_bar + (1 - s) g_bar: Eq. 9, 10. concat: LN(a +
-// context).
+// s = sigmoid(LN(a + context)), f_tilde = s f_bar + (1 - s) g_bar: Eq. 9, 10. With concat f_tilde
+// is LN(a + context).
 template <Dtype dtype>
 struct MixRow {
-  const int64_t place, sample;
+  const int64_t offset, sample_offset;  // of the row, and of its sample in [G][B][H]
   const bool gated;
   const Row<wide<dtype>> a, context;
   const Row<dtype> f_bar, g_bar;  // zeros with concat
 
-  MMIXER_DEVICE MixRow(const MixArguments& m, int row, int64_t first)
-      : place(first),
-        sample((int64_t(group_of(m)) * m.samples + row % m.samples) * m.H),
+  MMIXER_DEVICE MixRow(const MixArguments& m, int row, int64_t row_offset)
+      : offset(row_offset),
+        sample_offset((int64_t(group_of(m)) * m.samples + row % m.samples) * m.H),
         gated(m.mix == mmixer::Mix::gated),
-        a(m.a, place, m.H),
-        context(m.context, sample, m.H),
-        f_bar(m.f_bar, place, gated ? m.H : 0),
-        g_bar(m.g_bar, sample, gated ? m.H : 0) {}
+        a(m.a, offset, m.H),
+        context(m.context, sample_offset, m.H),
+        f_bar(m.f_bar, offset, gated ? m.H : 0),
+        g_bar(m.g_bar, sample_offset, gated ? m.H : 0) {}
 };
 
 template <Dtype dtype>
@@ -92,9 +93,9 @@ struct Mix : RowKernel<dtype, MixArguments> {
     const T eps = T(arguments.eps);
     RowBlock<T> block(shared, H);
     const Affine<wide<dtype>> affine(arguments.norms, arguments.G, group_of(arguments), gate_s, H);
-    each_row(arguments, [&](int row, int64_t place) {
-      const MixRow<dtype> m(arguments, row, place);
-      const Result<dtype> f_tilde(arguments.f_tilde, place);
+    each_row(arguments, [&](int row, int64_t offset) {
+      const MixRow<dtype> m(arguments, row, offset);
+      const Result<dtype> f_tilde(arguments.f_tilde, offset);
       const Held x(H, [&](Column c) { return m.a(c) + m.context(c); });
       const auto normal = normalization(x, block, eps, affine.exists);
       each_column(H, [&](Column c) {
@@ -115,9 +116,9 @@ struct MixBackward : RowKernel<dtype, MixArguments> {
     RowBlock<T> block(shared, H);
     const Affine<wide<dtype>> affine(arguments.norms, arguments.G, group_of(arguments), gate_s, H);
     auto sums = affine_sums<T>(arguments);
-    each_row(arguments, [&](int row, int64_t place) {
-      const MixRow<dtype> m(arguments, row, place);
-      const Row<wide<dtype>> grad(arguments.grad_f_tilde, place, H);
+    each_row(arguments, [&](int row, int64_t offset) {
+      const MixRow<dtype> m(arguments, row, offset);
+      const Row<wide<dtype>> grad(arguments.grad_f_tilde, offset, H);
       const Held x(H, [&](Column c) { return m.a(c) + m.context(c); });
       const auto normal = normalization(x, block, eps, affine.exists);
       const auto x_hat = [&](Column c) { return normal(x(c)); };
@@ -126,10 +127,10 @@ struct MixBackward : RowKernel<dtype, MixArguments> {
         return m.gated ? sigmoid_backward(grad(c) * (m.f_bar(c) - m.g_bar(c)), s(c)) : grad(c);
       };
       norm_gradient(x_hat, dy, normal.r_std, affine, block, sums,
-                    Result<dtype>(arguments.grad_a, place));
+                    Result<dtype>(arguments.grad_a, offset));
       if (!m.gated) return;
-      const Result<wide<dtype>> grad_f_bar(arguments.grad_f_bar, place),
-          grad_g_bar(arguments.grad_g_bar, place);
+      const Result<wide<dtype>> grad_f_bar(arguments.grad_f_bar, offset),
+          grad_g_bar(arguments.grad_g_bar, offset);
       each_column(H, [&](Column c) {
         const T to_f = grad(c) * s(c);
         grad_f_bar(c, to_f), grad_g_bar(c, grad(c) - to_f);

@@ -9,14 +9,15 @@
 
 namespace mmixer::cuda {
 
-// One kernel: for hidden sizes up to H.
+// One kernel, for hidden sizes up to H.
 template <class Arguments>
 struct Recurrence {
   int H, terms, samples;
   Dtype term_dtype;
-  int64_t packets;  // bytes a team needs
+  int64_t packets;  // bytes per team
   Resident (*resident_teams)();
-  // Teams first_team ... first_team + teams; arguments.packets: teams * packets, cleared here.
+  // Starts teams first_team ... first_team + teams - 1. It clears arguments.packets first, which
+  // has `packets` bytes per team.
   void (*launch)(const Arguments& arguments, int teams, void* stream);
 };
 

@@ -1,9 +1,9 @@
-// LayerNorm, the gates and their gradients, fused: what stands between two products. A block owns a
-// row, or some rows one after the other, and a thread up to four columns of each, in registers: the
-// operands are read once from memory, all of a row at once, an activation is evaluated once, and
-// what the threads exchange are sums over the row. Columns from 1024 on have no registers: they are
-// read and evaluated at each use. Bound by memory; with few blocks by the latency of a row, about
-// 2000 cycles.
+// LayerNorm, the gates and their gradients, fused, as they stand between two products. A block owns
+// a row, or some rows one after the other, and a thread up to four columns of each, in registers:
+// the operands are read once from memory, all of a row at once, an activation is evaluated once,
+// and what the threads exchange are sums over the row. Columns from 1024 on have no registers: they
+// are read and evaluated at each use. Memory bounds them; with few blocks the latency of a row,
+// about 2000 cycles.
 //
 // dtype is that of the products' operands; statistics and state are wide, float32 or float64.
 #pragma once
@@ -21,7 +21,7 @@ constexpr Dtype wide = dtype == Dtype::float64 ? Dtype::float64 : Dtype::float32
 template <Dtype dtype>
 using Wide = Stored<wide<dtype>>;
 
-constexpr int held_columns = 4;  // of a thread
+constexpr int held_columns = 4;  // per thread
 constexpr int warp_columns = 32 * held_columns, most_row_warps = 8;
 
 MMIXER_CONSTANT int row_warps(int H) {
@@ -34,8 +34,8 @@ MMIXER_DEVICE int first_column() {
 
 // A column of a thread.
 struct Column {
-  int offset;   // from the thread's first one
-  int slot;     // in its registers
+  int offset;   // from the thread's first column
+  int slot;     // in the thread's registers
   bool exists;  // else its operands are zeros, and nothing is stored
 
   MMIXER_DEVICE bool is_held() const { return slot < held_columns; }
@@ -58,13 +58,13 @@ MMIXER_DEVICE void each_column(int H, F f) {
     f(Column{i - first_column(), held_columns, true});
 }
 
-// A row in memory, read once as far as registers hold it. H = 0: there is none, and all its columns
-// are the same value. constant: the kernel does not write it.
+// A row in memory, read once as far as registers hold it. H = 0 means that there is none, and all
+// its columns are `otherwise`. constant: the kernel does not write it.
 template <Dtype dtype, bool constant = true>
 class Row {
  public:
-  MMIXER_DEVICE Row(const void* p, int64_t place, int H, Stored<dtype> otherwise = 0)
-      : p_(static_cast<const Stored<dtype>*>(p) + (place + first_column())),
+  MMIXER_DEVICE Row(const void* p, int64_t offset, int H, Stored<dtype> otherwise = 0)
+      : p_(static_cast<const Stored<dtype>*>(p) + (offset + first_column())),
         exists_(H > 0),
         otherwise_(otherwise) {
     each_held_column(H, [&](Column c) { held_[c.slot] = c.exists ? at(c) : otherwise; });
@@ -88,8 +88,8 @@ class Row {
 template <Dtype dtype>
 class Result {
  public:
-  MMIXER_DEVICE Result(void* p, int64_t place)
-      : p_(static_cast<Stored<dtype>*>(p) + (place + first_column())) {}
+  MMIXER_DEVICE Result(void* p, int64_t offset)
+      : p_(static_cast<Stored<dtype>*>(p) + (offset + first_column())) {}
 
   MMIXER_DEVICE void operator()(Column c, Wide<dtype> x) const {
     if (c.exists) p_[c.offset] = encode<dtype>(x);
@@ -99,7 +99,7 @@ class Result {
   Stored<dtype>* p_;
 };
 
-// f(column) of each column.
+// The values f(column) of a thread's columns.
 template <class F>
 class Held {
  public:
@@ -114,7 +114,7 @@ class Held {
   decltype(f_(Column())) held_[held_columns];
 };
 
-// Means over rows of H columns.
+// The means over rows of H columns.
 template <class T>
 class RowBlock {
  public:
@@ -126,13 +126,13 @@ class RowBlock {
 
   MMIXER_DEVICE RowBlock(void* shared, int columns)
       : H(columns), reciprocal_(T(1) / columns), shared_(*static_cast<Shared*>(shared)) {
-    const int i = thread_index();  // of all sums, those of warps that the block does not have
+    const int i = thread_index();  // zeroes the sums of warps that the block does not have
     static_assert(4 * most_row_warps <= 32, "a thread per sum, whatever the block");
     if (i % most_row_warps >= row_warps(H) && i < 4 * most_row_warps)
       shared_.sum[i / most_row_warps / 2][i / most_row_warps % 2][i % most_row_warps] = 0;
   }
 
-  // Of what each thread has summed over its columns; the same bits in every thread.
+  // Each x, a thread's sum over its columns, becomes the row's mean: the same bits in every thread.
   template <int count>
   MMIXER_DEVICE void means(T (&x)[count]) {
     flip_ ^= 1;  // so that one synchronisation is enough
@@ -167,7 +167,7 @@ struct Normalization {
   MMIXER_DEVICE T operator()(T x) const { return (x - mean) * r_std; }
 };
 
-// By the statistics of a row, in two passes; the identity without LayerNorm.
+// The normalization by a row's statistics, found in two passes; the identity without LayerNorm.
 template <class T, class X>
 MMIXER_DEVICE Normalization<T> normalization(const X& x, RowBlock<T>& block, T eps, bool has_norm) {
   if (!has_norm) return {0, 1};
@@ -199,12 +199,12 @@ struct Affine {
   }
 };
 
-// A row in memory, or none, to which rows are added. first: it is not zeroed yet.
+// A row in memory, or none, to which rows are added. first: its memory is not zeroed yet.
 template <class T>
 class RowSum {
  public:
-  MMIXER_DEVICE RowSum(void* p, int64_t place, int H, bool first)
-      : p_(static_cast<T*>(p) + (place + first_column())), H_(p ? H : 0) {
+  MMIXER_DEVICE RowSum(void* p, int64_t offset, int H, bool first)
+      : p_(static_cast<T*>(p) + (offset + first_column())), H_(p ? H : 0) {
     each_column(H_, [&](Column c) {
       const T before = first || !c.exists ? T(0) : p_[c.offset];
       at(c) = before;
@@ -229,7 +229,7 @@ class RowSum {
   T held_[held_columns] = {};
 };
 
-// Of the gradients of scale and shift.
+// The sums of the gradients of scale and shift.
 template <class T>
 struct AffineSums {
   RowSum<T> scale, shift;
@@ -242,7 +242,7 @@ template <class T, Dtype narrow, Dtype dtype, class X, class Dy>
 MMIXER_DEVICE void norm_gradient(const X& x_hat, const Dy& dy, T r_std, const Affine<dtype>& affine,
                                  RowBlock<T>& block, AffineSums<T>& sums,
                                  const Result<narrow>& grad_a) {
-  T mean[2] = {};  // of u = dL/dx_hat, and of u x_hat
+  T mean[2] = {};  // the means of u = dL/dx_hat and of u x_hat
   if (affine.exists) {
     each_column(block.H, [&](Column c) {
       const T y = dy(c), u = c.exists ? affine.scale(c) * y : T(0);
@@ -257,12 +257,12 @@ MMIXER_DEVICE void norm_gradient(const X& x_hat, const Dy& dy, T r_std, const Af
   });
 }
 
-// What the row kernels have in common.
+// The members that all row kernels have in common.
 template <Dtype dtype, class Arguments_>
 struct RowKernel {
   using Arguments = Arguments_;
   using Shared = typename RowBlock<Wide<dtype>>::Shared;
-  static constexpr int threads = 32 * most_row_warps;  // at most
+  static constexpr int threads = 32 * most_row_warps;  // per block at most
   static constexpr bool needs_cluster = false;
 };
 

@@ -1,6 +1,6 @@
-// Equations 11-14 between the products with W_r, W_z and W_h: for all steps at once, which is how
-// backward computes the gates again from the states, or for one step after the other, which is how
-// sizes go for which there is no persistent kernel. A block owns a sample of a step.
+// Equations 11-14 between the products with W_r, W_z and W_h: for all steps at once, where backward
+// computes the gates again from the states, or for one step after the other, at sizes for which
+// there is no persistent kernel. A block owns one sample of one step.
 #pragma once
 
 #include "rows.h"
@@ -13,41 +13,42 @@ struct GateRow {
   using WideRow = Row<wide<dtype>>;
   const GateArguments& a;
   int group, step, sample;
-  int64_t place, local;  // of the sample of a step in [G][T][B] and in [G][steps][B]
+  int64_t row, row_in_chunk;  // this block's, in [G][T][B] and in [G][steps][B]
 
   MMIXER_DEVICE explicit GateRow(const GateArguments& arguments) : a(arguments) {
-    const int rows = a.steps * a.B, line = block_index() % rows;
-    group = block_index() / rows, step = a.first_step + line / a.B, sample = line % a.B;
-    place = (int64_t(group) * a.T + step) * a.B + sample;
-    local = int64_t(group) * rows + line;
+    const int rows = a.steps * a.B, row_in_group = block_index() % rows;
+    group = block_index() / rows, step = a.first_step + row_in_group / a.B,
+    sample = row_in_group % a.B;
+    row = (int64_t(group) * a.T + step) * a.B + sample;
+    row_in_chunk = int64_t(group) * rows + row_in_group;
   }
 
   MMIXER_DEVICE WideRow input(int gate) const {
-    return {a.input_gates, (place * step_gates + gate) * a.H, a.H};
+    return {a.input_gates, (row * step_gates + gate) * a.H, a.H};
   }
   MMIXER_DEVICE WideRow state_gate(int gate) const {
-    return {a.state_gates, (local * 2 + gate) * a.H, a.H};
+    return {a.state_gates, (row_in_chunk * 2 + gate) * a.H, a.H};
   }
   MMIXER_DEVICE Row<wide<dtype>, false> previous() const {  // one kernel may read and write states
-    if (step > 0) return {a.states, (place - a.B) * a.H, a.H};
+    if (step > 0) return {a.states, (row - a.B) * a.H, a.H};
     return {a.hx, (int64_t(group) * a.B + sample) * a.H, a.hx ? a.H : 0};
   }
   MMIXER_DEVICE Affine<wide<dtype>> affine(int norm) const {
     return {a.norms, a.G, group, norm, a.H};
   }
 
-  // What backward needs of a gate's LayerNorm.
+  // Saves the values of a gate's LayerNorm that backward needs.
   template <class X>
   MMIXER_DEVICE void save(int gate, const X& x_hat, T r_std) const {
-    const int64_t line =
+    const int64_t gate_row =
         (int64_t(group) * step_gates + gate) * a.T * a.B + int64_t(step) * a.B + sample;
-    const Result<wide<dtype>> exact(a.x_hat, line * a.H);
-    const Result<dtype> operand(a.x_hat_operand, line * a.H);
+    const Result<wide<dtype>> exact(a.x_hat, gate_row * a.H);
+    const Result<dtype> operand(a.x_hat_operand, gate_row * a.H);
     each_column(a.H, [&](Column c) {
       exact(c, x_hat(c));
       if (a.x_hat_operand) operand(c, x_hat(c));
     });
-    if (thread_index() == 0) static_cast<T*>(a.r_std)[line] = r_std;
+    if (thread_index() == 0) static_cast<T*>(a.r_std)[gate_row] = r_std;
   }
 };
 
@@ -56,11 +57,11 @@ template <Dtype dtype>
 struct ResetGate : RowKernel<dtype, GateArguments> {
   MMIXER_DEVICE static void run(void* shared, const GateArguments& a) {
     using T = Wide<dtype>;
-    const GateRow<dtype> row(a);
-    const auto input = row.input(step_r), state_gate = row.state_gate(step_r);
-    const auto h = row.previous();
-    const Row<dtype> f_tilde(a.f_tilde, row.place * a.H, a.x_hat ? a.H : 0);
-    const auto affine = row.affine(gate_r);
+    const GateRow<dtype> own(a);
+    const auto input = own.input(step_r), state_gate = own.state_gate(step_r);
+    const auto h = own.previous();
+    const Row<dtype> f_tilde(a.f_tilde, own.row * a.H, a.x_hat ? a.H : 0);
+    const auto affine = own.affine(gate_r);
     RowBlock<T> block(shared, a.H);
     const Held x(a.H, [&](Column c) { return input(c) + state_gate(c); });
     const auto normal = normalization(x, block, T(a.eps), affine.exists);
@@ -68,12 +69,12 @@ struct ResetGate : RowKernel<dtype, GateArguments> {
     const Held r_h(a.H, [&](Column c) {
       return Activation<false>::sigmoid(affine(c, x_hat(c))) * h(c);
     });
-    const Result<dtype> to_r_h(a.r_h, row.local * a.H);
+    const Result<dtype> to_r_h(a.r_h, own.row_in_chunk * a.H);
     each_column(a.H, [&](Column c) { to_r_h(c, r_h(c)); });
     if (!a.x_hat) return;
-    row.save(step_r, x_hat, normal.r_std);
-    const Result<dtype> f_tilde_h(a.f_tilde_h, row.place * a.H),
-        f_tilde_r_h(a.f_tilde_r_h, row.place * a.H);
+    own.save(step_r, x_hat, normal.r_std);
+    const Result<dtype> f_tilde_h(a.f_tilde_h, own.row * a.H),
+        f_tilde_r_h(a.f_tilde_r_h, own.row * a.H);
     each_column(a.H, [&](Column c) {
       f_tilde_h(c, f_tilde(c) + h(c)), f_tilde_r_h(c, f_tilde(c) + r_h(c));
     });
@@ -85,10 +86,10 @@ template <Dtype dtype>
 struct UpdateGate : RowKernel<dtype, GateArguments> {
   MMIXER_DEVICE static void run(void* shared, const GateArguments& a) {
     using T = Wide<dtype>;
-    const GateRow<dtype> row(a);
-    const auto input_z = row.input(step_z), input_h = row.input(step_h);
-    const auto state_gate = row.state_gate(step_z);
-    const Row<wide<dtype>> candidate(a.candidate, row.local * a.H, a.H);
+    const GateRow<dtype> own(a);
+    const auto input_z = own.input(step_z), input_h = own.input(step_h);
+    const auto state_gate = own.state_gate(step_z);
+    const Row<wide<dtype>> candidate(a.candidate, own.row_in_chunk * a.H, a.H);
     RowBlock<T> block(shared, a.H);
     const Held x_z(a.H, [&](Column c) { return input_z(c) + state_gate(c); });
     const Held x_h(a.H, [&](Column c) { return input_h(c) + candidate(c); });
@@ -97,15 +98,15 @@ struct UpdateGate : RowKernel<dtype, GateArguments> {
     const auto x_hat_z = [&](Column c) { return normal_z(x_z(c)); };
     const auto x_hat_h = [&](Column c) { return normal_h(x_h(c)); };
     if (a.x_hat) {
-      row.save(step_z, x_hat_z, normal_z.r_std);
-      row.save(step_h, x_hat_h, normal_h.r_std);
+      own.save(step_z, x_hat_z, normal_z.r_std);
+      own.save(step_h, x_hat_h, normal_h.r_std);
       return;
     }
-    const auto affine_z = row.affine(gate_z), affine_h = row.affine(gate_h);
-    const auto h = row.previous();
-    const Result<wide<dtype>> states(a.states, row.place * a.H);
-    const Result<dtype> operand(a.operand, (int64_t(row.group) * a.B + row.sample) * a.H);
-    const bool valid = !a.lengths || row.step < load(a.lengths + row.sample);
+    const auto affine_z = own.affine(gate_z), affine_h = own.affine(gate_h);
+    const auto h = own.previous();
+    const Result<wide<dtype>> states(a.states, own.row * a.H);
+    const Result<dtype> operand(a.operand, (int64_t(own.group) * a.B + own.sample) * a.H);
+    const bool valid = !a.lengths || own.step < load(a.lengths + own.sample);
     each_column(a.H, [&](Column c) {
       const T z = Activation<false>::sigmoid(affine_z(c, x_hat_z(c)));
       const T h_tilde = Activation<false>::tanh(affine_h(c, x_hat_h(c)));
@@ -121,24 +122,22 @@ struct GateBackwardRow {
   using WideRow = Row<wide<dtype>>;
   const GateBackwardArguments& a;
   int group, sample;
-  int64_t state;  // of the sample in [G][B][H]
+  int64_t state_offset;  // the sample's first element in [G][B][H]
 
   MMIXER_DEVICE explicit GateBackwardRow(const GateBackwardArguments& arguments) : a(arguments) {
     group = block_index() / a.B, sample = block_index() % a.B;
-    state = int64_t(block_index()) * a.H;
+    state_offset = int64_t(block_index()) * a.H;
   }
 
-  MMIXER_DEVICE int64_t place(int step) const {
-    return (int64_t(group) * a.T + step) * a.B + sample;
-  }
-  MMIXER_DEVICE int64_t line(int gate) const {
+  MMIXER_DEVICE int64_t row(int step) const { return (int64_t(group) * a.T + step) * a.B + sample; }
+  MMIXER_DEVICE int64_t gate_row(int gate) const {
     return (int64_t(group) * step_gates + gate) * a.T * a.B + int64_t(a.step) * a.B + sample;
   }
-  MMIXER_DEVICE WideRow x_hat(int gate) const { return {a.x_hat, line(gate) * a.H, a.H}; }
+  MMIXER_DEVICE WideRow x_hat(int gate) const { return {a.x_hat, gate_row(gate) * a.H, a.H}; }
   MMIXER_DEVICE bool valid(int step) const { return !a.lengths || step < load(a.lengths + sample); }
   MMIXER_DEVICE WideRow previous() const {
-    if (a.step > 0) return {a.states, (place(a.step) - a.B) * a.H, a.H};
-    return {a.hx, state, a.hx ? a.H : 0};
+    if (a.step > 0) return {a.states, (row(a.step) - a.B) * a.H, a.H};
+    return {a.hx, state_offset, a.hx ? a.H : 0};
   }
   MMIXER_DEVICE Affine<wide<dtype>> affine(int gate) const {
     return {a.norms, a.G, group, gate_r + gate, a.H};
@@ -148,43 +147,44 @@ struct GateBackwardRow {
   MMIXER_DEVICE void gradient(int gate, const X& x_hat, const Dy& dy,
                               const Affine<wide<dtype>>& affine, RowBlock<T>& block) const {
     const auto sum = [&](int of) {
-      const int64_t line = ((int64_t(group) * 2 + of) * step_gates + gate) * a.B + sample;
-      return RowSum<T>(a.grad_norm, line * a.H, a.H, a.step == a.T - 1);
+      const int64_t sum_row = ((int64_t(group) * 2 + of) * step_gates + gate) * a.B + sample;
+      return RowSum<T>(a.grad_norm, sum_row * a.H, a.H, a.step == a.T - 1);
     };
     AffineSums<T> sums = {sum(0), sum(1)};
-    const T r_std = load(static_cast<const T*>(a.r_std) + line(gate));
+    const T r_std = load(static_cast<const T*>(a.r_std) + gate_row(gate));
     norm_gradient(x_hat, dy, r_std, affine, block, sums,
-                  Result<dtype>(a.grad_gates, (place(a.step) * step_gates + gate) * a.H));
+                  Result<dtype>(a.grad_gates, (row(a.step) * step_gates + gate) * a.H));
     sums.store();
   }
 };
 
-// Ends the step after, then the gradients of Eq. 13, 14 and 12: da_z, da_h.
+// The end of the step after, then the gradients of Eq. 13, 14 and 12: da_z, da_h.
 template <Dtype dtype>
 struct UpdateGateBackward : RowKernel<dtype, GateBackwardArguments> {
   MMIXER_DEVICE static void run(void* shared, const GateBackwardArguments& a) {
     using T = Wide<dtype>;
     using OwnRow = Row<wide<dtype>, false>;
-    const GateBackwardRow<dtype> row(a);
+    const GateBackwardRow<dtype> own(a);
     if (a.step + 1 < a.T) {
-      const Row<wide<dtype>> d_sum(a.grad_sum, row.state, a.H), d_r_h(a.grad_r_h, row.state, a.H);
-      const OwnRow carry(a.carry, row.state, a.H);
-      const Result<wide<dtype>> grad_h(a.grad_h, row.state),
-          grad_f_tilde(a.grad_f_tilde, row.place(a.step + 1) * a.H);
-      const bool valid = row.valid(a.step + 1);
+      const Row<wide<dtype>> d_sum(a.grad_sum, own.state_offset, a.H),
+          d_r_h(a.grad_r_h, own.state_offset, a.H);
+      const OwnRow carry(a.carry, own.state_offset, a.H);
+      const Result<wide<dtype>> grad_h(a.grad_h, own.state_offset),
+          grad_f_tilde(a.grad_f_tilde, own.row(a.step + 1) * a.H);
+      const bool valid = own.valid(a.step + 1);
       each_column(a.H, [&](Column c) {
         grad_f_tilde(c, d_r_h(c) + d_sum(c));
         if (valid) grad_h(c, carry(c) + d_sum(c));
       });
     }
     if (a.step < 0) return;
-    const auto x_hat_z = row.x_hat(step_z), x_hat_h = row.x_hat(step_h), h = row.previous();
-    const auto affine_z = row.affine(step_z), affine_h = row.affine(step_h);
-    const OwnRow grad_h(a.grad_h, row.state, a.H);
-    const bool valid = row.valid(a.step);
-    const int64_t output = row.group * a.grad_output_stride.group +
+    const auto x_hat_z = own.x_hat(step_z), x_hat_h = own.x_hat(step_h), h = own.previous();
+    const auto affine_z = own.affine(step_z), affine_h = own.affine(step_h);
+    const OwnRow grad_h(a.grad_h, own.state_offset, a.H);
+    const bool valid = own.valid(a.step);
+    const int64_t output = own.group * a.grad_output_stride.group +
                            a.step * a.grad_output_stride.step +
-                           row.sample * a.grad_output_stride.sample + first_column();
+                           own.sample * a.grad_output_stride.sample + first_column();
     const Held d(a.H, [&](Column c) {
       if (!valid || !c.exists) return T(0);
       return grad_h(c) + load_as<T>(a.grad_output, a.grad_output_dtype, output + c.offset);
@@ -193,34 +193,34 @@ struct UpdateGateBackward : RowKernel<dtype, GateBackwardArguments> {
                  [&](Column c) { return Activation<false>::sigmoid(affine_z(c, x_hat_z(c))); });
     const Held h_tilde(a.H,
                        [&](Column c) { return Activation<false>::tanh(affine_h(c, x_hat_h(c))); });
-    const Result<wide<dtype>> carry(a.carry, row.state);
+    const Result<wide<dtype>> carry(a.carry, own.state_offset);
     each_column(a.H, [&](Column c) { carry(c, d(c) - d(c) * z(c)); });
     RowBlock<T> block(shared, a.H);
-    row.gradient(
+    own.gradient(
         step_z, x_hat_z,
         [&](Column c) { return sigmoid_backward(d(c) * (h_tilde(c) - h(c)), z(c)); }, affine_z,
         block);
-    row.gradient(
+    own.gradient(
         step_h, x_hat_h, [&](Column c) { return tanh_backward(d(c) * z(c), h_tilde(c)); }, affine_h,
         block);
   }
 };
 
-// The gradient of Eq. 11, da_r, and what reaches the state before through r h.
+// The gradient of Eq. 11, da_r, and the part that reaches the state before through r h.
 template <Dtype dtype>
 struct ResetGateBackward : RowKernel<dtype, GateBackwardArguments> {
   MMIXER_DEVICE static void run(void* shared, const GateBackwardArguments& a) {
     using T = Wide<dtype>;
-    const GateBackwardRow<dtype> row(a);
-    const auto x_hat = row.x_hat(step_r), h = row.previous();
-    const Row<wide<dtype>> d_r_h(a.grad_r_h, row.state, a.H);
-    const Row<wide<dtype>, false> before(a.carry, row.state, a.H);
-    const auto affine = row.affine(step_r);
+    const GateBackwardRow<dtype> own(a);
+    const auto x_hat = own.x_hat(step_r), h = own.previous();
+    const Row<wide<dtype>> d_r_h(a.grad_r_h, own.state_offset, a.H);
+    const Row<wide<dtype>, false> before(a.carry, own.state_offset, a.H);
+    const auto affine = own.affine(step_r);
     const Held r(a.H, [&](Column c) { return Activation<false>::sigmoid(affine(c, x_hat(c))); });
-    const Result<wide<dtype>> carry(a.carry, row.state);
+    const Result<wide<dtype>> carry(a.carry, own.state_offset);
     each_column(a.H, [&](Column c) { carry(c, before(c) + d_r_h(c) * r(c)); });
     RowBlock<T> block(shared, a.H);
-    row.gradient(
+    own.gradient(
         step_r, x_hat, [&](Column c) { return sigmoid_backward(d_r_h(c) * h(c), r(c)); }, affine,
         block);
   }

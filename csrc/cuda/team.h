@@ -1,5 +1,5 @@
-// What forward.h and backward.h have in common: the team that a block belongs to, and what a thread
-// owns of it for the whole sequence.
+// The team that a block belongs to, and the elements that a thread owns for the whole sequence, as
+// forward.h and backward.h have them in common.
 #pragma once
 
 #include "arguments.h"
@@ -9,10 +9,10 @@ namespace mmixer::cuda {
 
 template <class L>
 struct Team {
-  int rank;          // of this block in its team
-  int slot;          // of the team in this launch
-  int group;         // the weight set
-  int first_sample;  // of the batch
+  int rank;          // this block's number in its team
+  int slot;          // the team's number in this launch
+  int group;         // the weight set's number
+  int first_sample;  // the team's first sample in the batch
 
   template <class Arguments>
   MMIXER_DEVICE explicit Team(const Arguments& a) {
@@ -25,11 +25,11 @@ struct Team {
 // A thread's element of each gate.
 template <class L>
 struct Element {
-  int sample, row;             // of the team and of the block
-  int batch_sample, gate_row;  // of the batch and of the gate
+  int sample, row;             // numbers in the team and in the block
+  int batch_sample, gate_row;  // numbers in the batch and in the gate
   bool exists;                 // the same for a whole warp
   bool mine;                   // neither padding of the samples nor of the rows
-  int length;                  // of the sample
+  int length;                  // the sample's, in steps
 
   template <class Arguments>
   MMIXER_DEVICE Element(const Team<L>& team, const Arguments& a) {

@@ -146,7 +146,7 @@ def step(step: Step) -> Tensor:
         elif B > _STEP_SAMPLES:
             plan = 0, 0, 0, f"{B} samples, but {_STEP_SAMPLES} at most"
         else:
-            plan = _cell_plan(device, *sizes, dtype, weight_dtype)
+            plan = _cell_plan(device, sizes, dtype, weight_dtype)
         team_samples, blocks, size, refusal = plan
         _logger.debug(
             "step of B=%d H=%d %s: %s",
@@ -193,9 +193,14 @@ def step(step: Step) -> Tensor:
 
 @functools.cache
 def _cell_plan(
-    device: int, B: int, F: int, C: int, H: int, dtype: torch.dtype, weight_dtype: torch.dtype
+    device: int, sizes: tuple[int, int, int, int], dtype: torch.dtype, weight_dtype: torch.dtype
 ) -> tuple[int, int, int, str]:
-    """Samples per team (0: no kernel), blocks per team, bytes of workspace; why no kernel."""
+    """Samples per team (0: no kernel), blocks per team, bytes of workspace; why no kernel.
+
+    Args:
+        sizes: B, input_size, context_size and H.
+    """
+    B, F, C, H = sizes
     plan: tuple[int, int, int, str] = _native.cell_plan(
         batch=B, input_size=F, context_size=C, hidden=H, dtype=dtype, weight_dtype=weight_dtype
     )
@@ -233,7 +238,7 @@ class _Plan(NamedTuple):
     packet_bytes_per_team: int = 0
 
     def variant(self) -> dict[str, Any]:
-        """What the extension calls a variant of the persistent kernels."""
+        """The extension's names for a variant of the persistent kernels."""
         return {
             "path": self.path,
             "samples": self.samples,

@@ -93,7 +93,7 @@ Kernel recurrence_backward(Path path, int samples) {
     a.grad_h_n = grad_h_n.data(), a.grad_gates = da.x.data();
     a.grad_f_tilde = f_tilde.x.data(), a.grad_hx = hx.x.data(), a.grad_norm = norm.x.data();
     a.packets = packets.data();
-    a.grad_output_dtype = a.grad_dadtype = Dtype::float32;
+    a.grad_output_dtype = a.grad_gates_dtype = Dtype::float32;
     a.G = 1, a.T = T, a.B = B, a.H = H;
     backward(variant, B / variant.samples, a, nullptr);
     Bits bits;

@@ -1,5 +1,5 @@
-// The CPU engine through csrc/cpu/engine.h, for sanitizers: all memory is of exactly the size that the
-// interface states, and holds NaN where the engine has to write before it reads.
+// The CPU engine through csrc/cpu/engine.h, for sanitizers: all memory is of exactly the size that
+// the interface states, and holds NaN where the engine has to write before it reads.
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -206,8 +206,10 @@ Results<T> run(const Case& c, const Options& options) {
   std::vector<GroupGradient> gradients(G);
   for (int64_t g = 0; g < G; g++) {
     GroupGradient& to = gradients[g];
-    void** target[] = {&to.input,    &to.context,  &to.weight[gate_f], &to.weight[gate_g],    &to.weight[gate_s],
-                    &to.weight[gate_r], &to.weight[gate_z], &to.weight[gate_h], &to.norm_weight, &to.norm_bias};
+    void** target[] = {&to.input,          &to.context,        &to.weight[gate_f],
+                       &to.weight[gate_g], &to.weight[gate_s], &to.weight[gate_r],
+                       &to.weight[gate_z], &to.weight[gate_h], &to.norm_weight,
+                       &to.norm_bias};
     for (int i = 0; i < tensors; i++) {
       const bool wanted = i == context || (i == input ? options.need_input : options.need_weights);
       results.push_back(fresh(wanted ? int64_t(c.of(g, i).size()) : 0));

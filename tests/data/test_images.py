@@ -30,7 +30,7 @@ def file_of(pixels: np.ndarray, format: str) -> bytes:
 
 @pytest.fixture
 def depth() -> Tensor:
-    """All of the 16 bits."""
+    """A picture of depth that has all of its 16 bits."""
     return torch.randint(65536, (1, 33, 41)).to(torch.uint16)
 
 

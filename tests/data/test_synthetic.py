@@ -1,4 +1,4 @@
-"""That every stream knows exactly what the documentation says, and no more."""
+"""Every stream knows exactly what the documentation says, and no more."""
 
 import dataclasses
 import itertools

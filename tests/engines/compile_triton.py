@@ -4,7 +4,7 @@ python compile_triton.py TARGET all
 Compiles kernels of the triton engine for a GPU that need not be here: TARGET is a CUDA compute
 capability (90) or an AMD architecture (gfx942). The first prints a line for each kernel that has
 products, in each DTYPE (bf16 fp32 fp64) and its default configuration: name, dtype, registers
-a thread, stack (what it spills) and shared memory, in bytes. The second compiles each kernel with
+per thread, stack (what it spills) and shared memory, in bytes. The second compiles each kernel with
 all that is optional and with nothing of it, in bfloat16 and float64, and prints how many. It is a
 process of its own, as the tests' interprets.
 """
@@ -31,7 +31,7 @@ OPERANDS = (
     "operands f_bar g_bar f_tilde grad_a r_h_out f_tilde_h f_tilde_r_h grad_gates grad_output "
     "input context weight_f weight_g weight_s weight_r weight_z weight_h f_g state_operand output"
 )
-"""Of products, in their dtype."""
+"""Operands of products, in their dtype."""
 ALSO = (("x", "products"), ("y", "norm_tanh"), ("hx", "step"))
 OPTIONS = {
     "HAS_NORM": "norms grad_norm",
@@ -40,7 +40,7 @@ OPTIONS = {
     "HAS_LENGTHS": "lengths",
     "CONCAT": "",
 }
-"""Of the kernels, and the arguments that are None without."""
+"""Options of the kernels, and the arguments that are None without them."""
 SIZES = "G T B H F C rows gate"
 KERNELS = (
     "norm_tanh norm_tanh_backward mix mix_backward reset_gate update_gate products step "
@@ -81,7 +81,7 @@ def types_of(kernel: Any, operand: str) -> Signature:
 def compiled(
     kernel: Any, types: Signature, constants: dict[str, Any], target: GPUTarget, **launch: int
 ) -> Any:
-    # What Triton finds out by itself at a call: addresses, H and strides are multiples of 16.
+    # Triton finds out by itself at a call that addresses, H and strides are multiples of 16.
     places = []
     for i, (name, type) in enumerate(types.items()):
         if isinstance(type, tuple):
@@ -111,7 +111,7 @@ def resources(target: GPUTarget, dtypes: Sequence[str]) -> None:
 
 
 def usage(result: Any, target: GPUTarget) -> tuple[int, int]:
-    """Registers a thread and bytes of stack."""
+    """The registers and the bytes of stack per thread."""
     if target.backend == "hip":
         text = result.asm["amdgcn"]
         registers, stack = (

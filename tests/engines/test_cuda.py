@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import logging
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import helpers
 import pytest
 import torch
+from contract import PRECISIONS, Contract, Precision
 from helpers import (
     ODD_SIZES,
     Problem,
@@ -24,7 +26,7 @@ from helpers import (
 )
 from torch import Tensor
 
-from mmixer_kernels import FusedMCU, FusedMCUCell, reference
+from mmixer_kernels import FusedMCU, reference
 from mmixer_kernels.engines import cuda
 from mmixer_kernels.functional import mcu_cell, mcu_group
 from mmixer_kernels.reference import Weights
@@ -33,22 +35,6 @@ pytestmark = pytest.mark.usefixtures("emulator")
 
 run = partial(helpers.run, "cuda")
 PATHS = ("cluster", "cooperative", "step")
-PRECISIONS = {
-    "float64": (torch.float64, "highest"),
-    "float32": (torch.float32, "highest"),
-    "float32 high": (torch.float32, "high"),
-    "bfloat16": (torch.bfloat16, "highest"),
-    "float16": (torch.float16, "highest"),
-}
-# A few unit roundoffs: of float64, of float32 (its sums are long), of 16 bits (two bfloat16 terms),
-# and of the dtype itself, in which the products have their operands.
-BOUND = {
-    "float64": 1e-13,
-    "float32": 32 * 2.0**-24,
-    "float32 high": 4 * 2.0**-16,
-    "bfloat16": 4 * 2.0**-8,
-    "float16": 4 * 2.0**-11,
-}
 
 
 @pytest.fixture(params=PATHS)
@@ -59,48 +45,50 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 @pytest.fixture
 def samples(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Of a team."""
+    """The number of samples of a team."""
     monkeypatch.setattr(cuda, "SAMPLES", (request.param,))
     return str(request.param)
 
 
 @pytest.fixture(params=PRECISIONS)
 def precision(request: pytest.FixtureRequest) -> str:
-    torch.set_float32_matmul_precision(PRECISIONS[request.param][1])
+    torch.set_float32_matmul_precision(PRECISIONS[request.param].matmul)
     return str(request.param)
 
 
 def check(p: Problem, precision: str, mix: str = "gated") -> None:
     errors = relative_errors(with_gradients(run(mix), p), reference_results(p, mix))
     for name, error in errors.items():
-        assert error < BOUND[precision], (name, error)
+        assert error < PRECISIONS[precision].floor, (name, error)
 
 
-COMBINATIONS = [
-    *(("step", "8", precision) for precision in PRECISIONS),
-    *(
-        (path, samples, precision)
-        for path in ("cluster", "cooperative", "wide")
-        for samples in ("4", "8")
-        for precision in PRECISIONS
-        if precision != "float64"  # which has no persistent kernel
-        if path != "wide" or precision == "bfloat16"
-    ),
-]
+class TestContract(Contract):
+    """Teams have 4 samples and 8, where a path has teams."""
 
+    ENGINE = "cuda"
+    PAIRS = (
+        *(("step", precision) for precision in PRECISIONS),
+        *(
+            (f"{path} {samples}", precision)
+            for path in ("cluster", "cooperative")
+            for samples in ("4", "8")
+            for precision in PRECISIONS
+            if precision != "float64"  # which has no persistent kernel
+        ),
+        *((f"wide {samples}", "bfloat16") for samples in ("4", "8")),
+    )
+    OTHERS = tuple((path, "float32") for path in PATHS)
+    SIZES = (Size(3, 2, 3, 4, 20), Size(4, 13, 9, 5, 33))
+    EXACT_SIZES = ODD_SIZES
 
-@pytest.mark.parametrize("lengths", [False, True])
-@pytest.mark.parametrize("layer_norm", [True, False])
-@pytest.mark.parametrize("mix", ["gated", "concat"])
-@pytest.mark.parametrize(("path", "samples", "precision"), COMBINATIONS, indirect=True)
-def test_error(
-    path: str, samples: str, precision: str, mix: str, layer_norm: bool, lengths: bool
-) -> None:
-    dtype = PRECISIONS[precision][0]
-    sizes = [Size(3, 2, 3, 4, 20), Size(4, 13, 9, 5, 33)]
-    # LayerNorm over few units has an ill-conditioned gradient: smaller sizes in float64 alone.
-    for size in sizes if precision != "float64" else [*ODD_SIZES, *sizes]:
-        check(problem(size, layer_norm=layer_norm, lengths=lengths, dtype=dtype), precision, mix)
+    @contextmanager
+    def entered(self, way: str, precision: Precision) -> Iterator[None]:
+        path, *samples = way.split()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cuda, "PATHS", (path,))
+            if samples:
+                patch.setattr(cuda, "SAMPLES", tuple(samples))
+            yield
 
 
 KERNELS = [
@@ -108,16 +96,16 @@ KERNELS = [
     ("cluster", "bfloat16", 250),
     ("cluster", "bfloat16", 512),
     ("cluster", "bfloat16", 700),
-    ("cluster", "float32 high", 256),
-    ("cluster", "float32 high", 500),
+    ("cluster", "float32-high", 256),
+    ("cluster", "float32-high", 500),
     ("cluster", "float32", 256),
     ("cooperative", "bfloat16", 256),
     ("cooperative", "bfloat16", 512),
     ("cooperative", "bfloat16", 768),
     ("cooperative", "bfloat16", 1000),
-    ("cooperative", "float32 high", 256),
-    ("cooperative", "float32 high", 512),
-    ("cooperative", "float32 high", 1024),
+    ("cooperative", "float32-high", 256),
+    ("cooperative", "float32-high", 512),
+    ("cooperative", "float32-high", 1024),
     ("cooperative", "float32", 256),
     ("cooperative", "float32", 512),
     ("wide", "bfloat16", 256),
@@ -139,7 +127,7 @@ def test_every_kernel(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(cuda, "PATHS", (path,))
-    dtype, matmul = PRECISIONS[precision]
+    dtype, matmul, _ = PRECISIONS[precision]
     torch.set_float32_matmul_precision(matmul)
     emulator.configure(seed=hidden, adversarial=True)
     check(problem(Size(2, 5, 4, 5, hidden), dtype=dtype), precision)
@@ -154,7 +142,7 @@ def test_forward_in_float16_takes_sizes_that_backward_does_not(
     with torch.no_grad():
         output, _ = run()(p.input, p.context, p.weights, p.hx, p.lengths)
     truth = {"output": reference_results(p)["output"]}
-    assert relative_errors({"output": output}, truth)["output"] < BOUND["float16"]
+    assert relative_errors({"output": output}, truth)["output"] < PRECISIONS["float16"].floor
 
 
 def test_a_team_has_4_samples_where_all_teams_run_at_once(
@@ -175,23 +163,6 @@ def test_a_team_has_4_samples_where_all_teams_run_at_once(
     assert samples(9, 2, ("4",)) == "4 samples"
 
 
-def test_error_is_no_larger_than_eager_pytorch(path: str) -> None:
-    """Eager in a dtype: the reference under autocast. A few roundings, so 1.3 of slack."""
-
-    def eager(*operands: Any) -> tuple[Tensor, Tensor]:
-        return reference.mcu(*operands)
-
-    size = Size(12, 8, 64, 64, 128)
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        p = problem(size, dtype=dtype)
-        truth = reference_results(p)
-        narrow = torch.autocast("cpu", dtype) if dtype is not torch.float32 else nullcontext()
-        with narrow:
-            expected = relative_errors(with_gradients(eager, p), truth)
-        for name, error in relative_errors(with_gradients(run(), p), truth).items():
-            assert error < 1.3 * expected[name], (dtype, name, error, expected[name])
-
-
 def test_float32_follows_torchs_matmul_precision() -> None:
     p = problem(Size(8, 4, 16, 16, 128), dtype=torch.float32)
     truth = reference_results(p)
@@ -200,13 +171,13 @@ def test_float32_follows_torchs_matmul_precision() -> None:
         torch.set_float32_matmul_precision(name)
         errors[name] = relative_errors(with_gradients(run(), p), truth)["output"]
     assert errors["highest"] < 1e-6 < errors["high"] < 2.0**-16
-    # Of torch's products on this CPU, which some processors round otherwise at "medium".
+    # The products are torch's on this CPU, and some processors round them otherwise at "medium".
     assert errors["medium"] == pytest.approx(errors["high"], rel=0.1)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"], indirect=True)
 def test_any_schedule_gives_equal_bits(path: str, precision: str, emulator: Any) -> None:
-    p = problem(Size(4, 11, 6, 7, 100), lengths=True, dtype=PRECISIONS[precision][0])
+    p = problem(Size(4, 11, 6, 7, 100), lengths=True, dtype=PRECISIONS[precision].dtype)
     first = with_gradients(run(), p)
     for seed in range(2, 5):
         emulator.configure(seed=seed, adversarial=seed % 2 == 0)
@@ -224,54 +195,6 @@ def test_teams_in_several_rounds(path: str, emulator: Any) -> None:
         assert torch.equal(value, whole[name]), name
 
 
-def test_weight_sets_of_one_call_are_the_calls_of_each(path: str) -> None:
-    problems = [problem(Size(3, 9, 4 + g, 6 - g, 30), dtype=torch.float32) for g in range(3)]
-    problems = [p._replace(lengths=problems[0].lengths) for p in problems]
-    operands = [
-        [x.detach().requires_grad_() for x in (p.input, p.context, *p.weights)] for p in problems
-    ]
-    hx = torch.stack([p.hx for p in problems]).requires_grad_()
-    output, h_n = mcu_group(
-        [x[0] for x in operands],
-        [x[1] for x in operands],
-        [Weights(*x[2:]) for x in operands],
-        hx,
-        engine="cuda",
-    )
-    flat = [x for group in operands for x in group]
-    grad_output = torch.stack([p.grad_output for p in problems])
-    grad_h_n = torch.stack([p.grad_h_n for p in problems])
-    outputs = [torch.stack(list(output)), torch.stack(list(h_n))]
-    grads = torch.autograd.grad(outputs, [*flat, hx], [grad_output, grad_h_n])
-    size = len(operands[0])
-    for g, p in enumerate(problems):
-        alone = with_gradients(run(), p)
-        torch.testing.assert_close(outputs[0][g], alone["output"], rtol=0, atol=1e-6)
-        named = dict(zip(("input", "context", *Weights._fields), grads[g * size :], strict=False))
-        named["hx"] = grads[-1][g]
-        for name, grad in named.items():
-            torch.testing.assert_close(grad, alone[f"grad {name}"], rtol=0, atol=1e-5, msg=name)
-
-
-def test_strided_and_expanded_operands(path: str) -> None:
-    p = problem(Size(5, 4, 6, 7, 9), dtype=torch.float32)
-    for operands in (p, p.strided(), p.expanded()):
-        truth = reference_results(operands)
-        for batch_first in (True, False):
-            errors = relative_errors(with_gradients(run(batch_first=batch_first), operands), truth)
-            assert max(errors.values()) < BOUND["float32"], errors
-
-
-def test_nan_of_a_sample_stays_there_and_nothing_hangs(path: str) -> None:
-    p = problem(Size(3, 10, 4, 5, 24), dtype=torch.float32)
-    clean = with_gradients(run(), p)
-    p.input[1, 4] = torch.nan
-    output = with_gradients(run(), p)["output"]
-    assert output[1:, 4].isnan().all()
-    others = [sample for sample in range(10) if sample != 4]
-    assert torch.equal(output[:, others], clean["output"][:, others])
-
-
 def test_a_sum_of_squares_that_overflows_makes_no_nan(path: str) -> None:
     """The norm's operand counts as 0 then, as 1 over an infinite deviation is."""
     p = problem(Size(3, 4, 6, 7, 24), dtype=torch.float32)
@@ -280,26 +203,6 @@ def test_a_sum_of_squares_that_overflows_makes_no_nan(path: str) -> None:
         p.input[0, 1] *= 1e20
     for name, value in with_gradients(run(), p).items():
         assert value.isfinite().all(), name
-
-
-def test_padding_is_not_read(path: str) -> None:
-    p = problem(Size(6, 5, 4, 5, 24), lengths=True, dtype=torch.float32)
-    clean = with_gradients(run(), p)
-    assert p.lengths is not None
-    padding = torch.arange(6)[:, None] >= p.lengths
-    p.input[padding] = torch.nan
-    for name, value in with_gradients(run(), p).items():
-        assert torch.equal(value, clean[name]), name
-
-
-def test_gradcheck() -> None:
-    p = problem(Size(3, 2, 3, 4, 5))
-    operands = [x.requires_grad_() for x in (p.input, p.context, p.hx, *p.weights.tensors())]
-
-    def function(input: Tensor, context: Tensor, hx: Tensor, *weights: Tensor) -> Any:
-        return run()(input, context, Weights(*weights), hx, None)
-
-    assert torch.autograd.gradcheck(function, operands)
 
 
 @pytest.mark.slow
@@ -338,35 +241,6 @@ def with_gradients_of(unit: torch.nn.Module, p: Problem) -> dict[str, Tensor]:
     grads = torch.autograd.grad(loss, parameters)
     named = {name.removeprefix("_orig_mod."): g for name, g in zip(names, grads, strict=True)}
     return {"output": output.detach(), **named}
-
-
-def test_retained_graph_gives_equal_bits(path: str) -> None:
-    p = problem(Size(3, 4, 5, 6, 20), dtype=torch.float32)
-    weights = p.weights.map(lambda x: x.requires_grad_())
-    output, _ = run()(p.input, p.context, weights, p.hx, None)
-    first, second = (
-        torch.autograd.grad(output, weights.tensors(), p.grad_output, retain_graph=True)
-        for _ in range(2)
-    )
-    for a, b in zip(first, second, strict=True):
-        assert torch.equal(a, b)
-
-
-def test_a_cell_is_a_sequence_of_one(path: str) -> None:
-    cell = FusedMCUCell(5, 6, 20, engine="cuda")
-    p = problem(Size(1, 3, 5, 6, 20), dtype=torch.float32)
-    weights = Weights(*(getattr(cell, name).detach() for name in Weights._fields))
-    expected, _ = reference.mcu(p.input, p.context, weights, p.hx)
-    torch.testing.assert_close(cell(p.input[0], p.context, p.hx), expected[0], rtol=0, atol=2e-6)
-
-
-def test_bfloat16_weights_beside_float32_features(path: str) -> None:
-    p = problem(Size(3, 4, 5, 6, 20), dtype=torch.float32)
-    p = p._replace(weights=p.weights.map(lambda x: x.bfloat16()))
-    errors = relative_errors(with_gradients(run(), p), reference_results(p))
-    narrow = {f"grad {name}" for name in Weights._fields}
-    for name, error in errors.items():
-        assert error < BOUND["bfloat16" if name in narrow else "float32"], (name, error)
 
 
 def test_the_log_tells_path_and_reason(
@@ -489,7 +363,7 @@ def test_prepared_matrices(dtype: torch.dtype, hidden: int, emulator: ModuleType
 @pytest.mark.parametrize(("hidden", "padded"), [(1, 8), (7, 16), (33, 40), (48, 128), (130, 256)])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_prepared_terms(dtype: torch.dtype, hidden: int, padded: int, emulator: ModuleType) -> None:
-    """Of the matrices in float32, zeros beyond."""
+    """The terms add up to the matrices in float32, with zeros beyond them."""
     kinds = [*((torch.bfloat16, terms) for terms in (1, 2, 3)), (torch.float16, 1)]
     for (term_dtype, terms), transposed, remove_mean in itertools.product(
         kinds, [False, True], [False, True]
@@ -513,7 +387,7 @@ def check_terms(p: Prepared, transposed: bool) -> None:
 
 @pytest.mark.parametrize("transposed", [False, True])
 def test_prepared_in_turn(transposed: bool, emulator: ModuleType) -> None:
-    """Where shared memory does not hold all rows at once."""
+    """Shared memory does not hold all rows at once."""
     p = prepared(emulator, (1, 1501), (torch.float64, torch.float64), remove_mean=transposed)
     check_matrices(p, transposed)
     options = {"transposed": transposed, "remove_mean": True}
@@ -533,7 +407,9 @@ def test_rows_of_any_length(
     monkeypatch.setattr(cuda, "PATHS", ("step",))
     emulator.configure(seed=hidden, adversarial=True)
     for layer_norm in (True, False):
-        p = problem(Size(2, 2, 3, 4, hidden), layer_norm=layer_norm, dtype=PRECISIONS[precision][0])
+        p = problem(
+            Size(2, 2, 3, 4, hidden), layer_norm=layer_norm, dtype=PRECISIONS[precision].dtype
+        )
         check(p, precision)
 
 
@@ -599,7 +475,7 @@ def test_step_is_one_launch(
 def test_step_of_rows_that_take_several_rounds(
     dtypes: str, misaligned: str, emulator: ModuleType
 ) -> None:
-    """Of loads, and of a warp: more columns than are in flight, more rows than there are warps."""
+    """There are more columns than loads in flight, and more rows than warps."""
     emulator.configure(resident_blocks=3)
     dtype, weight_dtype = STEP_DTYPES[dtypes]
     p = step_problem(Size(1, 3, 1060, 20, 140), dtype, weight_dtype)
@@ -686,7 +562,7 @@ def test_a_step_that_no_launch_takes_goes_the_general_way(
 
 
 def test_step_of_long_rows(emulator: ModuleType) -> None:
-    """Packets and columns beyond those that a thread takes at once."""
+    """Rows may have more packets and columns than a thread takes at once."""
     emulator.configure(resident_blocks=65)  # a team of all samples
     p = step_problem(Size(1, 8, 20, 12, 520), torch.float32, torch.float32)
     truth = reference_results(p)["h_n"]

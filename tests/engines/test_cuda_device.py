@@ -7,14 +7,16 @@ tests/engines/test_cuda.py runs the same kernels without a GPU.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
+import contract
 import helpers
 import pytest
 import torch
+from contract import Contract, Precision, Results, compare, eager, equal
 from helpers import (
     Problem,
     Size,
@@ -28,7 +30,7 @@ from torch import Tensor
 
 from mmixer_kernels import CellStream, FusedMCU, FusedMCUCell, engines, reference
 from mmixer_kernels.engines import cuda
-from mmixer_kernels.functional import mcu, mcu_group
+from mmixer_kernels.functional import mcu
 from mmixer_kernels.reference import Weights
 
 STATE = engines()["cuda"]
@@ -36,26 +38,16 @@ STATE = engines()["cuda"]
 DEVICE = "cuda"
 PATHS = ("cluster", "cooperative", "step")
 run = partial(helpers.run, "cuda")
-Results = dict[str, Tensor]
-
-
-class Precision(NamedTuple):
-    dtype: torch.dtype
-    matmul: str  # torch.get_float32_matmul_precision()
-    floor: float  # a few roundings: what a problem of a handful of products may have over eager's
 
 
 PRECISIONS = {
     "float64": Precision(torch.float64, "highest", 1e-13),
     "float32": Precision(torch.float32, "highest", 2e-6),
-    # cuBLAS takes TF32, 2^-11, for some sizes and float32 for others, and eager's are others.
+    # cuBLAS takes TF32 (2^-11) for some sizes and float32 for others; eager PyTorch's sizes differ.
     "float32-high": Precision(torch.float32, "high", 1e-3),
     "bfloat16": Precision(torch.bfloat16, "highest", 2.0**-8),
     "float16": Precision(torch.float16, "highest", 2.0**-11),
 }
-SLACK = 1.3
-"""Of an error over eager PyTorch's, as in test_cpu.py."""
-
 # T, B, input, context, H: each odd or aligned, alone and with others.
 SIZES = [
     Size(1, 1, 1, 1, 1),
@@ -90,7 +82,8 @@ every_combination = pytest.mark.parametrize(
 
 @pytest.fixture(autouse=True)
 def restored() -> Iterator[None]:
-    """Also waits for the GPU, so that a fault shows in the test that made it."""
+    """The precision is restored and the GPU waited for, so that a fault shows in the test that
+    made it."""
     precision = torch.get_float32_matmul_precision()
     yield
     torch.set_float32_matmul_precision(precision)
@@ -110,16 +103,40 @@ def take(monkeypatch: pytest.MonkeyPatch) -> Take:
     def choose(path: str, precision: str, *hidden_sizes: int) -> Precision:
         chosen = PRECISIONS[precision]
         torch.set_float32_matmul_precision(chosen.matmul)
-        for hidden in hidden_sizes if path != "step" else ():
-            for backward in (False, True):
-                plans, refusal = cuda.persistent_plans(0, path, hidden, chosen.dtype, backward)
-                if not plans:
-                    which = "backward" if backward else "forward"
-                    pytest.skip(f"{path}, {which}, H = {hidden}, {precision}: {refusal}")
+        skip_without_kernel(path, chosen.dtype, hidden_sizes)
         monkeypatch.setattr(cuda, "PATHS", (path,))
         return chosen
 
     return choose
+
+
+def skip_without_kernel(path: str, dtype: torch.dtype, hidden_sizes: Iterable[int]) -> None:
+    for hidden in hidden_sizes if path != "step" else ():
+        for backward in (False, True):
+            plans, refusal = cuda.persistent_plans(0, path, hidden, dtype, backward)
+            if not plans:
+                which = "backward" if backward else "forward"
+                pytest.skip(f"{path}, {which}, H = {hidden}, {dtype}: {refusal}")
+
+
+class TestContract(Contract):
+    ENGINE, DEVICE = "cuda", DEVICE
+    PRECISIONS = contract.PRECISIONS | {"float32-high": PRECISIONS["float32-high"]}
+    PAIRS = COMBINATIONS
+    OTHERS = (
+        ("step", "float64"),
+        *((path, precision) for path in PATHS for precision in ("float32", "bfloat16")),
+    )
+    SIZES = (Size(1, 1, 1, 1, 1), Size(7, 13, 17, 5, 45), Size(5, 9, 32, 32, 256))
+    LARGE = Size(64, 8, 512, 512, 512)
+
+    @contextmanager
+    def entered(self, way: str, precision: Precision) -> Iterator[None]:
+        sizes = (*self.SIZES, self.SIZE, self.LARGE)
+        skip_without_kernel(way, precision.dtype, {size.hidden for size in sizes})
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cuda, "PATHS", (way,))
+            yield
 
 
 def on_both(
@@ -132,44 +149,18 @@ def on_both(
     return p.on(DEVICE), reference_results(p, mix)
 
 
-def eager(dtype: torch.dtype, mix: str = "gated") -> Callable[..., tuple[Tensor, Tensor]]:
-    """The reference in products of that dtype: under autocast where it is a narrow one."""
-    narrow = dtype in (torch.bfloat16, torch.float16)
-
-    def function(*operands: Any) -> tuple[Tensor, Tensor]:
-        with torch.autocast(DEVICE, dtype) if narrow else nullcontext():
-            return reference.mcu(*operands, mix=mix)
-
-    return function
-
-
-def compare(results: Results, theirs: Results, truth: Results, floor: float) -> None:
-    ours, eagers = relative_errors(results, truth), relative_errors(theirs, truth)
-    wrong = {
-        name: f"{error:.1e}, eager PyTorch {eagers[name]:.1e}"
-        for name, error in ours.items()
-        if not error <= SLACK * eagers[name] + floor
-    }
-    assert not wrong, wrong
-
-
 def check(
     p: Problem, truth: Results, precision: Precision, mix: str = "gated", floor: float | None = None
 ) -> None:
-    theirs = with_gradients(eager(precision.dtype, mix), p)
+    theirs = with_gradients(eager(DEVICE, precision.dtype, mix), p)
     floor = precision.floor if floor is None else floor
     compare(with_gradients(run(mix), p), theirs, truth, floor)
-
-
-def equal(results: Results, expected: Results) -> None:
-    differ = [name for name, x in results.items() if not torch.equal(x, expected[name])]
-    assert not differ, differ
 
 
 def check_teams(
     p: Problem, truth: Results, chosen: Precision, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With teams of 4 samples and of 8."""
+    """Checks teams of 4 samples and of 8."""
     for samples in ("4", "8") if path != "step" else ("8",):
         monkeypatch.setattr(cuda, "SAMPLES", (samples,))
         check(p, truth, chosen)
@@ -177,7 +168,8 @@ def check_teams(
 
 @every_combination
 def test_small(take: Take, path: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also what compute-sanitizer watches: few steps, a padded H, a padded tile of samples."""
+    """compute-sanitizer watches these sizes too: few steps, a padded H, a padded tile of
+    samples."""
     for size in (Size(2, 9, 7, 5, 33), Size(3, 3, 16, 16, 128)):
         chosen = take(path, precision, size.hidden)
         p, truth = on_both(size, chosen.dtype, "gated", True, True, True)
@@ -201,84 +193,11 @@ def test_packets_of_16_bytes(take: Take, hidden: int, monkeypatch: pytest.Monkey
     check_teams(p, truth, chosen, "wide", monkeypatch)
 
 
-@pytest.mark.parametrize(
-    ("mix", "layer_norm", "lengths", "hx"),
-    [
-        ("gated", True, True, True),
-        ("gated", True, True, False),
-        ("gated", False, False, True),
-        ("gated", False, True, False),
-        ("concat", True, False, False),
-        ("concat", False, True, True),
-    ],
-)
-@every_combination
-def test_options(
-    take: Take, path: str, precision: str, mix: str, layer_norm: bool, lengths: bool, hx: bool
-) -> None:
-    for size in (Size(7, 13, 17, 5, 45), Size(5, 9, 32, 32, 256)):
-        chosen = take(path, precision, size.hidden)
-        p, truth = on_both(size, chosen.dtype, mix, layer_norm, lengths, hx)
-        check(p, truth, chosen, mix)
-
-
-@every_combination
-def test_error_is_no_larger_than_eager_pytorch(take: Take, path: str, precision: str) -> None:
-    """At a real size, where roundings average, there is no floor but float64's."""
-    size = Size(64, 8, 512, 512, 512)
-    chosen = take(path, precision, size.hidden)
-    p, truth = on_both(size, chosen.dtype, "gated", True, False, True)
-    check(p, truth, chosen, floor=1e-13 if precision == "float64" else 0.0)
-
-
-@every_combination
-def test_group(take: Take, path: str, precision: str) -> None:
-    """Three weight sets in one call, sizes of input and context their own."""
-    hidden = 96
-    chosen = take(path, precision, hidden)
-    features = (6, 9), (17, 3), (1, 30)
-    problems = [problem(Size(5, 11, *f, hidden), dtype=chosen.dtype) for f in features]
-    lengths = torch.randint(1, 6, (11,))
-    problems = [p._replace(lengths=lengths) for p in problems]
-    truths = [reference_results(p) for p in problems]
-    problems = [p.on(DEVICE) for p in problems]
-
-    leaves = [{k: x.detach().requires_grad_() for k, x in p.operands().items()} for p in problems]
-    output, h_n = mcu_group(
-        [named["input"] for named in leaves],
-        [named["context"] for named in leaves],
-        [Weights(*(named[name] for name in Weights._fields)) for named in leaves],
-        torch.stack([named["hx"] for named in leaves]),
-        problems[0].lengths,
-        engine="cuda",
-    )
-    flat = [x for named in leaves for x in named.values()]
-    directions = [
-        torch.stack([getattr(p, name) for p in problems]) for name in Problem._fields[-2:]
-    ]
-    grads = iter(torch.autograd.grad((output, h_n), flat, directions))
-    for g, (p, truth) in enumerate(zip(problems, truths, strict=True)):
-        results = {"output": output[g].detach(), "h_n": h_n[g].detach()}
-        results |= {f"grad {name}": next(grads) for name in leaves[g]}
-        compare(results, with_gradients(eager(chosen.dtype), p), truth, chosen.floor)
-
-
-@every_combination
-def test_strided_and_expanded_operands(take: Take, path: str, precision: str) -> None:
-    size = Size(5, 4, 6, 7, 40)
-    chosen = take(path, precision, size.hidden)
-    p, truth = on_both(size, chosen.dtype, "gated", True, False, True)
-    theirs = with_gradients(eager(chosen.dtype), p)
-    compare(with_gradients(run(batch_first=True), p), theirs, truth, chosen.floor)
-    compare(with_gradients(run(), p.strided()), theirs, truth, chosen.floor)
-    check(p.expanded(), reference_results(p.on("cpu").expanded()), chosen)
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("engine", ["cuda", "triton"])
 @pytest.mark.parametrize("batch", [1, 17, 70])
 def test_cell_and_its_stream(engine: str, batch: int, dtype: torch.dtype) -> None:
-    """In one launch and in a graph; also with other calls of the same workspace between."""
+    """A step is one launch, and in a graph; other calls of the same workspace come between."""
     if not engines()[engine].available:
         pytest.skip(engines()[engine].reason)
     cell = FusedMCUCell(33, 24, 45, engine=engine, device=DEVICE, dtype=dtype)
@@ -296,18 +215,6 @@ def test_cell_and_its_stream(engine: str, batch: int, dtype: torch.dtype) -> Non
             assert error < 16 * torch.finfo(dtype).eps
             cell(x[0, :1], c[:1])
             assert torch.equal(stream(x[t]), state)
-
-
-def test_bfloat16_weights_beside_float32_features() -> None:
-    p = problem(Size(6, 3, 45, 7, 70), dtype=torch.float32)
-    p = p._replace(weights=p.weights.map(torch.Tensor.bfloat16))
-    truth = reference_results(p)
-    results = with_gradients(run(), p.on(DEVICE))
-    errors = relative_errors(results, truth)
-    for name, value in results.items():
-        narrow = name.removeprefix("grad ") in Weights._fields
-        assert value.dtype == (torch.bfloat16 if narrow else torch.float32), name
-        assert errors[name] < (2.0**-8 if narrow else 1e-5), (name, errors[name])
 
 
 @pytest.mark.parametrize(
@@ -354,19 +261,6 @@ def test_compile_fullgraph(backend: str) -> None:
         grads.append(torch.autograd.grad(output.square().sum() + h_n.sum(), tensors))
     for plain, fused in zip(*grads, strict=True):
         torch.testing.assert_close(fused, plain)
-
-
-@every_combination
-def test_retain_graph_twice(take: Take, path: str, precision: str) -> None:
-    chosen = take(path, precision, 128)
-    unit = FusedMCU(3, 4, 128, engine="cuda", device=DEVICE, dtype=chosen.dtype)
-    x = torch.randn(6, 9, 3, device=DEVICE, dtype=chosen.dtype, requires_grad=True)
-    output, h_n = unit(x, torch.randn(9, 4, device=DEVICE, dtype=chosen.dtype))
-    loss = output.sum() + h_n.square().sum()
-    first = torch.autograd.grad(loss, [x, *unit.parameters()], retain_graph=True)
-    second = torch.autograd.grad(loss, [x, *unit.parameters()])
-    for a, b in zip(first, second, strict=True):
-        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("size", [Size(40, 13, 64, 48, 512), Size(17, 33, 40, 33, 250)], ids=sizes)
@@ -443,7 +337,7 @@ def test_side_stream(take: Take, path: str, precision: str) -> None:
 
 @every_combination
 def test_no_synchronisation(take: Take, path: str, precision: str) -> None:
-    """Neither one that torch knows of, nor one that would wait for a GPU that sleeps."""
+    """A call makes no synchronisation that torch knows of, and waits for no sleeping GPU."""
     chosen = take(path, precision, 128)
     p = problem(Size(3, 9, 40, 33, 128), lengths=True, dtype=chosen.dtype).on(DEVICE)
     for _ in range(2):  # what is loaded or allocated at a first call may wait
@@ -497,7 +391,7 @@ def test_auto_takes_this_engine() -> None:
 def test_nan_in_fresh_memory(
     monkeypatch: pytest.MonkeyPatch, take: Take, path: str, precision: str
 ) -> None:
-    """What the caching allocator hands out is NaN, all of it, and changes no bit."""
+    """All memory that the caching allocator hands out is NaN, and changes no bit."""
     chosen = take(path, precision, 250)
     p = problem(Size(5, 13, 40, 33, 250), lengths=True, dtype=chosen.dtype).on(DEVICE)
     expected = with_gradients(run(), p)
@@ -510,38 +404,6 @@ def test_nan_in_fresh_memory(
         large = [torch.full((1 << 26,), torch.nan, device=DEVICE) for _ in range(4)]
         del small, large
         equal(with_gradients(run(), p), expected)
-
-
-@every_combination
-def test_nan_stays_with_its_sample(take: Take, path: str, precision: str) -> None:
-    chosen = take(path, precision, 128)
-    p = problem(Size(4, 11, 5, 4, 128), dtype=chosen.dtype).on(DEVICE)
-    clean = with_gradients(run(), p)
-    p.input[2, 1, 3] = torch.nan
-    dirty = with_gradients(run(), p)
-    assert dirty["output"][2:, 1].isnan().all()
-    assert dirty["h_n"][1].isnan().all()
-    assert torch.equal(dirty["output"][:2], clean["output"][:2])
-    others = [0, *range(2, 11)]
-    for name in ("output", "grad input"):
-        assert torch.equal(dirty[name][:, others], clean[name][:, others]), name
-    for name in ("h_n", "grad context", "grad hx"):
-        assert torch.equal(dirty[name][others], clean[name][others]), name
-
-
-@every_combination
-def test_padding_is_never_read(take: Take, path: str, precision: str) -> None:
-    chosen = take(path, precision, 128)
-    p = problem(Size(6, 3, 5, 4, 128), dtype=chosen.dtype).on(DEVICE)
-    p = p._replace(lengths=torch.tensor([2, 6, 1], device=DEVICE))
-    clean = with_gradients(run(), p)
-    padding = (torch.arange(6, device=DEVICE)[:, None] >= p.lengths)[..., None]
-    dirty = p._replace(
-        input=p.input.masked_fill(padding, torch.nan),
-        grad_output=p.grad_output.masked_fill(padding, torch.nan),
-    )
-    equal(with_gradients(run(), dirty), clean)
-    assert (clean["output"][padding.expand(6, 3, 128)] == 0).all()
 
 
 if not STATE.available:

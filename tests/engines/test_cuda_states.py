@@ -1,4 +1,4 @@
-"""What the CUDA engine says of a machine and does on a GPU's streams, over stubs: no GPU."""
+"""The CUDA engine's words on a machine and its work on a GPU's streams, over stubs: no GPU."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_a_call_asks_about_its_own_gpu(machine: Machine) -> None:
 
 
 def test_torch_compile_takes_the_answer_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The extension's own, which torch.compile cannot look into."""
+    """The answer is the extension's own, which torch.compile cannot look into."""
     if cuda._native is None:
         pytest.skip("this build has no CUDA")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
@@ -136,7 +136,7 @@ for value in sys.argv[2:]:
 
 
 def reloaded(variable: str, *values: str) -> list[str]:
-    """What the engine says of itself with each value of an environment variable."""
+    """The engine's words on itself with each value of an environment variable."""
     if cuda._native is None:
         pytest.skip("this build has no CUDA")
     command = [sys.executable, "-c", RELOADED, variable, *values]

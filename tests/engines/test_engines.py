@@ -7,15 +7,20 @@ import types
 
 import pytest
 import torch
+from contract import Contract
 
 from mmixer_kernels import FusedMCU, engines
-from mmixer_kernels.engines import choose, cuda, triton
+from mmixer_kernels.engines import choose, cuda, names, triton
 from mmixer_kernels.engines.protocol import EngineState
+
+
+class TestReference(Contract):
+    ENGINE = "reference"
 
 
 def test_engines_tells_each_state_and_reason():
     states = engines()
-    assert list(states) == ["cpu", "cuda", "triton", "reference"]
+    assert list(states) == list(names())
     assert states["reference"].available
     assert states["cpu"].available
     if cuda._native is None or not torch.cuda.is_available():

@@ -53,7 +53,7 @@ class Job:
         return codes
 
     def kill(self, ranks: Sequence[int] | None = None) -> None:
-        """SIGKILL to some of the processes, or to all."""
+        """Sends SIGKILL to some of the processes, or to all."""
         for rank, process in enumerate(self.processes):
             if (ranks is None or rank in ranks) and process.is_alive():
                 process.kill()

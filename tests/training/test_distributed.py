@@ -204,7 +204,7 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_all(root: Path, tmp_path
 
 @pytest.mark.slow
 def test_torchrun_starts_it(root: Path, tmp_path: Path) -> None:
-    """The same bits as from processes that the tests start, and wrong options told once."""
+    """torchrun gives the bits of processes that tests start; wrong options are told once."""
     ours, theirs = tmp_path / "torchrun", tmp_path / "processes"
     torchrun = [*(sys.executable, "-m", "torch.distributed.run"), "--nproc-per-node", "2", "-m"]
     command = [*torchrun, "mmixer_kernels.train", *arguments(root, ours, *DROPOUT)]

@@ -46,7 +46,7 @@ def test_each_dropout_works_in_training_only() -> None:
 
 
 def test_padding_does_not_reach_batch_norm() -> None:
-    """Nor anything else: samples side by side are what they are one after the other."""
+    """Padding changes nothing: samples side by side are what they are one after the other."""
     recognizer = build(ModelOptions(hidden_size=8, weights="none"), frame_data()).double()
     lengths = [3, 1, 2]
     clips = [[torch.randn(n, 3, 32, 32).double() + 1 for n in lengths] for _ in range(2)]

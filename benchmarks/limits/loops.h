@@ -1,8 +1,8 @@
-// What one thread of this processor can do at most with the engine's own vectors: the roofline that
-// benchmarks hold the engine to.
+// The most that one thread of this processor can do with the engine's own vectors: the roofline to
+// which benchmarks hold the engine.
 #pragma once
 
-#include "vector.h"
+#include "../../csrc/cpu/vector.h"
 
 namespace mmixer::cpu::MMIXER_ISA {
 

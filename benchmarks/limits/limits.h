@@ -1,0 +1,29 @@
+// What benchmarks measure beside the CPU engine, per instruction set.
+#pragma once
+
+#include "../../csrc/problem.h"
+
+namespace mmixer::cpu {
+
+struct Limits {
+  // A team's multiply-adds in registers; returns how many multiplications and additions they were.
+  int64_t (*multiply_add)(int64_t rounds, int threads);
+  // A team's reading of a block of memory, each member its own part of it.
+  void (*read)(const float* memory, int64_t size, int64_t rounds, int threads);
+  // forward without h_n; returns the seconds that its recurrence took.
+  double (*recurrence_seconds)(const Problem& problem, float* output, float* workspace);
+};
+
+namespace baseline {
+extern const Limits limits;
+}
+#ifdef MMIXER_X86
+namespace avx2 {
+extern const Limits limits;
+}
+namespace avx512 {
+extern const Limits limits;
+}
+#endif
+
+}  // namespace mmixer::cpu
