@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from . import autocast, batching
+from . import autocast, batching, dispatch
 from .engines import reference
 from .problem import Cotangents, Need, Problem
 
@@ -126,11 +126,14 @@ def of_forward(
     ]
 
 
-def of_backward(ctx: Any, cotangents: Sequence[Tensor | None]) -> tuple[Any, ...]:
+def of_backward(
+    ctx: Any, vjp: Callable[..., Any], cotangents: Sequence[Tensor | None]
+) -> tuple[Any, ...]:
     """`mcu_backward`'s gradients of grad_output, grad_h_n and the problem's tensors: the derivative
     of the reference's backward, which was derived by hand.
 
     Args:
+        vjp: `torch.func.vjp`, or what has its arguments and results.
         cotangents: those of the gradients that `flat` gives, None for zeros.
     """
     form, tensors = ctx.form, list(ctx.saved_tensors)
@@ -149,8 +152,30 @@ def of_backward(ctx: Any, cotangents: Sequence[Tensor | None]) -> tuple[Any, ...
         return tuple(values[i] for i in given)
 
     with autocast.off(tensors[0]):
-        second = torch.func.vjp(first, *tensors)[1](tuple(cotangents[i] for i in given))
+        second = vjp(first, *tensors)[1](tuple(cotangents[i] for i in given))
     return (*second, *of_lengths)
+
+
+def vjp(function: Callable[..., Any], *tensors: Tensor) -> tuple[Any, ...]:
+    """`torch.func.vjp` for a node of autograd's graph, which may have hooks of saved tensors, as
+    checkpoints and offloading do: torch.func refuses them."""
+    if dispatch.is_batched():  # `requires_grad_` is refused there.
+        return torch.func.vjp(function, *tensors)
+    with torch.enable_grad():
+        # Aliases, since one operand may have been computed from another: wanted are the partial
+        # derivatives, still connected to the operands for a third derivative.
+        aliases = [
+            x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in tensors
+        ]
+        results = function(*aliases)
+
+    def pull_back(cotangents: Any) -> tuple[Tensor | None, ...]:
+        create_graph = torch.is_grad_enabled()
+        return torch.autograd.grad(
+            results, aliases, cotangents, create_graph=create_graph, allow_unused=True
+        )
+
+    return results, pull_back
 
 
 def flat(gradients: Sequence[Any]) -> tuple[Any, ...]:
@@ -205,7 +230,7 @@ class _Backward(Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
-        grad_output, grad_h_n, *grads = of_backward(ctx, cotangents)
+        grad_output, grad_h_n, *grads = of_backward(ctx, torch.func.vjp, cotangents)
         return None, None, grad_output, grad_h_n, None, *grads
 
     @staticmethod

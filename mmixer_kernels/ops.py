@@ -105,9 +105,10 @@ def _check_memory(call: Problem | Step, tensors: Sequence[Tensor]) -> None:
         # The address of a view of a freed storage is the view's offset in bytes.
         if min(map(Tensor.data_ptr, tensors)) > _LARGEST_OFFSET:
             return
-    problem = call.problem() if isinstance(call, Step) else call
-    _check_each(arguments.check_tensor, problem)
-    _check_each(arguments.check_memory, problem)
+    if isinstance(call, Step):  # `Step.problem` makes views, which a freed storage refuses.
+        call = Problem([call.input], [call.context], [call.weights], call.hx)
+    _check_each(arguments.check_tensor, call)
+    _check_each(arguments.check_memory, call)
 
 
 def _check_each(check: Callable[[str, Tensor], object], problem: Problem) -> None:
@@ -184,7 +185,8 @@ def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: _Gradients) -> No
 
 
 def _backward_autograd(ctx: Any, *cotangents: Any) -> tuple[Any, ...]:
-    grad_output, grad_h_n, *grads = derivatives.of_backward(ctx, derivatives.flat(cotangents))
+    flat = derivatives.flat(cotangents)
+    grad_output, grad_h_n, *grads = derivatives.of_backward(ctx, derivatives.vjp, flat)
     return grad_output, grad_h_n, None, *ctx.form.fill(grads)[:5], *[None] * 6
 
 

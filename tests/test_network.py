@@ -91,17 +91,6 @@ def test_time_first_is_batch_first():
     assert torch.equal(time([f.transpose(0, 1) for f in x], lengths), expected)
 
 
-def test_one_call_of_the_engine(monkeypatch):
-    """The modalities are weight sets of one call, whatever N."""
-    from mmixer_kernels.engines import cpu
-
-    calls = []
-    forward = cpu._native.forward
-    monkeypatch.setattr(cpu._native, "forward", lambda **a: (calls.append(1), forward(**a))[1])
-    MMixer((6, 5, 4), 10, hidden_size=8)(features((6, 5, 4)))
-    assert len(calls) == 1
-
-
 def test_stream_classifiers_leave_the_network_alone():
     """Eq. 15-16: no bias, and no gradient reaches the network."""
     mixer = MMixer((6, 5), 10, hidden_size=8)

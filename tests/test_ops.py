@@ -81,6 +81,20 @@ def test_second_derivative_of_operands_that_depend_on_each_other():
     torch.testing.assert_close(ours, truth, rtol=1e-9, atol=1e-12)
 
 
+def test_second_derivative_under_hooks_of_saved_tensors_and_batched():
+    """Offloading and checkpoints set hooks; a Hessian is the batch of its rows."""
+    p = problem(Size(3, 2, 4, 4, 5))
+    x = p.input.requires_grad_()
+    output, _ = mcu(x, p.context, p.weights, engine="cpu")
+    (grad,) = torch.autograd.grad(output.square().sum(), x, create_graph=True)
+    truth = torch.autograd.grad(grad, x, grad.detach(), retain_graph=True)
+    with torch.autograd.graph.save_on_cpu():
+        inside = torch.autograd.grad(grad, x, grad.detach(), retain_graph=True)
+    assert torch.equal(inside[0], truth[0])
+    batched = torch.vmap(lambda v: torch.autograd.grad(grad, x, v)[0])(grad.detach()[None])
+    torch.testing.assert_close(batched[0], truth[0], rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_third_derivative(engine):
     p = problem(Size(2, 1, 2, 2, 3))
@@ -252,6 +266,14 @@ def test_weights_that_are_not_dense_are_named(layout, name, grad_mode):
         unit._parameters[name] = torch.nn.Parameter(values, requires_grad=False)
         with grad_mode(), pytest.raises(TypeError, match=f"{name} must be a dense Tensor, but is"):
             unit(input, torch.randn(2, 4))
+
+
+@pytest.mark.parametrize("name", ["input", "context", "hx"])
+def test_operands_of_a_step_whose_storage_was_freed_are_named(name):
+    operands = {"input": torch.randn(2, 3), "context": torch.randn(2, 4), "hx": torch.randn(2, 5)}
+    operands[name].untyped_storage().resize_(0)
+    with torch.no_grad(), pytest.raises(ValueError, match=f"{name} must have its values in memory"):
+        FusedMCUCell(3, 4, 5)(**operands)
 
 
 @pytest.mark.parametrize("frozen", [False, True])

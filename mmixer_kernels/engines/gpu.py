@@ -269,7 +269,7 @@ def backward(
         grad_weights = []
         if need.weights:
             grad_weights = [
-                _weight_gradients(call, kernels, g, gates, grad, rest).to_dtypes_of(weights)
+                _weight_gradients(kernels, g, gates, grad, rest).to_dtypes_of(weights)
                 for g, weights in enumerate(problem.weights)
             ]
     return Gradients(
@@ -322,7 +322,6 @@ def _prologue_backward(
 
 
 def _weight_gradients(
-    call: Call,
     kernels: Kernels,
     g: int,
     gates: Gates,
