@@ -23,7 +23,7 @@ def module() -> ModuleType:
 
     programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     configure = [
-        *("cmake", "-S", str(ROOT), "-B", str(BUILD), "-DMMIXER_CUDA=OFF"),
+        *("cmake", "-S", str(ROOT), "-B", str(BUILD), "-G", "Ninja", "-DMMIXER_CUDA=OFF"),
         *(f"-DPython_EXECUTABLE={sys.executable}", "-DPYBIND11_FINDPYTHON=ON"),
         f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
     ]

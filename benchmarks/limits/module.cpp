@@ -49,5 +49,4 @@ PYBIND11_MODULE(_limits, m) {
     const py::gil_scoped_release release;
     limits().read(reinterpret_cast<const float*>(memory), size, rounds, threads);
   });
-  m.def("use_instruction_set", cpu::use_instruction_set);
 }

@@ -54,6 +54,9 @@ auto with_kernel(Dtype dtype, Dtype weight_dtype, Function function) {
 }  // namespace
 
 CellPlan cell_plan(const Problem& p, const Group& group) {
+  constexpr int64_t most = 1 << 24;  // so that sums of sizes, which are ints here, are exact
+  for (const int64_t size : {p.batch, p.hidden, group.input_size, group.context_size})
+    if (size > most) return {0, 0, 0, "a size of " + std::to_string(size)};
   const int H = int(p.hidden);
   CellPlan result = with_kernel(p.dtype, p.weight_dtype, [&](auto* kernel) {
     return plan<std::remove_pointer_t<decltype(kernel)>>(int(p.batch), int(group.input_size),

@@ -584,6 +584,13 @@ def test_a_step_of_few_samples_has_a_block_for_each_processor(emulator: ModuleTy
     assert plan(9, 100) == (5, 50)
 
 
+@pytest.mark.parametrize("name", ["batch", "input_size", "context_size", "hidden"])
+def test_a_size_that_is_no_int_has_no_plan_of_a_step(name: str, emulator: ModuleType) -> None:
+    sizes = {"batch": 8, "input_size": 8, "context_size": 8, "hidden": 8, name: 2**32 + 8}
+    dtypes = {"dtype": torch.float32, "weight_dtype": torch.float32}
+    assert emulator.cell_plan(**sizes, **dtypes) == (0, 0, 0, "a size of 4294967304")
+
+
 @pytest.mark.parametrize("hidden", [33, 1030])
 def test_blocks_that_have_several_rows(hidden: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda.gpu, "BLOCKS", 2)
