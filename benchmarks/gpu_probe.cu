@@ -1,5 +1,5 @@
-// What the CUDA engine does on this GPU, without Python and torch: in seconds, and a kernel that
-// hangs takes nothing with it but this process.
+// A probe of the CUDA engine on this GPU, without Python and torch: it takes seconds, and a kernel
+// that hangs takes nothing with it but this process.
 //
 //   cmake --build BUILD --target gpu_probe
 //   gpu_probe facts    the device, clusters and teams at once, launches
@@ -45,15 +45,15 @@ namespace {
 enum Status { fine, wrong, failed, hangs };
 constexpr int batch = 8, runs = 20;
 
-// What a float is in a kernel's products, and which relative error of its states is too large: some
-// ten times that under the emulator, as a GPU's tensor cores and tanh round otherwise.
+// The terms of a float in a kernel's products, and the relative error of its states that is too
+// large: some ten times that under the emulator, as a GPU's tensor cores and tanh round otherwise.
 struct Terms {
   int count;
   Dtype dtype;
   double bound;
 };
 
-// What matters most comes first.
+// The sizes that matter most come first.
 constexpr int sizes[] = {512, 128, 256, 768, 1024};
 constexpr Terms every_terms[] = {{1, Dtype::bfloat16, 4e-3},
                                  {1, Dtype::float16, 5e-4},
@@ -343,7 +343,7 @@ MMIXER_DEVICE Time now() {
 #endif
 }
 
-// How a wait makes visible what arrived. The kernels' own way is acquire_shared, and
+// The ways in which a wait makes visible what arrived. The kernels' own way is acquire_shared, and
 // acquire_cluster where the compiler does not know the fence of shared memory alone, which is
 // PTX 8.6's.
 enum class Wait { acquire_cluster, acquire_shared, acquire_block };
@@ -486,7 +486,7 @@ struct PacketPingPong {
   }
 };
 
-// Of one exchange: block 0's time over the rounds, and over the hops of a round.
+// Prints one exchange: block 0's time over the rounds, and over the hops of a round.
 void print_exchange(const NetworkArguments& a, const std::string& kind, int hops) {
   int64_t cycles, nanoseconds;
   CHECK(cudaMemcpy(&cycles, a.cycles, sizeof cycles, cudaMemcpyDeviceToHost));
@@ -551,7 +551,7 @@ int network() {
 
 // ---- kernels
 
-// Of a direction's persistent kernels of one size and terms, for up to `steps` steps.
+// The operands of a direction's persistent kernels of one size and terms, for up to `steps` steps.
 class Operands {
  public:
   Operands(const PersistentKernel& kernel, int steps)
@@ -626,7 +626,7 @@ class Operands {
     return all;
   }
 
-  // Of the first steps' states, against Eq. 11-14 in float64.
+  // The error of the first steps' states, against Eq. 11-14 in float64.
   double error(const std::vector<float>& states) {
     if (truth_.size() != states.size()) truth_ = truth(int(states.size()) / (batch * H_));
     double difference = 0, norm = 0;
@@ -686,7 +686,7 @@ class Operands {
   Array<float> grad_gates_, grad_f_tilde_, grad_hx_, grad_norm_;
 };
 
-// What the teams of a kernel exchange their packets in.
+// The memory through which the teams of a kernel exchange their packets.
 Array<uint64_t> packets_of(const PersistentKernel& kernel) {
   return Array<uint64_t>(size_t(kernel.teams() * kernel.plan.packets) / sizeof(uint64_t) + 1);
 }

@@ -24,10 +24,10 @@ Row = dict[str, Any]
 Document = dict[str, Any]
 
 LIMITS = {
-    "cluster": "latency of the exchanges in a cluster (forward 4 a step, backward 2)",
-    "cooperative": "latency of the exchanges through L2 (forward 4 a step, backward 2)",
+    "cluster": "latency of the exchanges in a cluster (forward 4 per step, backward 2)",
+    "cooperative": "latency of the exchanges through L2 (forward 4 per step, backward 2)",
     "wide": "latency of the exchanges through L2, in packets of 16 bytes",
-    "step": "launches of four kernels a step, or at large B their products",
+    "step": "launches of four kernels per step, or at large B their products",
 }
 """The nearest limit of a step by the design; csrc/cuda/forward.h and backward.h."""
 

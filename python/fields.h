@@ -5,6 +5,10 @@
 // A call's time on the host counts, hence CPython's own calling convention (METH_FASTCALL), without
 // a dict. A name is found by its pointer, as Python interns the names in source code, and at once
 // where the caller keeps to the table's order.
+//
+// Tables and the names in them are static, one of each per extension, and the GIL guards them: an
+// extension of pybind11 asks a free-threaded Python to keep it. Subinterpreters are not supported,
+// as torch does not support them.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -1,4 +1,4 @@
-// What benchmarks measure beside the CPU engine, per instruction set.
+// The functions that benchmarks measure beside the CPU engine, per instruction set.
 #pragma once
 
 #include "../../csrc/problem.h"

@@ -9,7 +9,7 @@ struct Runtime {
   int cooperative = 1, shared = 227 * 1024, clusters = 8, blocks = 1;
   cudaError_t attributes = cudaSuccess, set_attribute = cudaSuccess, occupancy = cudaSuccess;
   int set_calls = 0, launches = 0, most_shared = 0, cleared = 0;
-  // Of the last launch, or the last question about one; threads are those per block.
+  // The last launch, or the last question about one; threads are those per block.
   unsigned cluster = 0, cooperative_launch = 0, threads = 0;
   unsigned long long streams = 0;
 };
