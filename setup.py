@@ -13,6 +13,8 @@ from setuptools.command.build_ext import build_ext
 
 
 class CMakeBuild(build_ext):
+    """The command that builds the extension, by CMake."""
+
     def build_extension(self, ext: Extension) -> None:
         compilers = [os.environ.get("CXX"), "c++", "g++", "clang++"]
         if not any(name and shutil.which(name.split()[0]) for name in compilers):

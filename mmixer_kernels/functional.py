@@ -209,7 +209,7 @@ def mcu_cell(
         return mcu_cell(*batch, mix=mix, eps=eps, engine=engine).squeeze(0)
     step = autocast.cast(Step(input, context, weights, hx, mix, eps), input.device.type)
     arguments.check_step(step)
-    return ops.mcu_cell(step, choose(engine, step.input))
+    return ops.run_step(step, choose(engine, step.input))
 
 
 def _check_weights(name: str, weights: Weights) -> None:
@@ -224,4 +224,4 @@ def _run(problem: Problem, engine: str, recompute: bool, grouped: bool) -> tuple
     """Output `[G, T, B, H]` and h_n `[G, B, H]`; the messages are `mcu_group`'s where grouped."""
     problem = autocast.cast(problem, problem.inputs[0].device.type)
     arguments.check(problem, grouped)
-    return ops.mcu(problem, choose(engine, problem.inputs[0]), recompute)
+    return ops.run(problem, choose(engine, problem.inputs[0]), recompute)

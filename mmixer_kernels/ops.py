@@ -38,7 +38,7 @@ _FLAT = len(Problem._fields)
 _LARGEST_OFFSET = 2**40  # bytes of a view into its storage; addresses below are looked at closely
 
 
-def mcu(problem: Problem, engine: str, recompute: bool = False) -> tuple[Tensor, Tensor]:
+def run(problem: Problem, engine: str, recompute: bool = False) -> tuple[Tensor, Tensor]:
     """A call of an engine, with gradients.
 
     Args:
@@ -71,16 +71,16 @@ def mcu(problem: Problem, engine: str, recompute: bool = False) -> tuple[Tensor,
     return output, h_n
 
 
-def mcu_cell(step: Step, engine: str) -> Tensor:
+def run_step(step: Step, engine: str) -> Tensor:
     """The state `[B, H]` after one step of one weight set."""
-    run = getattr(get(engine), "step", None)
-    if run is not None and step.input.shape[0]:
+    engine_step = getattr(get(engine), "step", None)
+    if engine_step is not None and step.input.shape[0]:
         tensors = step.tensors()
         if not _needs_gradient(tensors) and dispatch.is_plain(tensors):
             _check_memory(step, tensors)
-            next_state: Tensor = run(step)
+            next_state: Tensor = engine_step(step)
             return next_state
-    return mcu(step.problem(), engine)[1].squeeze(0)
+    return run(step.problem(), engine)[1].squeeze(0)
 
 
 def _needs_gradient(tensors: Sequence[Tensor]) -> bool:
@@ -88,7 +88,7 @@ def _needs_gradient(tensors: Sequence[Tensor]) -> bool:
 
 
 def _by_equations(problem: Problem) -> tuple[Tensor, Tensor]:
-    """`mcu` in ordinary operations, which any tool can follow."""
+    """`run` in ordinary operations, which any tool can follow."""
     with autocast.off(problem.inputs[0]):
         return reference.mcu_group(problem, layer_norm=reference.layer_norm)
 

@@ -246,7 +246,7 @@ def test_float32_error_of_the_reference_engine():
 
     def run(input, context, weights, hx, lengths):
         call = Problem([input], [context], [weights], hx[None], lengths)
-        output, h_n = ops.mcu(call, "reference")
+        output, h_n = ops.run(call, "reference")
         return output[0], h_n[0]
 
     truth = with_gradients(reference.mcu, p.to(torch.float64))
