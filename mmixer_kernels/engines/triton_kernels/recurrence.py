@@ -32,7 +32,7 @@ def recurrence(
     BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Eq. 11-14 over the sequence. operands: `[2, G, B, H]`, for h and for r h; a: likewise, the
-    pre-activations of r and z, then of h. z waits in the offset of the step's state."""
+    pre-activations of r and z, then of h. z waits in the place of the step's state."""
     group = tl.program_id(1).to(tl.int64)
     b = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)[:, None]
     size = B.to(tl.int64) * H

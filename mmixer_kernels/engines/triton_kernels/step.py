@@ -32,7 +32,7 @@ def step(
 ):  # fmt: skip
     """Eq. 7-14, one step of one weight set. input `[B, F]`, context `[B, C]`; f_g: `[B, 2H]`, f_bar
     beside g_bar; a: `[2, B, H]`, the pre-activations in hand; state_operand, mixed: `[B, H]`; z
-    waits in the offset of f_tilde."""
+    waits in the place of f_tilde."""
     b = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)[:, None]
     operand = f_g.dtype.element_ty
     a_second = a + B * H
