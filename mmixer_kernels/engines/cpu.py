@@ -192,14 +192,7 @@ class _Call:
                     context=context,
                     context_stride_sample=context.stride(0),
                     context_size=context.shape[1],
-                    weight_f=stored[0],
-                    weight_g=stored[1],
-                    weight_s=stored[2],
-                    weight_r=stored[3],
-                    weight_z=stored[4],
-                    weight_h=stored[5],
-                    norm_weight=stored[6],
-                    norm_bias=stored[7],
+                    **dict(zip(Weights._fields, stored, strict=True)),
                 )
             )
         stride_group = stride_sample = 0
