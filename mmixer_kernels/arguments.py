@@ -6,7 +6,8 @@ Every message names the argument, what it is and what it must be.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -22,6 +23,7 @@ _is_wrapped = getattr(
 """Whether a transform of torch.func has the values; a private function of torch's."""
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 MIXES = ("gated", "concat")
+_LARGEST_OFFSET = 2**40  # bytes of a view into its storage; addresses below are looked at closely
 
 
 class Layout(NamedTuple):
@@ -368,13 +370,39 @@ def check_lengths(lengths: Tensor, steps: int, batch: int, input: Tensor) -> Non
         )
 
 
-def check_memory(name: str, tensor: Tensor) -> None:
-    """ValueError where a tensor has elements, and its storage was freed."""
-    if tensor.numel() and not tensor.is_meta and not tensor.untyped_storage().data_ptr():
-        raise ValueError(
-            f"{name} must have its values in memory, but its storage was freed, as sharding does "
-            "with weights between calls: bring them back before the call"
-        )
+def check_memory(call: Problem | Step, tensors: Sequence[Tensor]) -> None:
+    """ValueError where the storage of one of a call's tensors was freed: a kernel would not survive
+    it. TypeError where one is sparse, and has none.
+
+    Args:
+        tensors: the call's, `call.tensors()`.
+    """
+    with suppress(RuntimeError):  # of a tensor without storage
+        # The address of a view of a freed storage is the view's offset in bytes.
+        if min(map(Tensor.data_ptr, tensors)) > _LARGEST_OFFSET:
+            return
+    named = list(_named(call))
+    for name, tensor in named:
+        check_tensor(name, tensor)
+    for name, tensor in named:
+        if tensor.numel() and not tensor.is_meta and not tensor.untyped_storage().data_ptr():
+            raise ValueError(
+                f"{name} must have its values in memory, but its storage was freed, as sharding "
+                "does with weights between calls: bring them back before the call"
+            )
+
+
+def _named(call: Problem | Step) -> Iterator[tuple[str, Tensor]]:
+    """A call's tensors under the names that the caller knows them by."""
+    if isinstance(call, Step):  # `Step.problem` makes views, which a freed storage refuses.
+        call = Problem([call.input], [call.context], [call.weights], call.hx)
+    groups = zip(call.inputs, call.contexts, call.weights, strict=True)
+    for i, (input, context, weights) in enumerate(groups):
+        operands = {"input": input, "context": context, **weights._asdict()}
+        operands |= {"hx": call.hx, "lengths": call.lengths}
+        for name, tensor in operands.items():
+            if tensor is not None:
+                yield name_of(name, i if len(call.inputs) > 1 else None), tensor
 
 
 def _refuse_matrices(matrices: dict[str, object], group: int | None) -> NoReturn:

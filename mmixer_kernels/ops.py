@@ -7,7 +7,7 @@ reference. Tools that have no rule for an op get the reference's equations.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -35,7 +35,6 @@ _library.define(
 
 _Gradients = tuple[list[Tensor], list[Tensor], list[Tensor], Tensor]
 _FLAT = len(Problem._fields)
-_LARGEST_OFFSET = 2**40  # bytes of a view into its storage; addresses below are looked at closely
 
 
 def run(problem: Problem, engine: str, recompute: bool = False) -> tuple[Tensor, Tensor]:
@@ -51,7 +50,7 @@ def run(problem: Problem, engine: str, recompute: bool = False) -> tuple[Tensor,
     tensors = problem.tensors()
     needs_gradient = _needs_gradient(tensors)
     if not needs_gradient and dispatch.is_plain(tensors):
-        _check_memory(problem, tensors)
+        arguments.check_memory(problem, tensors)
         output, h_n, _ = _engine(engine, problem).forward(problem, "nothing")
         return output, h_n
     if dispatch.needs_equations(torch.compiler.is_compiling()):
@@ -77,7 +76,7 @@ def run_step(step: Step, engine: str) -> Tensor:
     if engine_step is not None and step.input.shape[0]:
         tensors = step.tensors()
         if not _needs_gradient(tensors) and dispatch.is_plain(tensors):
-            _check_memory(step, tensors)
+            arguments.check_memory(step, tensors)
             next_state: Tensor = engine_step(step)
             return next_state
     return run(step.problem(), engine)[1].squeeze(0)
@@ -98,39 +97,15 @@ def _engine(name: str, problem: Problem) -> Engine:
     return get(name if problem.inputs[0].shape[1] else "reference")
 
 
-def _check_memory(call: Problem | Step, tensors: Sequence[Tensor]) -> None:
-    """ValueError where the storage of one of the call's tensors was freed: a kernel would not
-    survive it. TypeError where one is sparse, and has none."""
-    with suppress(RuntimeError):  # of a tensor without storage
-        # The address of a view of a freed storage is the view's offset in bytes.
-        if min(map(Tensor.data_ptr, tensors)) > _LARGEST_OFFSET:
-            return
-    if isinstance(call, Step):  # `Step.problem` makes views, which a freed storage refuses.
-        call = Problem([call.input], [call.context], [call.weights], call.hx)
-    _check_each(arguments.check_tensor, call)
-    _check_each(arguments.check_memory, call)
-
-
-def _check_each(check: Callable[[str, Tensor], object], problem: Problem) -> None:
-    """Each operand under the name that the caller knows it by."""
-    groups = zip(problem.inputs, problem.contexts, problem.weights, strict=True)
-    for i, (input, context, weights) in enumerate(groups):
-        operands = {"input": input, "context": context, **weights._asdict()}
-        operands |= {"hx": problem.hx, "lengths": problem.lengths}
-        for name, tensor in operands.items():
-            if tensor is not None:
-                check(arguments.name_of(name, i if len(problem.inputs) > 1 else None), tensor)
-
-
-def _forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    problem, (engine, keep) = Problem.of_flat(*arguments[:_FLAT]), arguments[_FLAT:]
-    _check_memory(problem, problem.tensors())
+def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    problem, (engine, keep) = Problem.of_flat(*args[:_FLAT]), args[_FLAT:]
+    arguments.check_memory(problem, problem.tensors())
     with autocast.off(problem.inputs[0]):
         return _engine(engine, problem).forward(problem, keep)
 
 
-def _forward_fake(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    problem, (engine, keep) = Problem.of_flat(*arguments[:_FLAT]), arguments[_FLAT:]
+def _forward_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    problem, (engine, keep) = Problem.of_flat(*args[:_FLAT]), args[_FLAT:]
     groups, steps, batch, hidden = problem.sizes
     new_empty = problem.inputs[0].new_empty
     return (
@@ -153,18 +128,18 @@ def _forward_autograd(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
     return *derivatives.of_forward(ctx, *_both, needs, cotangents[:2]), *[None] * 5
 
 
-def _backward(*arguments: Any) -> _Gradients:
-    grad_output, grad_h_n, saved, *rest = arguments
+def _backward(*args: Any) -> _Gradients:
+    grad_output, grad_h_n, saved, *rest = args
     problem, (engine, keep, *need) = Problem.of_flat(*rest[:_FLAT]), rest[_FLAT:]
-    _check_memory(problem, problem.tensors())
+    arguments.check_memory(problem, problem.tensors())
     cotangents = Cotangents(grad_output, grad_h_n)
     with autocast.off(problem.inputs[0]):
         gradients = _engine(engine, problem).backward(problem, saved, keep, cotangents, Need(*need))
     return gradients.flat()
 
 
-def _backward_fake(*arguments: Any) -> _Gradients:
-    _, grad_h_n, _, inputs, contexts, weights, *_, need_input, need_weights = arguments
+def _backward_fake(*args: Any) -> _Gradients:
+    _, grad_h_n, _, inputs, contexts, weights, *_, need_input, need_weights = args
 
     def fresh(tensors: list[Tensor]) -> list[Tensor]:
         return [tensor.new_empty(tensor.shape) for tensor in tensors]
