@@ -25,7 +25,8 @@ struct Recurrence : Variant {
 
 struct CellPlanCall : Problem, Group {};
 
-struct CellCall : Problem, Group {
+struct CellCall {
+  py::handle step;
   int team_samples, blocks;
   void *next_state, *workspace, *stream;
 };
@@ -50,7 +51,8 @@ std::tuple<int, int, int64_t, std::string> cell_plan_call(const CellPlanCall& ca
 
 void cell_call(const CellCall& call) {
   const CellPlan plan{call.team_samples, call.blocks, 0, ""};
-  cell(call, call, plan, call.next_state, call.workspace, call.stream);
+  const from_python::OneStep one = from_python::step(call.step);
+  cell(one, one, plan, call.next_state, call.workspace, call.stream);
 }
 
 }  // namespace
@@ -95,9 +97,8 @@ Table<CellPlanCall> describe() {
 template <>
 Table<CellCall> describe() {
   using Struct = CellCall;
-  Table<Struct> table("cell");
-  return add_step(table) FIELD(team_samples) FIELD(blocks) FIELD(next_state) FIELD(workspace)
-      FIELD(stream);
+  return Table<Struct>("cell") FIELD(step) FIELD(team_samples) FIELD(blocks) FIELD(next_state)
+      FIELD(workspace) FIELD(stream);
 }
 
 template <>
