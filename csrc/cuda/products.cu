@@ -81,7 +81,9 @@ namespace {
 
 bool multiply_by_library(const Product& product, void* /*workspace*/, void* /*stream*/) {
   if (options().product_kernel) return false;
-  return emulator::multiply(product), true;
+  count("product");
+  if (options().run) emulator::multiply(product);
+  return true;
 }
 
 }  // namespace
