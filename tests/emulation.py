@@ -52,8 +52,8 @@ def engine(emulated: ModuleType) -> Iterator[None]:
 
 
 def launches(emulated: ModuleType, call: Callable[[], object]) -> dict[str, int]:
-    """What a call starts on the device, by name, and how often: kernels, clears and products, as
-    the emulator counts them, and those of torch's operators that start something on a GPU.
+    """The names of what a call starts on the device, and how often: kernels, clears and products,
+    as the emulator counts them, and those of torch's operators that start something on a GPU.
 
     torch's operators are seen by its profiler, which, unlike a dispatch mode, leaves the call the
     way that it takes by itself.

@@ -29,7 +29,7 @@ struct Options {
   int resident_clusters = 8;
   int resident_blocks = 132;
   bool run = true;              // false: what is launched is counted and computes nothing
-  bool product_kernel = false;  // true: multiply launches product_kernel.h's, and loops do not run
+  bool product_kernel = false;  // multiply runs product_kernel.h, not loops on the CPU
   Fault fault;
 };
 
@@ -44,7 +44,7 @@ void clear_sites();
 void count(std::string_view what);
 
 // How often what was launched since clear_launches(): kernels, by their names without namespaces
-// and template arguments, and what else is counted, such as "clear".
+// and template arguments, "clear" and "product".
 std::map<std::string, int64_t> launches();
 void clear_launches();
 

@@ -16,6 +16,20 @@ int main() {
   options().resident_blocks = 1;  // a block has more than one tile
   for (const Dtype dtype : {Dtype::bfloat16, Dtype::float32})
     check({9, 65, 10, 33, false, false, false, 3, dtype, Dtype::float32}, multiply);
+  for (const bool kernel : {false, true}) {
+    options() = Options();
+    options().product_kernel = kernel, options().run = false;
+    const float one = 1;
+    float result = 7;
+    clear_launches();
+    const Operand operand{&one, 1, 0, false};
+    multiply({1, 1, 1, 1, operand, operand, Dtype::float32, &result, 1, 0, Dtype::float32, false});
+    const std::string name = kernel ? "ProductKernel" : "product";
+    if (result != 7 || launches() != std::map<std::string, int64_t>{{name, 1}}) {
+      std::printf("FAILED: %s must be counted and not run\n", name.c_str());
+      failures++;
+    }
+  }
   if (failures == 0) std::printf("all products are right\n");
   return failures != 0;
 }

@@ -1,4 +1,4 @@
-"""What a call of the CUDA engine launches, counted by csrc/emulator and not run."""
+"""The launches of a call of the CUDA engine, counted by csrc/emulator and not run."""
 
 from __future__ import annotations
 
