@@ -1,8 +1,11 @@
 #include "cuda.h"
 
+#include <pybind11/stl.h>
+
 #include <tuple>
 
 #include "../csrc/cuda/engine.h"
+#include "../csrc/cuda/products.h"
 #include "problem.h"
 
 namespace py = pybind11;
@@ -223,6 +226,8 @@ void bind_cuda(py::module_& m) {
   add_kernel(m, "reset_gate_backward", reset_gate_backward);
   m.attr("most_weight_sets") = most_weight_sets;
   m.def("refusal", [] { return refusal(); });
+  m.def("product_library", product_library);
+  m.def("product_fallbacks", product_fallbacks);
   m.def("stream_number",
         [](std::uintptr_t stream) { return stream_number(reinterpret_cast<void*>(stream)); });
 }
