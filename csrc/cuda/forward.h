@@ -13,6 +13,7 @@
 
 #include "../formulas.h"
 #include "activations.h"
+#include "dtype.h"
 #include "exchange.h"
 
 namespace mmixer::cuda {
@@ -65,10 +66,10 @@ struct Forward {
         landing.operand[operand_h][term][i / L::H][row] = terms[term];
     }
 
-    // The addresses of this thread's element in the caller's arrays, in the next step.
+    // Where this thread's element lies in the next step.
     const int64_t first_row = int64_t(team.group) * a.T * a.B + own.batch_sample;
     const float* next_input = a.input_gates + first_row * step_gates * a.H + own.gate_row;
-    float* next_state = a.states + first_row * a.H + own.gate_row;
+    int64_t next_element = first_row * a.H + own.gate_row;  // of output and states
     float next[step_gates];
     const auto load_input = [&] {
       MMIXER_UNROLL
@@ -132,8 +133,16 @@ struct Forward {
         if (t < own.length) h = interpolate(z, h_tilde, h);                         // Eq. 13
         if (t + 1 < a.T) exchange.template send_operand<channel_h, operand_h>(h, t);
       }
-      if (own.mine) *next_state = h;
-      next_state += int64_t(a.B) * a.H;
+      if (own.mine) {
+        store_bits(element_at(a.output, a.dtype, next_element), a.dtype, t < own.length ? h : 0);
+        if (a.states) a.states[next_element] = h;
+      }
+      next_element += int64_t(a.B) * a.H;
+    }
+    if (own.mine) {
+      const int64_t element =
+          (int64_t(team.group) * a.B + own.batch_sample) * a.H + own.gate_row;
+      store_bits(element_at(a.h_n, a.dtype, element), a.dtype, h);
     }
   }
 };
