@@ -1,8 +1,13 @@
 #include "cuda.h"
 
+#include <pybind11/stl.h>
+
+#include <algorithm>
 #include <tuple>
 
 #include "../csrc/cuda/engine.h"
+#include "../csrc/cuda/kernels.h"
+#include "../csrc/cuda/products.h"
 #include "problem.h"
 
 namespace py = pybind11;
@@ -16,11 +21,31 @@ struct PlanCall : Variant {
   bool backward;
 };
 
-template <class Arguments>
-struct Recurrence : Variant {
-  int teams;
-  fields::Held<Arguments> arguments;
-  void* stream;
+struct ForwardWorkspaceSize {
+  fields::Held<OwnProblem> problem;
+  fields::Held<PassPlan> plan;
+};
+
+struct BackwardWorkspaceSize : ForwardWorkspaceSize {
+  bool need_weights;
+};
+
+struct SavedSize {
+  fields::Held<OwnProblem> problem;
+};
+
+struct Forward {
+  fields::Held<OwnProblem> problem;
+  fields::Held<PassPlan> plan;
+  void *output, *h_n, *saved, *workspace, *stream;
+};
+
+struct Backward : Cotangents {
+  fields::Held<OwnProblem> problem;
+  fields::Held<PassPlan> plan;
+  const void* saved;
+  std::vector<GroupGradient> gradients;
+  void *grad_hx, *workspace, *stream;
 };
 
 struct CellPlanCall : Problem, Group {};
@@ -30,17 +55,39 @@ struct CellCall : Problem, Group {
   void *next_state, *workspace, *stream;
 };
 
-std::tuple<int, int, int64_t, std::string> plan_call(const PlanCall& call) {
+struct PrepareCall : PrepareArguments {
+  std::vector<WeightSet> sets;
+};
+
+std::tuple<int, int, std::string> plan_call(const PlanCall& call) {
   const Plan p = plan(call, call.hidden, call.backward);
-  return {p.H, p.teams, p.packets, p.refusal};
+  return {p.H, p.teams, p.refusal};
 }
 
-void forward_call(const Recurrence<ForwardArguments>& call) {
-  forward(call, call.teams, *call.arguments.value, call.stream);
+int64_t saved_size_call(const SavedSize& call) { return saved_size(call.problem.value->problem()); }
+
+int64_t forward_workspace_size_call(const ForwardWorkspaceSize& call) {
+  return forward_workspace_size(call.problem.value->problem(), *call.plan.value);
 }
 
-void backward_call(const Recurrence<BackwardArguments>& call) {
-  backward(call, call.teams, *call.arguments.value, call.stream);
+int64_t backward_workspace_size_call(const BackwardWorkspaceSize& call) {
+  return backward_workspace_size(call.problem.value->problem(), *call.plan.value,
+                                 call.need_weights);
+}
+
+void forward_call(const Forward& call) {
+  const py::gil_scoped_release release;
+  forward(call.problem.value->problem(), *call.plan.value, call.output, call.h_n, call.saved,
+          call.workspace, call.stream);
+}
+
+void backward_call(const Backward& call) {
+  const Problem problem = call.problem.value->problem();
+  if (int64_t(call.gradients.size()) != problem.groups)
+    throw py::value_error("gradients must have one entry per weight set");
+  const py::gil_scoped_release release;
+  backward(problem, *call.plan.value, call, call.saved, call.gradients.data(), call.grad_hx,
+           call.workspace, call.stream);
 }
 
 std::tuple<int, int, int64_t, std::string> cell_plan_call(const CellPlanCall& call) {
@@ -53,18 +100,27 @@ void cell_call(const CellCall& call) {
   cell(call, call, plan, call.next_state, call.workspace, call.stream);
 }
 
+void prepare_call(const PrepareCall& call) {
+  PrepareArguments a = call;
+  if (call.sets.size() > most_weight_sets) throw py::value_error("sets are too many");
+  a.count = int(call.sets.size());
+  for (int i = 0; i < a.count; i++) {
+    std::copy_n(call.sets[i].weight + gate_r, step_gates, a.weight[i]);
+    a.norm[i][0] = call.sets[i].norm_weight, a.norm[i][1] = call.sets[i].norm_bias;
+  }
+  prepare(a, nullptr);
+}
+
 }  // namespace
 
 namespace fields {
 
 template <>
 struct Names<Path> {
-  static constexpr const char* of[] = {"cluster", "cooperative", "wide"};
+  static constexpr const char* of[] = {"cluster", "cooperative", "wide", "step"};
 };
 
 #define FIELD(name) .field(#name, &Struct::name)
-#define OPTIONAL(name) .field(#name, &Struct::name, true)
-#define SIZES FIELD(G) FIELD(T) FIELD(B) FIELD(H)
 #define VARIANT FIELD(path) FIELD(samples) FIELD(terms) FIELD(term_dtype)
 
 template <>
@@ -74,15 +130,43 @@ Table<PlanCall> describe() {
 }
 
 template <>
-Table<Recurrence<ForwardArguments>> describe() {
-  using Struct = Recurrence<ForwardArguments>;
-  return Table<Struct>("forward") VARIANT FIELD(teams) FIELD(arguments) FIELD(stream);
+Table<PassPlan> describe() {
+  using Struct = PassPlan;
+  return Table<Struct>("PassPlan") VARIANT FIELD(teams) FIELD(allow_tf32);
 }
 
 template <>
-Table<Recurrence<BackwardArguments>> describe() {
-  using Struct = Recurrence<BackwardArguments>;
-  return Table<Struct>("backward") VARIANT FIELD(teams) FIELD(arguments) FIELD(stream);
+Table<SavedSize> describe() {
+  using Struct = SavedSize;
+  return Table<Struct>("saved_size") FIELD(problem);
+}
+
+template <>
+Table<ForwardWorkspaceSize> describe() {
+  using Struct = ForwardWorkspaceSize;
+  return Table<Struct>("forward_workspace_size") FIELD(problem) FIELD(plan);
+}
+
+template <>
+Table<BackwardWorkspaceSize> describe() {
+  using Struct = BackwardWorkspaceSize;
+  return Table<Struct>("backward_workspace_size") FIELD(problem) FIELD(plan) FIELD(need_weights);
+}
+
+template <>
+Table<Forward> describe() {
+  using Struct = Forward;
+  return Table<Struct>("forward") FIELD(problem) FIELD(plan) FIELD(output) FIELD(h_n) FIELD(saved)
+      FIELD(workspace) FIELD(stream);
+}
+
+template <>
+Table<Backward> describe() {
+  using Struct = Backward;
+  Table<Struct> table("backward");
+  table FIELD(problem) FIELD(plan);
+  return add_cotangents(table) FIELD(saved) FIELD(gradients) FIELD(grad_hx) FIELD(workspace)
+      FIELD(stream);
 }
 
 template <>
@@ -106,122 +190,33 @@ Table<WeightSet> describe() {
   return add_weights(table);
 }
 
+// Of the kernel by itself, for tests.
 template <>
-Table<PrepareArguments> describe() {
-  using Struct = PrepareArguments;
-  return Table<Struct>("PrepareArguments")
-      .list<&Struct::set, &Struct::count>("sets") FIELD(first) FIELD(weight_dtype) FIELD(norm_dtype)
-          FIELD(remove_mean) FIELD(transposed) FIELD(matrices) FIELD(matrices_dtype)
-              FIELD(split_weights) FIELD(term_dtype) FIELD(norms) FIELD(G) FIELD(H) FIELD(Hp)
-                  FIELD(terms);
-}
-
-template <>
-Table<ForwardArguments> describe() {
-  using Struct = ForwardArguments;
-  return Table<Struct>("ForwardArguments") SIZES FIELD(norms) FIELD(hx) FIELD(lengths) FIELD(eps)
-      FIELD(weights) FIELD(input_gates) FIELD(states) FIELD(packets);
-}
-
-// In the order of G, T and B.
-#define GRAD_OUTPUT                                                                    \
-  FIELD(grad_output)                                                                   \
-  FIELD(grad_output_dtype)                                                             \
-      .field("grad_output_stride_group", &Struct::grad_output_stride, &Strides::group) \
-      .field("grad_output_stride_step", &Struct::grad_output_stride, &Strides::step)   \
-      .field("grad_output_stride_sample", &Struct::grad_output_stride, &Strides::sample)
-
-template <>
-Table<BackwardArguments> describe() {
-  using Struct = BackwardArguments;
-  return Table<Struct>("BackwardArguments") SIZES FIELD(norms) FIELD(hx) FIELD(lengths)
-      FIELD(states) FIELD(x_hat) FIELD(r_std) GRAD_OUTPUT FIELD(grad_gates) FIELD(grad_f_tilde)
-          FIELD(grad_norm) FIELD(grad_h_n) FIELD(grad_hx) FIELD(weights) FIELD(projected)
-              FIELD(packets) FIELD(grad_gates_dtype);
-}
-
-#define ROWS FIELD(G) FIELD(rows) FIELD(H) FIELD(blocks) FIELD(norms) FIELD(eps)
-
-template <>
-Table<NormTanhArguments> describe() {
-  using Struct = NormTanhArguments;
-  return Table<Struct>("NormTanhArguments") ROWS FIELD(a) FIELD(y) FIELD(y_dtype) FIELD(gate);
-}
-
-template <>
-Table<NormTanhBackwardArguments> describe() {
-  using Struct = NormTanhBackwardArguments;
-  return Table<Struct>("NormTanhBackwardArguments") ROWS FIELD(a) FIELD(gate) FIELD(grad_y)
-      FIELD(grad_y_more) FIELD(grad_a) FIELD(grad_a_dtype) FIELD(grad_norm);
-}
-
-template <>
-Table<MixArguments> describe() {
-  using Struct = MixArguments;
-  return Table<Struct>("MixArguments") ROWS FIELD(samples) FIELD(a) FIELD(context) FIELD(f_bar)
-      FIELD(g_bar) FIELD(dtype) FIELD(mix) OPTIONAL(f_tilde) OPTIONAL(grad_f_tilde) OPTIONAL(grad_a)
-          OPTIONAL(grad_f_bar) OPTIONAL(grad_g_bar) OPTIONAL(grad_norm);
-}
-
-template <>
-Table<GateArguments> describe() {
-  using Struct = GateArguments;
-  return Table<Struct>("GateArguments") SIZES FIELD(norms) FIELD(hx) FIELD(lengths) FIELD(steps)
-      FIELD(states) FIELD(dtype) FIELD(eps) FIELD(input_gates) FIELD(state_gates) FIELD(r_h)
-          OPTIONAL(first_step) OPTIONAL(candidate) OPTIONAL(operand) OPTIONAL(f_tilde)
-              OPTIONAL(x_hat) OPTIONAL(x_hat_operand) OPTIONAL(r_std) OPTIONAL(f_tilde_h)
-                  OPTIONAL(f_tilde_r_h);
-}
-
-template <>
-Table<GateBackwardArguments> describe() {
-  using Struct = GateBackwardArguments;
-  return Table<Struct>("GateBackwardArguments") SIZES FIELD(norms) FIELD(hx) FIELD(lengths)
-      FIELD(states) FIELD(x_hat) FIELD(r_std) GRAD_OUTPUT FIELD(grad_gates) FIELD(grad_f_tilde)
-          FIELD(grad_norm) FIELD(dtype) FIELD(carry) FIELD(grad_h) FIELD(step) OPTIONAL(grad_r_h)
-              OPTIONAL(grad_sum);
+Table<PrepareCall> describe() {
+  using Struct = PrepareCall;
+  return Table<Struct>("prepare") FIELD(sets) FIELD(first) FIELD(weight_dtype) FIELD(norm_dtype)
+      FIELD(remove_mean) FIELD(transposed) FIELD(matrices) FIELD(matrices_dtype)
+          FIELD(split_weights) FIELD(term_dtype) FIELD(norms) FIELD(G) FIELD(H) FIELD(Hp)
+              FIELD(terms);
 }
 
 }  // namespace fields
 
-namespace {
-
-// m.NAME(arguments, stream)
-template <class Arguments>
-void add_kernel(py::module_& m, const char* name, void (*call)(const Arguments&, void*)) {
-  m.def(name, [call](const fields::Filled<Arguments>& arguments, std::uintptr_t stream) {
-    call(fields::complete(arguments), reinterpret_cast<void*>(stream));
-  });
-}
-
-}  // namespace
-
 void bind_cuda(py::module_& m) {
-  fields::add_struct<WeightSet>(m);
-  fields::add_struct<PrepareArguments>(m);
-  fields::add_struct<ForwardArguments>(m);
-  fields::add_struct<BackwardArguments>(m);
-  fields::add_struct<NormTanhArguments>(m);
-  fields::add_struct<NormTanhBackwardArguments>(m);
-  fields::add_struct<MixArguments>(m);
-  fields::add_struct<GateArguments>(m);
-  fields::add_struct<GateBackwardArguments>(m);
+  fields::add_struct<PassPlan>(m);
   fields::add_call<plan_call>(m);
+  fields::add_call<saved_size_call>(m);
+  fields::add_call<forward_workspace_size_call>(m);
+  fields::add_call<backward_workspace_size_call>(m);
   fields::add_call<forward_call>(m);
   fields::add_call<backward_call>(m);
   fields::add_call<cell_plan_call>(m);
   fields::add_call<cell_call>(m);
-  add_kernel(m, "prepare", prepare);
-  add_kernel(m, "norm_tanh", norm_tanh);
-  add_kernel(m, "norm_tanh_backward", norm_tanh_backward);
-  add_kernel<MixArguments>(m, "mix", mix);
-  add_kernel(m, "mix_backward", mix_backward);
-  add_kernel(m, "reset_gate", reset_gate);
-  add_kernel(m, "update_gate", update_gate);
-  add_kernel(m, "update_gate_backward", update_gate_backward);
-  add_kernel(m, "reset_gate_backward", reset_gate_backward);
-  m.attr("most_weight_sets") = most_weight_sets;
+  fields::add_struct<WeightSet>(m);
+  fields::add_call<prepare_call>(m);
   m.def("refusal", [] { return refusal(); });
   m.def("stream_number",
         [](std::uintptr_t stream) { return stream_number(reinterpret_cast<void*>(stream)); });
+  m.def("product_library", [] { return product_library(); });
+  m.def("product_fallbacks", [] { return product_fallbacks(); });
 }

@@ -79,13 +79,6 @@ void step(const Step& call) {
 namespace fields {
 
 template <>
-Table<GroupGradient> describe() {
-  Table<GroupGradient> table("GroupGradient");
-  table.field("input", &GroupGradient::input).field("context", &GroupGradient::context);
-  return add_weights(table);
-}
-
-template <>
 Table<ForwardWorkspaceSize> describe() {
   return Table<ForwardWorkspaceSize>("forward_workspace_size")
       .field("problem", &ForwardWorkspaceSize::problem);
@@ -110,15 +103,8 @@ Table<Forward> describe() {
 
 template <>
 Table<Backward> describe() {
-  return Table<Backward>("backward")
-      .field("problem", &Backward::problem)
-      .field("grad_output", &Backward::grad_output)
-      .field("grad_output_stride_group", &Backward::grad_output_stride_group)
-      .field("grad_output_stride_step", &Backward::grad_output_stride_step)
-      .field("grad_output_stride_sample", &Backward::grad_output_stride_sample)
-      .field("grad_h_n", &Backward::grad_h_n)
-      .field("grad_h_n_stride_group", &Backward::grad_h_n_stride_group)
-      .field("grad_h_n_stride_sample", &Backward::grad_h_n_stride_sample)
+  Table<Backward> table("backward");
+  return add_cotangents(table.field("problem", &Backward::problem))
       .field("saved", &Backward::saved)
       .field("gradients", &Backward::gradients)
       .field("grad_hx", &Backward::grad_hx)
@@ -145,9 +131,7 @@ Table<Step> describe() {
 }  // namespace fields
 
 PYBIND11_MODULE(_native, m) {
-  fields::add_struct<Group>(m);
-  fields::add_struct<GroupGradient>(m);
-  fields::add_struct<OwnProblem>(m);
+  fields::bind_problem(m);
   fields::add_call<forward_workspace_size>(m);
   fields::add_call<backward_workspace_size>(m);
   fields::add_call<forward>(m);
@@ -161,6 +145,7 @@ PYBIND11_MODULE(_native, m) {
 #ifdef MMIXER_CUDA_BUILD
   py::module_ cuda = m.def_submodule("cuda");
   bind_cuda(cuda);
+  for (const char* name : {"Group", "GroupGradient", "Problem"}) cuda.attr(name) = m.attr(name);
 #endif
   m.def("build_info", [] {
     py::dict info;

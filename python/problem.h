@@ -97,4 +97,30 @@ inline Table<OwnProblem> describe() {
       .field("lengths", &OwnProblem::lengths);
 }
 
+template <>
+inline Table<mmixer::GroupGradient> describe() {
+  using Struct = mmixer::GroupGradient;
+  Table<Struct> table("GroupGradient");
+  table.field("input", &Struct::input).field("context", &Struct::context);
+  return add_weights(table);
+}
+
+// The cotangents of a backward, in a struct that derives from them.
+template <class Struct>
+Table<Struct>& add_cotangents(Table<Struct>& table) {
+  return table.field("grad_output", &Struct::grad_output)
+      .field("grad_output_stride_group", &Struct::grad_output_stride_group)
+      .field("grad_output_stride_step", &Struct::grad_output_stride_step)
+      .field("grad_output_stride_sample", &Struct::grad_output_stride_sample)
+      .field("grad_h_n", &Struct::grad_h_n)
+      .field("grad_h_n_stride_group", &Struct::grad_h_n_stride_group)
+      .field("grad_h_n_stride_sample", &Struct::grad_h_n_stride_sample);
+}
+
+inline void bind_problem(py::module_& m) {
+  add_struct<mmixer::Group>(m);
+  add_struct<mmixer::GroupGradient>(m);
+  add_struct<OwnProblem>(m);
+}
+
 }  // namespace fields

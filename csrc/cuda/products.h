@@ -19,8 +19,8 @@ struct Operand {
   bool transposed;  // in memory lie the columns, one after another, instead of the rows
 };
 
-// result[i] = a[i] b[i] for i < batch, row-major: a [rows][inner], b [inner][columns], result [rows]
-// [columns]. The products are summed in float32, or in float64 for float64.
+// result[i] = a[i] b[i] for i < batch, row-major: a [rows][inner], b [inner][columns], result
+// [rows] [columns]. The products are summed in float32, or in float64 for float64.
 struct Product {
   int64_t batch, rows, columns, inner;
   Operand a, b;

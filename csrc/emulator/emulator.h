@@ -26,6 +26,8 @@ struct Options {
   Schedule schedule = Schedule::random;
   int resident_clusters = 8;
   int resident_blocks = 132;
+  bool product_kernel =
+      false;  // multiply runs the kernel of product_kernel.h, not loops on the CPU
   Fault fault;
 };
 

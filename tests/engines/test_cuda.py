@@ -150,7 +150,7 @@ def test_a_team_has_4_samples_where_all_teams_run_at_once(
 ) -> None:
     def samples(batch: int, resident_clusters: int, allowed: tuple[str, ...] = ("4", "8")) -> str:
         emulator.configure(resident_clusters=resident_clusters)
-        cuda._native_plan.cache_clear()
+        helpers.forget_cuda_calls()
         monkeypatch.setattr(cuda, "SAMPLES", allowed)
         p = problem(Size(2, batch, 3, 3, 20), dtype=torch.bfloat16)
         with caplog.at_level(logging.DEBUG, "mmixer_kernels.engines.cuda"), torch.no_grad():
@@ -189,7 +189,7 @@ def test_teams_in_several_rounds(path: str, emulator: Any) -> None:
     """More teams than the device runs at once give the bits of those that it does."""
     p = problem(Size(3, 35, 6, 7, 40), dtype=torch.float32)
     whole = with_gradients(run(), p)
-    cuda._native_plan.cache_clear()
+    helpers.forget_cuda_calls()
     emulator.configure(resident_clusters=1, resident_blocks=9)  # 4 blocks are a team
     for name, value in with_gradients(run(), p).items():
         assert torch.equal(value, whole[name]), name
@@ -258,12 +258,12 @@ def test_the_log_tells_path_and_reason(
     assert "path step" in message
     assert "no kernel for torch.float64" in message
     emulator.configure(resident_clusters=0)
-    cuda._native_plan.cache_clear()
+    helpers.forget_cuda_calls()
     message = path_of(Size(2, 2, 3, 3, 20), torch.float32)
     assert "path cooperative" in message
     assert "cluster: the emulator was told to run none" in message
     emulator.configure(resident_clusters=1, resident_blocks=4)
-    cuda._native_plan.cache_clear()
+    helpers.forget_cuda_calls()
     message = path_of(Size(1, 73, 3, 3, 20), torch.float32)
     assert "path step" in message
     assert "10 teams, 1 at once" in message
@@ -319,7 +319,7 @@ def prepared(
         emulator.WeightSet(**{**rest, "weight_r": r, "weight_z": z, "weight_h": h})
         for r, z, h in weights
     ]
-    native = emulator.PrepareArguments(
+    emulator.prepare(
         sets=sets,
         first=0,
         weight_dtype=weights.dtype,
@@ -333,7 +333,6 @@ def prepared(
         norms=None,
         **{"G": G, "H": hidden, "Hp": padded, "terms": terms},
     )
-    emulator.prepare(native, 0)
     for offset, buffer in zip(offsets, buffers, strict=True):
         assert buffer[:offset].isnan().all()
         assert buffer[-16:].isnan().all()
@@ -593,6 +592,7 @@ def test_a_size_that_is_no_int_has_no_plan_of_a_step(name: str, emulator: Module
 
 @pytest.mark.parametrize("hidden", [33, 1030])
 def test_blocks_that_have_several_rows(hidden: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda.gpu, "BLOCKS", 2)
+    """A kernel that sums over rows has 256 blocks per weight set."""
     monkeypatch.setattr(cuda, "PATHS", ("step",))
-    check(problem(Size(2, 3, 7, 8, hidden)), "float64")
+    size = Size(2, 130, 7, 8, hidden) if hidden == 33 else Size(1, 259, 2, 2, hidden)
+    check(problem(size), "float64")
