@@ -47,7 +47,7 @@ struct BackwardArguments {
   void* grad_gates;     // da: [G][3][T][B][H] in dtype
   float* grad_f_tilde;  // [G][T][B][H]
   void* grad_hx;        // [G][B][H] in dtype
-  float* grad_norm;     // [G][2][3][B][H]: of norm_weight, norm_bias; a sum per sample
+  float* grad_norm;     // [G][2][3][B][H]: of norm_weight, norm_bias; a sum per sample; or null
   void* packets;
   Dtype dtype;
   int G, T, B, H;

@@ -231,7 +231,7 @@ struct Backward {
     cursor.store_rest(da_r, d_f_tilde, a);
     const int64_t hx = (int64_t(team.group) * a.B + own.batch_sample) * a.H + own.gate_row;
     store_bits(element_at(a.grad_hx, a.dtype, hx), a.dtype, dh);
-    if (!has_norm) return;
+    if (!a.grad_norm) return;
     const int64_t gate_size = int64_t(a.B) * a.H, kind_size = step_gates * gate_size;
     float* const grad_norm = a.grad_norm + int64_t(team.group) * 2 * kind_size +
                              int64_t(own.batch_sample) * a.H + own.gate_row;

@@ -43,7 +43,9 @@ class Arena {
     return piece;
   }
   int64_t used() const { return used_; }
-  void go_back_to(int64_t used) { used_ = used; }  // what was taken since has had its time
+  // What was taken since then and what will be taken now share memory, one after the other.
+  void go_back_to(int64_t used) { used_ = used; }
+  void go_on_behind_all() { used_ = size_; }
   int64_t size() const { return size_; }
 
  private:
@@ -250,6 +252,7 @@ struct ForwardBuffers {
       arena.go_back_to(used);  // the input gates need f_tilde alone
     }
     input_gates = s.take_wide(arena, step_gates * s.sequence);
+    arena.go_on_behind_all();
     if (plan.path != Path::step) return;
     operand = s.take_operands(arena, s.state), r_h = s.take_operands(arena, s.state);
     state_gates = s.take_wide(arena, 2 * s.state), candidate = s.take_wide(arena, s.state);
@@ -328,7 +331,7 @@ struct BackwardBuffers {
     grad_f = s.take_wide(arena, s.sequence);
     grad_f_bar = gated ? s.take_wide(arena, s.sequence) : nullptr;
     grad_g_bar = gated ? s.take_wide(arena, s.sequence) : nullptr;
-    arena.go_back_to(arena.size());
+    arena.go_on_behind_all();
     if (plan.path != Path::step) return;
     for (void** x : {&grad_h, &carry, &grad_r_h, &grad_sum}) *x = s.take_wide(arena, s.state);
     step_operand = s.take_operands(arena, step_gates * s.state);
