@@ -21,11 +21,11 @@ struct ForwardArguments {
   const float* norms;        // [2][G][6][H]: weight and bias of LayerNorm; null without
   const float* hx;           // [G][B][H] or null: zeros
   const int64_t* lengths;    // [B] or null
-  void* output;              // [G][T][B][H] in dtype, zeros past a sample's length
-  void* h_n;                 // [G][B][H] in dtype
+  // In float32 with several terms per float, else in the terms' dtype.
+  void* output;  // [G][T][B][H], zeros past a sample's length
+  void* h_n;     // [G][B][H]
   float* states;             // [G][T][B][H], which stay past a sample's length; null: not kept
   void* packets;             // Plan::packets bytes per team that exchanges through L2
-  Dtype dtype;
   int G, T, B, H;
   int first_team;  // teams are numbered through G, then tiles of a team's samples
   float eps;

@@ -227,7 +227,7 @@ class ForwardPass : Pass {
     a.norms = static_cast<const float*>(b.prepared.norms);
     a.hx = static_cast<const float*>(b.prepared.hx), a.lengths = p.lengths;
     a.output = output, a.h_n = h_n, a.states = static_cast<float*>(states);
-    a.packets = b.prepared.packets, a.dtype = s.operand;
+    a.packets = b.prepared.packets;
     a.G = G, a.T = T, a.B = B, a.H = H, a.eps = float(p.eps);
     recurrence(plan, plan.teams, a, true, stream);
   }
@@ -530,6 +530,9 @@ int64_t backward_workspace_size(const Problem& p, const PassPlan& plan, bool nee
 void forward(const Problem& p, const PassPlan& plan, void* output, void* h_n, void* saved_memory,
              void* workspace, void* stream) {
   check(p);
+  require(plan.path == Path::step ||
+              p.dtype == (plan.terms > 1 ? Dtype::float32 : plan.term_dtype),
+          "with several terms dtype must be float32, else the terms' dtype");
   const Saved saved(saved_memory, p);
   ForwardBuffers buffers(workspace, p, plan, saved);
   ForwardPass(p, plan, saved, buffers, stream).run(output, h_n);
@@ -539,6 +542,7 @@ void backward(const Problem& p, const PassPlan& plan, const Cotangents& cotangen
               const void* saved_memory, const GroupGradient* gradient, void* grad_hx,
               void* workspace, void* stream) {
   check(p);
+  require(plan.path == Path::step || p.dtype != Dtype::float64, "float64 needs path step");
   const Saved saved(saved_memory, p);
   BackwardBuffers buffers(workspace, p, plan, saved, gradient[0].weight[0]);
   BackwardPass(p, plan, cotangents, saved, gradient, grad_hx, buffers, stream).run();

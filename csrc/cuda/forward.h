@@ -66,10 +66,13 @@ struct Forward {
         landing.operand[operand_h][term][i / L::H][row] = terms[term];
     }
 
-    // Where this thread's element lies in the next step.
+    // The addresses of this thread's element in the caller's arrays, in the next step.
     const int64_t first_row = int64_t(team.group) * a.T * a.B + own.batch_sample;
     const float* next_input = a.input_gates + first_row * step_gates * a.H + own.gate_row;
-    int64_t next_element = first_row * a.H + own.gate_row;  // of output and states
+    const int64_t first_element = first_row * a.H + own.gate_row;
+    using State = Stored<L::state_dtype>;
+    State* next_output = static_cast<State*>(a.output) + first_element;
+    float* next_state = a.states + first_element;  // nowhere, where states are not kept
     float next[step_gates];
     const auto load_input = [&] {
       MMIXER_UNROLL
@@ -134,16 +137,15 @@ struct Forward {
         if (t + 1 < a.T) exchange.template send_operand<channel_h, operand_h>(h, t);
       }
       if (own.mine) {
-        store_bits(element_at(a.output, a.dtype, next_element), a.dtype, t < own.length ? h : 0);
-        if (a.states) a.states[next_element] = h;
+        *next_output = encode<L::state_dtype>(t < own.length ? h : 0);
+        if (a.states) *next_state = h;
       }
-      next_element += int64_t(a.B) * a.H;
+      next_output += int64_t(a.B) * a.H;
+      next_state += int64_t(a.B) * a.H;
     }
-    if (own.mine) {
-      const int64_t element =
-          (int64_t(team.group) * a.B + own.batch_sample) * a.H + own.gate_row;
-      store_bits(element_at(a.h_n, a.dtype, element), a.dtype, h);
-    }
+    if (!own.mine) return;
+    const int64_t element = (int64_t(team.group) * a.B + own.batch_sample) * a.H + own.gate_row;
+    store_of<L::state_dtype>(a.h_n, element, h);
   }
 };
 

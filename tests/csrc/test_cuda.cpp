@@ -64,7 +64,7 @@ Kernel recurrence_forward(Path path, int samples) {
   const Variant variant = {path, samples, 1, Dtype::bfloat16};
   return [variant, weights = random_bfloat16(3 * H * H, 0.15f), input = random_floats(3 * rows),
           norms = random_floats(2 * 6 * H), hx = random_floats(B * H)] {
-    Output output(rows), states(rows), h_n(B * H);
+    Output output(rows / 2), states(rows), h_n(B * H / 2);  // output and h_n: bfloat16
     std::vector<uint64_t> packets(B / variant.samples * plan(variant, H, false).packets / 8,
                                   ~uint64_t(0));
     ForwardArguments a{};
