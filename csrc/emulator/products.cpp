@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "../cuda/dtype.h"
+#include "emulator.h"
 
 namespace mmixer::cuda::emulator {
 namespace {
@@ -55,6 +56,8 @@ void multiply(const Product& x) {
 }  // namespace
 
 void multiply(const Product& product) {
+  count("product");
+  if (!options().run) return;
   product.dtype == Dtype::float64 ? multiply<double>(product) : multiply<float>(product);
 }
 
