@@ -591,7 +591,8 @@ class Operands {
       a.projected = projected_.data(), a.r_std = r_std_.data(), a.norms = norms_there_.data();
       a.states = states_.data(), a.hx = hx_there_.data(), a.grad_output = grad_output_.data();
       a.grad_output_stride = {0, int64_t(batch) * H_, H_};
-      a.grad_h_n = grad_h_n_.data(), a.grad_h_n_stride_sample = H_, a.grad_gates = grad_gates_.data();
+      a.grad_h_n = grad_h_n_.data(), a.grad_h_n_stride_sample = H_,
+      a.grad_gates = grad_gates_.data();
       a.grad_f_tilde = grad_f_tilde_.data(), a.grad_hx = grad_hx_.data();
       a.grad_norm = grad_norm_.data(), a.packets = packets;
       a.G = 1, a.T = steps, a.B = batch, a.H = H_;

@@ -215,8 +215,8 @@ void bind_cuda(py::module_& m) {
   fields::add_struct<WeightSet>(m);
   fields::add_call<prepare_call>(m);
   m.def("refusal", [] { return refusal(); });
+  m.def("product_library", product_library);
+  m.def("product_fallbacks", product_fallbacks);
   m.def("stream_number",
         [](std::uintptr_t stream) { return stream_number(reinterpret_cast<void*>(stream)); });
-  m.def("product_library", [] { return product_library(); });
-  m.def("product_fallbacks", [] { return product_fallbacks(); });
 }

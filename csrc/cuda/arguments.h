@@ -22,10 +22,10 @@ struct ForwardArguments {
   const float* hx;           // [G][B][H] or null: zeros
   const int64_t* lengths;    // [B] or null
   // In float32 with several terms per float, else in the terms' dtype.
-  void* output;  // [G][T][B][H], zeros past a sample's length
-  void* h_n;     // [G][B][H]
-  float* states;             // [G][T][B][H], which stay past a sample's length; null: not kept
-  void* packets;             // Plan::packets bytes per team that exchanges through L2
+  void* output;   // [G][T][B][H], zeros past a sample's length
+  void* h_n;      // [G][B][H]
+  float* states;  // [G][T][B][H], which stay past a sample's length; null: not kept
+  void* packets;  // Plan::packets bytes per team that exchanges through L2
   int G, T, B, H;
   int first_team;  // teams are numbered through G, then tiles of a team's samples
   float eps;
@@ -189,9 +189,9 @@ struct Rows {
 
 struct GateArguments {
   int G, T, B, H;
-  int first_step, steps;                    // this launch's; a row is (weight set, step, sample)
-  Rows input[step_gates];                   // of T: W f_tilde
-  Rows state[step_gates];                   // of T: W_r h, W_z h, W_h (r h)
+  int first_step, steps;   // this launch's; a row is (weight set, step, sample)
+  Rows input[step_gates];  // of T: W f_tilde
+  Rows state[step_gates];  // of T: W_r h, W_z h, W_h (r h)
   const void* norms;
   void* states;  // of T; a stride of 0 per step: the last one alone
   Strides states_stride;

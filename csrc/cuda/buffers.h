@@ -72,7 +72,9 @@ struct Sizes {
         wide(wide_dtype(p.dtype)),
         has_norm(p.group[0].norm_weight) {}
 
-  void* take_operands(Arena& arena, int64_t elements) const { return arena.take(operand, elements); }
+  void* take_operands(Arena& arena, int64_t elements) const {
+    return arena.take(operand, elements);
+  }
   void* take_wide(Arena& arena, int64_t elements) const { return arena.take(wide, elements); }
 };
 
@@ -152,8 +154,8 @@ class Sources {
       const auto matrix = [&](Gate gate, int64_t columns, void* target) {
         if (!target && stored) return Matrix{weight(gate), columns};
         if (!target) target = s.take_operands(arena, s.H * columns);
-        add({weight(gate), target, 1, s.H, columns, 0, columns, 0, columns, nullptr,
-             p.weight_dtype, p.dtype, 0});
+        add({weight(gate), target, 1, s.H, columns, 0, columns, 0, columns, nullptr, p.weight_dtype,
+             p.dtype, 0});
         return Matrix{target, columns};
       };
       weight_f.push_back(matrix(gate_f, F, nullptr));
@@ -161,12 +163,11 @@ class Sources {
       const int64_t size_s = 2 * s.H * s.H;
       if (copy_s) matrix(gate_s, 2 * s.H, element(weights_s, p.dtype, g * size_s));
       if (copy_sg)
-        add({element(weight(gate_s), p.weight_dtype, s.H),
-             element(weights_sg, wide, g * s.H * s.H), 1, s.H, s.H, 0, 2 * s.H, 0, s.H, nullptr,
-             p.weight_dtype, wide, 0});
+        add({element(weight(gate_s), p.weight_dtype, s.H), element(weights_sg, wide, g * s.H * s.H),
+             1, s.H, s.H, 0, 2 * s.H, 0, s.H, nullptr, p.weight_dtype, wide, 0});
       if (!inputs) continue;
-      input.push_back({group.input, s.T > 1 && s.B == 1 ? group.input_stride_step
-                                                        : group.input_stride_sample});
+      input.push_back(
+          {group.input, s.T > 1 && s.B == 1 ? group.input_stride_step : group.input_stride_sample});
       const bool even =
           s.T == 1 || s.B == 1 || group.input_stride_step == s.B * group.input_stride_sample;
       if (p.lengths || !even || !may_be_read(input.back(), s.rows, F)) {
@@ -176,16 +177,16 @@ class Sources {
       }
       context.push_back({group.context, group.context_stride_sample});
       if (stacked || !may_be_read(context.back(), s.B, C)) {
-        void* const target = stacked ? element(contexts, p.dtype, g * s.B * C)
-                                     : s.take_operands(arena, s.B * C);
+        void* const target =
+            stacked ? element(contexts, p.dtype, g * s.B * C) : s.take_operands(arena, s.B * C);
         add({group.context, target, 1, s.B, C, 0, group.context_stride_sample, 0, C, nullptr,
              p.dtype, p.dtype, 0});
         context.back() = {target, C};
       }
     }
     weight_s = {copy_s ? weights_s : p.group[0].weight[gate_s], 2 * s.H};
-    wide_weight_sg = copy_sg ? Matrix{weights_sg, s.H}
-                             : Matrix{element(weight_s.p, p.dtype, s.H), 2 * s.H};
+    wide_weight_sg =
+        copy_sg ? Matrix{weights_sg, s.H} : Matrix{element(weight_s.p, p.dtype, s.H), 2 * s.H};
   }
 
  private:
@@ -216,10 +217,9 @@ struct Prepared {
     if (plan.path != Path::step) {
       const int64_t padded = padded_size(plan, int(s.H), backward);
       const int64_t teams = s.G * ((s.B + plan.samples - 1) / plan.samples);
-      packets_size = cuda::packets_size(plan, std::min<int64_t>(teams, plan.teams), int(s.H),
-                                        backward);
-      split_weights =
-          arena.take(Dtype::bfloat16, s.G * plan.terms * step_gates * padded * padded);
+      packets_size =
+          cuda::packets_size(plan, std::min<int64_t>(teams, plan.teams), int(s.H), backward);
+      split_weights = arena.take(Dtype::bfloat16, s.G * plan.terms * step_gates * padded * padded);
       packets = arena.take_bytes(packets_size);
     }
     hx = p.hx ? s.take_wide(arena, s.state) : nullptr;
@@ -272,20 +272,20 @@ struct BackwardBuffers {
   // Operands, [G, 3, T, B, H]: the state before each step, f_tilde and r h. Each is dead when x_hat
   // of r, z or h is written, which thus takes its memory, as an operand.
   void* operands;
-  void *x_hat, *r_std;     // [G, 3, T, B, H] and [G, 3, T, B]; x_hat: operands where these are wide
-  void* weight_operands;   // operands, [G, 3, T, B, H]: of W_r, W_z and W_h
-  void* grad_gates;        // an operand: da of r, z and h, [G, 3, T, B, H]
-  void* grad_f_tilde;      // [G, T, B, H]
-  void *grad_a_s, *grad_a_f, *grad_a_g;         // operands, [G, T, B, H], again, [G, B, H]
+  void *x_hat, *r_std;    // [G, 3, T, B, H] and [G, 3, T, B]; x_hat: operands where these are wide
+  void* weight_operands;  // operands, [G, 3, T, B, H]: of W_r, W_z and W_h
+  void* grad_gates;       // an operand: da of r, z and h, [G, 3, T, B, H]
+  void* grad_f_tilde;     // [G, T, B, H]
+  void *grad_a_s, *grad_a_f, *grad_a_g;  // operands, [G, T, B, H], again, [G, B, H]
   void *grad_a_s_sum, *grad_g_sum, *wide_g_bar, *grad_g;  // [G, B, H]
-  void* grad_norm[gate_r];                      // [G, n, 2, H] of f, g and s; null if not wanted
-  void* grad_norm_recurrence;                   // [G, 2, 3, B, H]; likewise
-  void* grad_matrices;                          // [G, 3, H, H], wide; likewise
-  std::vector<void*> grad_weight_f;             // [H, input_size], wide; null where the product
-                                                // writes what the caller gets, as all below
-  std::vector<void*> grad_weight_g;             // [H, context_size], wide
-  void* grad_weight_s;                          // [G, H, 2H], wide
-  void* grad_contexts;                          // an operand: [G, B, context_size]
+  void* grad_norm[gate_r];           // [G, n, 2, H] of f, g and s; null if not wanted
+  void* grad_norm_recurrence;        // [G, 2, 3, B, H]; likewise
+  void* grad_matrices;               // [G, 3, H, H], wide; likewise
+  std::vector<void*> grad_weight_f;  // [H, input_size], wide; null where the product
+                                     // writes what the caller gets, as all below
+  std::vector<void*> grad_weight_g;  // [H, context_size], wide
+  void* grad_weight_s;               // [G, H, 2H], wide
+  void* grad_contexts;               // an operand: [G, B, context_size]
   // Three uses of the same memory, one after another: W_r and W_z times the first two operands and
   // W_h times the last two, [G, 2, T, B, 2, H] and [G, 2, T, B, H]; V, like x_hat; and the
   // gradients of f_bar and g_bar, [G, T, B, H].
@@ -346,8 +346,7 @@ struct BackwardBuffers {
     const bool direct = p.weight_dtype == s.wide || p.weight_dtype == s.operand;
     const bool stacked = s.G > 1 && sources.one_context, has_norm = s.has_norm && need_weights;
     for (int gate = gate_f; gate < gate_r; gate++)
-      grad_norm[gate] =
-          has_norm ? s.take_wide(arena, s.G * summands(s, gate) * 2 * s.H) : nullptr;
+      grad_norm[gate] = has_norm ? s.take_wide(arena, s.G * summands(s, gate) * 2 * s.H) : nullptr;
     grad_norm_recurrence =
         has_norm ? s.take_wide(arena, s.G * 2 * step_gates * s.B * s.H) : nullptr;
     const int64_t C = p.group[0].context_size;

@@ -1,6 +1,6 @@
-// Copies of tables of rows, in another dtype, as blocks of a launch that does more. A warp copies up
-// to 256 columns of a row at a time, all of them in flight at once; the bound is memory, and with
-// few rows one latency of it. Blocks exchange nothing.
+// Copies of tables of rows, in another dtype, as blocks of a launch that does more. A warp copies
+// up to 256 columns of a row at a time, all of them in flight at once; the bound is memory, and
+// with few rows one latency of it. Blocks exchange nothing.
 #pragma once
 
 #include "dtype.h"

@@ -56,9 +56,9 @@ Library find_library() {
   for (const std::string& path : paths) {
     // The handle is kept, so that what was found stays loaded.
     void* const handle = dlopen(path.c_str(), RTLD_NOLOAD | RTLD_LAZY);
-    const char* const missing = handle ? read(handle, library.functions) : "";
-    if (!missing) return library.refusal.clear(), library;
-    library.refusal = *missing ? path + " has no " + missing : std::string(dlerror());
+    const char* const missing = handle ? read(handle, library.functions) : nullptr;
+    if (handle && !missing) return library.refusal.clear(), library;
+    library.refusal = path + (handle ? std::string(" has no ") + missing : " has been unloaded");
   }
   if (paths.empty() && read(RTLD_DEFAULT, library.functions))  // linked into another library
     library.refusal = "no libcublasLt is loaded";
@@ -155,18 +155,15 @@ struct Columns {
   int64_t rows, columns, leading, batch_stride;
 };
 
-Columns columns_of(int64_t rows, int64_t columns, int64_t stride, int64_t batch_stride,
-                   int64_t batch) {
-  // The stride of a single line is never taken, and may be anything.
-  return {rows, columns, columns > 1 ? stride : std::max(stride, rows),
-          batch > 1 ? batch_stride : 0};
+Columns columns_of(int64_t rows, int64_t columns, int64_t stride, int64_t batch_stride) {
+  // The stride of a single column is never taken, and may be anything.
+  return {rows, columns, columns > 1 ? stride : std::max(stride, rows), batch_stride};
 }
 
 // The operand as it lies in memory: its row-major lines are columns.
-Columns columns_of(const Operand& operand, int64_t rows, int64_t columns, int64_t batch) {
-  return operand.transposed
-             ? columns_of(rows, columns, operand.stride, operand.batch_stride, batch)
-             : columns_of(columns, rows, operand.stride, operand.batch_stride, batch);
+Columns columns_of(const Operand& operand, int64_t rows, int64_t columns) {
+  return operand.transposed ? columns_of(rows, columns, operand.stride, operand.batch_stride)
+                            : columns_of(columns, rows, operand.stride, operand.batch_stride);
 }
 
 // An object of cuBLASLt's, and the function that destroys it.
@@ -177,6 +174,7 @@ Object layout_of(const Product& product, Dtype dtype, const Columns& columns) {
   MMIXER_CALL(product, MatrixLayoutCreate, &p, type_of(dtype), uint64_t(columns.rows),
               uint64_t(columns.columns), columns.leading);
   Object layout(p, library().functions.MatrixLayoutDestroy);
+  if (product.batch == 1) return layout;
   const int32_t batch = int32_t(product.batch);
   MMIXER_CALL(product, MatrixLayoutSetAttribute, p, layout_batch, &batch, sizeof batch);
   MMIXER_CALL(product, MatrixLayoutSetAttribute, p, layout_batch_stride, &columns.batch_stride,
@@ -227,11 +225,10 @@ class Matmul {
   Matmul() = default;
   explicit Matmul(const Product& x)
       : description_(description_of(x)),
-        a_(layout_of(x, x.dtype, columns_of(x.b, x.inner, x.columns, x.batch))),
-        b_(layout_of(x, x.dtype, columns_of(x.a, x.rows, x.inner, x.batch))),
+        a_(layout_of(x, x.dtype, columns_of(x.b, x.inner, x.columns))),
+        b_(layout_of(x, x.dtype, columns_of(x.a, x.rows, x.inner))),
         d_(layout_of(x, x.result_dtype,
-                     columns_of(x.columns, x.rows, x.result_stride, x.result_batch_stride,
-                                x.batch))) {}
+                     columns_of(x.columns, x.rows, x.result_stride, x.result_batch_stride))) {}
 
   // Takes the first algorithm of the heuristic; else returns why there is none.
   std::string choose(void* handle, const Product& product) {
@@ -294,8 +291,7 @@ std::string indescribable(const Product& x) {
   const auto overlap = [](const Columns& columns) { return columns.leading < columns.rows; };
   if (x.inner < 1) return "it sums no terms";
   if (x.batch > INT32_MAX) return "the batch is larger than 2^31 - 1";
-  if (overlap(columns_of(x.a, x.rows, x.inner, x.batch)) ||
-      overlap(columns_of(x.b, x.inner, x.columns, x.batch)))
+  if (overlap(columns_of(x.a, x.rows, x.inner)) || overlap(columns_of(x.b, x.inner, x.columns)))
     return "rows of an operand overlap in memory";
   return "";
 }

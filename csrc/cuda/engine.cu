@@ -26,7 +26,7 @@
 namespace mmixer::cuda {
 namespace {
 
-constexpr int copy_warps = 8;           // per block that copies, for the number of blocks alone
+constexpr int copy_warps = 8;              // per block that copies, for the number of blocks alone
 constexpr int64_t most_copy_blocks = 512;  // per copy
 
 void require(bool condition, const char* message) {
@@ -89,8 +89,8 @@ class Pass {
 
   // A product of operands, or of wide matrices, whose result is wide.
   void multiply(int64_t batch, int64_t rows, int64_t columns, int64_t inner, const Operand& a,
-                const Operand& b, void* result, int64_t stride, int64_t batch_stride,
-                Dtype dtype, Dtype result_dtype) const {
+                const Operand& b, void* result, int64_t stride, int64_t batch_stride, Dtype dtype,
+                Dtype result_dtype) const {
     cuda::multiply({batch, rows, columns, inner, a, b, dtype, result, stride, batch_stride,
                     result_dtype, plan.allow_tf32},
                    products_, stream);
@@ -412,11 +412,20 @@ class BackwardPass : Pass {
              {weight_sg.p, weight_sg.stride, H * weight_sg.stride, false}, b.grad_g, H, state,
              s.wide, s.wide);
     NormTanhBackwardArguments y{};
-    y.part[0] = {{int(s.rows), blocks(gate_f)}, gate_f,       b.prologue.a_f,
-                 b.grad_f,                      b.grad_f_bar, b.grad_a_f,
+    y.part[0] = {{int(s.rows), blocks(gate_f)},
+                 gate_f,
+                 b.prologue.a_f,
+                 b.grad_f,
+                 b.grad_f_bar,
+                 b.grad_a_f,
                  b.grad_norm[gate_f]};
-    y.part[1] = {{B, blocks(gate_g)}, gate_g, b.prologue.a_g, b.grad_g,
-                 b.grad_g_bar ? b.grad_g_sum : nullptr, b.grad_a_g, b.grad_norm[gate_g]};
+    y.part[1] = {{B, blocks(gate_g)},
+                 gate_g,
+                 b.prologue.a_g,
+                 b.grad_g,
+                 b.grad_g_bar ? b.grad_g_sum : nullptr,
+                 b.grad_a_g,
+                 b.grad_norm[gate_g]};
     y.norms = b.prepared.norms, y.dtype = s.operand, y.G = G, y.H = H, y.eps = p.eps;
     norm_tanh_backward(y, stream);
   }
@@ -432,8 +441,8 @@ class BackwardPass : Pass {
     if (!b.grad_contexts) return;
     const int64_t size = B * p.group[0].context_size;
     for (int g = 0; g < G; g++)
-      copies.push_back(whole(at(b.grad_contexts, g * size), s.operand, gradient[g].context,
-                             s.operand, size));
+      copies.push_back(
+          whole(at(b.grad_contexts, g * size), s.operand, gradient[g].context, s.operand, size));
   }
 
   void weight_gradients(std::vector<Copy>& copies) const {
@@ -458,8 +467,8 @@ class BackwardPass : Pass {
     });
     const int64_t two = 2 * int64_t(H), size = H * two;
     void* const grad_s = b.grad_weight_s ? b.grad_weight_s : gradient[0].weight[gate_s];
-    multiply(G, H, H, s.rows, {b.grad_a_s, H, all, true}, {b.prologue.f_bar, H, all, false},
-             grad_s, two, size);
+    multiply(G, H, H, s.rows, {b.grad_a_s, H, all, true}, {b.prologue.f_bar, H, all, false}, grad_s,
+             two, size);
     multiply(G, H, H, B, {b.grad_a_s_sum, H, state, true}, {b.wide_g_bar, H, state, false},
              wide_at(grad_s, H), two, size, s.wide, s.wide);
     for (int g = 0; g < G; g++) {
@@ -530,8 +539,7 @@ int64_t backward_workspace_size(const Problem& p, const PassPlan& plan, bool nee
 void forward(const Problem& p, const PassPlan& plan, void* output, void* h_n, void* saved_memory,
              void* workspace, void* stream) {
   check(p);
-  require(plan.path == Path::step ||
-              p.dtype == (plan.terms > 1 ? Dtype::float32 : plan.term_dtype),
+  require(plan.path == Path::step || p.dtype == (plan.terms > 1 ? Dtype::float32 : plan.term_dtype),
           "with several terms dtype must be float32, else the terms' dtype");
   const Saved saved(saved_memory, p);
   ForwardBuffers buffers(workspace, p, plan, saved);

@@ -109,12 +109,14 @@ Plan plan(const Variant& variant, int H, bool backward) {
 
 int64_t packets_size(const Variant& variant, int64_t teams, int H, bool backward) {
   const auto of = [&](const auto* kernel) { return kernel ? teams * kernel->packets : 0; };
-  return backward ? of(find<BackwardArguments>(variant, H)) : of(find<ForwardArguments>(variant, H));
+  return backward ? of(find<BackwardArguments>(variant, H))
+                  : of(find<ForwardArguments>(variant, H));
 }
 
 int padded_size(const Variant& variant, int H, bool backward) {
   const auto of = [](const auto* kernel) { return kernel ? kernel->H : 0; };
-  return backward ? of(find<BackwardArguments>(variant, H)) : of(find<ForwardArguments>(variant, H));
+  return backward ? of(find<BackwardArguments>(variant, H))
+                  : of(find<ForwardArguments>(variant, H));
 }
 
 void recurrence(const Variant& variant, int teams, const ForwardArguments& arguments,

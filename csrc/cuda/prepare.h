@@ -35,8 +35,7 @@ class Prepare {
   }
 
   MMIXER_DEVICE static void run(void* shared, const Arguments& a) {
-    if (block_index() >= own_blocks(a))
-      return copy_share(a, block_index() - own_blocks(a), warps);
+    if (block_index() >= own_blocks(a)) return copy_share(a, block_index() - own_blocks(a), warps);
     const int index = block_index() / slices(a), slice = block_index() % slices(a);
     if (index % shares < step_gates)
       Prepare(shared, a, index / shares, index % shares, slice).matrix();

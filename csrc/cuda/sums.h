@@ -117,8 +117,7 @@ class Finish {
 
   MMIXER_DEVICE static void matrix(Shared& shared, const Arguments& a, int set, int gate,
                                    int64_t column) {
-    const int64_t first =
-        (int64_t(a.first + set) * step_gates + gate) * a.H * a.H + column;
+    const int64_t first = (int64_t(a.first + set) * step_gates + gate) * a.H * a.H + column;
     const bool exists = column < a.H;
     const auto at = [&](int64_t row) {
       return exists ? load(static_cast<const T*>(a.matrices) + first + row * a.H) : T(0);

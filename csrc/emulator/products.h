@@ -5,7 +5,8 @@
 
 namespace mmixer::cuda::emulator {
 
-// Sums in float32, or in float64 for float64, as a device does.
+// Counts the product and, if what is launched is to run, sums in float32, or in float64 for
+// float64, as a device does.
 void multiply(const Product& product);
 
 }  // namespace mmixer::cuda::emulator

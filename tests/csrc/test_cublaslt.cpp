@@ -31,8 +31,8 @@ alignas(256) float memory[4096];
 
 Product square(int64_t size) {
   const Operand operand{memory, size, 0, false};
-  return {1,    size, size,           size, operand, operand, Dtype::float32, memory + 2048,
-          size, 0,    Dtype::float32, false};
+  return {2,    size,        size,           size, operand, operand, Dtype::float32, memory + 2048,
+          size, size * size, Dtype::float32, false};
 }
 
 template <class Call>
@@ -98,7 +98,7 @@ void check_failures() {
     const std::string error = error_of([&] { multiply(square(11), creates ? 7 : 0); });
     expect(has(error,
                std::string("cublasLt") + call + " failed with status 14 (the stub's words)") &&
-               has(error, "1 x [11, 11] [11, 11] in float32 to float32"),
+               has(error, "2 x [11, 11] [11, 11] in float32 to float32"),
            std::string(call) + ": " + error);
     stub->failing.clear();
     expect(std::string(call) == "Matmul" || stub->objects == objects, "all is freed");
