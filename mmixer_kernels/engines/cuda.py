@@ -1,11 +1,11 @@
 """The CUDA engine (`csrc/cuda`): a whole sequence of the recurrence in one launch.
 
-A pass, forward or backward, is one native call. Its products outside the recurrence are those of the
-cuBLASLt that torch has loaded, or of a kernel of the extension's own where there is none; what
-stands between them is fused. Recurrent weights stay on the chip for the sequence, on one of two paths: "cluster" (thread block
-clusters, compute capability 9.0 and newer) or "cooperative" (exchange through L2, 8.0 and newer).
-Sizes and dtypes that neither takes go step by step, each step two products and two kernels: path
-"step". A step by itself without gradients is one launch: path "cell". The logger
+A pass, forward or backward, is one native call. Its products outside the recurrence are made by the
+cuBLASLt that torch has loaded, or by a kernel of the extension's own where there is none; what
+stands between them is fused. Recurrent weights stay on the chip for the sequence, on one of two
+paths: "cluster" (thread block clusters, compute capability 9.0 and newer) or "cooperative"
+(exchange through L2, 8.0 and newer). Sizes and dtypes that neither takes go step by step, each step
+two products and two kernels: path "step". A step by itself without gradients is one launch: path "cell". The logger
 `mmixer_kernels.engines.cuda` tells, at level DEBUG, which path a call took and why not another. The
 environment variable MMIXER_CUDA_PATHS, read at import, names the paths that may be taken, separated
 by commas. On "cluster" and "cooperative" a team of blocks advances 4 samples where all teams of the
