@@ -52,7 +52,7 @@ struct Problem {
   const int64_t* lengths;  // [B], each in 1..T; null where all are T
 };
 
-// The gradients of the results, which backward starts from.
+// The gradients of the results, which backward starts from; null for zeros.
 struct Cotangents {
   const void* grad_output;  // [G, T, B, H]
   int64_t grad_output_stride_group, grad_output_stride_step, grad_output_stride_sample;

@@ -188,10 +188,22 @@ class Step(NamedTuple):
 
 
 class Cotangents(NamedTuple):
-    """The gradients of a call's results: output `[G, T, B, H]` and h_n `[G, B, H]`."""
+    """The gradients of a call's results: output `[G, T, B, H]`, of one weight set also `[T, B, H]`,
+    and h_n `[G, B, H]`; None for zeros."""
 
-    output: Tensor
-    h_n: Tensor
+    output: Tensor | None
+    h_n: Tensor | None
+
+    def filled(self, problem: Problem) -> tuple[Tensor, Tensor]:
+        """Both as tensors, `[G, T, B, H]` and `[G, B, H]`."""
+        groups, steps, batch, hidden = problem.sizes
+        shape = groups, steps, batch, hidden
+        output, h_n = self
+        if output is None:
+            output = problem.inputs[0].new_zeros(()).expand(shape)
+        if h_n is None:
+            h_n = problem.inputs[0].new_zeros(()).expand(groups, batch, hidden)
+        return output.view(shape) if output.dim() == 3 else output, h_n
 
 
 class Need(NamedTuple):

@@ -21,6 +21,10 @@ struct PlanCall : Variant {
   bool backward;
 };
 
+struct SavedSize {
+  fields::Held<OwnProblem> problem;
+};
+
 struct ForwardWorkspaceSize {
   fields::Held<OwnProblem> problem;
   fields::Held<PassPlan> plan;
@@ -30,27 +34,25 @@ struct BackwardWorkspaceSize : ForwardWorkspaceSize {
   bool need_weights;
 };
 
-struct SavedSize {
-  fields::Held<OwnProblem> problem;
-};
-
 struct Forward {
   fields::Held<OwnProblem> problem;
   fields::Held<PassPlan> plan;
   void *output, *h_n, *saved, *workspace, *stream;
 };
 
-struct Backward : Cotangents {
+struct Backward {
   fields::Held<OwnProblem> problem;
   fields::Held<PassPlan> plan;
+  py::handle cotangents;
   const void* saved;
-  std::vector<GroupGradient> gradients;
+  py::handle gradients;
   void *grad_hx, *workspace, *stream;
 };
 
 struct CellPlanCall : Problem, Group {};
 
-struct CellCall : Problem, Group {
+struct CellCall {
+  py::handle step;
   int team_samples, blocks;
   void *next_state, *workspace, *stream;
 };
@@ -83,10 +85,11 @@ void forward_call(const Forward& call) {
 
 void backward_call(const Backward& call) {
   const Problem problem = call.problem.value->problem();
-  if (int64_t(call.gradients.size()) != problem.groups)
-    throw py::value_error("gradients must have one entry per weight set");
+  const Cotangents cotangents = from_python::cotangents(call.cotangents, problem);
+  const std::vector<GroupGradient> gradients =
+      from_python::gradients(call.gradients, problem.groups);
   const py::gil_scoped_release release;
-  backward(problem, *call.plan.value, call, call.saved, call.gradients.data(), call.grad_hx,
+  backward(problem, *call.plan.value, cotangents, call.saved, gradients.data(), call.grad_hx,
            call.workspace, call.stream);
 }
 
@@ -97,7 +100,8 @@ std::tuple<int, int, int64_t, std::string> cell_plan_call(const CellPlanCall& ca
 
 void cell_call(const CellCall& call) {
   const CellPlan plan{call.team_samples, call.blocks, 0, ""};
-  cell(call, call, plan, call.next_state, call.workspace, call.stream);
+  const from_python::OneStep one = from_python::step(call.step);
+  cell(one, one, plan, call.next_state, call.workspace, call.stream);
 }
 
 void prepare_call(const PrepareCall& call) {
@@ -163,10 +167,8 @@ Table<Forward> describe() {
 template <>
 Table<Backward> describe() {
   using Struct = Backward;
-  Table<Struct> table("backward");
-  table FIELD(problem) FIELD(plan);
-  return add_cotangents(table) FIELD(saved) FIELD(gradients) FIELD(grad_hx) FIELD(workspace)
-      FIELD(stream);
+  return Table<Struct>("backward") FIELD(problem) FIELD(plan) FIELD(cotangents) FIELD(saved)
+      FIELD(gradients) FIELD(grad_hx) FIELD(workspace) FIELD(stream);
 }
 
 template <>
@@ -179,9 +181,8 @@ Table<CellPlanCall> describe() {
 template <>
 Table<CellCall> describe() {
   using Struct = CellCall;
-  Table<Struct> table("cell");
-  return add_step(table) FIELD(team_samples) FIELD(blocks) FIELD(next_state) FIELD(workspace)
-      FIELD(stream);
+  return Table<Struct>("cell") FIELD(step) FIELD(team_samples) FIELD(blocks) FIELD(next_state)
+      FIELD(workspace) FIELD(stream);
 }
 
 template <>
@@ -203,6 +204,7 @@ Table<PrepareCall> describe() {
 }  // namespace fields
 
 void bind_cuda(py::module_& m) {
+  bind_problem<check>(m);
   fields::add_struct<PassPlan>(m);
   fields::add_call<plan_call>(m);
   fields::add_call<saved_size_call>(m);

@@ -115,6 +115,12 @@ void assign(T& field, const char* name, PyObject* value) {
   }
 }
 
+// A named tuple of Python's.
+inline void assign(py::handle& field, const char* name, PyObject* value) {
+  if (!PyTuple_Check(value)) refuse(name, "a named tuple", value);
+  field = value;
+}
+
 template <class Struct>
 class Table;
 

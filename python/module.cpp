@@ -14,6 +14,10 @@ using namespace mmixer;
 
 namespace {
 
+struct SavedSize {
+  fields::Held<OwnProblem> problem;
+};
+
 struct ForwardWorkspaceSize {
   fields::Held<OwnProblem> problem;
 };
@@ -25,13 +29,16 @@ struct BackwardWorkspaceSize {
 
 struct Forward {
   fields::Held<OwnProblem> problem;
+  int threads;
   void *output, *h_n, *saved, *workspace;
 };
 
-struct Backward : Cotangents {
+struct Backward {
   fields::Held<OwnProblem> problem;
+  int threads;
+  py::handle cotangents;
   const void* saved;
-  std::vector<GroupGradient> gradients;
+  py::handle gradients;
   void *grad_hx, *workspace;
 };
 
@@ -40,43 +47,71 @@ struct StepWorkspaceSize {
   int64_t batch, hidden;
 };
 
-struct Step : Problem, Group {
+struct Step {
+  py::handle step;
+  int threads;
   void *next_state, *workspace;
 };
 
+int64_t saved_size(const SavedSize& call) { return cpu::saved_size(call.problem.value->problem()); }
+
+// The bytes of so many elements of a Problem's dtype, which the CPU engine counts its memory in.
+int64_t bytes(int64_t elements, Dtype dtype) {
+  return elements * (dtype == Dtype::float64 ? sizeof(double) : sizeof(float));
+}
+
 int64_t forward_workspace_size(const ForwardWorkspaceSize& call) {
-  return cpu::forward_workspace_size(call.problem.value->problem());
+  const Problem problem = call.problem.value->problem();
+  return bytes(cpu::forward_workspace_size(problem), problem.dtype);
 }
 
 int64_t backward_workspace_size(const BackwardWorkspaceSize& call) {
-  return cpu::backward_workspace_size(call.problem.value->problem(), call.need_weights);
+  const Problem problem = call.problem.value->problem();
+  return bytes(cpu::backward_workspace_size(problem, call.need_weights), problem.dtype);
+}
+
+// The Problem of a call with its threads.
+template <class Call>
+Problem problem_of(const Call& call) {
+  Problem problem = call.problem.value->problem();
+  problem.threads = call.threads;
+  return problem;
 }
 
 void forward(const Forward& call) {
+  const Problem problem = problem_of(call);
   const py::gil_scoped_release release;
-  cpu::forward(call.problem.value->problem(), call.output, call.h_n, call.saved, call.workspace);
+  cpu::forward(problem, call.output, call.h_n, call.saved, call.workspace);
 }
 
 void backward(const Backward& call) {
-  const Problem problem = call.problem.value->problem();
-  if (int64_t(call.gradients.size()) != problem.groups)
-    throw py::value_error("gradients must have one entry per weight set");
+  const Problem problem = problem_of(call);
+  const Cotangents cotangents = from_python::cotangents(call.cotangents, problem);
+  const std::vector<GroupGradient> gradients =
+      from_python::gradients(call.gradients, problem.groups);
   const py::gil_scoped_release release;
-  cpu::backward(problem, call, call.saved, call.gradients.data(), call.grad_hx, call.workspace);
+  cpu::backward(problem, cotangents, call.saved, gradients.data(), call.grad_hx, call.workspace);
 }
 
 int64_t step_workspace_size(const StepWorkspaceSize& call) {
-  return cpu::step_workspace_size(call.dtype, call.batch, call.hidden);
+  return bytes(cpu::step_workspace_size(call.dtype, call.batch, call.hidden), call.dtype);
 }
 
 void step(const Step& call) {
+  from_python::OneStep one = from_python::step(call.step);
+  one.threads = call.threads;
   const py::gil_scoped_release release;
-  cpu::step(call, call, call.next_state, call.workspace);
+  cpu::step(one, one, call.next_state, call.workspace);
 }
 
 }  // namespace
 
 namespace fields {
+
+template <>
+Table<SavedSize> describe() {
+  return Table<SavedSize>("saved_size").field("problem", &SavedSize::problem);
+}
 
 template <>
 Table<ForwardWorkspaceSize> describe() {
@@ -95,6 +130,7 @@ template <>
 Table<Forward> describe() {
   return Table<Forward>("forward")
       .field("problem", &Forward::problem)
+      .field("threads", &Forward::threads)
       .field("output", &Forward::output)
       .field("h_n", &Forward::h_n)
       .field("saved", &Forward::saved)
@@ -103,8 +139,10 @@ Table<Forward> describe() {
 
 template <>
 Table<Backward> describe() {
-  Table<Backward> table("backward");
-  return add_cotangents(table.field("problem", &Backward::problem))
+  return Table<Backward>("backward")
+      .field("problem", &Backward::problem)
+      .field("threads", &Backward::threads)
+      .field("cotangents", &Backward::cotangents)
       .field("saved", &Backward::saved)
       .field("gradients", &Backward::gradients)
       .field("grad_hx", &Backward::grad_hx)
@@ -121,8 +159,8 @@ Table<StepWorkspaceSize> describe() {
 
 template <>
 Table<Step> describe() {
-  Table<Step> table("step");
-  return add_step(table)
+  return Table<Step>("step")
+      .field("step", &Step::step)
       .field("threads", &Step::threads)
       .field("next_state", &Step::next_state)
       .field("workspace", &Step::workspace);
@@ -131,7 +169,8 @@ Table<Step> describe() {
 }  // namespace fields
 
 PYBIND11_MODULE(_native, m) {
-  fields::bind_problem(m);
+  bind_problem<cpu::check>(m);
+  fields::add_call<saved_size>(m);
   fields::add_call<forward_workspace_size>(m);
   fields::add_call<backward_workspace_size>(m);
   fields::add_call<forward>(m);
@@ -145,7 +184,6 @@ PYBIND11_MODULE(_native, m) {
 #ifdef MMIXER_CUDA_BUILD
   py::module_ cuda = m.def_submodule("cuda");
   bind_cuda(cuda);
-  for (const char* name : {"Group", "GroupGradient", "Problem"}) cuda.attr(name) = m.attr(name);
 #endif
   m.def("build_info", [] {
     py::dict info;

@@ -61,13 +61,16 @@ struct Backward {
   const T* x_hat(Gate gate, int64_t g, int64_t row) const { return saved.x_hat[gate](g, row); }
   T r_std(Gate gate, int64_t g, int64_t row) const { return saved.r_std[gate](g, 0)[row]; }
 
+  // Null where the gradient is zero.
   const T* grad_output(int64_t g, int64_t t, int64_t sample) const {
     const Cotangents& o = cotangents;
+    if (!o.grad_output) return nullptr;
     return static_cast<const T*>(o.grad_output) + g * o.grad_output_stride_group +
            t * o.grad_output_stride_step + sample * o.grad_output_stride_sample;
   }
   const T* grad_h_n(int64_t g, int64_t sample) const {
     const Cotangents& o = cotangents;
+    if (!o.grad_h_n) return nullptr;
     return static_cast<const T*>(o.grad_h_n) + g * o.grad_h_n_stride_group +
            sample * o.grad_h_n_stride_sample;
   }
@@ -235,8 +238,9 @@ struct Backward {
         T *dh = b.dh(g, rank), *r = b.r(g, rank), *dy_z = b.da_z(g, row), *dy_h = b.da_h(g, row);
         for (int64_t j = 0; j < H; j += lanes<T>) {
           const Vector<T> z = sigmoid(norm_z(x_z, j)), h_tilde = tanh(norm_h(x_h, j));
-          Vector<T> d = load(dh + j) + load(d_out + j, H - j);
-          if (is_last) d += load(d_last + j, H - j);
+          Vector<T> d = load(dh + j);
+          if (d_out) d += load(d_out + j, H - j);
+          if (is_last && d_last) d += load(d_last + j, H - j);
           store(dy_z + j, sigmoid_backward<Vector<T>>(d * (h_tilde - load(h + j)), z));
           store(dy_h + j, tanh_backward<Vector<T>>(d * z, h_tilde));
           store(r + j, sigmoid(norm_r(x_r, j)));

@@ -14,6 +14,9 @@
 
 namespace mmixer::cpu {
 
+// Throws std::invalid_argument for a problem that the engine does not take, as the others do.
+void check(const Problem& problem);
+
 // The elements of Problem::dtype that forward saves for backward, and that each needs as scratch
 // memory.
 int64_t saved_size(const Problem& problem);

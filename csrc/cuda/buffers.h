@@ -272,6 +272,7 @@ struct BackwardBuffers {
   // Operands, [G, 3, T, B, H]: the state before each step, f_tilde and r h. Each is dead when x_hat
   // of r, z or h is written, which thus takes its memory, as an operand.
   void* operands;
+  void* zeros;            // an operand's row, for cotangents that are zero
   void *x_hat, *r_std;    // [G, 3, T, B, H] and [G, 3, T, B]; x_hat: operands where these are wide
   void* weight_operands;  // operands, [G, 3, T, B, H]: of W_r, W_z and W_h
   void* grad_gates;       // an operand: da of r, z and h, [G, 3, T, B, H]
@@ -307,6 +308,7 @@ struct BackwardBuffers {
     const bool gated = p.mix == Mix::gated, is_wide = s.operand == s.wide;
     if (p.keep != Keep::gates) prologue.take(arena, s);
     operands = s.take_operands(arena, all);
+    zeros = s.take_operands(arena, s.H);
     if (p.keep != Keep::gates) {
       prologue.f_tilde = element(operands, s.operand, s.rows * s.H);
       prologue.f_tilde_stride_group = step_gates * s.rows * s.H;

@@ -33,19 +33,6 @@ void require(bool condition, const char* message) {
   if (!condition) throw std::invalid_argument(message);
 }
 
-void check(const Problem& p) {
-  require(p.groups > 0 && p.steps > 0 && p.batch > 0 && p.hidden > 0,
-          "groups, steps, batch and hidden must be positive");
-  for (int64_t g = 0; g < p.groups; g++)
-    require(p.group[g].input_size > 0 && p.group[g].context_size > 0,
-            "input_size and context_size must be positive");
-  // Blocks and rows are counted by ints.
-  const double rows = double(p.groups) * p.steps * p.batch;
-  require(p.hidden < 1 << 24 && rows < INT_MAX && double(p.groups) * p.batch * p.hidden < INT_MAX,
-          "groups * steps * batch and groups * batch * hidden must be less than 2^31, and hidden "
-          "less than 2^24");
-}
-
 // Hands the copies to launches of a kernel, each of which also has at most most_weight_sets weight
 // sets: call(first, count) launches it with those.
 template <int most, class Call>
@@ -270,7 +257,7 @@ class BackwardPass : Pass {
                BackwardBuffers& buffers, void* stream)
       : Pass(p, plan, buffers.products, stream),
         b(buffers),
-        cotangents(cotangents),
+        cotangents(filled(cotangents, buffers.zeros)),
         states(saved.states),
         gradient(gradient),
         grad_hx(grad_hx),
@@ -298,8 +285,19 @@ class BackwardPass : Pass {
   }
 
  private:
+  // With a row of zeros in place of what is null.
+  static Cotangents filled(Cotangents c, const void* zeros) {
+    if (!c.grad_output)
+      c.grad_output = zeros,
+      c.grad_output_stride_group = c.grad_output_stride_step = c.grad_output_stride_sample = 0;
+    if (!c.grad_h_n) c.grad_h_n = zeros, c.grad_h_n_stride_group = c.grad_h_n_stride_sample = 0;
+    return c;
+  }
+
   void prepare_all() {
     std::vector<Copy>& copies = b.sources.copies;
+    if (cotangents.grad_output == b.zeros || cotangents.grad_h_n == b.zeros)
+      copies.push_back(whole(nullptr, s.operand, b.zeros, s.operand, H));
     const int64_t table = step_gates * all;
     const Dtype operand = s.operand;
     // The state before each step.
@@ -312,8 +310,9 @@ class BackwardPass : Pass {
       copies.push_back({b.prologue.f_tilde, at(b.operands, all), G, s.rows, H, all, H, table, H,
                         nullptr, operand, operand, 0});
     if (!persistent)
-      copies.push_back({cotangents.grad_h_n, b.grad_h, G, B, H, cotangents.grad_h_n_stride_group,
-                        cotangents.grad_h_n_stride_sample, state, H, nullptr, operand, s.wide, 0});
+      copies.push_back({cotangents.grad_h_n == b.zeros ? nullptr : cotangents.grad_h_n, b.grad_h, G,
+                        B, H, cotangents.grad_h_n_stride_group, cotangents.grad_h_n_stride_sample,
+                        state, H, nullptr, operand, s.wide, 0});
     prepare(b.prepared, copies, true);
   }
 
@@ -511,7 +510,7 @@ class BackwardPass : Pass {
   }
 
   BackwardBuffers& b;
-  const Cotangents& cotangents;
+  const Cotangents cotangents;
   void* const states;
   const GroupGradient* const gradient;
   void* const grad_hx;
@@ -520,6 +519,23 @@ class BackwardPass : Pass {
 };
 
 }  // namespace
+
+void check(const Problem& p) {
+  require(p.groups > 0 && p.steps > 0 && p.batch > 0 && p.hidden > 0,
+          "groups, steps, batch and hidden must be positive");
+  for (int64_t g = 0; g < p.groups; g++)
+    require(p.group[g].input_size > 0 && p.group[g].context_size > 0,
+            "input_size and context_size must be positive");
+  for (const Dtype stored : {p.weight_dtype, p.norm_dtype})
+    require(stored == p.dtype || (stored == Dtype::bfloat16 && p.dtype == Dtype::float32),
+            "weight_dtype and norm_dtype must be dtype, or bfloat16 where that is float32");
+  // Rows, and blocks of up to two kinds of rows, are counted by ints.
+  const double rows = double(p.groups) * p.steps * p.batch;
+  require(p.hidden < 1 << 24 && 2 * rows < INT_MAX &&
+              double(p.groups) * p.batch * p.hidden < INT_MAX,
+          "groups * steps * batch must be less than 2^30, groups * batch * hidden less than 2^31 "
+          "and hidden less than 2^24");
+}
 
 int64_t saved_size(const Problem& p) {
   check(p);

@@ -43,6 +43,10 @@ struct PassPlan : Variant {
   bool allow_tf32;  // the products of float32 operands may round these to TF32
 };
 
+// Throws std::invalid_argument for a problem that the engine does not take: dtype may be any, and
+// weight_dtype and norm_dtype are the same, or bfloat16 beside float32.
+void check(const Problem& problem);
+
 // The number of elements, of the dtype of states, that forward leaves for backward: the states, and
 // with Keep::gates the prologue's activations too.
 int64_t saved_size(const Problem& problem);

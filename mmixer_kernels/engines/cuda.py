@@ -5,8 +5,9 @@ cuBLASLt that torch has loaded, or by a kernel of the extension's own where ther
 stands between them is fused. Recurrent weights stay on the chip for the sequence, on one of two
 paths: "cluster" (thread block clusters, compute capability 9.0 and newer) or "cooperative"
 (exchange through L2, 8.0 and newer). Sizes and dtypes that neither takes go step by step, each step
-two products and two kernels: path "step". A step by itself without gradients is one launch: path "cell". The logger
-`mmixer_kernels.engines.cuda` tells, at level DEBUG, which path a call took and why not another. The
+two products and two kernels: path "step". A step by itself without gradients is one launch: path
+"cell". The logger `mmixer_kernels.engines.cuda` tells, at level DEBUG, which path a call took and
+why not another. The
 environment variable MMIXER_CUDA_PATHS, read at import, names the paths that may be taken, separated
 by commas. On "cluster" and "cooperative" a team of blocks advances 4 samples where all teams of the
 call run at once, else 8; MMIXER_CUDA_SAMPLES, read at import, names those that may be taken.
@@ -23,18 +24,18 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .. import arguments
-from ..problem import Cotangents, Gradients, Keep, Need, Problem, Step, Weights
+from ..problem import Cotangents, Gradients, Keep, Need, Problem, Step
+from . import native
 from .protocol import EngineState
 
 NAME = "cuda"
+CHECKS = True
 DEVICES: tuple[str, ...] = ("cuda",)
 _native: Any = None
 _import_error: ImportError | None = None
@@ -134,12 +135,16 @@ _STEP_SAMPLES = 64  # a step of more is not a stream's, and the general way is a
 
 def step(step: Step) -> Tensor:
     """One step without gradients: the next state `[B, H]`, in one launch up to 64 samples."""
-    input, context, weights, hx, mix, eps = step
+    try:
+        return _step(step)
+    except (TypeError, ValueError):
+        return _step(native.stored_step(step, step.input.dtype))
+
+
+def _step(step: Step) -> Tensor:
+    input, context, weights = step[:3]
     B, H = input.shape[0], weights.hidden_size
-    sizes = B, input.shape[1], context.shape[1], H
-    dtype, weight_dtype = input.dtype, weights.weight_f.dtype
-    matrices = [matrix.to(weight_dtype).contiguous() for matrix in weights.matrices()]
-    norms = [norm.contiguous() for norm in weights.norms()]
+    dtype = input.dtype
     with _device_of(input):
         device = torch.cuda.current_device() if input.is_cuda else -1
         if "cell" not in PATHS:
@@ -147,7 +152,8 @@ def step(step: Step) -> Tensor:
         elif B > _STEP_SAMPLES:
             plan = 0, 0, 0, f"{B} samples, but {_STEP_SAMPLES} at most"
         else:
-            plan = _cell_plan(device, sizes, dtype, weight_dtype)
+            sizes = B, input.shape[1], context.shape[1], H
+            plan = _cell_plan(device, sizes, dtype, weights.weight_f.dtype)
         team_samples, blocks, size, refusal = plan
         _logger.debug(
             "step of B=%d H=%d %s: %s",
@@ -155,34 +161,10 @@ def step(step: Step) -> Tensor:
         )
         if team_samples == 0:
             return forward(step.problem(), "nothing")[1].squeeze(0)
-        stream = torch.cuda.current_stream().cuda_stream if input.is_cuda else 0
-        input, context = _rows(input), _rows(context)
-        hx = None if hx is None else _rows(hx)
+        stream = _stream(input)
         next_state = input.new_empty(B, H)
         _native.cell(
-            batch=B,
-            hidden=H,
-            dtype=dtype,
-            weight_dtype=weight_dtype,
-            norm_dtype=norms[0].dtype if norms else dtype,
-            mix=mix,
-            eps=eps,
-            input=input,
-            input_stride_sample=input.stride(0),
-            input_size=sizes[1],
-            context=context,
-            context_stride_sample=context.stride(0),
-            context_size=sizes[2],
-            hx=hx,
-            hx_stride_sample=0 if hx is None else hx.stride(0),
-            weight_f=matrices[0],
-            weight_g=matrices[1],
-            weight_s=matrices[2],
-            weight_r=matrices[3],
-            weight_z=matrices[4],
-            weight_h=matrices[5],
-            norm_weight=norms[0] if norms else None,
-            norm_bias=norms[1] if norms else None,
+            step=step,
             team_samples=team_samples,
             blocks=blocks,
             next_state=next_state,
@@ -304,7 +286,7 @@ class _Call(NamedTuple):
 
 
 class _Way(NamedTuple):
-    native: Any  # the extension's PassPlan
+    pass_plan: Any  # the extension's
     plan: _Plan
     refused: str  # in words, the reasons why it is no path before that
 
@@ -339,12 +321,12 @@ def _way(call: _Call) -> _Way:
     if chosen is None:
         allowed = "" if call.paths == _DEFAULT_PATHS else f" of {', '.join(call.paths)}"
         raise RuntimeError(f"no path{allowed} takes this call: {'; '.join(refused)}")
-    native = _native.PassPlan(
+    plan = _native.PassPlan(
         **chosen.variant(),
         teams=chosen.teams_at_once,
         allow_tf32=call.precision != "highest",
     )
-    return _Way(native, chosen, "; ".join(refused))
+    return _Way(plan, chosen, "; ".join(refused))
 
 
 def _plan(problem: Problem, backward: bool) -> Any:
@@ -368,7 +350,7 @@ def _plan(problem: Problem, backward: bool) -> Any:
             *(groups, steps, batch, hidden, input.dtype, plan.path, how),
             f" ({way.refused})" if way.refused else "",
         )
-    return way.native
+    return way.pass_plan
 
 
 def _device_of(tensor: Tensor) -> AbstractContextManager[Any]:
@@ -409,153 +391,19 @@ def saved_size(problem: Problem, keep: Keep) -> int:
     return of_steps + 2 * padded(batch, wide) + padded(batch, narrow)
 
 
-def forward(problem: Problem, keep: Keep) -> tuple[Tensor, Tensor, Tensor]:
+def forward(problem: Problem, keep: Keep) -> tuple[Tensor, Tensor, Tensor | None]:
     """Output `[G, T, B, H]`, h_n `[G, B, H]`, and what is left for `backward`."""
-    with _device_of(problem.inputs[0]):
-        native, problem = _read(problem, keep)
-        plan = _plan(problem, backward=False)
-        groups, steps, batch, hidden = problem.sizes
-        input = problem.inputs[0]
-        output = input.new_empty(groups, steps, batch, hidden)
-        h_n = input.new_empty(groups, batch, hidden)
-        size = 0 if keep == "nothing" else _native.saved_size(problem=native)
-        saved = input.new_empty(size, dtype=problem.compute_dtype)
-        bytes = _native.forward_workspace_size(problem=native, plan=plan)
-        _native.forward(
-            problem=native,
-            plan=plan,
-            output=output,
-            h_n=h_n,
-            saved=saved,
-            workspace=input.new_empty(bytes, dtype=torch.uint8),
-            stream=_stream(input),
-        )
-    return output, h_n, saved
+    input = problem.inputs[0]
+    with _device_of(input):
+        plan = functools.partial(_plan, backward=False)
+        return native.forward(_native, problem, keep, plan, stream=_stream(input))
 
 
 def backward(
     problem: Problem, saved: Tensor, keep: Keep, cotangents: Cotangents, need: Need
 ) -> Gradients:
     """The gradients, from what `forward` left."""
-    with _device_of(problem.inputs[0]):
-        given = problem
-        native, problem = _read(problem, keep)
-        plan = _plan(problem, backward=True)
-        grad_output, grad_h_n = _rows(cotangents.output), _rows(cotangents.h_n)
-
-        def fresh(tensor: Tensor) -> Tensor:
-            return tensor.new_empty(tensor.shape)
-
-        grads = Gradients(
-            [fresh(input) for input in problem.inputs] if need.input else [],
-            [fresh(context) for context in problem.contexts],
-            [weights.map(fresh) for weights in problem.weights] if need.weights else [],
-            fresh(grad_h_n),
-        )
-        unwanted = dict.fromkeys(Weights._fields)
-        gradients = [
-            _native.GroupGradient(
-                input=grads.inputs[g] if need.input else None,
-                context=grads.contexts[g],
-                **(grads.weights[g]._asdict() if need.weights else unwanted),
-            )
-            for g in range(len(problem.inputs))
-        ]
-        bytes = _native.backward_workspace_size(
-            problem=native, plan=plan, need_weights=need.weights
-        )
-        stride_group, stride_step, stride_sample, _ = grad_output.stride()
-        _native.backward(
-            problem=native,
-            plan=plan,
-            grad_output=grad_output,
-            grad_output_stride_group=stride_group,
-            grad_output_stride_step=stride_step,
-            grad_output_stride_sample=stride_sample,
-            grad_h_n=grad_h_n,
-            grad_h_n_stride_group=grad_h_n.stride(0),
-            grad_h_n_stride_sample=grad_h_n.stride(1),
-            saved=saved,
-            gradients=gradients,
-            grad_hx=grads.hx,
-            workspace=saved.new_empty(bytes, dtype=torch.uint8),
-            stream=_stream(saved),
-        )
-    weights = [x.to_dtypes_of(y) for x, y in zip(grads.weights, given.weights, strict=False)]
-    return grads._replace(weights=weights)
-
-
-def _read(problem: Problem, keep: Keep) -> tuple[Any, Problem]:
-    """The call as the extension takes it, and the problem whose tensors it points to."""
-    inputs, contexts, weights, hx, lengths, mix, eps = problem
-    _, steps, batch, hidden = problem.sizes
-    if lengths is not None:
-        arguments.check_lengths(lengths, steps, batch, inputs[0])
-        lengths = lengths.to(torch.int64).contiguous()
-    problem = Problem(
-        [_rows(input) for input in inputs],
-        [_rows(context) for context in contexts],
-        _stored(weights, problem.compute_dtype),
-        None if hx is None else _rows(hx),
-        lengths,
-        mix,
-        eps,
-    )
-    inputs, contexts, weights, hx, lengths, mix, eps = problem
-    groups = [
-        _native.Group(
-            input=input,
-            input_stride_step=input.stride(0),
-            input_stride_sample=input.stride(1),
-            input_size=input.shape[2],
-            context=context,
-            context_stride_sample=context.stride(0),
-            context_size=context.shape[1],
-            **group._asdict(),
-        )
-        for input, context, group in zip(inputs, contexts, weights, strict=True)
-    ]
-    norm = weights[0].norm_weight
-    native = _native.Problem(
-        groups=groups,
-        steps=steps,
-        batch=batch,
-        hidden=hidden,
-        mix=mix,
-        keep=keep,
-        eps=eps,
-        threads=1,
-        dtype=problem.dtype,
-        weight_dtype=weights[0].weight_f.dtype,
-        norm_dtype=problem.compute_dtype if norm is None else norm.dtype,
-        hx=hx,
-        hx_stride_group=0 if hx is None else hx.stride(0),
-        hx_stride_sample=0 if hx is None else hx.stride(1),
-        lengths=lengths,
-    )
-    return native, problem
-
-
-def _rows(tensor: Tensor) -> Tensor:
-    """The tensor with contiguous rows; a copy only where it has not."""
-    if tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
-        return tensor.contiguous()
-    return tensor
-
-
-def _stored(weights: Sequence[Weights], dtype: torch.dtype) -> list[Weights]:
-    """The sets, contiguous, the matrices in one dtype and the norms in one: their own where they
-    agree, else `dtype`."""
-    matrices = {x.dtype for group in weights for x in group.matrices()}
-    norms = {x.dtype for group in weights for x in group.norms()}
-
-    def convert(group: Weights) -> Weights:
-        tensors = [
-            x.to(dtype if len(matrices) > 1 else x.dtype).contiguous() for x in group.matrices()
-        ]
-        return Weights(
-            *tensors,
-            *(x.to(dtype if len(norms) > 1 else x.dtype).contiguous() for x in group.norms()),
-        )
-
-    return [convert(group) for group in weights]
+    with _device_of(saved):
+        plan = functools.partial(_plan, backward=True)
+        options: dict[str, Any] = {"plan": plan, "in_their_dtypes": True, "stream": _stream(saved)}
+        return native.backward(_native, problem, saved, keep, cotangents, need, **options)

@@ -26,6 +26,9 @@ class Engine(Protocol):
     """
 
     NAME: str
+    CHECKS: bool
+    """Whether `forward`, `backward` and `step` compare shapes, dtypes and options themselves, and
+    raise ValueError or TypeError before anything is computed. Others get checked calls alone."""
     DEVICES: tuple[str, ...]
     """The types of device whose tensors the engine takes; empty for any."""
 
@@ -36,9 +39,9 @@ class Engine(Protocol):
         """Number of elements, of the compute dtype, that `forward` leaves for `backward`. Under
         torch.compile the sizes of the problem are symbols."""
 
-    def forward(self, problem: Problem, keep: Keep) -> tuple[Tensor, Tensor, Tensor]:
-        """Output `[G, T, B, H]` and h_n `[G, B, H]` in the inputs' dtype, and what is left for
-        `backward`: `saved_size` elements."""
+    def forward(self, problem: Problem, keep: Keep) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Output `[G, T, B, H]` and h_n `[G, B, H]` in the inputs' dtype, in memory of their own,
+        and what is left for `backward`: `saved_size` elements; None may stand for none."""
 
     def backward(
         self, problem: Problem, saved: Tensor, keep: Keep, cotangents: Cotangents, need: Need

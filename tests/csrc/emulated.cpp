@@ -3,14 +3,12 @@
 
 #include "../../csrc/emulator/emulator.h"
 #include "../../python/cuda.h"
-#include "../../python/problem.h"
 
 namespace py = pybind11;
 using mmixer::cuda::Options;
 using mmixer::cuda::options;
 
 PYBIND11_MODULE(_emulated, m) {
-  fields::bind_problem(m);
   bind_cuda(m);
   m.def(
       "configure",

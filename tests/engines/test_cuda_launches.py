@@ -55,7 +55,6 @@ def test_operators_of_torch_are_launches(counting: ModuleType) -> None:
     assert emulation.launches(counting, call) == {"aten::copy_": 1, "aten::mm": 1}
 
 
-@pytest.mark.xfail(strict=True, reason="the pass in C++ has not landed")
 @pytest.mark.parametrize("path", ["cluster", "cooperative"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize(("groups", "forward", "both"), [(1, 9, 30), (3, 12, 40)])
