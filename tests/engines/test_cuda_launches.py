@@ -136,7 +136,9 @@ class _TwoGPUs:
             self.current = before
 
     def current_stream(self, device: torch.device | int | None = None) -> SimpleNamespace:
-        return SimpleNamespace(cuda_stream=STREAMS[self.current if device is None else _index(device)])
+        return SimpleNamespace(
+            cuda_stream=STREAMS[self.current if device is None else _index(device)]
+        )
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self.native, name)
