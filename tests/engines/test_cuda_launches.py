@@ -107,7 +107,7 @@ class _OnSecondGPU(Tensor):
 
 
 class _MemoryIsHere(TorchFunctionMode):
-    """What is made on the second GPU is made here."""
+    """Memory of the second GPU is this machine's."""
 
     def __torch_function__(
         self, function: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
