@@ -161,6 +161,7 @@ def _index(device: torch.device | int) -> int:
 
 @pytest.fixture
 def two_gpus(counting: ModuleType, monkeypatch: pytest.MonkeyPatch) -> _TwoGPUs:
+    counting.clear_launches()
     machine = _TwoGPUs(counting)
     monkeypatch.setattr(cuda, "_native", machine)
     monkeypatch.setattr(torch.cuda, "device", machine.device)
