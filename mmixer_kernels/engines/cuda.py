@@ -33,7 +33,6 @@ from .gpu import Call, Gates, MixGradient, MixOperands, Prologue, RecurrenceGrad
 from .protocol import EngineState
 
 NAME = "cuda"
-CHECKS = False
 DEVICES: tuple[str, ...] = ("cuda",)
 saved_size = gpu.saved_size
 _native: Any = None
