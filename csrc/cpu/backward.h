@@ -106,7 +106,7 @@ struct Backward {
             H, H, panels(g), [&](int64_t row) { return f.x_hat[gate](g, row); });
     };
     f.norms.fill(member, p);
-    pack_weights(member, p, f);
+    pack_mix(member, p, f);
     member.barrier();
     forward_mix(member, p, schedule, f);
     each_row([&](int64_t, int64_t, const T* h, const T* f_tilde, T* u) {
@@ -134,29 +134,26 @@ struct Backward {
     });
   }
 
-  // Makes the packed weights, states and mixed features that the phases read; ends with a barrier.
+  // Packs `columns` columns of a gate's weights, from the first of them on.
+  void pack(const Member& member, int64_t g, Gate gate, int64_t first, int64_t stride,
+            int64_t columns, const Panels<T>& panels) const {
+    with_stored<T>(p.weight_dtype, p.group[g].weight[gate], [&](const auto* w) {
+      const auto row = [&](int64_t k) {
+        return [=, x = w + first + k * stride](int64_t n) { return load(x + n, columns - n); };
+      };
+      pack_rows<T>(member, row, p.hidden, columns, panels(g));
+    });
+  }
+
+  // Makes the recurrence's packed weights, and the states and mixed features that the phases read;
+  // ends with a barrier.
   void prepare(Member& member) const {
     const int64_t H = p.hidden;
     b.norms.fill(member, p);
     for (int64_t g = 0; g < p.groups; g++) {
-      const Group& group = p.group[g];
-      const auto packed = [&](const void* weight, int64_t first, int64_t stride, int64_t columns,
-                              const Panels<T>& panels) {
-        with_stored<T>(p.weight_dtype, weight, [&](const auto* w) {
-          const auto row = [&](int64_t k) {
-            return [=, x = w + first + k * stride](int64_t n) { return load(x + n, columns - n); };
-          };
-          pack_rows<T>(member, row, H, columns, panels(g));
-        });
-      };
-      if (gradient[g].input)
-        packed(group.weight[gate_f], 0, group.input_size, group.input_size, b.weight_f);
-      packed(group.weight[gate_g], 0, group.context_size, group.context_size, b.weight_g);
-      packed(group.weight[gate_s], 0, 2 * H, H, b.weight_sf);
-      packed(group.weight[gate_s], H, 2 * H, H, b.weight_sg);
-      packed(group.weight[gate_r], 0, H, H, b.weight_r);
-      packed(group.weight[gate_z], 0, H, H, b.weight_z);
-      packed(group.weight[gate_h], 0, H, H, b.weight_h);
+      pack(member, g, gate_r, 0, H, H, b.weight_r);
+      pack(member, g, gate_z, 0, H, H, b.weight_z);
+      pack(member, g, gate_h, 0, H, H, b.weight_h);
     }
     for (int64_t i = member.begin(p.groups * p.batch); i < member.end(p.groups * p.batch); i++) {
       const int64_t g = i / p.batch, rank = i % p.batch;
@@ -274,6 +271,13 @@ struct Backward {
     const int64_t H = p.hidden;
     const int64_t states = p.groups * p.batch, rows = schedule.rows();
 
+    for (int64_t g = 0; g < p.groups; g++) {
+      const int64_t D = p.group[g].input_size, C = p.group[g].context_size;
+      if (gradient[g].input) pack(member, g, gate_f, 0, D, D, b.weight_f);
+      pack(member, g, gate_g, 0, C, C, b.weight_g);
+      pack(member, g, gate_s, 0, 2 * H, H, b.weight_sf);
+      pack(member, g, gate_s, H, 2 * H, H, b.weight_sg);
+    }
     for (int64_t i = member.begin(states); i < member.end(states); i++) {
       const int64_t g = i / p.batch, rank = i % p.batch;
       const Norm<T> norm_f = b.norms(g, gate_f), norm_s = b.norms(g, gate_s);

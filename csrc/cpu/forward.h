@@ -77,22 +77,24 @@ void project(const Member& member, const Problem& p, RowsA a, int64_t M, const v
                  [&](const auto* w) { dot<T>(member, a, M, w, stride, p.hidden, K, c); });
 }
 
+// Packs a gate's weights for `project`, where the call has panels.
 template <class T>
-void pack_weights(const Member& member, const Problem& p, const ForwardBuffers<T>& b) {
+void pack(const Member& member, const Problem& p, Gate gate, const Panels<T>& panels) {
   for (int64_t g = 0; g < p.groups; g++) {
-    const Group& group = p.group[g];
-    const auto packed = [&](const void* weight, int64_t stride, int64_t K, T* panels) {
-      with_stored<T>(p.weight_dtype, weight, [&](const auto* w) {
-        pack_transposed<T>(member, w, stride, K, p.hidden, panels);
-      });
-    };
-    if (!b.weight_r(g)) return;
-    packed(group.weight[gate_f], group.input_size, group.input_size, b.weight_f(g));
-    packed(group.weight[gate_s], 2 * p.hidden, p.hidden, b.weight_s(g));
-    packed(group.weight[gate_r], p.hidden, p.hidden, b.weight_r(g));
-    packed(group.weight[gate_z], p.hidden, p.hidden, b.weight_z(g));
-    packed(group.weight[gate_h], p.hidden, p.hidden, b.weight_h(g));
+    if (!panels(g)) return;
+    const int64_t K = gate == gate_f ? p.group[g].input_size : p.hidden;
+    const int64_t stride = gate == gate_s ? 2 * p.hidden : K;
+    with_stored<T>(p.weight_dtype, p.group[g].weight[gate], [&](const auto* w) {
+      pack_transposed<T>(member, w, stride, K, p.hidden, panels(g));
+    });
   }
+}
+
+// Packs what `forward_mix` begins with; it packs the recurrence's weights in their place.
+template <class T>
+void pack_mix(const Member& member, const Problem& p, const ForwardBuffers<T>& b) {
+  pack(member, p, gate_f, b.weight_f);
+  pack(member, p, gate_s, b.weight_s);
 }
 
 template <class T>
@@ -164,7 +166,8 @@ void forward_recurrence(Member& member, const Problem& p, const Schedule& schedu
   }
 }
 
-// Computes f_bar, g_bar, s and f_tilde of every row (Eq. 7-10); ends with a barrier.
+// Computes f_bar, g_bar, s and f_tilde of every row (Eq. 7-10), and packs the recurrence's weights;
+// ends with a barrier.
 template <class T>
 void forward_mix(Member& member, const Problem& p, const Schedule& schedule,
                  const ForwardBuffers<T>& b) {
@@ -215,6 +218,9 @@ void forward_mix(Member& member, const Problem& p, const Schedule& schedule,
     });
   }
   member.barrier();
+  pack(member, p, gate_r, b.weight_r);
+  pack(member, p, gate_z, b.weight_z);
+  pack(member, p, gate_h, b.weight_h);
   for (int64_t i = member.begin(p.groups * rows); i < member.end(p.groups * rows); i++) {
     const int64_t g = i / rows, row = i % rows, rank = schedule.rank_of_row(row);
     T *x = b.x_hat[gate_s](g, row), *f = b.f_tilde(g, row);
@@ -245,7 +251,7 @@ void forward_begin(Member& member, const Problem& p, const Schedule& schedule,
                    const ForwardBuffers<T>& b) {
   const int64_t H = p.hidden, states = p.groups * p.batch;
   b.norms.fill(member, p);
-  pack_weights(member, p, b);
+  pack_mix(member, p, b);
   for (int64_t i = member.begin(states); i < member.end(states); i++) {
     const int64_t g = i / p.batch, rank = i % p.batch;
     T* h = b.h(g, rank);
