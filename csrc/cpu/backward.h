@@ -218,8 +218,8 @@ struct Backward {
     };
 
     for (int64_t t = p.steps - 1; t >= 0; t--) {
-      each_active(member, slices, count, schedule, t, [&](const Slice& slice, int64_t rank) {
-        const int64_t g = slice.group, row = schedule.first_row[t] + rank;
+      each_active(member, slices, count, schedule, t, [&](int64_t g, int64_t rank) {
+        const int64_t row = schedule.first_row[t] + rank;
         const int64_t sample = schedule.sample[rank];
         const bool is_last = rank >= schedule.active(t + 1);
         if (!is_last) finish_step(t + 1, g, rank);
@@ -245,8 +245,8 @@ struct Backward {
       member.barrier();
       product(b.da_h, b.weight_h, b.dv, t, false);
       member.barrier();
-      each_active(member, slices, count, schedule, t, [&](const Slice& slice, int64_t rank) {
-        const int64_t g = slice.group, row = schedule.first_row[t] + rank;
+      each_active(member, slices, count, schedule, t, [&](int64_t g, int64_t rank) {
+        const int64_t row = schedule.first_row[t] + rank;
         const T *dv = b.dv(g, rank), *h = h_before(g, t, rank), *r = b.r(g, rank);
         T* dy_r = b.da_r(g, row);
         for (int64_t j = 0; j < H; j += lanes<T>)
@@ -258,11 +258,10 @@ struct Backward {
       product(b.da_z, b.weight_z, b.du, t, true);
       member.barrier();
     }
-    each_active(member, slices, count, schedule, 0, [&](const Slice& slice, int64_t rank) {
-      finish_step(0, slice.group, rank);
-      T* d_hx = grad_hx + (slice.group * p.batch + schedule.sample[rank]) * H;
-      for (int64_t j = 0; j < H; j += lanes<T>)
-        store(d_hx + j, load(b.dh(slice.group, rank) + j), H - j);
+    each_active(member, slices, count, schedule, 0, [&](int64_t g, int64_t rank) {
+      finish_step(0, g, rank);
+      T* d_hx = grad_hx + (g * p.batch + schedule.sample[rank]) * H;
+      for (int64_t j = 0; j < H; j += lanes<T>) store(d_hx + j, load(b.dh(g, rank) + j), H - j);
     });
   }
 
