@@ -182,12 +182,18 @@ struct Backward {
       const int64_t g = i / rows, row = i % rows;
       const Norm<T> norm_f = b.norms(g, gate_f), norm_s = b.norms(g, gate_s);
       const T* g_bar = b.g_bar(g, schedule.rank_of_row(row));
+      const T *x_f = x_hat(gate_f, g, row), *x_s = x_hat(gate_s, g, row);
+      T *f_bar = b.f_bar(g, row), *f_tilde = b.f_tilde(g, row), *s = b.da_s(g, row);
       for (int64_t j = 0; j < H; j += lanes<T>) {
-        const Vector<T> y = norm_s(x_hat(gate_s, g, row), j);
-        store(b.f_tilde(g, row) + j,
-              p.mix == Mix::concat ? y
-                                   : interpolate(sigmoid(y), tanh(norm_f(x_hat(gate_f, g, row), j)),
-                                                 load(g_bar + j)));
+        const Vector<T> y = norm_s(x_s, j), f = tanh(norm_f(x_f, j));
+        store(f_bar + j, f);
+        if (p.mix == Mix::concat) {
+          store(f_tilde + j, y);
+        } else {
+          const Vector<T> gate = sigmoid(y);
+          store(s + j, gate);
+          store(f_tilde + j, interpolate(gate, f, load(g_bar + j)));
+        }
       }
     }
     member.barrier();
@@ -279,12 +285,11 @@ struct Backward {
     }
     for (int64_t i = member.begin(states); i < member.end(states); i++) {
       const int64_t g = i / p.batch, rank = i % p.batch;
-      const Norm<T> norm_f = b.norms(g, gate_f), norm_s = b.norms(g, gate_s);
       T *dg = b.dg(g, rank), *sum = b.da_s_sum(g, rank);
       const T* g_bar = b.g_bar(g, rank);
       for (int64_t t = 0; t < schedule.length[rank]; t++) {
         const int64_t row = schedule.first_row[t] + rank;
-        const T *x_f = x_hat(gate_f, g, row), *x_s = x_hat(gate_s, g, row);
+        const T* f_bar = b.f_bar(g, row);
         T *df = b.df(g, row), *dy_s = b.da_s(g, row);
         for (int64_t j = 0; j < H; j += lanes<T>) {
           const Vector<T> d = load(df + j);
@@ -292,8 +297,8 @@ struct Backward {
             store(dy_s + j, d);
             store(df + j, Vector<T>{});
           } else {
-            const Vector<T> s = sigmoid(norm_s(x_s, j)), f_bar = tanh(norm_f(x_f, j));
-            store(dy_s + j, sigmoid_backward<Vector<T>>(d * (f_bar - load(g_bar + j)), s));
+            const Vector<T> s = load(dy_s + j), f_minus_g = load(f_bar + j) - load(g_bar + j);
+            store(dy_s + j, sigmoid_backward<Vector<T>>(d * f_minus_g, s));
             store(df + j, d * s);
             store(dg + j, load(dg + j) + (d - d * s));
           }
@@ -314,17 +319,16 @@ struct Backward {
     member.barrier();
     for (int64_t i = member.begin(states); i < member.end(states); i++) {
       const int64_t g = i / p.batch, rank = i % p.batch;
-      const auto project = [&](Gate gate, T* d, int64_t row) {
-        const Norm<T> norm = b.norms(g, gate);
+      const auto project = [&](Gate gate, const T* bar, T* d, int64_t row) {
         for (int64_t j = 0; j < H; j += lanes<T>)
-          store(d + j, tanh_backward<Vector<T>>(load(d + j), tanh(norm(x_hat(gate, g, row), j))));
+          store(d + j, tanh_backward<Vector<T>>(load(d + j), load(bar + j)));
         through_norm(gate, d, g, row, rank);
       };
       for (int64_t t = 0; t < schedule.length[rank]; t++) {
         const int64_t row = schedule.first_row[t] + rank;
-        project(gate_f, b.df(g, row), row);
+        project(gate_f, b.f_bar(g, row), b.df(g, row), row);
       }
-      project(gate_g, b.dg(g, rank), rank);
+      project(gate_g, b.g_bar(g, rank), b.dg(g, rank), rank);
     }
     member.barrier();
     for (int64_t g = 0; g < p.groups; g++) {
@@ -370,9 +374,7 @@ struct Backward {
         };
       };
       const auto f_bar = [&](int64_t row) {
-        return [x_hat = x_hat(gate_f, g, row), norm = b.norms(g, gate_f)](int64_t j) {
-          return tanh(norm(x_hat, j));
-        };
+        return [f = b.f_bar(g, row)](int64_t j) { return load(f + j); };
       };
       const auto input = [&](int64_t row) {
         const int64_t sample = schedule.sample[schedule.rank_of_row(row)];

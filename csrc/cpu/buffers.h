@@ -221,8 +221,9 @@ struct BackwardBuffers {
   Arena<T> arena;
   Norms<T> norms;
   Panels<T> weight_f, weight_g, weight_sf, weight_sg, weight_r, weight_z, weight_h;
-  Table<T> f_tilde;                     // per row
-  Table<T> da_r, da_z, da_h, da_s;      // per row
+  Table<T> f_bar, f_tilde;              // per row
+  Table<T> da_r, da_z, da_h;            // per row
+  Table<T> da_s;                        // per row: s, then da_s
   Table<T> df;                          // per row: df_tilde, df_bar, then da_f
   Table<T> dg, da_s_sum;                // per rank: dg_bar, then da_g; sum over t of da_s
   Table<T> g_bar, h_0, dh, r, dv, du;   // per rank
@@ -251,7 +252,7 @@ struct BackwardBuffers {
       right = phase.take(panels_size<T>(rows, std::max({p.hidden, input, context})));
     };
     arena.share(recurrence, mix, weights);
-    for (Table<T>* table : {&f_tilde, &da_r, &da_z, &da_h, &da_s, &df})
+    for (Table<T>* table : {&f_bar, &f_tilde, &da_r, &da_z, &da_h, &da_s, &df})
       *table = Table<T>(arena, p.groups, all, p.hidden);
     for (Table<T>* table : {&dg, &da_s_sum, &g_bar, &h_0, &dh, &r, &dv, &du})
       *table = Table<T>(arena, p.groups, p.batch, p.hidden);
