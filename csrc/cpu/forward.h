@@ -70,13 +70,20 @@ void each_active(const Member& member, const Slice* slices, int64_t count, const
 }
 
 // Runs recurrence(member, slices, count) over all groups and samples: blocks of samples of their
-// own for the members where that keeps all of them busy, otherwise everything for the team.
+// own for the members where that keeps all of them busy, otherwise everything for the team. The
+// smaller blocks read the weights twice as often, which is cheap where L2 holds them.
 template <class Recurrence>
 void share_samples(Member& member, const Problem& p, Recurrence recurrence) {
-  constexpr int64_t block = 8;
-  const int64_t blocks_of_group = (p.batch + block - 1) / block;
-  const int64_t blocks = p.groups * blocks_of_group, size = member.size();
-  if (size > 1 && (blocks >= 4 * size || blocks % size == 0)) {
+  const int64_t element = p.dtype == Dtype::float64 ? 8 : 4, size = member.size();
+  const bool in_L2 = 3 * p.hidden * p.hidden * element <= 256 * 1024;
+  int64_t block, blocks_of_group, blocks;
+  const auto shared_in = [&](int64_t samples) {
+    block = samples;
+    blocks_of_group = (p.batch + block - 1) / block;
+    blocks = p.groups * blocks_of_group;
+    return blocks >= 4 * size || blocks % size == 0;
+  };
+  if (size > 1 && (shared_in(8) || (in_L2 && shared_in(4)))) {
     Member alone(0, 1, nullptr);
     for (int64_t i = member.begin(blocks); i < member.end(blocks); i++) {
       const int64_t first = i % blocks_of_group * block;
