@@ -82,6 +82,7 @@ struct Saved {
   // Writes zeros where no row was written and in the padding, so that equal calls leave equal bits.
   void clear_rest(const Member& member, int64_t groups, int64_t rows, int64_t hidden) const {
     const auto clear = [&](const Table<T>& table, int64_t used, int64_t size) {
+      if (used == table.rows && size == table.width) return;
       for (int64_t i = member.begin(groups * table.rows); i < member.end(groups * table.rows);
            i++) {
         T* row = table(i / table.rows, i % table.rows);
