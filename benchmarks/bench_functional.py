@@ -6,8 +6,7 @@ import problems
 import pytest
 import torch
 from conftest import Compare
-from problems import PASSES, Forward, ForwardBackward, Group, Size
-from timing import Contender
+from problems import PASSES, Group, Size, contender
 from torch import Tensor
 
 from mmixer_kernels import functional
@@ -29,19 +28,13 @@ def test_mcu_group(compare: Compare, passes: str, threads: int) -> None:
         Group([input], [context], [weights])
         for input, context, weights in zip(group.inputs, group.contexts, group.weights, strict=True)
     ]
+    every, first = (list(part.operands().values()) for part in (group, single[0]))
     contenders = [
-        _contender(f"one call of N = {MODALITIES}", lambda *_: call(group), group, passes),
-        _contender(
-            f"{MODALITIES} calls of N = 1", lambda *_: [call(x) for x in single], group, passes
+        contender(f"one call of N = {MODALITIES}", lambda *_: call(group), every, passes),
+        contender(
+            f"{MODALITIES} calls of N = 1", lambda *_: [call(x) for x in single], every, passes
         ),
-        _contender("one call of N = 1", lambda *_: call(single[0]), single[0], passes),
+        contender("one call of N = 1", lambda *_: call(single[0]), first, passes),
     ]
     table = f"functional.mcu_group, N = {MODALITIES}, {passes}"
     compare(table, str(SIZE), contenders, threads=threads, error=error)
-
-
-def _contender(name: str, function, group: Group, passes: str) -> Contender:  # type: ignore[no-untyped-def]
-    operands = list(group.operands().values())
-    if passes == "forward":
-        return Contender(name, Forward(function, operands))
-    return Contender(name, ForwardBackward(function, operands, []))

@@ -7,7 +7,7 @@ import problems
 import pytest
 import torch
 from conftest import Compare
-from problems import PASSES, Forward, ForwardBackward, Size, Subject
+from problems import PASSES, Size, Subject, contender
 from timing import Contender
 from torch import Tensor, nn
 
@@ -24,12 +24,6 @@ Function = torch.func.functional_call
 def _unit(size: Size) -> FusedMCU:
     torch.manual_seed(0)
     return FusedMCU(*[size.hidden] * 3, engine="cpu")
-
-
-def _contender(name: str, function, operands: list[Tensor], passes: str) -> Contender:  # type: ignore[no-untyped-def]
-    if passes == "forward":
-        return Contender(name, Forward(function, operands))
-    return Contender(name, ForwardBackward(function, operands, []))
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -55,9 +49,9 @@ def test_vmap_over_samples(compare: Compare, size: Size, passes: str, threads: i
     error = problems.check(Subject(lambda *x: (vmap(*x),), truth, operands))
     every = [inputs, contexts, *weights]
     contenders = [
-        _contender(f"torch.vmap over {CALLS} calls", vmap, every, passes),
-        _contender("one call of all samples", batch, every, passes),
-        _contender(
+        contender(f"torch.vmap over {CALLS} calls", vmap, every, passes),
+        contender("one call of all samples", batch, every, passes),
+        contender(
             f"{CALLS} calls",
             lambda *x: [unit(x[0][i], x[1][i])[0] for i in range(CALLS)],
             every,
@@ -96,8 +90,8 @@ def test_vmap_over_weights(compare: Compare, size: Size, passes: str, threads: i
     error = problems.check(Subject(lambda *x: (vmap(*x),), truth, operands))
     every = list(operands.values())
     contenders = [
-        _contender(f"torch.vmap over {CALLS} weight sets", vmap, every, passes),
-        _contender("functional.mcu_group", group, every, passes),
+        contender(f"torch.vmap over {CALLS} weight sets", vmap, every, passes),
+        contender("functional.mcu_group", group, every, passes),
     ]
     compare(
         f"torch.vmap over weights, {passes}", str(size), contenders, threads=threads, error=error

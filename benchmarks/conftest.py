@@ -169,6 +169,46 @@ def compare_on_gpu(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) 
 
 
 @pytest.fixture
+def compare_on_host(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Compare:
+    """`compare` by the time of this process's processors, of one thread: `compare_on_host(table,
+    case, contenders, error=, kernels=)`.
+
+    kernels() is called after everything that is timed, and names what contenders would start on a
+    GPU, and how often. pytest-benchmark's own rounds of ours come before it.
+    """
+
+    def run(
+        table: str,
+        case: str,
+        contenders: Sequence[timing.Contender],
+        *,
+        error: float,
+        kernels: Callable[[], dict[str, dict[str, int]]] = dict,
+    ) -> None:
+        config = request.config
+        benchmark.group = table
+        ours = contenders[0]
+        if benchmark.disabled:
+            benchmark.pedantic(ours.call)
+            return
+        budget = config.getoption("budget")
+        times = timing.interleave(contenders, budget, timing.processor_seconds)
+        benchmark.pedantic(ours.call, rounds=5, iterations=timing.CALLS)
+        comparison = report.Comparison(table, case, 1, error, len(times[ours.name]))
+        comparison.ratios = {
+            x.name: timing.ratio(times[ours.name], times[x.name]) for x in contenders[1:]
+        }
+        comparison.settings = {"ours": ours.name}
+        comparison.seconds = {"processor": {name: median(x) for name, x in times.items()}}
+        comparison.kernels = kernels()
+        comparison.shares = _started(comparison.kernels)
+        benchmark.extra_info.update(case=case, relative_error=error, seconds=comparison.seconds)
+        _record(config, comparison)
+
+    return run
+
+
+@pytest.fixture
 def count_kernels(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Compare:
     """Adds what contenders start on the GPU, by torch's profiler: `count_kernels(table, case,
     contenders, settings=)`.
@@ -195,13 +235,15 @@ def count_kernels(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -
                 comparison.kernels[contender.name] = timing.kernels(contender.call)
             except Exception as problem:
                 comparison.missing[f"kernels of {contender.name}"] = timing.reason(problem)
-        comparison.shares = {
-            f"started by {name}": str(sum(counts.values()))
-            for name, counts in comparison.kernels.items()
-        }
+        comparison.shares = _started(comparison.kernels)
         _record(request.config, comparison)
 
     return run
+
+
+def _started(kernels: dict[str, dict[str, int]]) -> dict[str, str]:
+    """Columns of a table: how much each contender starts on the GPU."""
+    return {f"started by {name}": str(sum(counts.values())) for name, counts in kernels.items()}
 
 
 def _record(config: pytest.Config, comparison: report.Comparison) -> None:

@@ -13,7 +13,7 @@ import torch
 from timing import Contender
 from torch import Tensor, nn
 
-from mmixer_kernels import FusedMCU, functional, reference
+from mmixer_kernels import FusedMCU, FusedMCUCell, functional, reference
 from mmixer_kernels.reference import Weights
 
 TOLERANCE = 1e-4
@@ -69,14 +69,22 @@ class ForwardBackward:
 
 
 PASSES = ("forward", "forward + backward")
+RECORDED = "forward, gradients on"
+"""A forward that leaves what backward needs, which does not come."""
 
 
-def contender(name: str, module: nn.Module, operands: Sequence[Tensor], passes: str) -> Contender:
-    """A module's call, on a GPU one that does not wait for its work; passes is one of `PASSES`."""
-    call: Callable[[], None] = Forward(module, operands)
-    if passes != "forward":
-        call = ForwardBackward(module, operands, list(module.parameters()))
-    return Contender(name, call)
+def contender(
+    name: str, module: Callable[..., Any], operands: Sequence[Tensor], passes: str
+) -> Contender:
+    """A call of a module, or of a function of its operands alone; on a GPU one that does not wait
+    for its work. passes is one of `PASSES`, or `RECORDED`."""
+    parameters = list(module.parameters()) if isinstance(module, nn.Module) else []
+    calls = {
+        "forward": Forward(module, operands),
+        RECORDED: functools.partial(module, *operands),
+        "forward + backward": ForwardBackward(module, operands, parameters),
+    }
+    return Contender(name, calls[passes])
 
 
 class Layers(nn.ModuleList):
@@ -189,6 +197,65 @@ def check_sequence(
         ),
         tolerance,
     )
+
+
+@functools.cache
+def check_cell(
+    size: Size,
+    engine: str,
+    device: torch.device,
+    threads: int,
+    weight_dtype: torch.dtype = torch.float32,
+) -> float:
+    """`check` of the FusedMCUCell of `cell_contenders`, once for each number of threads."""
+    cell, operands = _cell(size, engine, device, weight_dtype)
+
+    def truth(input: Tensor, context: Tensor, hx: Tensor, *own: Tensor) -> tuple[Tensor]:
+        return (reference.mcu(input.unsqueeze(0), context, Weights(*own or cell.weights()), hx)[1],)
+
+    if weight_dtype == torch.float32:  # gradients in bfloat16 are not exact to the tolerance
+        operands |= dict(cell.named_parameters())
+    return check(Subject(lambda *own: (cell(*own[:3]),), truth, operands))
+
+
+def cell_contenders(
+    size: Size,
+    passes: str,
+    engine: str,
+    device: torch.device,
+    weight_dtype: torch.dtype = torch.float32,
+) -> list[Contender]:
+    """FusedMCUCell, its weights in weight_dtype, then eager reference, nn.GRUCell and nn.LSTMCell.
+    Features and states are float32, as are the others' weights."""
+    cell, operands = _cell(size, engine, device, weight_dtype)
+    input, context, hx = operands.values()
+    cx = torch.randn_like(hx, requires_grad=True)
+    gru = nn.GRUCell(size.hidden, size.hidden, device=device)
+    lstm = nn.LSTMCell(size.hidden, size.hidden, device=device)
+
+    def eager(input: Tensor, context: Tensor, hx: Tensor, *_: Tensor) -> Tensor:
+        return reference.mcu(input.unsqueeze(0), context, cell.weights(), hx)[1]
+
+    def long_short(input: Tensor, hx: Tensor, cx: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
+        return lstm(input, (hx, cx))
+
+    return [
+        contender("FusedMCUCell", cell, (input, context, hx), passes),
+        contender("eager reference", eager, (input, context, hx, *cell.parameters()), passes),
+        contender("nn.GRUCell", gru, (input, hx), passes),
+        contender("nn.LSTMCell", long_short, (input, hx, cx, *lstm.parameters()), passes),
+    ]
+
+
+def _cell(
+    size: Size, engine: str, device: torch.device, weight_dtype: torch.dtype
+) -> tuple[FusedMCUCell, dict[str, Tensor]]:
+    """A cell, and a step's input, context and hx, the same in every call."""
+    torch.manual_seed(0)
+    cell = FusedMCUCell(*[size.hidden] * 3, engine=engine, device=device, dtype=weight_dtype)
+    shape = size.batch, size.hidden
+    names = "input", "context", "hx"
+    return cell, {name: torch.randn(shape, device=device, requires_grad=True) for name in names}
 
 
 class Group(NamedTuple):

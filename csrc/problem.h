@@ -52,7 +52,7 @@ struct Problem {
   const int64_t* lengths;  // [B], each in 1..T; null where all are T
 };
 
-// The gradients of the results, which backward starts from.
+// The gradients of the results, which backward starts from; null for zeros.
 struct Cotangents {
   const void* grad_output;  // [G, T, B, H]
   int64_t grad_output_stride_group, grad_output_stride_step, grad_output_stride_sample;
@@ -62,8 +62,7 @@ struct Cotangents {
 
 // The gradients of one group, which backward writes: contiguous, in the shapes of their tensors.
 struct GroupGradient {
-  void* input;  // null where not wanted
-  void* context;
+  void *input, *context;  // null where not wanted
   void* weight[gates];  // all null where not wanted, as the norms are
   void *norm_weight, *norm_bias;
 };

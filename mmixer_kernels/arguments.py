@@ -256,6 +256,11 @@ def check(problem: Problem, grouped: bool = False) -> None:
     """
     inputs, contexts, sets, hx, lengths, mix, eps = problem
     check_options(mix, eps)
+    if hx is not None:
+        check_tensor("hx", hx)
+        if hx.ndim != 3 or hx.shape[0] != len(inputs):
+            shape = list(hx.shape)
+            raise ValueError(f"hx must be [G, B, H] with G = {len(inputs)}, but has shape {shape}")
     for i, (input, context, weights) in enumerate(zip(inputs, contexts, sets, strict=True)):
         if i > 0:
             check_alike("inputs", i, input, inputs[0])

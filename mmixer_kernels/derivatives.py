@@ -8,7 +8,7 @@ backward. The second derivative is the reference's, of ordinary operations.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,35 +16,9 @@ from torch.autograd import Function
 
 from . import autocast, batching, dispatch
 from .engines import reference
-from .problem import Cotangents, Need, Problem
+from .problem import Cotangents, Form, Keep, Need, Problem
 
 _FLAT = len(Problem._fields)
-
-
-class Form(NamedTuple):
-    """A flat call without its tensors, which are kept elsewhere."""
-
-    groups: int
-    weights: int  # tensors of all sets
-    has_hx: bool
-    has_lengths: bool
-    mix: str
-    eps: float
-
-    @classmethod
-    def of(cls, flat: Sequence[Any]) -> Form:
-        """The form of a call in the fields of `Problem.flat`."""
-        inputs, _, weights, hx, lengths, mix, eps = flat
-        return cls(len(inputs), len(weights), hx is not None, lengths is not None, mix, eps)
-
-    def fill(self, values: Sequence[Any]) -> tuple[Any, ...]:
-        """The fields of `Problem.flat`, with the values in the tensors' place."""
-        first, second = self.groups, 2 * self.groups
-        third = second + self.weights
-        hx = values[third] if self.has_hx else None
-        lengths = values[-1] if self.has_lengths else None
-        lists = values[:first], values[first:second], values[second:third]
-        return *lists, hx, lengths, self.mix, self.eps
 
 
 def tensors_of(flat: Sequence[Any]) -> list[Tensor]:
@@ -84,8 +58,15 @@ def remember(ctx: Any, form: Form, options: Sequence[Any], *tensors: Tensor) -> 
     ctx.set_materialize_grads(False)  # They would be as large as what is saved.
 
 
+def ops() -> tuple[Any, Any]:
+    """`mcu_forward` and `mcu_backward` as the dispatcher has them."""
+    return torch.ops.mmixer_kernels.mcu_forward, torch.ops.mmixer_kernels.mcu_backward
+
+
 def of_forward(
-    ctx: Any,
+    form: Form,
+    options: tuple[str, Keep],
+    kept: Sequence[Tensor],
     run_forward: Callable[..., Any],
     run_backward: Callable[..., Any],
     needs: Sequence[Any],
@@ -95,30 +76,23 @@ def of_forward(
     not needed.
 
     Args:
+        options: engine and keep.
+        kept: the forward's `saved`, then the problem's tensors.
         run_forward, run_backward: the ops, or what has their arguments.
         needs: for each tensor whether its gradient is needed, nested as the ops' arguments.
         cotangents: those of output and h_n, None for zeros.
     """
-    saved, *tensors = ctx.saved_tensors
-    flat = ctx.form.fill(tensors)
-    grad_output, grad_h_n = cotangents
-    if grad_output is None or grad_h_n is None:
-        groups, steps, batch, hidden = Problem.of_flat(*flat).sizes
-        zero = tensors[0].new_zeros(())
-        if grad_output is None:
-            grad_output = zero.expand(groups, steps, batch, hidden)
-        if grad_h_n is None:
-            grad_h_n = zero.expand(groups, batch, hidden)
-    engine, keep = ctx.options
+    saved, *tensors = kept
+    flat = form.fill(tensors)
+    filled = Cotangents(*cotangents).filled(Problem.of_flat(*flat))
+    engine, keep = options
     if keep == "nothing":  # The call was traced without gradients, say, and is then trained.
         keep = "gates"
         with torch.no_grad():
             saved = run_forward(*flat, engine, keep)[2]
     *of_lists, of_hx = needs
     need_input, need_context, need_weights = map(any, of_lists)
-    *grads, grad_hx = run_backward(
-        grad_output, grad_h_n, saved, *flat, engine, keep, need_input, need_weights
-    )
+    *grads, grad_hx = run_backward(*filled, saved, *flat, engine, keep, need_input, need_weights)
     lists = zip(grads, of_lists, (need_input, need_context, need_weights), strict=True)
     return [
         *(each if is_needed else [None] * len(of) for each, of, is_needed in lists),
@@ -202,7 +176,8 @@ class _Forward(Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
         needs = ctx.form.fill(ctx.needs_input_grad[2:])[:4]
-        grads = flat(of_forward(ctx, forward, backward, needs, cotangents[:2]))
+        kept, both = ctx.saved_tensors, (forward, backward)
+        grads = flat(of_forward(ctx.form, ctx.options, kept, *both, needs, cotangents[:2]))
         of_hx = grads[-1:] if ctx.form.has_hx else ()
         of_lengths = [None] if ctx.form.has_lengths else []
         return None, None, *grads[:-1], *of_hx, *of_lengths

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,47 +24,70 @@ _dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
 _functorch = getattr(torch._C, "_functorch", None)
 _interpreters = getattr(_functorch, "get_interpreter_stack", lambda: None)
 _MOST_GUARDS = 16
-_guards: dict[int, list[Any]] = {}
-"""Guards by number of operands, one per set of dtypes, devices and numbers of dimensions."""
+
+
+class Plain(NamedTuple):
+    """A kind of call that nothing looks on at, by the types, dtypes, devices, numbers of dimensions
+    and requires_grad of its tensors."""
+
+    guard: Any
+    requires_grad: bool
+    is_on_one_device: bool
+
+    @property
+    def needs_gradient(self) -> bool:
+        """Whether autograd records the call."""
+        return self.requires_grad and torch.is_grad_enabled()
+
+
+_known: dict[int, list[Plain]] = {}
+"""The kinds that were seen, by number of tensors, the last one first."""
 
 
 def is_plain(tensors: Sequence[Tensor]) -> bool:
-    """Whether nothing looks on at a call that needs no gradient: no compiler, mode, transform,
-    tracer, autocast or profiler; and no operand is of a subclass, or lazily negated or zero.
+    """Whether `plain` knows the call."""
+    return plain(tensors) is not None
+
+
+def plain(tensors: Sequence[Tensor]) -> Plain | None:
+    """The kind of a call that nothing looks on at: no compiler, mode, transform, tracer, autocast
+    or profiler; and no operand is of a subclass, or lazily negated or zero. Else None.
 
     Then the dispatcher, which costs a streaming step as much as its products, can be left out.
     Modes of __torch_function__ have seen the call before it comes here.
     """
     if torch.compiler.is_compiling() or getattr(forward_ad, "_current_level", 0) >= 0:
-        return False
+        return None
     # Guards do not look at the modes of torch's own tracers.
     if _dispatch_modes() or _is_profiled():
-        return False
-    for guard in _guards.get(len(tensors), ()):
-        if guard.check(*tensors):
-            return True
+        return None
+    for kind in _known.get(len(tensors), ()):
+        if kind.guard.check(*tensors):
+            return kind
     return _learn(tensors)
 
 
-def _learn(tensors: Sequence[Tensor]) -> bool:
+def _learn(tensors: Sequence[Tensor]) -> Plain | None:
     """Looks at the dispatch keys of the thread and of the operands. Where they are the plain ones,
     a guard such as torch.compile has knows them again: all of them for the price of one."""
     different = list({id(tensor): tensor for tensor in tensors}.values())
     if len(different) < len(tensors):
-        return is_plain(different)  # A guard takes the same tensor once.
+        return plain(different)  # A guard takes the same tensor once.
     try:
         if _has_other_keys(tensors):
-            return False
+            return None
         any_size: list[Any] = [[None] * tensor.ndim for tensor in tensors]
         guard = torch._C._dynamo.guards.TensorGuards(
             *tensors, dynamic_dims_sizes=any_size, dynamic_dims_strides=any_size
         )
     except (AttributeError, TypeError):
-        return False
-    known = _guards.setdefault(len(tensors), [])
-    known.insert(0, guard)
+        return None
+    requires_grad = any(tensor.requires_grad for tensor in tensors)
+    kind = Plain(guard, requires_grad, len({tensor.device for tensor in tensors}) == 1)
+    known = _known.setdefault(len(tensors), [])
+    known.insert(0, kind)
     del known[_MOST_GUARDS:]
-    return True
+    return kind
 
 
 def _has_other_keys(tensors: Sequence[Tensor]) -> bool:

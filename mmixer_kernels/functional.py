@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import handle_torch_function, has_torch_function
 
-from . import arguments, autocast, ops
+from . import arguments, autocast, ops, plain
 from .engines import choose
 from .problem import Problem, Step, Weights
 
@@ -70,6 +70,11 @@ def mcu(
             engine=engine,
             recompute=recompute,
         )
+    options = plain.Options(mix, batch_first, eps, engine, recompute)
+    if isinstance(input, Tensor):
+        results = plain.sequence(input, context, weights, hx, lengths, options)
+        if results is not None:
+            return results
     layout = arguments.Layout.of(input, batch_first)
     input, context, hx, lengths = layout.arrange(input, context, hx, lengths)
     problem = Problem([input], [context], [weights], hx, lengths, mix, eps)
@@ -134,11 +139,10 @@ def mcu_group(
             engine=engine,
             recompute=recompute,
         )
-    if hx is not None:
-        arguments.check_tensor("hx", hx)
-        if hx.ndim != 3 or hx.shape[0] != groups:
-            shape = list(hx.shape)
-            raise ValueError(f"hx must be [G, B, H] with G = {groups}, but has shape {shape}")
+    options = plain.Options(mix, batch_first, eps, engine, recompute)
+    results = plain.group(inputs, contexts, weights, hx, lengths, options)
+    if results is not None:
+        return results
     for i, (input, context) in enumerate(zip(inputs, contexts, strict=True)):
         arguments.check_tensor(f"inputs[{i}]", input)
         arguments.check_tensor(f"contexts[{i}]", context)
@@ -188,6 +192,9 @@ def mcu_cell(
         return handle_torch_function(
             mcu_cell, seen, input, context, weights, hx, mix=mix, eps=eps, engine=engine
         )
+    next_state = plain.step(Step(input, context, weights, hx, mix, eps), engine)
+    if next_state is not None:
+        return next_state
     arguments.check_tensor("input", input)
     dims = input.ndim
     if dims not in (1, 2):

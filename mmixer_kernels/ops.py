@@ -7,7 +7,6 @@ reference. Tools that have no rule for an op get the reference's equations.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import arguments, autocast, batching, derivatives, dispatch, flops, reference
+from . import arguments, autocast, batching, derivatives, dispatch, flops, plain, reference
 from .engines import Engine, get
 from .problem import Cotangents, Keep, Need, Problem, Step
 
@@ -48,20 +47,19 @@ def run(problem: Problem, engine: str, recompute: bool = False) -> tuple[Tensor,
         output `[G, T, B, H]` and h_n `[G, B, H]`.
     """
     tensors = problem.tensors()
-    needs_gradient = _needs_gradient(tensors)
-    if not needs_gradient and dispatch.is_plain(tensors):
-        arguments.check_memory(problem, tensors)
-        output, h_n, _ = _engine(engine, problem).forward(problem, "nothing")
-        return output, h_n
+    needs_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    keep: Keep = "states" if recompute else "gates"
+    if dispatch.is_plain(tensors):
+        kept: Keep = keep if needs_gradient else "nothing"
+        return plain.run(problem, tensors, _engine(engine, problem), kept)
     if dispatch.needs_equations(torch.compiler.is_compiling()):
         return _by_equations(problem)
     if torch.jit.is_tracing():  # What is traced without gradients may be trained.
         needs_gradient = any(tensor.requires_grad for tensor in tensors)
     elif dispatch.is_batched():  # Whether it does shows below the batch, where its rule looks.
         needs_gradient = True
-    keep: Keep = "nothing"
-    if needs_gradient:
-        keep = "states" if recompute else "gates"
+    if not needs_gradient:
+        keep = "nothing"
     if dispatch.is_differentiated_by_functorch():
         return derivatives.forward(*problem.flat(), engine, keep)[:2]
     if dispatch.a_mode_looks_on():
@@ -75,15 +73,12 @@ def run_step(step: Step, engine: str) -> Tensor:
     engine_step = getattr(get(engine), "step", None)
     if engine_step is not None and step.input.shape[0]:
         tensors = step.tensors()
-        if not _needs_gradient(tensors) and dispatch.is_plain(tensors):
+        kind = dispatch.plain(tensors)
+        if kind is not None and not kind.needs_gradient:
             arguments.check_memory(step, tensors)
             next_state: Tensor = engine_step(step)
             return next_state
     return run(step.problem(), engine)[1].squeeze(0)
-
-
-def _needs_gradient(tensors: Sequence[Tensor]) -> bool:
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def _by_equations(problem: Problem) -> tuple[Tensor, Tensor]:
@@ -101,7 +96,8 @@ def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     problem, (engine, keep) = Problem.of_flat(*args[:_FLAT]), args[_FLAT:]
     arguments.check_memory(problem, problem.tensors())
     with autocast.off(problem.inputs[0]):
-        return _engine(engine, problem).forward(problem, keep)
+        output, h_n, saved = _engine(engine, problem).forward(problem, keep)
+    return output, h_n, output.new_empty(0) if saved is None else saved
 
 
 def _forward_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -125,7 +121,9 @@ def _forward_autograd(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
     if dispatch.a_mode_looks_on():
         flops.tell_counters()
     needs = ctx.needs_input_grad[:4]
-    return *derivatives.of_forward(ctx, *_both, needs, cotangents[:2]), *[None] * 5
+    form, options, kept = ctx.form, ctx.options, ctx.saved_tensors
+    grads = derivatives.of_forward(form, options, kept, *_both, needs, cotangents[:2])
+    return *grads, *[None] * 5
 
 
 def _backward(*args: Any) -> _Gradients:
@@ -174,7 +172,7 @@ for _name, _implementation, _fake, _setup, _autograd in (
     torch.library.register_fake(_qualified_name, _fake, lib=_library)
     torch.library.register_autograd(_qualified_name, _autograd, setup_context=_setup, lib=_library)
 
-_both = torch.ops.mmixer_kernels.mcu_forward, torch.ops.mmixer_kernels.mcu_backward
+_both = derivatives.ops()
 for _qualified_name, _rule in (
     ("mmixer_kernels::mcu_forward", partial(batching.forward, _both[0])),
     ("mmixer_kernels::mcu_backward", partial(batching.backward, *_both)),

@@ -1,8 +1,11 @@
 #include "cuda.h"
 
+#include <pybind11/stl.h>
+
 #include <tuple>
 
 #include "../csrc/cuda/engine.h"
+#include "../csrc/cuda/products.h"
 #include "problem.h"
 
 namespace py = pybind11;
@@ -25,7 +28,8 @@ struct Recurrence : Variant {
 
 struct CellPlanCall : Problem, Group {};
 
-struct CellCall : Problem, Group {
+struct CellCall {
+  py::handle step;
   int team_samples, blocks;
   void *next_state, *workspace, *stream;
 };
@@ -50,7 +54,8 @@ std::tuple<int, int, int64_t, std::string> cell_plan_call(const CellPlanCall& ca
 
 void cell_call(const CellCall& call) {
   const CellPlan plan{call.team_samples, call.blocks, 0, ""};
-  cell(call, call, plan, call.next_state, call.workspace, call.stream);
+  const from_python::OneStep one = from_python::step(call.step);
+  cell(one, one, plan, call.next_state, call.workspace, call.stream);
 }
 
 }  // namespace
@@ -95,9 +100,8 @@ Table<CellPlanCall> describe() {
 template <>
 Table<CellCall> describe() {
   using Struct = CellCall;
-  Table<Struct> table("cell");
-  return add_step(table) FIELD(team_samples) FIELD(blocks) FIELD(next_state) FIELD(workspace)
-      FIELD(stream);
+  return Table<Struct>("cell") FIELD(step) FIELD(team_samples) FIELD(blocks) FIELD(next_state)
+      FIELD(workspace) FIELD(stream);
 }
 
 template <>
@@ -222,6 +226,8 @@ void bind_cuda(py::module_& m) {
   add_kernel(m, "reset_gate_backward", reset_gate_backward);
   m.attr("most_weight_sets") = most_weight_sets;
   m.def("refusal", [] { return refusal(); });
+  m.def("product_library", product_library);
+  m.def("product_fallbacks", product_fallbacks);
   m.def("stream_number",
         [](std::uintptr_t stream) { return stream_number(reinterpret_cast<void*>(stream)); });
 }

@@ -1,5 +1,13 @@
-// The fields of csrc/problem.h's structs, for fields.h.
+// Reads Python's tensors into csrc/problem.h's structs, by the methods of torch.Tensor, as torch is
+// not linked.
+//
+// Every shape, stride and dtype is read and compared at each call. What does not fit raises a
+// ValueError or a TypeError: mmixer_kernels.arguments words it for the user, and engines/native.py
+// converts what may be converted.
 #pragma once
+
+#include <array>
+#include <cfloat>
 
 #include "../csrc/problem.h"
 #include "fields.h"
@@ -33,68 +41,288 @@ struct Names<mmixer::Keep> {
   static constexpr const char* of[] = {"nothing", "states", "gates"};
 };
 
-// The matrices and norms of a WeightSet or of a GroupGradient.
+enum class LengthsDtype { int64 };
+template <>
+struct Names<LengthsDtype> {
+  static constexpr const char* of[] = {"int64"};
+};
+
+}  // namespace fields
+
+namespace from_python {
+
+namespace py = pybind11;
+using mmixer::Dtype;
+
+inline void require(bool condition, const char* name, const char* must) {
+  if (!condition) throw py::value_error(std::string(name) + " must " + must);
+}
+
+// What a method without arguments, or an attribute, of an object is.
+inline py::object call(PyObject* object, PyObject* method) {
+  PyObject* const result = PyObject_CallMethodNoArgs(object, method);
+  if (!result) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(result);
+}
+
+inline py::object get(PyObject* object, PyObject* attribute) {
+  PyObject* const result = PyObject_GetAttr(object, attribute);
+  if (!result) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(result);
+}
+
+// A tensor of `rank` dimensions: its shape and its strides in elements.
+template <size_t rank>
+struct Tensor {
+  using Numbers = std::array<int64_t, rank>;
+  Numbers shape, stride;
+  Dtype dtype;
+  void* address;
+
+  Tensor(const char* name, PyObject* object) {
+    static PyObject *const shape_name = fields::interned("shape"),
+                           *const stride_name = fields::interned("stride"),
+                           *const dtype_name = fields::interned("dtype");
+    shape = numbers(name, get(object, shape_name));
+    stride = numbers(name, call(object, stride_name));
+    dtype = fields::enumerator<Dtype>(name, get(object, dtype_name).ptr());
+    address = fields::address(name, object);
+    int64_t elements = 1;
+    for (const int64_t size : shape) elements *= size;
+    require(address || !elements, name, "have its values in memory");
+    require(stride[rank - 1] == 1 || shape[rank - 1] == 1, name, "have contiguous rows");
+  }
+
+  bool is_contiguous() const {
+    int64_t expected = 1;
+    for (size_t i = rank; i-- > 0; expected *= shape[i])
+      if (shape[i] != 1 && stride[i] != expected) return false;
+    return true;
+  }
+
+  static Numbers numbers(const char* name, const py::object& tuple) {
+    constexpr const char* must[] = {"", "have one dimension", "have two dimensions",
+                                    "have three dimensions", "have four dimensions"};
+    require(PyTuple_Check(tuple.ptr()) && PyTuple_GET_SIZE(tuple.ptr()) == rank, name, must[rank]);
+    Numbers result;
+    for (size_t i = 0; i < rank; i++) {
+      result[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(tuple.ptr(), i));
+      if (result[i] == -1 && PyErr_Occurred()) throw py::error_already_set();
+    }
+    return result;
+  }
+};
+
+// A contiguous matrix's address.
+inline void* contiguous(const char* name, PyObject* object, const std::array<int64_t, 2>& shape,
+                        Dtype dtype) {
+  const Tensor<2> tensor(name, object);
+  require(tensor.shape == shape, name, "have the shape that the other operands ask for");
+  require(tensor.dtype == dtype, name, "have the dtype of its kind");
+  require(tensor.is_contiguous(), name, "be contiguous");
+  return tensor.address;
+}
+
+inline bool is_none(PyObject* object) { return object == Py_None; }
+
+inline PyObject* item(py::handle tuple, Py_ssize_t i) {
+  if (!PyTuple_Check(tuple.ptr()) || i >= PyTuple_GET_SIZE(tuple.ptr()))
+    throw py::type_error("must be a named tuple of problem.py");
+  return PyTuple_GET_ITEM(tuple.ptr(), i);
+}
+
+// The items of a list or another sequence.
+class Items {
+ public:
+  explicit Items(PyObject* sequence)
+      : fast_(py::reinterpret_steal<py::object>(PySequence_Fast(sequence, "must be a sequence"))) {
+    if (!fast_) throw py::error_already_set();
+  }
+  int64_t size() const { return PySequence_Fast_GET_SIZE(fast_.ptr()); }
+  PyObject*& operator[](int64_t i) const { return PySequence_Fast_ITEMS(fast_.ptr())[i]; }
+
+ private:
+  py::object fast_;
+};
+
+constexpr const char* weight_names[] = {"weight_f", "weight_g", "weight_s",
+                                        "weight_r", "weight_z", "weight_h"};
+
+// The columns of each matrix of a weight set.
+inline std::array<int64_t, mmixer::gates> columns_of(const mmixer::Group& group, int64_t hidden) {
+  return {group.input_size, group.context_size, 2 * hidden, hidden, hidden, hidden};
+}
+
+// The tensors of a weight set, six matrices and two norms or none. The first set gives its dtypes
+// to the Problem.
+inline void weights(PyObject* const* set, int64_t size, mmixer::Problem& p, mmixer::Group& group,
+                    bool is_first) {
+  const bool has_norms = size == mmixer::gates + 2;
+  require(has_norms || size == mmixer::gates, "a weight set", "have six matrices, and two norms");
+  if (is_first) {
+    static PyObject* const dtype_name = fields::interned("dtype");
+    const Tensor<2> r(weight_names[mmixer::gate_r], set[mmixer::gate_r]);
+    p.hidden = r.shape[0], p.weight_dtype = p.norm_dtype = r.dtype;
+    if (has_norms)
+      p.norm_dtype =
+          fields::enumerator<Dtype>("norm_weight", get(set[mmixer::gates], dtype_name).ptr());
+  }
+  const auto columns = columns_of(group, p.hidden);
+  for (int gate = 0; gate < mmixer::gates; gate++)
+    group.weight[gate] =
+        contiguous(weight_names[gate], set[gate], {p.hidden, columns[gate]}, p.weight_dtype);
+  if (!has_norms) return;
+  const std::array<int64_t, 2> shape = {mmixer::gates, p.hidden};
+  group.norm_weight = contiguous("norm_weight", set[mmixer::gates], shape, p.norm_dtype);
+  group.norm_bias = contiguous("norm_bias", set[mmixer::gates + 1], shape, p.norm_dtype);
+}
+
+inline void options(py::handle mix, py::handle eps, mmixer::Problem& p) {
+  p.mix = fields::enumerator<mmixer::Mix>("mix", mix.ptr());
+  require(PyFloat_CheckExact(eps.ptr()), "eps", "be a float");
+  p.eps = PyFloat_AS_DOUBLE(eps.ptr());
+  require(p.eps > 0 && p.eps <= DBL_MAX, "eps", "be positive and finite");
+}
+
+// A call without its tensors: the fields of problem.py's Call and of the Form in it.
+struct Form {
+  int64_t groups, weights;
+  bool has_hx, has_lengths;
+  py::handle mix, eps;
+  mmixer::Keep keep;
+  bool batch_first;  // inputs are [B, T, input_size], and output [..., B, T, H]
+  bool is_sequence;  // output is [T, B, H], of one weight set
+  bool is_checked;   // whether mmixer_kernels.arguments has looked at the tensors' memory
+
+  explicit Form(py::handle call) {
+    enum { form, keep_field, batch_first_field, is_sequence_field, is_checked_field };
+    enum { groups_field, weights_field, hx_field, lengths_field, mix_field, eps_field };
+    const py::handle tuple = item(call, form);
+    fields::assign(groups, "groups", item(tuple, groups_field));
+    fields::assign(weights, "weights", item(tuple, weights_field));
+    fields::assign(has_hx, "has_hx", item(tuple, hx_field));
+    fields::assign(has_lengths, "has_lengths", item(tuple, lengths_field));
+    mix = item(tuple, mix_field), eps = item(tuple, eps_field);
+    fields::assign(keep, "keep", item(call, keep_field));
+    fields::assign(batch_first, "batch_first", item(call, batch_first_field));
+    fields::assign(is_sequence, "is_sequence", item(call, is_sequence_field));
+    fields::assign(is_checked, "is_checked", item(call, is_checked_field));
+    require(groups > 0 && weights > 0 && weights % groups == 0, "weights", "be sets");
+    require(!is_sequence || groups == 1, "is_sequence", "be of one weight set");
+  }
+
+  int64_t set_size() const { return weights / groups; }
+  int64_t tensors() const { return 2 * groups + weights + has_hx + has_lengths; }
+};
+
+// Throws where an address may be that of a view of a freed storage, which is the view's offset in
+// bytes. Some systems have memory there: arguments.check_memory tells the two apart.
+inline void check_addresses(const OwnProblem& p) {
+  constexpr uintptr_t largest_offset = uintptr_t(1) << 40;
+  const auto check = [&](const void* address) {
+    require(!address || reinterpret_cast<uintptr_t>(address) > largest_offset, "a tensor",
+            "have its values in memory");
+  };
+  for (const mmixer::Group& group : p.list) {
+    for (const void* weight : group.weight) check(weight);
+    for (const void* other : {group.norm_weight, group.norm_bias, group.input, group.context})
+      check(other);
+  }
+  check(p.hx), check(p.lengths);
+}
+
+// A call's Problem, whose tensors are those of problem.py's Problem.tensors().
+inline OwnProblem problem(const Form& form, const Items& tensors) {
+  require(tensors.size() == form.tensors(), "tensors", "be as many as the form says");
+  const int64_t groups = form.groups, first_weight = 2 * groups;
+  const int64_t step = form.batch_first, sample = !form.batch_first;  // dimensions of an input
+  OwnProblem p{};
+  p.keep = form.keep;
+  p.list.reserve(groups);
+  for (int64_t g = 0; g < groups; g++) {
+    const Tensor<3> input("input", tensors[g]);
+    const Tensor<2> context("context", tensors[groups + g]);
+    if (g == 0) p.steps = input.shape[step], p.batch = input.shape[sample], p.dtype = input.dtype;
+    require(input.shape[step] == p.steps && input.shape[sample] == p.batch, "inputs",
+            "agree in T and B");
+    require(context.shape[0] == p.batch, "context", "have input's batch size");
+    require(input.dtype == p.dtype && context.dtype == p.dtype, "inputs and contexts",
+            "agree in dtype");
+    mmixer::Group group{};
+    group.input = input.address;
+    group.input_stride_step = input.stride[step], group.input_stride_sample = input.stride[sample];
+    group.input_size = input.shape[2];
+    group.context = context.address;
+    group.context_stride_sample = context.stride[0], group.context_size = context.shape[1];
+    weights(&tensors[first_weight + g * form.set_size()], form.set_size(), p, group, g == 0);
+    p.list.push_back(group);
+  }
+  int64_t next = first_weight + form.weights;
+  if (form.has_hx) {
+    const Tensor<3> hx("hx", tensors[next++]);
+    require(hx.shape == Tensor<3>::Numbers{groups, p.batch, p.hidden}, "hx", "be [G, B, H]");
+    require(hx.dtype == p.dtype, "hx", "have input's dtype");
+    p.hx = hx.address, p.hx_stride_group = hx.stride[0], p.hx_stride_sample = hx.stride[1];
+  }
+  if (form.has_lengths) {
+    static PyObject *const dtype_name = fields::interned("dtype"),
+                           *const shape_name = fields::interned("shape"),
+                           *const stride_name = fields::interned("stride");
+    PyObject* const lengths = tensors[next];
+    fields::enumerator<fields::LengthsDtype>("lengths", get(lengths, dtype_name).ptr());
+    require(Tensor<1>::numbers("lengths", get(lengths, shape_name))[0] == p.batch, "lengths",
+            "be [B]");
+    require(Tensor<1>::numbers("lengths", call(lengths, stride_name))[0] == 1 || p.batch == 1,
+            "lengths", "be contiguous");
+    p.lengths = static_cast<const int64_t*>(fields::address("lengths", lengths));
+    require(p.lengths, "lengths", "have its values in memory");
+  }
+  options(form.mix, form.eps, p);
+  if (!form.is_checked) check_addresses(p);
+  return p;
+}
+
+// A Step: a Problem of one step and one weight set, of which only what a step has is filled.
+struct OneStep : mmixer::Problem, mmixer::Group {};
+
+inline OneStep step(py::handle tuple) {
+  enum { input_field, context_field, weights_field, hx_field, mix, eps };
+  OneStep s{};
+  const Tensor<2> input("input", item(tuple, input_field)),
+      context("context", item(tuple, context_field));
+  s.batch = input.shape[0], s.dtype = input.dtype;
+  require(context.shape[0] == s.batch, "context", "have input's batch size");
+  require(context.dtype == s.dtype, "context", "have input's dtype");
+  s.input = input.address, s.input_stride_sample = input.stride[0];
+  s.input_size = input.shape[1];
+  s.context = context.address, s.context_stride_sample = context.stride[0];
+  s.context_size = context.shape[1];
+  const py::handle set = item(tuple, weights_field);
+  item(set, mmixer::gates + 1);  // that there are so many
+  const bool has_norms = !is_none(item(set, mmixer::gates));
+  require(has_norms == !is_none(item(set, mmixer::gates + 1)), "norm_bias",
+          "be given where norm_weight is");
+  weights(&PyTuple_GET_ITEM(set.ptr(), 0), mmixer::gates + 2 * has_norms, s, s, true);
+  if (PyObject* const object = item(tuple, hx_field); !is_none(object)) {
+    const Tensor<2> hx("hx", object);
+    require(hx.shape == Tensor<2>::Numbers{s.batch, s.hidden}, "hx", "be [B, H]");
+    require(hx.dtype == s.dtype, "hx", "have input's dtype");
+    s.hx = hx.address, s.hx_stride_sample = hx.stride[0];
+  }
+  options(item(tuple, mix), item(tuple, eps), s);
+  return s;
+}
+
+}  // namespace from_python
+
+namespace fields {
+
+// The matrices and norms of a WeightSet.
 template <class Struct>
 Table<Struct>& add_weights(Table<Struct>& table) {
-  constexpr const char* names[] = {"weight_f", "weight_g", "weight_s",
-                                   "weight_r", "weight_z", "weight_h"};
   for (int gate = 0; gate < mmixer::gates; gate++)
-    table.element(names[gate], &Struct::weight, gate);
+    table.element(from_python::weight_names[gate], &Struct::weight, gate);
   return table.field("norm_weight", &Struct::norm_weight).field("norm_bias", &Struct::norm_bias);
-}
-
-// A single step's share of a Group and of a Problem, in a struct that derives from both.
-template <class Struct>
-Table<Struct>& add_step(Table<Struct>& table) {
-  table.field("batch", &Struct::batch)
-      .field("hidden", &Struct::hidden)
-      .field("dtype", &Struct::dtype)
-      .field("weight_dtype", &Struct::weight_dtype)
-      .field("norm_dtype", &Struct::norm_dtype)
-      .field("mix", &Struct::mix)
-      .field("eps", &Struct::eps)
-      .field("input", &Struct::input)
-      .field("input_stride_sample", &Struct::input_stride_sample)
-      .field("input_size", &Struct::input_size)
-      .field("context", &Struct::context)
-      .field("context_stride_sample", &Struct::context_stride_sample)
-      .field("context_size", &Struct::context_size)
-      .field("hx", &Struct::hx)
-      .field("hx_stride_sample", &Struct::hx_stride_sample);
-  return add_weights(table);
-}
-
-template <>
-inline Table<mmixer::Group> describe() {
-  Table<mmixer::Group> table("Group");
-  table.field("input", &mmixer::Group::input)
-      .field("input_stride_step", &mmixer::Group::input_stride_step)
-      .field("input_stride_sample", &mmixer::Group::input_stride_sample)
-      .field("input_size", &mmixer::Group::input_size)
-      .field("context", &mmixer::Group::context)
-      .field("context_stride_sample", &mmixer::Group::context_stride_sample)
-      .field("context_size", &mmixer::Group::context_size);
-  return add_weights(table);
-}
-
-template <>
-inline Table<OwnProblem> describe() {
-  return Table<OwnProblem>("Problem")
-      .field("groups", &OwnProblem::list)
-      .field("steps", &OwnProblem::steps)
-      .field("batch", &OwnProblem::batch)
-      .field("hidden", &OwnProblem::hidden)
-      .field("mix", &OwnProblem::mix)
-      .field("keep", &OwnProblem::keep)
-      .field("eps", &OwnProblem::eps)
-      .field("threads", &OwnProblem::threads)
-      .field("dtype", &OwnProblem::dtype)
-      .field("weight_dtype", &OwnProblem::weight_dtype)
-      .field("norm_dtype", &OwnProblem::norm_dtype)
-      .field("hx", &OwnProblem::hx)
-      .field("hx_stride_group", &OwnProblem::hx_stride_group)
-      .field("hx_stride_sample", &OwnProblem::hx_stride_sample)
-      .field("lengths", &OwnProblem::lengths);
 }
 
 }  // namespace fields

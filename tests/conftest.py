@@ -1,8 +1,6 @@
 """The surroundings of every test: one thread, a seed, and Triton's interpreter without a GPU."""
 
-import importlib.util
 import os
-import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -12,9 +10,9 @@ from types import ModuleType
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for `nan_filled_memory`
 
+import emulation
 import pytest
 import torch
-from building import build
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
@@ -87,33 +85,14 @@ def threads() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def emulated() -> ModuleType:
     """The CUDA engine's kernels, run by csrc/emulator on this CPU."""
-    pytest.importorskip("pybind11")
-    library = build("_emulated") / f"_emulated{sysconfig.get_config_var('EXT_SUFFIX')}"
-    spec = importlib.util.spec_from_file_location("_emulated", library)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return emulation.module()
 
 
 @pytest.fixture
-def emulator(emulated: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+def emulator(emulated: ModuleType) -> Iterator[ModuleType]:
     """The CUDA engine takes CPU tensors, and its kernels run here."""
-    from helpers import forget_cuda_calls
-
-    from mmixer_kernels.engines import cuda
-    from mmixer_kernels.engines.protocol import EngineState
-
-    emulated.configure()
-    forget_cuda_calls()
-    monkeypatch.setattr(cuda, "_native", emulated)
-    monkeypatch.setattr(cuda, "state", lambda device=None: EngineState(True, "emulated"))
-    monkeypatch.setattr(cuda, "DEVICES", ("cpu", "cuda"))
-    precision = torch.get_float32_matmul_precision()
-    yield emulated
-    torch.set_float32_matmul_precision(precision)
-    forget_cuda_calls()
+    with emulation.engine(emulated):
+        yield emulated
 
 
 @pytest.fixture

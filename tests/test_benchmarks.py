@@ -132,6 +132,17 @@ def test_more_than_half_of_the_rounds_make_a_median_the_hosts():
     assert timing.by_host(times) == ["most"]
 
 
+def test_the_processors_time_is_that_of_a_call(monkeypatch):
+    now = [5.0]
+    monkeypatch.setattr(time, "process_time", lambda: now[0])
+
+    def call():
+        now[0] += 0.25
+
+    assert timing.processor_seconds(call) == 0.25
+    assert now[0] == 5 + 0.25 * timing.CALLS
+
+
 class Profile:
     """torch.profiler.profile that saw so many events."""
 
@@ -222,6 +233,28 @@ def test_a_comparison_on_a_gpu_is_written_as_it_is(fixtures, monkeypatch):
     assert comparison.seconds["call"] == pytest.approx({"ours": 1e-3, "late": 0.1, "eager": 4e-3})
     assert comparison.seconds["GPU"] == pytest.approx({"ours": 1e-3, "late": 0.1})
     assert comparison.missing == {"other": "not here"}
+
+
+def test_a_comparison_on_the_host_counts_after_it_has_timed(fixtures, monkeypatch):
+    module, request = fixtures
+    times, calls = {"ours": 2.0, "GRU": 4.0}, []
+    monkeypatch.setattr(timing, "processor_seconds", lambda call: times[call()])
+
+    def contender(name):
+        return Contender(name, lambda: calls.append(name) or name)
+
+    def kernels():
+        calls.append("count")
+        return {"ours": {"Forward": 1, "product": 5}}
+
+    compare = module.compare_on_host._get_wrapped_function()(Benchmark(), request)
+    compare("table", "case", [contender(x) for x in times], error=0.0, kernels=kernels)
+    comparison = read(request)
+    assert calls[-1] == "count"
+    assert calls.count("count") == 1
+    assert comparison.ratios == {"GRU": (0.5, 0.5, 0.5)}
+    assert comparison.seconds == {"processor": times}
+    assert comparison.shares == {"started by ours": "6"}
 
 
 def test_a_profiler_that_refuses_is_told_and_no_more(fixtures, monkeypatch):
@@ -371,22 +404,15 @@ def pytest_collection_modifyitems(items):
 '''
 
 
-@pytest.fixture(scope="module")
-def rehearsal(tmp_path_factory):
-    """The results that each file of the GPU's benchmarks writes, and the text that pytest
-    prints."""
-    folder = tmp_path_factory.mktemp("rehearsal")
-    (folder / "rehearsal.py").write_text(REHEARSAL)
-    files = ["engines/bench_cuda.py", "engines/bench_triton.py", "bench_network.py"]
+def run_benchmarks(folder, *words):
+    """The results that benchmarks write, and the text that pytest prints; few rounds of each."""
     results = folder / "results.json"
     # pytest-benchmark does not measure where it finds what pytest-xdist tells its workers.
     environment = {name: x for name, x in os.environ.items() if "PYTEST_XDIST" not in name}
     run = subprocess.run(
         [
-            *(sys.executable, "-m", "pytest", "-p", "rehearsal", "-p", "no:cacheprovider"),
-            *("-o", "addopts=", "-v", "-k", "not compiled and not prologue"),
-            *("--benchmark-only", "--budget", "0", "--results", str(results)),
-            *(str(BENCHMARKS / file) for file in files),
+            *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-o", "addopts=", "-v"),
+            *("--benchmark-only", "--budget", "0", "--results", str(results), *words),
         ],
         cwd=ROOT,
         env={**environment, "PYTHONPATH": str(folder)},
@@ -395,6 +421,15 @@ def rehearsal(tmp_path_factory):
     )
     assert run.returncode == 0, run.stdout + run.stderr
     return json.loads(results.read_text()), run.stdout
+
+
+@pytest.fixture(scope="module")
+def rehearsal(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rehearsal")
+    (folder / "rehearsal.py").write_text(REHEARSAL)
+    files = ["engines/bench_cuda.py", "engines/bench_triton.py", "bench_network.py"]
+    words = "-p", "rehearsal", "-k", "not compiled and not prologue"
+    return run_benchmarks(folder, *words, *(str(BENCHMARKS / file) for file in files))
 
 
 @pytest.mark.slow
@@ -457,6 +492,25 @@ def test_what_matters_most_is_measured_first(rehearsal):
     precisions = [x["settings"]["precision"] for x in rehearsal[0]["comparisons"][:16]]
     changes = [a for a, b in pairwise([*precisions, ""]) if a != b]
     assert changes == ["bfloat16", "float16", "float32-high", "float32"]
+
+
+@pytest.mark.slow
+def test_the_hosts_benchmarks_count_what_they_do_not_run(tmp_path):
+    pytest.importorskip("pybind11")
+    document, _ = run_benchmarks(tmp_path, str(BENCHMARKS / "bench_host.py"))
+    assert document["failed"] == []
+    rows = document["comparisons"]
+    assert Counter(x["table"].split(", ")[1] for x in rows) == {"engine cuda": 15, "engine cpu": 9}
+    for row in rows:
+        names = list(row["seconds"]["processor"])
+        assert list(row["ratios"]) == names[1:]
+        assert any(name.startswith("nn.GRU") for name in names)
+        assert row["error"] < 5e-2
+        ours = [name for name in names if "engine cuda" in row["table"] and "nn." not in name]
+        assert list(row["kernels"]) == ours
+        for kernels in row["kernels"].values():
+            assert kernels["Forward"] == 1
+            assert kernels.get("Backward", 0) == ("backward" in row["table"])
 
 
 @pytest.mark.slow

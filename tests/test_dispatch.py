@@ -97,10 +97,10 @@ def test_a_transform_or_tracer_looks_on():
 
 
 def test_what_is_remembered_is_limited(monkeypatch):
-    monkeypatch.setattr(dispatch, "_guards", {})
+    monkeypatch.setattr(dispatch, "_known", {})
     for dims in range(40):
         assert is_plain([torch.zeros([1] * dims)])
-    assert len(dispatch._guards[1]) == dispatch._MOST_GUARDS
+    assert len(dispatch._known[1]) == dispatch._MOST_GUARDS
 
 
 def test_equations_are_told_of_once(caplog, monkeypatch):
@@ -142,7 +142,7 @@ class Lacking:
 )
 def test_without_a_private_function_of_torch(module, path, is_needed, monkeypatch):
     """Calls are right all the same, and go through the dispatcher where it was needed."""
-    monkeypatch.setattr(dispatch, "_guards", {})
+    monkeypatch.setattr(dispatch, "_known", {})
     dispatch._keys.cache_clear()
     monkeypatch.setattr(dispatch, module, Lacking(getattr(dispatch, module), path))
     assert is_plain(tensors()) == (not is_needed)

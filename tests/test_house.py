@@ -14,7 +14,7 @@ FLOORS = (
     "version problem errors atomic stop command provenance",
     "autocast arguments reference",
     "engines",
-    "dispatch batching derivatives flops onnx ops",
+    "dispatch batching derivatives flops onnx ops plain",
     "functional modules streaming",
     "network",
     "data training",

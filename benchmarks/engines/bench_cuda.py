@@ -18,7 +18,7 @@ import problems
 import pytest
 import torch
 from conftest import Compare
-from problems import PASSES, Forward, ForwardBackward, Group, Layers, Size
+from problems import PASSES, Group, Layers, Size
 from timing import Contender, add_if_it_runs
 from torch import Tensor, nn
 
@@ -369,9 +369,7 @@ def _grouped(name: str, group: Group, passes: str) -> Contender:
     def function(*_: Tensor) -> Tensor:
         return functional.mcu_group(*group, engine="cuda")[0]
 
-    if passes == "forward":
-        return Contender(name, Forward(function, operands))
-    return Contender(name, ForwardBackward(function, operands, []))
+    return problems.contender(name, function, operands, passes)
 
 
 class _Messages(logging.Handler):
@@ -418,6 +416,4 @@ def _flashrnn(
         output: Tensor = flashrnn(*operands, function=function, dtype=str(dtype)[6:])[0]
         return output
 
-    if passes == "forward":
-        return Contender(name, Forward(module, operands))
-    return Contender(name, ForwardBackward(module, operands, []))
+    return problems.contender(name, module, operands, passes)

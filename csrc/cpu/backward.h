@@ -61,13 +61,16 @@ struct Backward {
   const T* x_hat(Gate gate, int64_t g, int64_t row) const { return saved.x_hat[gate](g, row); }
   T r_std(Gate gate, int64_t g, int64_t row) const { return saved.r_std[gate](g, 0)[row]; }
 
+  // Null where the gradient is zero.
   const T* grad_output(int64_t g, int64_t t, int64_t sample) const {
     const Cotangents& o = cotangents;
+    if (!o.grad_output) return nullptr;
     return static_cast<const T*>(o.grad_output) + g * o.grad_output_stride_group +
            t * o.grad_output_stride_step + sample * o.grad_output_stride_sample;
   }
   const T* grad_h_n(int64_t g, int64_t sample) const {
     const Cotangents& o = cotangents;
+    if (!o.grad_h_n) return nullptr;
     return static_cast<const T*>(o.grad_h_n) + g * o.grad_h_n_stride_group +
            sample * o.grad_h_n_stride_sample;
   }
@@ -238,8 +241,9 @@ struct Backward {
         T *dh = b.dh(g, rank), *r = b.r(g, rank), *dy_z = b.da_z(g, row), *dy_h = b.da_h(g, row);
         for (int64_t j = 0; j < H; j += lanes<T>) {
           const Vector<T> z = sigmoid(norm_z(x_z, j)), h_tilde = tanh(norm_h(x_h, j));
-          Vector<T> d = load(dh + j) + load(d_out + j, H - j);
-          if (is_last) d += load(d_last + j, H - j);
+          Vector<T> d = load(dh + j);
+          if (d_out) d += load(d_out + j, H - j);
+          if (is_last && d_last) d += load(d_last + j, H - j);
           store(dy_z + j, sigmoid_backward<Vector<T>>(d * (h_tilde - load(h + j)), z));
           store(dy_h + j, tanh_backward<Vector<T>>(d * z, h_tilde));
           store(r + j, sigmoid(norm_r(x_r, j)));
@@ -266,6 +270,7 @@ struct Backward {
     }
     each_active(member, slices, count, schedule, 0, [&](int64_t g, int64_t rank) {
       finish_step(0, g, rank);
+      if (!grad_hx) return;
       T* d_hx = grad_hx + (g * p.batch + schedule.sample[rank]) * H;
       for (int64_t j = 0; j < H; j += lanes<T>) store(d_hx + j, load(b.dh(g, rank) + j), H - j);
     });
@@ -279,7 +284,7 @@ struct Backward {
     for (int64_t g = 0; g < p.groups; g++) {
       const int64_t D = p.group[g].input_size, C = p.group[g].context_size;
       if (gradient[g].input) pack(member, g, gate_f, 0, D, D, b.weight_f);
-      pack(member, g, gate_g, 0, C, C, b.weight_g);
+      if (gradient[g].context) pack(member, g, gate_g, 0, C, C, b.weight_g);
       pack(member, g, gate_s, 0, 2 * H, H, b.weight_sf);
       pack(member, g, gate_s, H, 2 * H, H, b.weight_sg);
     }
@@ -345,11 +350,10 @@ struct Backward {
           for (int64_t t = schedule.length[rank]; t < p.steps; t++)
             std::fill_n(d_input + (t * p.batch + schedule.sample[rank]) * D, D, T(0));
       }
-      gemm<T>(
-          member, [&](int64_t rank) { return b.dg(g, rank); }, 1, p.batch, b.weight_g(g), C, H,
-          [&](int64_t rank) {
-            return static_cast<T*>(gradient[g].context) + schedule.sample[rank] * C;
-          });
+      if (T* d_context = static_cast<T*>(gradient[g].context))
+        gemm<T>(
+            member, [&](int64_t rank) { return b.dg(g, rank); }, 1, p.batch, b.weight_g(g), C, H,
+            [&](int64_t rank) { return d_context + schedule.sample[rank] * C; });
     }
   }
 

@@ -29,13 +29,13 @@ class Arena {
   // others overwrite. What is taken after this lies behind all of them.
   template <class... Phase>
   void share(Phase... phase) {
-    const Arena start = *this;
-    const auto taken = [&](auto& take_all) {
-      Arena arena = start;
-      take_all(arena);
-      return arena.used();
+    int64_t end = used_;
+    const auto take_all = [&](auto& take, Arena arena) {
+      take(arena);
+      end = std::max(end, arena.used_);
     };
-    used_ = std::max({taken(phase)...});
+    (take_all(phase, *this), ...);
+    used_ = end;
   }
 
  private:

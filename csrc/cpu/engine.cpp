@@ -59,6 +59,8 @@ const Engine& engine_with_groups(const Problem& p) {
   for (int64_t g = 0; g < p.groups; g++)
     require(p.group[g].input_size > 0 && p.group[g].context_size > 0,
             "input_size and context_size must be positive");
+  for (int64_t b = 0; p.lengths && b < p.batch; b++)
+    require(p.lengths[b] >= 1 && p.lengths[b] <= p.steps, "lengths must be in 1..T");
   return found;
 }
 
@@ -71,6 +73,8 @@ Problem single_step(Problem p) {
 }
 
 }  // namespace
+
+void check(const Problem& p) { engine_with_groups(p); }
 
 int64_t saved_size(const Problem& p) { return engine_with_groups(p).saved_size(p); }
 

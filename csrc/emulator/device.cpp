@@ -52,11 +52,13 @@ struct Running {
 
 namespace detail {
 
-void run(const Grid& grid, int threads, Entry entry, const void* arguments) {
+void run(std::string_view name, const Grid& grid, int threads, Entry entry, const void* arguments) {
   static std::mutex mutex;
   static Arena arena;
   const std::lock_guard<std::mutex> lock(mutex);
   check(grid, threads);
+  count(name);
+  if (!options().run) return;
   const tsan::Unseen unseen;
   places.set_fault(options().fault);
   const auto emulated =
@@ -75,6 +77,28 @@ void fail_misaligned(const void* p, int bytes) {
 Options& options() {
   static Options options;
   return options;
+}
+
+namespace {
+
+std::mutex counting;
+std::map<std::string_view, int64_t> counts;
+
+}  // namespace
+
+void count(std::string_view what) {
+  const std::lock_guard<std::mutex> lock(counting);
+  ++counts[what];
+}
+
+std::map<std::string, int64_t> launches() {
+  const std::lock_guard<std::mutex> lock(counting);
+  return {counts.begin(), counts.end()};
+}
+
+void clear_launches() {
+  const std::lock_guard<std::mutex> lock(counting);
+  counts.clear();
 }
 
 int thread_index() { return machine->self().index; }

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace mmixer::cuda {
@@ -26,6 +28,8 @@ struct Options {
   Schedule schedule = Schedule::random;
   int resident_clusters = 8;
   int resident_blocks = 132;
+  bool run = true;              // false: what is launched is counted and computes nothing
+  bool product_kernel = false;  // multiply runs product_kernel.h, not loops on the CPU
   Fault fault;
 };
 
@@ -35,5 +39,13 @@ Options& options();
 // the barrier's place in shared memory "file.h:34 mbarrier_wait +128". Sorted.
 std::vector<std::string> sites();
 void clear_sites();
+
+// Counts something that a device would be given to do. Its name has to live as long as the program.
+void count(std::string_view what);
+
+// How often what was launched since clear_launches(): kernels, by their names without namespaces
+// and template arguments, "clear" and "product".
+std::map<std::string, int64_t> launches();
+void clear_launches();
 
 }  // namespace mmixer::cuda

@@ -4,6 +4,7 @@
 
 #include <cstring>
 #include <string>
+#include <string_view>
 
 #include "../cuda/device.h"
 #include "emulator.h"
@@ -16,7 +17,16 @@ constexpr size_t largest_shared_memory = 227 * 1024;
 
 using Entry = void (*)(void* shared, const void* arguments);
 
-void run(const Grid& grid, int threads, Entry entry, const void* arguments);
+void run(std::string_view name, const Grid& grid, int threads, Entry entry, const void* arguments);
+
+template <class Kernel>
+constexpr std::string_view name_of() {
+  std::string_view name = __PRETTY_FUNCTION__;  // ends with "[with Kernel = space::Name<...>; ...]"
+  constexpr std::string_view before = "Kernel = ";
+  name.remove_prefix(name.find(before) + before.size());
+  name = name.substr(0, name.find_first_of("<;]"));
+  return name.substr(name.rfind(':') + 1);
+}
 
 }  // namespace detail
 
@@ -27,7 +37,8 @@ void launch(const Grid& grid, const typename Kernel::Arguments& arguments) {
   const detail::Entry entry = [](void* shared, const void* arguments) {
     Kernel::run(shared, *static_cast<const typename Kernel::Arguments*>(arguments));
   };
-  detail::run(grid, grid.threads ? grid.threads : Kernel::threads, entry, &arguments);
+  constexpr std::string_view name = detail::name_of<Kernel>();
+  detail::run(name, grid, grid.threads ? grid.threads : Kernel::threads, entry, &arguments);
 }
 
 inline Resident resident(int count, size_t shared_bytes) {
@@ -54,6 +65,9 @@ std::string refusal() {
 
 inline uint64_t number_of(void* stream) { return reinterpret_cast<uintptr_t>(stream); }
 
-inline void clear(void* p, size_t bytes, void* /*stream*/) { std::memset(p, 0, bytes); }
+inline void clear(void* p, size_t bytes, void* /*stream*/) {
+  count("clear");
+  if (options().run) std::memset(p, 0, bytes);
+}
 
 }  // namespace mmixer::cuda

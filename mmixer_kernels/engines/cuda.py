@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from ..problem import Cotangents, Gradients, Keep, Need, Problem, Step
-from . import gpu
+from . import gpu, native
 from .gpu import Call, Gates, MixGradient, MixOperands, Prologue, RecurrenceGradient, product
 from .protocol import EngineState
 
@@ -133,12 +133,16 @@ _STEP_SAMPLES = 64  # a step of more is not a stream's, and the general way is a
 
 def step(step: Step) -> Tensor:
     """One step without gradients: the next state `[B, H]`, in one launch up to 64 samples."""
-    input, context, weights, hx, mix, eps = step
+    try:
+        return _step(step)
+    except (TypeError, ValueError):
+        return _step(native.stored_step(step, step.input.dtype))
+
+
+def _step(step: Step) -> Tensor:
+    input, context, weights = step[:3]
     B, H = input.shape[0], weights.hidden_size
-    sizes = B, input.shape[1], context.shape[1], H
-    dtype, weight_dtype = input.dtype, weights.weight_f.dtype
-    matrices = [matrix.to(weight_dtype).contiguous() for matrix in weights.matrices()]
-    norms = [norm.contiguous() for norm in weights.norms()]
+    dtype = input.dtype
     with gpu.device_of(input):
         device = torch.cuda.current_device() if input.is_cuda else -1
         if "cell" not in PATHS:
@@ -146,7 +150,8 @@ def step(step: Step) -> Tensor:
         elif B > _STEP_SAMPLES:
             plan = 0, 0, 0, f"{B} samples, but {_STEP_SAMPLES} at most"
         else:
-            plan = _cell_plan(device, sizes, dtype, weight_dtype)
+            sizes = B, input.shape[1], context.shape[1], H
+            plan = _cell_plan(device, sizes, dtype, weights.weight_f.dtype)
         team_samples, blocks, size, refusal = plan
         _logger.debug(
             "step of B=%d H=%d %s: %s",
@@ -155,33 +160,9 @@ def step(step: Step) -> Tensor:
         if team_samples == 0:
             return forward(step.problem(), "nothing")[1].squeeze(0)
         stream = torch.cuda.current_stream().cuda_stream if input.is_cuda else 0
-        input, context = gpu.rows(input), gpu.rows(context)
-        hx = None if hx is None else gpu.rows(hx)
         next_state = input.new_empty(B, H)
         _native.cell(
-            batch=B,
-            hidden=H,
-            dtype=dtype,
-            weight_dtype=weight_dtype,
-            norm_dtype=norms[0].dtype if norms else dtype,
-            mix=mix,
-            eps=eps,
-            input=input,
-            input_stride_sample=input.stride(0),
-            input_size=sizes[1],
-            context=context,
-            context_stride_sample=context.stride(0),
-            context_size=sizes[2],
-            hx=hx,
-            hx_stride_sample=0 if hx is None else hx.stride(0),
-            weight_f=matrices[0],
-            weight_g=matrices[1],
-            weight_s=matrices[2],
-            weight_r=matrices[3],
-            weight_z=matrices[4],
-            weight_h=matrices[5],
-            norm_weight=norms[0] if norms else None,
-            norm_bias=norms[1] if norms else None,
+            step=step,
             team_samples=team_samples,
             blocks=blocks,
             next_state=next_state,

@@ -255,7 +255,7 @@ def backward(
     need: Need,
 ) -> Gradients:
     """The gradients, from the states that `forward` left."""
-    call, grad_output = Call(problem), cotangents.output
+    call, (grad_output, grad_h_n) = Call(problem), cotangents.filled(problem)
     if grad_output.stride(-1) != 1 and grad_output.shape[-1] > 1:
         grad_output = grad_output.contiguous()
     with call.device:
@@ -263,7 +263,7 @@ def backward(
         prologue = Prologue.compute(call, kernels)
         states = saved.view(call.G, call.T, call.B, call.H)
         gates = kernels.gates_again(prologue, states)
-        grad = RecurrenceGradient.empty(call, cotangents.h_n, kernels.norm_summands)
+        grad = RecurrenceGradient.empty(call, grad_h_n, kernels.norm_summands)
         kernels.recurrence_backward(gates, states, grad_output, grad)
         rest = _prologue_backward(call, kernels, prologue, grad.f_tilde, need)
         grad_weights = []

@@ -38,7 +38,7 @@ def backward(
     results = [
         reference.mcu_backward(dy, dh, x, context, w, h_0, lengths, mix=mix, eps=eps)
         for dy, dh, x, context, w, h_0 in zip(
-            *cotangents, inputs, contexts, weights, problem.states, strict=True
+            *cotangents.filled(problem), inputs, contexts, weights, problem.states, strict=True
         )
     ]
     grads = [list(each) for each in zip(*results, strict=True)]

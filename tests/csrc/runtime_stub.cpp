@@ -2,6 +2,7 @@
 #include "runtime_stub.h"
 
 #include <cstdio>
+#include <utility>
 
 Runtime runtime;
 
@@ -65,6 +66,10 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* c, const void*, void**
 }
 cudaError_t cudaStreamGetId(cudaStream_t, unsigned long long* number) {
   return *number = ++runtime.streams, cudaSuccess;
+}
+cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
+  std::swap(*mode, runtime.capture_mode);
+  return runtime.capture_modes++, cudaSuccess;
 }
 cudaError_t cudaMemsetAsync(void*, int, size_t, cudaStream_t) { return cudaSuccess; }
 

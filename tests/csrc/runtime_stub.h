@@ -12,6 +12,8 @@ struct Runtime {
   // The last launch, or the last question about one; threads are those per block.
   unsigned cluster = 0, cooperative_launch = 0, threads = 0;
   unsigned long long streams = 0;
+  cudaStreamCaptureMode capture_mode = cudaStreamCaptureModeGlobal;  // of the thread
+  int capture_modes = 0;                                             // how often it was changed
 };
 
 extern Runtime runtime;

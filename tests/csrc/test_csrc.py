@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import platform
 import re
+import shutil
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +35,89 @@ def test_every_synchronisation_of_the_cuda_kernels_is_needed(cuda_tests: Path) -
     print(expect_success([cuda_tests / "test_cuda"]))
 
 
+def compile_over_runtime_stub(directory: Path, *sources: str) -> Path:
+    """Such a program needs nvcc, but no GPU."""
+    nvcc, program = find("nvcc"), directory / "program"
+    flags = ["-std=c++17", "-cudart", "none", "--gpu-architecture=sm_90", "-ldl"]
+    files = [ROOT / source for source in (*sources, "tests/csrc/runtime_stub.cpp")]
+    words = [nvcc, *flags, "-Xcompiler=-Wall,-Wextra", *files, "-o", program]
+    assert not re.search("warning|error", expect_success(words))
+    return program
+
+
 def test_launches_and_what_a_device_refuses(tmp_path: Path) -> None:
-    """The test runs over a stub of the CUDA runtime: it needs nvcc, but no GPU."""
-    nvcc, program = find("nvcc"), tmp_path / "test_launch"
-    sources = [ROOT / "tests" / "csrc" / name for name in ("test_launch.cu", "runtime_stub.cpp")]
-    flags = [
-        "-std=c++17",
-        "-cudart",
-        "none",
-        "--gpu-architecture=sm_90",
-        "-Xcompiler=-Wall,-Wextra",
-    ]
-    assert not re.search("warning|error", expect_success([nvcc, *flags, *sources, "-o", program]))
+    program = compile_over_runtime_stub(tmp_path, "tests/csrc/test_launch.cu")
     print(expect_success([program]))
+
+
+def test_products() -> None:
+    print(expect_success([build("test_products") / "test_products"]))
+
+
+@pytest.fixture(scope="module")
+def cublaslt() -> Path:
+    """test_cublaslt and the stubs of the library."""
+    if platform.system() != "Linux":
+        pytest.skip("cuBLASLt is found by Linux's loader")
+    return build("test_cublaslt", "cublaslt_stub", "cublaslt_stub_without_heuristic")
+
+
+def library(directory: Path, name: str, built: Path) -> Path:
+    return Path(shutil.copy(built, directory / name))
+
+
+@pytest.mark.parametrize("name", ["libcublasLt.so.12", "libcublasLt.so.99.1", "libcublasLt.so"])
+def test_cublaslt_is_found_whatever_its_version(cublaslt: Path, tmp_path: Path, name: str) -> None:
+    stub = library(tmp_path, name, cublaslt / "libcublaslt_stub.so")
+    print(expect_success([cublaslt / "test_cublaslt", stub]))
+
+
+def test_cublaslt_inside_another_library(cublaslt: Path, tmp_path: Path) -> None:
+    """Its symbols are found where they are global."""
+    stub = library(tmp_path, "libtorch_cuda.so", cublaslt / "libcublaslt_stub.so")
+    print(expect_success([cublaslt / "test_cublaslt", stub, "global"]))
+    refusal = expect_success([cublaslt / "test_cublaslt", stub, "refusal"])
+    assert refusal == "no libcublasLt is loaded\n"
+
+
+def test_without_cublaslt(cublaslt: Path, tmp_path: Path) -> None:
+    assert expect_success([cublaslt / "test_cublaslt"]) == "no libcublasLt is loaded\n"
+    built = cublaslt / "libcublaslt_stub_without_heuristic.so"
+    stub = library(tmp_path, "libcublasLt.so.13", built)
+    refusal = expect_success([cublaslt / "test_cublaslt", stub, "refusal"])
+    assert refusal == f"{stub} has no cublasLtMatmulAlgoGetHeuristic\n"
+
+
+def nvidia(pattern: str) -> Path:
+    """A file of NVIDIA's packages for Python, which PyTorch's CUDA builds depend on."""
+    for file in sorted(Path(sysconfig.get_path("purelib")).glob(f"nvidia/{pattern}")):
+        return file
+    pytest.skip(f"there is no nvidia/{pattern}")
+
+
+def test_pytorchs_cublaslt(cublaslt: Path) -> None:
+    """The library has the functions and takes the descriptions. Without a GPU it ends there."""
+    real = nvidia("*/lib/libcublasLt.so.*")
+    version, error = expect_success([cublaslt / "test_cublaslt", real, "device"]).splitlines()
+    assert version.split(".")[0] == real.suffix.removeprefix(".")
+    assert error.startswith("cublasLtCreate failed with status") or error == "no error"
+
+
+def test_declarations_of_cublaslt(tmp_path: Path) -> None:
+    """They are compared at compile time with those of NVIDIA's header."""
+    nvcc, include = find("nvcc"), nvidia("*/include/cublasLt.h").parent
+    source = ROOT / "tests" / "csrc" / "cublaslt_header.cpp"
+    compile_only = ["-std=c++17", "-I", include, "-c", source, "-o", tmp_path / "header.o"]
+    print(expect_success([nvcc, *compile_only]))
+
+
+def test_choice_between_cublaslt_and_the_own_kernel(cublaslt: Path, tmp_path: Path) -> None:
+    """The test runs over stubs of the CUDA runtime and of cuBLASLt."""
+    sources = ("tests/csrc/test_multiply.cu", "csrc/cuda/products.cu", "csrc/cuda/cublaslt.cpp")
+    program = compile_over_runtime_stub(tmp_path, *sources)
+    stub = library(tmp_path, "libcublasLt.so.12", cublaslt / "libcublaslt_stub.so")
+    print(expect_success([program]))
+    print(expect_success([program, stub]))
 
 
 PROBE_KERNEL = ("kernels", "cluster", "forward", "128", "1", "bfloat16", "8")
@@ -161,6 +233,7 @@ CUDA_KERNELS = {
     "prepare": "prepare.h",
     "row_wise": "rows.h",
     "cell": "cell.h",
+    "product": "product_kernel.h",
 }
 """Per kernel, a file in which a lost block_sync (or the operation named) must be a data race."""
 

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "../../csrc/cuda/engine.h"
+#include "../../csrc/cuda/products.h"
 #include "../../csrc/emulator/emulator.h"
 
 using namespace mmixer;
@@ -187,6 +188,34 @@ Kernel cell_steps() {
   };
 }
 
+// The first block has two tiles, of three slices each.
+Kernel product() {
+  constexpr int batch = 17, rows = 3, columns = 10, inner = 80;
+  return [a = random_bfloat16(batch * rows * inner, 1),
+          b = random_bfloat16(batch * inner * columns, 1)] {
+    Output result(batch * rows * columns);
+    const int processors = options().resident_blocks;
+    options().product_kernel = true, options().resident_blocks = 1;
+    multiply({batch,
+              rows,
+              columns,
+              inner,
+              {a.data(), inner, rows * inner, false},
+              {b.data(), columns, inner * columns, false},
+              Dtype::bfloat16,
+              result.x.data(),
+              columns,
+              rows * columns,
+              Dtype::float32,
+              false},
+             nullptr, nullptr);
+    options().product_kernel = false, options().resident_blocks = processors;
+    Bits bits;
+    result.append_to(bits);
+    return bits;
+  };
+}
+
 std::map<std::string, Kernel> kernels() {
   return {{"forward_cluster", recurrence_forward(Path::cluster, 8)},
           {"forward_cluster_4", recurrence_forward(Path::cluster, 4)},
@@ -202,7 +231,8 @@ std::map<std::string, Kernel> kernels() {
           {"backward_wide_4", recurrence_backward(Path::wide, 4)},
           {"prepare", prepare_weights()},
           {"row_wise", row_wise()},
-          {"cell", cell_steps()}};
+          {"cell", cell_steps()},
+          {"product", product()}};
 }
 
 void use_schedule(int schedule) {

@@ -507,6 +507,25 @@ void test_launches() {
   check(filled, "shared memory is full of NaN");
 }
 
+void test_counts() {
+  int runs = 0;
+  const auto kernel = [&](void*) { runs += thread_index() == 0; };
+  unsigned char memory[] = {1};
+  clear_launches();
+  launch_body(one_block, kernel);
+  options().run = false;
+  launch_body(one_block, kernel);
+  launch_body<32>(one_block, kernel);
+  clear(memory, sizeof memory, nullptr);
+  check_error([&] { launch_body(grid_of(0, 1, 0), kernel); }, "a grid without blocks");
+  options() = Options();
+  check(runs == 1 && memory[0] == 1, "what is only counted does nothing");
+  check(launches() == std::map<std::string, int64_t>{{"Body", 3}, {"clear", 1}},
+        "launches are counted by the kernel's name, run or not");
+  clear_launches();
+  check(launches().empty(), "the counts begin again");
+}
+
 // The same seed gives the same schedule.
 void test_repeats() {
   std::vector<int> orders[3];
@@ -534,6 +553,7 @@ int main() {
   test_order_of_arrival();
   test_errors();
   test_launches();
+  test_counts();
   test_repeats();
   std::printf("%d checks, %d failed\n", checks, failures);
   return failures != 0;

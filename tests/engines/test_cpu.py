@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager
 from functools import partial
+from types import SimpleNamespace
 
 import helpers
 import pytest
@@ -187,7 +188,9 @@ def test_forward_writes_all_that_is_saved_and_no_more(size, dtype, keep, monkeyp
     weights = [Weights(*(x.to(dtype) for x in _weights(3, 2, hidden)))] * groups
     call = Problem(inputs, contexts, weights)
     size = cpu.saved_size(call, keep)
-    monkeypatch.setattr(cpu, "saved_size", lambda *_: size + 64)
+    longer = SimpleNamespace(**vars(_native))
+    longer.saved_size = lambda problem: _native.saved_size(problem=problem) + 64
+    monkeypatch.setattr(cpu, "_native", longer)
     _, _, saved = cpu.forward(call, keep)
     assert saved[:size].isfinite().all()
     assert saved[size:].isnan().all()  # what torch fills new memory with in tests

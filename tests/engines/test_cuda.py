@@ -596,3 +596,10 @@ def test_blocks_that_have_several_rows(hidden: int, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(cuda.gpu, "BLOCKS", 2)
     monkeypatch.setattr(cuda, "PATHS", ("step",))
     check(problem(Size(2, 3, 7, 8, hidden)), "float64")
+
+
+def test_what_multiplies_has_a_name(emulator: ModuleType) -> None:
+    assert emulator.product_library() == "loops on a CPU"
+    emulator.configure(product_kernel=True)
+    assert emulator.product_library().startswith("own kernel: ")
+    assert emulator.product_fallbacks() == []

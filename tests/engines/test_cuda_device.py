@@ -406,6 +406,12 @@ def test_nan_in_fresh_memory(
         equal(with_gradients(run(), p), expected)
 
 
+def test_cublaslt_makes_the_products() -> None:
+    """PyTorch has loaded it."""
+    assert cuda._native is not None
+    assert cuda._native.product_library().startswith("cuBLASLt ")
+
+
 if not STATE.available:
     # At the end, so that every line of this file has run on a machine without a GPU too.
     pytest.skip(f"engine cuda: {STATE.reason}", allow_module_level=True)

@@ -51,13 +51,14 @@ def forward(problem: Problem, keep: Keep) -> tuple[Tensor, Tensor, Tensor]:
 def backward(
     problem: Problem, saved: Tensor, keep: Keep, cotangents: Cotangents, need: Need
 ) -> Gradients:
-    gradients = Gradients([], [], [], torch.empty_like(cotangents.h_n))
+    grad_output, grad_h_n = cotangents.filled(problem)
+    gradients = Gradients([], [], [], torch.empty_like(grad_h_n))
     valid = _valid(problem)
     states = saved.view(problem.sizes).numpy()
     for g in range(len(problem.inputs)):
         unit = _Unit(problem, g)
         f_tilde, through_prologue = unit.prologue(np.where(valid, unit.input, 0))
-        d_output, dh = _array(cotangents.output[g], problem), _array(cotangents.h_n[g], problem)
+        d_output, dh = _array(grad_output[g], problem), _array(grad_h_n[g], problem)
         d_f_tilde = np.empty_like(f_tilde)
         for t in reversed(range(len(f_tilde))):
             _, through_step = unit.step(f_tilde[t], states[g, t - 1] if t else unit.hx)

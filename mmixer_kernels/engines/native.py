@@ -1,0 +1,114 @@
+"""The extension's engines: a pass is one native call, which allocates its results by torch.
+
+The extension reads the tensors itself and refuses, by ValueError or TypeError, whatever does not
+fit as it is; `stored` converts what may be converted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import arguments
+from ..problem import Call, Cotangents, Form, Gradients, Keep, Need, Problem, Step, Weights
+
+Forward = Callable[[Call, Sequence[Tensor]], tuple[Tensor, Tensor, Tensor | None]]
+Backward = Callable[
+    [Call, Sequence[Tensor], Tensor, Sequence[Tensor | None], Sequence[bool]], Sequence[Any]
+]
+"""`run_forward` and `run_backward` of `protocol.NativeEngine`."""
+
+
+def forward(run: Forward, problem: Problem, keep: Keep) -> tuple[Tensor, Tensor, Tensor | None]:
+    """An engine's `forward` by its `run_forward`."""
+    call = Call(Form.of(problem.flat()), keep, is_checked=True)
+    try:
+        return run(call, problem.tensors())
+    except (TypeError, ValueError):
+        return run(call, stored(problem, problem.dtype).tensors())
+
+
+def backward(
+    run: Backward, problem: Problem, saved: Tensor, keep: Keep, cotangents: Cotangents, need: Need
+) -> Gradients:
+    """An engine's `backward` by its `run_backward`."""
+    dtype, form = problem.dtype, Form.of(problem.flat())
+    call = Call(form, keep, is_checked=True)
+    grads = [None if x is None else x.to(dtype) for x in cotangents]
+    needs = [
+        *[need.input] * form.groups,
+        *[True] * form.groups,
+        *[need.weights] * form.weights,
+        *[True] * form.has_hx,
+        *[False] * form.has_lengths,
+        *[True] * (not form.has_hx),  # The first state's gradient is wanted also where it is zero.
+    ]
+    try:
+        found = run(call, problem.tensors(), saved, grads, needs)
+    except (TypeError, ValueError):
+        found = run(call, stored(problem, dtype).tensors(), saved, grads, needs)
+    inputs, contexts, weights, grad_hx, *_ = form.fill(found)
+    sets = Weights.sets(weights, form.groups) if need.weights else []
+    return Gradients(
+        list(inputs) if need.input else [],
+        list(contexts),
+        [x.to_dtypes_of(y) for x, y in zip(sets, problem.weights, strict=False)],
+        grad_hx if form.has_hx else found[-1],
+    )
+
+
+def stored(problem: Problem, dtype: torch.dtype) -> Problem:
+    """The problem as the extension reads it: inputs, contexts and hx in `dtype` with contiguous
+    rows, the weight sets contiguous and each kind in one dtype, lengths in int64. It is checked
+    first, since a conversion would hide what is wrong."""
+    arguments.check(problem)
+    inputs, contexts, weights, hx, lengths, mix, eps = problem
+    if lengths is not None:
+        lengths = lengths.to(torch.int64).contiguous()
+    return Problem(
+        [rows(input, dtype) for input in inputs],
+        [rows(context, dtype) for context in contexts],
+        stored_weights(weights, dtype),
+        None if hx is None else rows(hx, dtype),
+        lengths,
+        mix,
+        eps,
+    )
+
+
+def stored_step(step: Step, dtype: torch.dtype) -> Step:
+    """`stored` of a step."""
+    arguments.check_step(step)
+    input, context, weights, hx, mix, eps = step
+    (weights,) = stored_weights([weights], dtype)
+    hx = None if hx is None else rows(hx, dtype)
+    return Step(rows(input, dtype), rows(context, dtype), weights, hx, mix, eps)
+
+
+def rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in a dtype with contiguous rows; a copy only where it has not."""
+    tensor = tensor.to(dtype)
+    if tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
+        tensor = tensor.contiguous()
+    return tensor
+
+
+def stored_weights(weights: Sequence[Weights], dtype: torch.dtype) -> list[Weights]:
+    """The sets, contiguous. The matrices, and likewise the norms, stay in bfloat16 where all of
+    them are in it, and are else in `dtype`."""
+    matrices = _common(dtype, (x for group in weights for x in group.matrices()))
+    norms = _common(dtype, (x for group in weights for x in group.norms()))
+
+    def convert(group: Weights) -> Weights:
+        tensors = [x.to(matrices).contiguous() for x in group.matrices()]
+        return Weights(*tensors, *(x.to(norms).contiguous() for x in group.norms()))
+
+    return [convert(group) for group in weights]
+
+
+def _common(dtype: torch.dtype, tensors: Iterable[Tensor]) -> torch.dtype:
+    narrow = all(tensor.dtype is torch.bfloat16 for tensor in tensors)
+    return torch.bfloat16 if narrow else dtype

@@ -1,0 +1,218 @@
+"""Plain calls, which nothing looks on at: straight to the engine, and back by one node of autograd.
+
+Compilers, exporters, transforms and profilers see a call through the dispatcher (`ops`), which
+costs a small call several times its arithmetic. A native engine compares shapes and dtypes itself,
+so that nothing is checked twice; a call that it refuses is given back to the caller, whose checks
+say what is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from . import arguments, derivatives, dispatch
+from .engines import Engine, NativeEngine, choose, get, native_of
+from .problem import Call, Cotangents, Form, Keep, Need, Problem, Step, Weights
+
+
+class Options(NamedTuple):
+    """The options of `functional.mcu` and `mcu_group`, not checked yet."""
+
+    mix: str
+    batch_first: bool
+    eps: float
+    engine: str
+    recompute: bool
+
+
+def sequence(
+    input: Tensor,
+    context: Tensor,
+    weights: Weights,
+    hx: Tensor | None,
+    lengths: Tensor | None,
+    options: Options,
+) -> tuple[Tensor, Tensor] | None:
+    """The results of `functional.mcu` for a batch; None where the call has to be looked at more
+    closely."""
+    if input.dim() != 3:
+        return None
+    own = _tensors(weights)
+    form = Form(1, len(own), hx is not None, lengths is not None, options.mix, options.eps)
+    tensors = [input, context, *own]
+    if hx is not None:
+        tensors.append(hx)
+    if lengths is not None:
+        tensors.append(lengths)
+    return _unchecked(form, tensors, options, is_sequence=True)
+
+
+def group(
+    inputs: Sequence[Tensor],
+    contexts: Sequence[Tensor],
+    weights: Sequence[Weights],
+    hx: Tensor | None,
+    lengths: Tensor | None,
+    options: Options,
+) -> tuple[Tensor, Tensor] | None:
+    """The results of `functional.mcu_group`; None where the call has to be looked at more
+    closely."""
+    own = [tensor for weight_set in weights for tensor in _tensors(weight_set)]
+    has_hx, has_lengths = hx is not None, lengths is not None
+    form = Form(len(inputs), len(own), has_hx, has_lengths, options.mix, options.eps)
+    tensors = [*inputs, *contexts, *own, *(x for x in (hx, lengths) if x is not None)]
+    return _unchecked(form, tensors, options, is_sequence=False)
+
+
+def step(step: Step, engine: str) -> Tensor | None:
+    """The result of `functional.mcu_cell` for a batch without gradients; None where the call has to
+    be looked at more closely."""
+    tensors = [step.input, step.context, *_tensors(step.weights)]
+    if step.hx is not None:
+        tensors.append(step.hx)
+    kind = dispatch.plain(tensors)
+    if kind is None or kind.needs_gradient or not kind.is_on_one_device:
+        return None
+    try:
+        chosen = native_of(get(choose(engine, step.input)))
+        if chosen is None:
+            return None
+        arguments.check_memory(step, tensors)
+        return chosen.step(step)
+    except (TypeError, ValueError):
+        return None
+
+
+def run(
+    problem: Problem, tensors: Sequence[Tensor], engine: Engine, keep: Keep
+) -> tuple[Tensor, Tensor]:
+    """A checked call of any engine, whose tensors `dispatch.plain` knows: output `[G, T, B, H]` and
+    h_n `[G, B, H]`, with gradients where something is kept for them."""
+    arguments.check_memory(problem, tensors)
+    return _run(_AnyEngine(engine), Call(Form.of(problem.flat()), keep), tensors)
+
+
+def _unchecked(
+    form: Form, tensors: Sequence[Tensor], options: Options, is_sequence: bool
+) -> tuple[Tensor, Tensor] | None:
+    kind = dispatch.plain(tensors)
+    if kind is None or not kind.is_on_one_device:
+        return None
+    _, batch_first, _, name, recompute = options
+    keep: Keep = "nothing"
+    if kind.needs_gradient:
+        keep = "states" if recompute else "gates"
+    try:
+        engine = native_of(get(choose(name, tensors[0])))
+        if engine is None:
+            return None
+        return _run(engine, Call(form, keep, batch_first, is_sequence), tensors)
+    except (TypeError, ValueError):
+        return None
+
+
+def _tensors(weights: Weights) -> Sequence[Any]:
+    """The fields of a set that is not checked yet, without norms where it has neither."""
+    *_, norm_weight, norm_bias = weights
+    return weights[:-2] if norm_weight is None and norm_bias is None else weights
+
+
+def _run(
+    engine: NativeEngine | _AnyEngine, call: Call, tensors: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    if call.keep == "nothing":
+        return engine.run_forward(call, tensors)[:2]
+    results: tuple[Tensor, Tensor] = _apply(engine, call, *tensors)
+    return results
+
+
+class _AnyEngine(NamedTuple):
+    """An engine with the methods of a native one, for checked calls in time-first layout."""
+
+    engine: Engine
+
+    @property
+    def NAME(self) -> str:
+        return self.engine.NAME
+
+    def run_forward(
+        self, call: Call, tensors: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        problem = Problem.of_flat(*call.form.fill(tensors))
+        return self.engine.forward(problem, call.keep)
+
+    def run_backward(
+        self,
+        call: Call,
+        tensors: Sequence[Tensor],
+        saved: Tensor,
+        cotangents: Sequence[Tensor | None],
+        needs: Sequence[bool],
+    ) -> Sequence[Tensor | None]:
+        problem = Problem.of_flat(*call.form.fill(tensors))
+        of_inputs, _, of_weights, *_ = call.form.fill(needs)
+        need = Need(any(of_inputs), any(of_weights))
+        grads = self.engine.backward(problem, saved, call.keep, Cotangents(*cotangents), need)
+        return call.form.in_order(grads.flat())
+
+
+class _Recurrence(Function):
+    """A call as one node of autograd."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, engine: NativeEngine | _AnyEngine, call: Call, *tensors: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        output, h_n, saved = engine.run_forward(call, tensors)
+        ctx.engine, ctx.call = engine, call
+        ctx.save_for_backward(saved, *tensors)
+        ctx.set_materialize_grads(False)  # They would be as large as what is saved.
+        return output, h_n
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
+        kept, needs = ctx.saved_tensors, ctx.needs_input_grad[2:]
+        given = [x for x in cotangents if x is not None]
+        # A second derivative is the reference's.
+        if torch.is_grad_enabled() or not dispatch.is_plain([*given, *kept]):
+            return None, None, *_by_ops(ctx.engine.NAME, ctx.call, kept, needs, cotangents)
+        saved, *tensors = kept
+        return None, None, *ctx.engine.run_backward(ctx.call, tensors, saved, cotangents, needs)
+
+
+# `Function.apply` itself looks for the transforms of torch.func, of which there are none here.
+_apply = super(Function, _Recurrence).apply
+
+
+def _by_ops(
+    engine: str,
+    call: Call,
+    kept: Sequence[Tensor],
+    needs: Sequence[bool],
+    cotangents: Sequence[Tensor | None],
+) -> Sequence[Tensor | None]:
+    """`run_backward` where something looks on, or for a second derivative."""
+    grad_output, grad_h_n = cotangents
+    groups = call.form.groups
+    saved, *tensors = kept
+    if call.batch_first:
+        tensors[:groups] = [x.transpose(0, 1) for x in tensors[:groups]]
+        grad_output = None if grad_output is None else grad_output.transpose(-3, -2)
+    if call.is_sequence and grad_output is not None:
+        grad_output = grad_output.unsqueeze(0)
+    inputs, *rest = derivatives.of_forward(
+        call.form,
+        (engine, call.keep),
+        (saved, *tensors),
+        *derivatives.ops(),
+        call.form.fill(needs)[:4],
+        (grad_output, grad_h_n),
+    )
+    if call.batch_first:
+        inputs = [None if x is None else x.transpose(0, 1) for x in inputs]
+    return call.form.in_order((inputs, *rest))
