@@ -50,8 +50,9 @@ class Engine(Protocol):
 class NativeEngine(Engine, Protocol):
     """An engine whose pass is one call on the tensors as the caller has them.
 
-    `run_forward`, `run_backward` and `step` raise ValueError or TypeError, before anything is computed, for tensors and options that
-    the engine does not take as they are: they need no checks before.
+    `run_forward`, `run_backward` and `step` raise ValueError or TypeError, before anything is
+    computed, for tensors and options that the engine does not take as they are: they need no checks
+    before.
     """
 
     def step(self, step: Step) -> Tensor:
