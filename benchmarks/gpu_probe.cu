@@ -36,7 +36,7 @@
 #include <string>
 #include <vector>
 
-#include "../csrc/cuda/engine.h"
+#include "../csrc/cuda/kernels.h"
 #include "../csrc/cuda/launch.h"
 
 namespace mmixer::cuda {
@@ -159,6 +159,7 @@ class Array {
     return x;
   }
 
+  size_t size() const { return size_; }
   T* data() const { return data_; }
 
  private:
@@ -567,6 +568,8 @@ class Operands {
         hx_there_(hx_.size(), hx_),
         inputs_there_(size_t(steps) * step_gates * batch * H_, inputs_),
         states_(size_t(steps) * batch * H_, random_floats(size_t(steps) * batch * H_, -1, 1)),
+        output_(states_.size()),
+        h_n_(hx_.size()),
         projected_(backward_ ? size_t(steps) * step_gates * batch * H_ : 1, inputs_),
         r_std_(size_t(steps) * step_gates * batch, random_floats(size_t(steps) * 24, 0.5f, 1.5f)),
         grad_output_(backward_ ? size_t(steps) * batch * H_ : 1, inputs_),
@@ -588,19 +591,19 @@ class Operands {
       a.projected = projected_.data(), a.r_std = r_std_.data(), a.norms = norms_there_.data();
       a.states = states_.data(), a.hx = hx_there_.data(), a.grad_output = grad_output_.data();
       a.grad_output_stride = {0, int64_t(batch) * H_, H_};
-      a.grad_output_dtype = a.grad_gates_dtype = Dtype::float32;
-      a.grad_h_n = grad_h_n_.data(), a.grad_gates = grad_gates_.data();
+      a.grad_h_n = grad_h_n_.data(), a.grad_h_n_stride_sample = H_,
+      a.grad_gates = grad_gates_.data();
       a.grad_f_tilde = grad_f_tilde_.data(), a.grad_hx = grad_hx_.data();
       a.grad_norm = grad_norm_.data(), a.packets = packets;
       a.G = 1, a.T = steps, a.B = batch, a.H = H_;
-      backward(kernel.variant, kernel.plan.teams, a, nullptr);
+      recurrence_backward(kernel.variant, kernel.plan.teams, a, false, nullptr);
     } else {
       ForwardArguments a{};
       a.weights = weights_there_.data(), a.input_gates = inputs_there_.data();
       a.norms = norms_there_.data(), a.hx = hx_there_.data(), a.states = states_.data();
-      a.packets = packets;
+      a.output = output_.data(), a.h_n = h_n_.data(), a.packets = packets;
       a.G = 1, a.T = steps, a.B = batch, a.H = H_, a.eps = 1e-5f;
-      forward(kernel.variant, kernel.plan.teams, a, nullptr);
+      recurrence(kernel.variant, kernel.plan.teams, a, false, nullptr);
     }
   }
 
@@ -682,7 +685,8 @@ class Operands {
   std::vector<double> truth_;
   Array<uint16_t> weights_there_;
   Array<float> norms_there_, hx_there_, inputs_there_;
-  Array<float> states_, projected_, r_std_, grad_output_, grad_h_n_;  // backward reads the states
+  Array<float> states_;  // backward reads them
+  Array<float> output_, h_n_, projected_, r_std_, grad_output_, grad_h_n_;
   Array<float> grad_gates_, grad_f_tilde_, grad_hx_, grad_norm_;
 };
 

@@ -84,7 +84,7 @@ def step(step: Step, engine: str) -> Tensor | None:
             return None
         arguments.check_memory(step, tensors)
         return chosen.step(step)
-    except (TypeError, ValueError):
+    except (IndexError, TypeError, ValueError):
         return None
 
 
@@ -112,7 +112,7 @@ def _unchecked(
         if engine is None:
             return None
         return _run(engine, Call(form, keep, batch_first, is_sequence), tensors)
-    except (TypeError, ValueError):
+    except (IndexError, TypeError, ValueError):
         return None
 
 

@@ -2,11 +2,13 @@
 
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <tuple>
 
 #include "../csrc/cuda/engine.h"
+#include "../csrc/cuda/kernels.h"
 #include "../csrc/cuda/products.h"
-#include "problem.h"
+#include "pass.h"
 
 namespace py = pybind11;
 using namespace mmixer;
@@ -19,11 +21,31 @@ struct PlanCall : Variant {
   bool backward;
 };
 
-template <class Arguments>
-struct Recurrence : Variant {
-  int teams;
-  fields::Held<Arguments> arguments;
-  void* stream;
+struct Cuda {
+  struct Options {
+    fields::Held<PassPlan> plan;
+    void* stream;
+  };
+  static constexpr bool narrows = true;  // gradients have their tensors' dtypes
+  static constexpr bool omits = false;
+
+  static void check(const Problem& p) { cuda::check(p); }
+  static int64_t saved_size(const Problem& p) { return cuda::saved_size(p); }
+  static int64_t forward_workspace_size(const Problem& p, const Options& o) {
+    return cuda::forward_workspace_size(p, *o.plan.value);
+  }
+  static int64_t backward_workspace_size(const Problem& p, const Options& o, bool need_weights) {
+    return cuda::backward_workspace_size(p, *o.plan.value, need_weights);
+  }
+  static void forward(const Problem& p, const Options& o, void* output, void* h_n, void* saved,
+                      void* workspace) {
+    cuda::forward(p, *o.plan.value, output, h_n, saved, workspace, o.stream);
+  }
+  static void backward(const Problem& p, const Options& o, const Cotangents& cotangents,
+                       const void* saved, const GroupGradient* gradients, void* grad_hx,
+                       void* workspace) {
+    cuda::backward(p, *o.plan.value, cotangents, saved, gradients, grad_hx, workspace, o.stream);
+  }
 };
 
 struct CellPlanCall : Problem, Group {};
@@ -34,17 +56,13 @@ struct CellCall {
   void *next_state, *workspace, *stream;
 };
 
-std::tuple<int, int, int64_t, std::string> plan_call(const PlanCall& call) {
+struct PrepareCall : PrepareArguments {
+  std::vector<WeightSet> sets;
+};
+
+std::tuple<int, int, std::string> plan_call(const PlanCall& call) {
   const Plan p = plan(call, call.hidden, call.backward);
-  return {p.H, p.teams, p.packets, p.refusal};
-}
-
-void forward_call(const Recurrence<ForwardArguments>& call) {
-  forward(call, call.teams, *call.arguments.value, call.stream);
-}
-
-void backward_call(const Recurrence<BackwardArguments>& call) {
-  backward(call, call.teams, *call.arguments.value, call.stream);
+  return {p.H, p.teams, p.refusal};
 }
 
 std::tuple<int, int, int64_t, std::string> cell_plan_call(const CellPlanCall& call) {
@@ -58,18 +76,27 @@ void cell_call(const CellCall& call) {
   cell(one, one, plan, call.next_state, call.workspace, call.stream);
 }
 
+void prepare_call(const PrepareCall& call) {
+  PrepareArguments a = call;
+  if (call.sets.size() > most_weight_sets) throw py::value_error("sets are too many");
+  a.count = int(call.sets.size());
+  for (int i = 0; i < a.count; i++) {
+    std::copy_n(call.sets[i].weight + gate_r, step_gates, a.weight[i]);
+    a.norm[i][0] = call.sets[i].norm_weight, a.norm[i][1] = call.sets[i].norm_bias;
+  }
+  prepare(a, nullptr);
+}
+
 }  // namespace
 
 namespace fields {
 
 template <>
 struct Names<Path> {
-  static constexpr const char* of[] = {"cluster", "cooperative", "wide"};
+  static constexpr const char* of[] = {"cluster", "cooperative", "wide", "step"};
 };
 
 #define FIELD(name) .field(#name, &Struct::name)
-#define OPTIONAL(name) .field(#name, &Struct::name, true)
-#define SIZES FIELD(G) FIELD(T) FIELD(B) FIELD(H)
 #define VARIANT FIELD(path) FIELD(samples) FIELD(terms) FIELD(term_dtype)
 
 template <>
@@ -79,15 +106,21 @@ Table<PlanCall> describe() {
 }
 
 template <>
-Table<Recurrence<ForwardArguments>> describe() {
-  using Struct = Recurrence<ForwardArguments>;
-  return Table<Struct>("forward") VARIANT FIELD(teams) FIELD(arguments) FIELD(stream);
+Table<PassPlan> describe() {
+  using Struct = PassPlan;
+  return Table<Struct>("PassPlan") VARIANT FIELD(teams) FIELD(allow_tf32);
 }
 
 template <>
-Table<Recurrence<BackwardArguments>> describe() {
-  using Struct = Recurrence<BackwardArguments>;
-  return Table<Struct>("backward") VARIANT FIELD(teams) FIELD(arguments) FIELD(stream);
+Table<passes::Forward<Cuda>> describe() {
+  using Struct = passes::Forward<Cuda>;
+  return passes::describe_forward(Table<Struct>("forward")) FIELD(plan) FIELD(stream);
+}
+
+template <>
+Table<passes::Backward<Cuda>> describe() {
+  using Struct = passes::Backward<Cuda>;
+  return passes::describe_backward(Table<Struct>("backward")) FIELD(plan) FIELD(stream);
 }
 
 template <>
@@ -110,121 +143,27 @@ Table<WeightSet> describe() {
   return add_weights(table);
 }
 
+// Of the kernel by itself, for tests.
 template <>
-Table<PrepareArguments> describe() {
-  using Struct = PrepareArguments;
-  return Table<Struct>("PrepareArguments")
-      .list<&Struct::set, &Struct::count>("sets") FIELD(first) FIELD(weight_dtype) FIELD(norm_dtype)
-          FIELD(remove_mean) FIELD(transposed) FIELD(matrices) FIELD(matrices_dtype)
-              FIELD(split_weights) FIELD(term_dtype) FIELD(norms) FIELD(G) FIELD(H) FIELD(Hp)
-                  FIELD(terms);
-}
-
-template <>
-Table<ForwardArguments> describe() {
-  using Struct = ForwardArguments;
-  return Table<Struct>("ForwardArguments") SIZES FIELD(norms) FIELD(hx) FIELD(lengths) FIELD(eps)
-      FIELD(weights) FIELD(input_gates) FIELD(states) FIELD(packets);
-}
-
-// In the order of G, T and B.
-#define GRAD_OUTPUT                                                                    \
-  FIELD(grad_output)                                                                   \
-  FIELD(grad_output_dtype)                                                             \
-      .field("grad_output_stride_group", &Struct::grad_output_stride, &Strides::group) \
-      .field("grad_output_stride_step", &Struct::grad_output_stride, &Strides::step)   \
-      .field("grad_output_stride_sample", &Struct::grad_output_stride, &Strides::sample)
-
-template <>
-Table<BackwardArguments> describe() {
-  using Struct = BackwardArguments;
-  return Table<Struct>("BackwardArguments") SIZES FIELD(norms) FIELD(hx) FIELD(lengths)
-      FIELD(states) FIELD(x_hat) FIELD(r_std) GRAD_OUTPUT FIELD(grad_gates) FIELD(grad_f_tilde)
-          FIELD(grad_norm) FIELD(grad_h_n) FIELD(grad_hx) FIELD(weights) FIELD(projected)
-              FIELD(packets) FIELD(grad_gates_dtype);
-}
-
-#define ROWS FIELD(G) FIELD(rows) FIELD(H) FIELD(blocks) FIELD(norms) FIELD(eps)
-
-template <>
-Table<NormTanhArguments> describe() {
-  using Struct = NormTanhArguments;
-  return Table<Struct>("NormTanhArguments") ROWS FIELD(a) FIELD(y) FIELD(y_dtype) FIELD(gate);
-}
-
-template <>
-Table<NormTanhBackwardArguments> describe() {
-  using Struct = NormTanhBackwardArguments;
-  return Table<Struct>("NormTanhBackwardArguments") ROWS FIELD(a) FIELD(gate) FIELD(grad_y)
-      FIELD(grad_y_more) FIELD(grad_a) FIELD(grad_a_dtype) FIELD(grad_norm);
-}
-
-template <>
-Table<MixArguments> describe() {
-  using Struct = MixArguments;
-  return Table<Struct>("MixArguments") ROWS FIELD(samples) FIELD(a) FIELD(context) FIELD(f_bar)
-      FIELD(g_bar) FIELD(dtype) FIELD(mix) OPTIONAL(f_tilde) OPTIONAL(grad_f_tilde) OPTIONAL(grad_a)
-          OPTIONAL(grad_f_bar) OPTIONAL(grad_g_bar) OPTIONAL(grad_norm);
-}
-
-template <>
-Table<GateArguments> describe() {
-  using Struct = GateArguments;
-  return Table<Struct>("GateArguments") SIZES FIELD(norms) FIELD(hx) FIELD(lengths) FIELD(steps)
-      FIELD(states) FIELD(dtype) FIELD(eps) FIELD(input_gates) FIELD(state_gates) FIELD(r_h)
-          OPTIONAL(first_step) OPTIONAL(candidate) OPTIONAL(operand) OPTIONAL(f_tilde)
-              OPTIONAL(x_hat) OPTIONAL(x_hat_operand) OPTIONAL(r_std) OPTIONAL(f_tilde_h)
-                  OPTIONAL(f_tilde_r_h);
-}
-
-template <>
-Table<GateBackwardArguments> describe() {
-  using Struct = GateBackwardArguments;
-  return Table<Struct>("GateBackwardArguments") SIZES FIELD(norms) FIELD(hx) FIELD(lengths)
-      FIELD(states) FIELD(x_hat) FIELD(r_std) GRAD_OUTPUT FIELD(grad_gates) FIELD(grad_f_tilde)
-          FIELD(grad_norm) FIELD(dtype) FIELD(carry) FIELD(grad_h) FIELD(step) OPTIONAL(grad_r_h)
-              OPTIONAL(grad_sum);
+Table<PrepareCall> describe() {
+  using Struct = PrepareCall;
+  return Table<Struct>("prepare") FIELD(sets) FIELD(first) FIELD(weight_dtype) FIELD(norm_dtype)
+      FIELD(remove_mean) FIELD(transposed) FIELD(matrices) FIELD(matrices_dtype)
+          FIELD(split_weights) FIELD(term_dtype) FIELD(norms) FIELD(G) FIELD(H) FIELD(Hp)
+              FIELD(terms);
 }
 
 }  // namespace fields
 
-namespace {
-
-// m.NAME(arguments, stream)
-template <class Arguments>
-void add_kernel(py::module_& m, const char* name, void (*call)(const Arguments&, void*)) {
-  m.def(name, [call](const fields::Filled<Arguments>& arguments, std::uintptr_t stream) {
-    call(fields::complete(arguments), reinterpret_cast<void*>(stream));
-  });
-}
-
-}  // namespace
-
 void bind_cuda(py::module_& m) {
-  fields::add_struct<WeightSet>(m);
-  fields::add_struct<PrepareArguments>(m);
-  fields::add_struct<ForwardArguments>(m);
-  fields::add_struct<BackwardArguments>(m);
-  fields::add_struct<NormTanhArguments>(m);
-  fields::add_struct<NormTanhBackwardArguments>(m);
-  fields::add_struct<MixArguments>(m);
-  fields::add_struct<GateArguments>(m);
-  fields::add_struct<GateBackwardArguments>(m);
+  fields::add_struct<PassPlan>(m);
   fields::add_call<plan_call>(m);
-  fields::add_call<forward_call>(m);
-  fields::add_call<backward_call>(m);
+  fields::add_call<passes::forward<Cuda>>(m);
+  fields::add_call<passes::backward<Cuda>>(m);
   fields::add_call<cell_plan_call>(m);
   fields::add_call<cell_call>(m);
-  add_kernel(m, "prepare", prepare);
-  add_kernel(m, "norm_tanh", norm_tanh);
-  add_kernel(m, "norm_tanh_backward", norm_tanh_backward);
-  add_kernel<MixArguments>(m, "mix", mix);
-  add_kernel(m, "mix_backward", mix_backward);
-  add_kernel(m, "reset_gate", reset_gate);
-  add_kernel(m, "update_gate", update_gate);
-  add_kernel(m, "update_gate_backward", update_gate_backward);
-  add_kernel(m, "reset_gate_backward", reset_gate_backward);
-  m.attr("most_weight_sets") = most_weight_sets;
+  fields::add_struct<WeightSet>(m);
+  fields::add_call<prepare_call>(m);
   m.def("refusal", [] { return refusal(); });
   m.def("product_library", product_library);
   m.def("product_fallbacks", product_fallbacks);

@@ -164,6 +164,7 @@ def op_operands(  # type: ignore[no-untyped-def]
 def forget_cuda_calls() -> None:
     """Everything that the CUDA engine keeps between calls."""
     cuda._native_plan.cache_clear()
+    cuda._way.cache_clear()
     cuda._cell_plan.cache_clear()
     cuda._workspaces.clear()
 

@@ -377,7 +377,7 @@ mmixer_kernels.engines = lambda: {
     name: EngineState(name != "cpu", "rehearsed") for name in ("cpu", "cuda", "triton")
 }
 cuda.PATHS = ("cooperative", "wide", "step")
-cuda._native_plan = lambda *_: (8, 1, 1, "")
+cuda._native_plan = lambda *_: (8, 1, "")
 cuda.state = triton.state = lambda *_: EngineState(True, "rehearsed")
 
 

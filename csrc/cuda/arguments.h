@@ -15,16 +15,17 @@ struct Strides {
   int64_t group, step, sample;
 };
 
-constexpr int most_weight_sets = 16;  // per PrepareArguments
-
 struct ForwardArguments {
   const uint16_t* weights;   // [G][terms][3][Hp][Hp], Hp the padded hidden size
   const float* input_gates;  // [G][T][B][3][H]: W f_tilde
   const float* norms;        // [2][G][6][H]: weight and bias of LayerNorm; null without
   const float* hx;           // [G][B][H] or null: zeros
   const int64_t* lengths;    // [B] or null
-  float* states;             // [G][T][B][H]
-  void* packets;             // Plan::packets bytes per team that exchanges through L2
+  // In float32 with several terms per float, else in the terms' dtype.
+  void* output;   // [G][T][B][H], zeros past a sample's length
+  void* h_n;      // [G][B][H]
+  float* states;  // [G][T][B][H], which stay past a sample's length; null: not kept
+  void* packets;  // Plan::packets bytes per team that exchanges through L2
   int G, T, B, H;
   int first_team;  // teams are numbered through G, then tiles of a team's samples
   float eps;
@@ -39,22 +40,45 @@ struct BackwardArguments {
   const float* states;      // [G][T][B][H]
   const float* hx;          // [G][B][H] or null
   const int64_t* lengths;
-  const void* grad_output;  // [G][T][B][H] with strides, the last 1
-  const float* grad_h_n;    // [G][B][H]; may be grad_hx
-  void* grad_gates;         // da: [G][T][B][3][H]
-  float* grad_f_tilde;      // [G][T][B][H]
-  float* grad_hx;           // [G][B][H]
-  float* grad_norm;         // [G][2][3][B][H]: of norm_weight, norm_bias; a sum per sample
-  void* packets;
+  const void* grad_output;  // [G][T][B][H] in dtype with strides, the last 1
   Strides grad_output_stride;
-  Dtype grad_output_dtype, grad_gates_dtype;
+  const void* grad_h_n;  // [G][B][H] in dtype with strides, the last 1
+  int64_t grad_h_n_stride_group, grad_h_n_stride_sample;
+  void* grad_gates;     // da: [G][3][T][B][H] in dtype
+  float* grad_f_tilde;  // [G][T][B][H]
+  void* grad_hx;        // [G][B][H] in dtype
+  float* grad_norm;     // [G][2][3][B][H]: of norm_weight, norm_bias; a sum per sample; or null
+  void* packets;
+  Dtype dtype;
   int G, T, B, H;
   int first_team;
 };
 
-struct PrepareArguments {
+// A table of rows that is copied, in another dtype: [tables][rows][columns].
+struct Copy {
+  const void* source;  // null: zeros
+  void* target;
+  int64_t tables, rows, columns;
+  int64_t source_stride_table, source_stride_row;  // in elements
+  int64_t target_stride_table, target_stride_row;
+  const int64_t* lengths;  // [rows]: zeros in the tables from there on; null: none
+  Dtype source_dtype, target_dtype;
+  int end;  // the number of the first block behind this copy's, among those of all copies
+};
+
+template <int most>
+struct Copies {
+  static constexpr int most_copies = most;  // per launch
+  int copies;
+  Copy copy[most];
+};
+
+constexpr int most_weight_sets = 8;  // per launch
+
+struct PrepareArguments : Copies<32> {
   // This launch's sets, of which W_r, W_z and W_h and the norms are read.
-  WeightSet set[most_weight_sets];
+  const void* weight[most_weight_sets][step_gates];
+  const void* norm[most_weight_sets][2];
   int first, count;  // the number of the first set among all G, and the number of sets
   Dtype weight_dtype, norm_dtype;
   bool remove_mean, transposed;
@@ -68,43 +92,87 @@ struct PrepareArguments {
   int G, H, Hp, terms;
 };
 
-// G weight sets have `rows` rows each, which `blocks` blocks share, at most as many as rows.
-struct RowSizes {
-  int G, rows, H, blocks;
+// The end of a backward: the weights' gradients from what the kernels and products left.
+struct FinishArguments : Copies<32> {
+  // This launch's sets: the gradients of W_r, W_z and W_h in weight_dtype, and of the norms in
+  // norm_dtype.
+  void* weight[most_weight_sets][step_gates];
+  void* norm[most_weight_sets][2];
+  int first, count;
+  Dtype weight_dtype, norm_dtype;
+  const void* matrices;  // [G][3][H][H] of T
+  bool remove_mean;      // over the rows of each column
+  // The summands of the norms' gradients, of T; null without: [G][n][2][H] of f, g and s, and
+  // [G][2][3][n][H] of r, z and h.
+  const void* prologue[gate_r];
+  int prologue_summands[gate_r];
+  const void* recurrence;
+  int recurrence_summands;
+  int G, H;
+  Dtype dtype;  // T
 };
 
-struct NormTanhArguments : RowSizes {
-  const void* a;      // [G][rows][H] of T
-  const void* norms;  // [2][G][6][H] of T, or null
-  void* y;            // [G][rows][H]
-  Dtype y_dtype;
+struct StepSumArguments {
+  int G, T, B, H;
+  const void* grad_a;      // [G][T][B][H] in dtype
+  const void* grad_g_bar;  // [G][T][B][H] of T, or null
+  const void* g_bar;       // [G][B][H] in dtype
+  Dtype dtype;
+  void *grad_a_sum, *grad_g_bar_sum;  // [G][B][H] of T: over the steps
+  void* wide_g_bar;                   // [G][B][H] of T: the same values
+};
+
+// G weight sets have `rows` rows each, which `blocks` blocks share, at most as many as rows.
+struct RowSizes {
+  int rows, blocks;
+};
+
+// The rows of one gate.
+struct NormTanhRows : RowSizes {
   int gate;
+  const void* a;  // [G][rows][H] of T
+  void* y;        // [G][rows][H] in dtype
+};
+
+struct NormTanhArguments {
+  NormTanhRows part[2];
+  const void* norms;  // [2][G][6][H] of T, or null
+  Dtype dtype;
+  int G, H;
   double eps;
 };
 
-struct NormTanhBackwardArguments : RowSizes {
+struct NormTanhBackwardRows : RowSizes {
+  int gate;
   const void* a;            // [G][rows][H] of T
   const void* grad_y;       // likewise
   const void* grad_y_more;  // a second summand of y's gradient, or null
+  void* grad_a;             // [G][rows][H] in dtype
+  void* grad_norm;          // [G][blocks][2][H] of T; null without LayerNorm
+};
+
+struct NormTanhBackwardArguments {
+  NormTanhBackwardRows part[2];
   const void* norms;
-  void* grad_a;     // [G][rows][H]
-  void* grad_norm;  // [G][blocks][2][H] of T; null without LayerNorm
-  Dtype grad_a_dtype;
-  int gate;
+  Dtype dtype;
+  int G, H;
   double eps;
 };
 
 struct MixArguments : RowSizes {  // a row is (step, sample)
-  int samples;                    // B
-  const void* a;                  // [G][rows][H] of T: W_s's first half times f_bar
-  const void* context;            // [G][B][H] of T: its second half times g_bar
+  int G, H;
+  int samples;          // B
+  const void* a;        // [G][rows][H] of T: W_s's first half times f_bar
+  const void* context;  // [G][B][H] of T: its second half times g_bar
   const void* norms;
   const void* f_bar;  // [G][rows][H] in dtype
   const void* g_bar;  // [G][B][H] in dtype
   Dtype dtype;
   mmixer::Mix mix;
   double eps;
-  void* f_tilde;  // [G][rows][H] in dtype; forward's alone
+  // forward's alone
+  void* f_tilde;  // [rows][H] in dtype of each weight set
+  int64_t f_tilde_stride_group;
   // The rest is backward's alone. The gradients of f_bar and g_bar here are those through Eq. 10.
   const void* grad_f_tilde;  // [G][rows][H] of T
   void* grad_a;              // [G][rows][H] in dtype
@@ -113,27 +181,37 @@ struct MixArguments : RowSizes {  // a row is (step, sample)
   void* grad_norm;           // [G][blocks][2][H] of T; null without LayerNorm
 };
 
+// A row for each (step, sample) of a launch and each weight set.
+struct Rows {
+  const void* p;
+  int64_t stride_group, stride_row;
+};
+
 struct GateArguments {
   int G, T, B, H;
-  int first_step, steps;    // this launch's; a row is (weight set, step, sample)
-  const void* input_gates;  // [G][T][B][3][H] of T: W f_tilde
-  const void* state_gates;  // [G][steps][B][2][H] of T: W_r h, W_z h
-  const void* candidate;    // [G][steps][B][H] of T: W_h (r h)
-  const void* f_tilde;      // [G][T][B][H] in dtype
+  int first_step, steps;   // this launch's; a row is (weight set, step, sample)
+  Rows input[step_gates];  // of T: W f_tilde
+  Rows state[step_gates];  // of T: W_r h, W_z h, W_h (r h)
   const void* norms;
-  void* states;    // [G][T][B][H] of T
+  void* states;  // of T; a stride of 0 per step: the last one alone
+  Strides states_stride;
   const void* hx;  // [G][B][H] of T, or null
   const int64_t* lengths;
   Dtype dtype;
   double eps;
-  void* r_h;  // [G][steps][B][H] in dtype
-  // The next state as an operand, [G][B][H] in dtype; forward's alone.
-  void* operand;
+  void* r_h;  // [steps][B][H] in dtype of each weight set
+  int64_t r_h_stride_group;
+  // forward's alone
+  void* operand;  // the next state as an operand: [G][B][H] in dtype
+  void* output;   // [G][T][B][H] in dtype, zeros past a sample's length
+  void* h_n;      // [G][B][H] in dtype
   // The rest is backward's alone: x_hat and r_std, which LayerNorm's gradient needs, x_hat again as
-  // an operand (null where dtype is T), and the weights' operands f_tilde + h and f_tilde + r h.
+  // an operand (null where dtype is T), and the weights' operands f_tilde + h, again, and
+  // f_tilde + r h, where they are wanted.
+  Rows f_tilde;         // in dtype
   void *x_hat, *r_std;  // [G][3][T][B][H] and [G][3][T][B], of T
   void* x_hat_operand;
-  void *f_tilde_h, *f_tilde_r_h;  // [G][T][B][H] in dtype
+  void* weight_operands;  // [G][3][T][B][H] in dtype, or null
 };
 
 struct GateBackwardArguments {
@@ -145,14 +223,16 @@ struct GateBackwardArguments {
   const void* states;  // [G][T][B][H] of T
   const void* hx;
   const int64_t* lengths;
-  const void* grad_output;  // [G][T][B][H] with strides, the last 1
+  const void* grad_output;  // [G][T][B][H] in dtype with strides, the last 1
   Strides grad_output_stride;
-  Dtype grad_output_dtype, dtype;
+  Dtype dtype;
   const void* grad_r_h;  // [G][B][H] of T: W_h^T da_h
   const void* grad_sum;  // [G][B][H] of T: W_r^T da_r + W_z^T da_z
   void* carry;           // [G][B][H] of T: the part for the state before that needs no product
-  void* grad_h;          // [G][B][H] of T: of the state after this step; of hx in the end
-  void* grad_gates;      // da: [G][T][B][3][H] in dtype
+  void* grad_h;          // [G][B][H] of T: of the state after this step; h_n's at first
+  void* grad_hx;         // [G][B][H] in dtype
+  void* grad_gates;      // da: [G][3][T][B][H] in dtype
+  void* operand;         // da of this step: [G][B][3][H] in dtype
   void* grad_f_tilde;    // [G][T][B][H] of T
   void* grad_norm;       // [G][2][3][B][H] of T; null without LayerNorm
 };

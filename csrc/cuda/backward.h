@@ -76,9 +76,9 @@ struct Backward {
     // The cursor begins behind the last step.
     MMIXER_DEVICE Cursor(const Team<L>& team, const Element<L>& own, const Arguments& a) {
       step_size = int64_t(a.B) * a.H, gate_size = a.T * step_size;
-      const int dy_size = size_of(a.grad_output_dtype), da_size = size_of(a.grad_gates_dtype);
-      dy_step = dy_size * a.grad_output_stride.step;
-      da_step = da_size * step_gates * step_size, da_gate = int64_t(da_size) * a.H;
+      const int size = size_of(a.dtype);
+      dy_step = size * a.grad_output_stride.step;
+      da_step = size * step_size, da_gate = size * gate_size;
       const int64_t offset = int64_t(own.batch_sample) * a.H + own.gate_row;
       const int64_t gates_end = team.group * step_gates * gate_size + gate_size + offset;
       const int64_t end = team.group * gate_size + gate_size + offset;
@@ -87,10 +87,9 @@ struct Backward {
       h_previous = a.states + end - step_size;
       hx = a.hx ? a.hx + team.group * step_size + offset : nullptr;
       dy = static_cast<const char*>(a.grad_output) +
-           dy_size * (team.group * a.grad_output_stride.group + a.T * a.grad_output_stride.step +
-                      own.batch_sample * a.grad_output_stride.sample + own.gate_row);
-      da = static_cast<char*>(a.grad_gates) +
-           da_size * (step_gates * (end - step_size - own.gate_row) + own.gate_row);
+           size * (team.group * a.grad_output_stride.group + a.T * a.grad_output_stride.step +
+                   own.batch_sample * a.grad_output_stride.sample + own.gate_row);
+      da = static_cast<char*>(a.grad_gates) + size * (gates_end - step_size);
       d_f_tilde = a.grad_f_tilde + end - step_size;
     }
 
@@ -107,11 +106,11 @@ struct Backward {
         if (a.norms) step.v[gate] = load(v + gate * gate_size);
       }
       step.h_previous = h_previous ? load(h_previous) : 0;
-      step.dy = load_bits(dy, a.grad_output_dtype);
+      step.dy = load_bits(dy, a.dtype);
     }
 
     MMIXER_DEVICE void store_gate(int gate, float x, const Arguments& a) const {
-      store_bits(da + gate * da_gate, a.grad_gates_dtype, x);
+      store_bits(da + gate * da_gate, a.dtype, x);
     }
 
     MMIXER_DEVICE void store_rest(float da_r, float d_f_tilde_, const Arguments& a) {
@@ -131,8 +130,9 @@ struct Backward {
     weights.load(a.weights + int64_t(team.group) * L::terms * step_gates * L::H * L::H,
                  shared.weights, team.rank);
 
-    const int64_t state = (int64_t(team.group) * a.B + own.batch_sample) * a.H + own.gate_row;
-    float dh = own.mine ? a.grad_h_n[state] : 0;
+    const int64_t grad_h_n = team.group * a.grad_h_n_stride_group +
+                             own.batch_sample * a.grad_h_n_stride_sample + own.gate_row;
+    float dh = own.mine ? load_as<float>(a.grad_h_n, a.dtype, grad_h_n) : 0;
     float grad_gamma[step_gates] = {}, grad_beta[step_gates] = {};
     Cursor cursor(team, own, a);
     Step next = {};
@@ -158,7 +158,7 @@ struct Backward {
       const Step now = next;
       const float(&x_hat)[step_gates] = now.x_hat, (&r_std)[step_gates] = now.r_std;
       const bool valid = t < own.length;
-      const float d = valid ? dh + float_of_bits(now.dy, a.grad_output_dtype) : 0;
+      const float d = valid ? dh + float_of_bits(now.dy, a.dtype) : 0;
       const float r = Activation::sigmoid(norms.apply(step_r, x_hat[step_r]));
       const float z = Activation::sigmoid(norms.apply(step_z, x_hat[step_z]));
       const float h_tilde = Activation::tanh(norms.apply(step_h, x_hat[step_h]));
@@ -229,8 +229,9 @@ struct Backward {
     }
     if (!own.mine) return;
     cursor.store_rest(da_r, d_f_tilde, a);
-    a.grad_hx[state] = dh;
-    if (!has_norm) return;
+    const int64_t hx = (int64_t(team.group) * a.B + own.batch_sample) * a.H + own.gate_row;
+    store_bits(element_at(a.grad_hx, a.dtype, hx), a.dtype, dh);
+    if (!a.grad_norm) return;
     const int64_t gate_size = int64_t(a.B) * a.H, kind_size = step_gates * gate_size;
     float* const grad_norm = a.grad_norm + int64_t(team.group) * 2 * kind_size +
                              int64_t(own.batch_sample) * a.H + own.gate_row;

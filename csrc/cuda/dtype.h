@@ -65,6 +65,11 @@ MMIXER_DEVICE int size_of(Dtype dtype) {
   return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2;
 }
 
+// The address of an element.
+MMIXER_DEVICE void* element_at(void* p, Dtype dtype, int64_t i) {
+  return static_cast<char*>(p) + i * size_of(dtype);
+}
+
 // A float32, bfloat16 or float16 as it lies in memory, to be converted where it is needed: a
 // conversion waits for its load.
 MMIXER_DEVICE uint32_t load_bits(const void* p, Dtype dtype) {

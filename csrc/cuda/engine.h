@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <string>
 
-#include "arguments.h"
+#include "../problem.h"
 
 namespace mmixer::cuda {
 
@@ -13,9 +13,10 @@ namespace mmixer::cuda {
 // cooperative: blocks exchange through L2, all of them resident at once (8.0 and newer).
 // wide: as cooperative, in packets of 16 bytes instead of 8; to be measured, for H up to 512 and
 // one term.
-enum class Path { cluster, cooperative, wide };
+// step: no persistent kernel, but two products and two kernels per step, for any size.
+enum class Path { cluster, cooperative, wide, step };
 
-// One of the persistent kernels of a size.
+// One of the persistent kernels of a size; of path step nothing else is read.
 struct Variant {
   Path path;
   int samples;       // per team: 4 or 8
@@ -36,10 +37,33 @@ std::string refusal();
 
 Plan plan(const Variant& variant, int H, bool backward);
 
-// Each runs the whole batch, plan.teams teams at a time; arguments.packets has plan.packets bytes
-// per team.
-void forward(const Variant& variant, int teams, ForwardArguments arguments, void* stream);
-void backward(const Variant& variant, int teams, BackwardArguments arguments, void* stream);
+// The way in which a pass is taken, by the choice of its caller.
+struct PassPlan : Variant {
+  int teams;        // of a persistent kernel, at once: Plan::teams or fewer
+  bool allow_tf32;  // the products of float32 operands may round these to TF32
+};
+
+// Throws std::invalid_argument for a problem that the engine does not take: dtype may be any, and
+// weight_dtype and norm_dtype are the same, or bfloat16 beside float32.
+void check(const Problem& problem);
+
+// The number of elements, of the dtype of states, that forward leaves for backward: the states, and
+// with Keep::gates the prologue's activations too.
+int64_t saved_size(const Problem& problem);
+
+// The bytes of memory that each needs beside its operands.
+int64_t forward_workspace_size(const Problem& problem, const PassPlan& plan);
+int64_t backward_workspace_size(const Problem& problem, const PassPlan& plan, bool need_weights);
+
+// Writes output [G, T, B, H] and h_n [G, B, H], contiguous, in Problem::dtype. saved is null where
+// Problem::keep is nothing. saved and workspace begin at multiples of 64.
+void forward(const Problem& problem, const PassPlan& plan, void* output, void* h_n, void* saved,
+             void* workspace, void* stream);
+
+// Writes gradient [G] and grad_hx [G, B, H], contiguous, in the dtypes of their tensors.
+void backward(const Problem& problem, const PassPlan& plan, const Cotangents& cotangents,
+              const void* saved, const GroupGradient* gradient, void* grad_hx, void* workspace,
+              void* stream);
 
 // The way in which a single step of the whole unit is taken in one launch.
 struct CellPlan {
@@ -59,15 +83,5 @@ CellPlan cell_plan(const Problem& problem, const Group& group);
 uint64_t stream_number(void* stream);
 void cell(const Problem& problem, const Group& group, const CellPlan& plan, void* next_state,
           void* workspace, void* stream);
-
-void prepare(const PrepareArguments& arguments, void* stream);
-void norm_tanh(const NormTanhArguments& arguments, void* stream);
-void norm_tanh_backward(const NormTanhBackwardArguments& arguments, void* stream);
-void mix(const MixArguments& arguments, void* stream);
-void mix_backward(const MixArguments& arguments, void* stream);
-void reset_gate(const GateArguments& arguments, void* stream);
-void update_gate(const GateArguments& arguments, void* stream);
-void update_gate_backward(const GateBackwardArguments& arguments, void* stream);
-void reset_gate_backward(const GateBackwardArguments& arguments, void* stream);
 
 }  // namespace mmixer::cuda

@@ -13,6 +13,7 @@
 
 #include "../formulas.h"
 #include "activations.h"
+#include "dtype.h"
 #include "exchange.h"
 
 namespace mmixer::cuda {
@@ -68,7 +69,10 @@ struct Forward {
     // The addresses of this thread's element in the caller's arrays, in the next step.
     const int64_t first_row = int64_t(team.group) * a.T * a.B + own.batch_sample;
     const float* next_input = a.input_gates + first_row * step_gates * a.H + own.gate_row;
-    float* next_state = a.states + first_row * a.H + own.gate_row;
+    const int64_t first_element = first_row * a.H + own.gate_row;
+    using State = Stored<L::state_dtype>;
+    State* next_output = static_cast<State*>(a.output) + first_element;
+    float* next_state = a.states + first_element;  // nowhere, where states are not kept
     float next[step_gates];
     const auto load_input = [&] {
       MMIXER_UNROLL
@@ -132,9 +136,16 @@ struct Forward {
         if (t < own.length) h = interpolate(z, h_tilde, h);                         // Eq. 13
         if (t + 1 < a.T) exchange.template send_operand<channel_h, operand_h>(h, t);
       }
-      if (own.mine) *next_state = h;
+      if (own.mine) {
+        *next_output = encode<L::state_dtype>(t < own.length ? h : 0);
+        if (a.states) *next_state = h;
+      }
+      next_output += int64_t(a.B) * a.H;
       next_state += int64_t(a.B) * a.H;
     }
+    if (!own.mine) return;
+    const int64_t element = (int64_t(team.group) * a.B + own.batch_sample) * a.H + own.gate_row;
+    store_of<L::state_dtype>(a.h_n, element, h);
   }
 };
 

@@ -28,6 +28,8 @@ struct Layout {
   static constexpr int H = H_, C = C_, warps = warps_, terms = terms_, resident = resident_;
   static constexpr int samples = samples_;
   static constexpr Dtype term_dtype = term_dtype_;
+  // The dtype of forward's results, and of its products' operands outside the recurrence.
+  static constexpr Dtype state_dtype = terms > 1 ? Dtype::float32 : term_dtype;
   // tanh.approx has an eighth of bfloat16's rounding error, but all of float16's.
   static constexpr bool approximate = terms == 1 && term_dtype == Dtype::bfloat16;
   static constexpr int threads = 32 * warps;

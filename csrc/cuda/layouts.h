@@ -73,7 +73,6 @@ Resident resident_teams() {
 
 template <class Kernel, class L>
 void launch_teams(const typename Kernel::Arguments& arguments, int teams, void* stream) {
-  if (team_bytes<Kernel>) clear(arguments.packets, teams * team_bytes<Kernel>, stream);
   constexpr int cluster = Kernel::needs_cluster ? L::C : 1;
   launch<Kernel>({teams * L::C, cluster, !Kernel::needs_cluster, sizeof(typename Kernel::Shared),
                   stream},

@@ -1,16 +1,18 @@
-// The recurrent weights as the kernels and the products of torch read them, in one launch.
+// The recurrent weights as the kernels and the products of a pass read them, and whatever else has
+// to be copied or cleared first, in one launch.
 //
-// A block owns 16 columns of one matrix, or copies a share of LayerNorm's parameters. It takes its
+// A block owns 16 columns of one matrix, or copies a share of LayerNorm's parameters, or of
+// something else (copy.h). It takes its
 // columns into shared memory, by loads of 16 bytes where the address and H allow, and then all
 // loads are in flight at once up to H = 512 (float64: 256). It takes the mean of each (if asked:
 // LayerNorm removes the mean over the rows anyway, and without it there is no mean to exchange),
-// and writes the matrix for torch's products and, padded and split into 16-bit terms, for the
+// and writes the matrix for the products and, padded and split into 16-bit terms, for the
 // persistent kernels, there transposed for backward. Rows that shared memory does not hold at once
 // are taken in turn, twice if there are means to take first. Blocks exchange nothing. The bound is
 // one latency of memory and some 40 instructions per element.
 #pragma once
 
-#include "dtype.h"
+#include "copy.h"
 
 namespace mmixer::cuda {
 
@@ -23,7 +25,9 @@ class Prepare {
   static constexpr int threads = 256, columns = 16;
   static constexpr bool needs_cluster = false;
 
-  static MMIXER_CONSTANT int blocks(const Arguments& a) { return a.count * shares * slices(a); }
+  static MMIXER_CONSTANT int blocks(const Arguments& a) {
+    return own_blocks(a) + copying_blocks(a);
+  }
 
   // Shared memory holds the columns' means and as many of their rows as fit.
   static MMIXER_CONSTANT size_t shared_bytes(const Arguments& a) {
@@ -31,6 +35,7 @@ class Prepare {
   }
 
   MMIXER_DEVICE static void run(void* shared, const Arguments& a) {
+    if (block_index() >= own_blocks(a)) return copy_share(a, block_index() - own_blocks(a), warps);
     const int index = block_index() / slices(a), slice = block_index() % slices(a);
     if (index % shares < step_gates)
       Prepare(shared, a, index / shares, index % shares, slice).matrix();
@@ -49,10 +54,11 @@ class Prepare {
         gate(gate),
         first_column(slice * columns),
         thread(thread_index()),
-        weight(static_cast<const Stored<dtype>*>(a.set[set_index].weight[gate_r + gate])),
+        weight(static_cast<const Stored<dtype>*>(a.weight[set_index][gate])),
         mean(static_cast<T*>(shared)),
         tile(mean + columns) {}
 
+  static MMIXER_CONSTANT int own_blocks(const Arguments& a) { return a.count * shares * slices(a); }
   static MMIXER_CONSTANT int padded(const Arguments& a) { return a.split_weights ? a.Hp : a.H; }
   static MMIXER_CONSTANT int slices(const Arguments& a) {
     return (padded(a) + columns - 1) / columns;
@@ -227,7 +233,7 @@ class Prepare {
   MMIXER_DEVICE static void copy_norms(const Arguments& a, int set_index, int slice) {
     const int size = gates * a.H;
     for (int i = slice * threads + thread_index(); i < 2 * size; i += slices(a) * threads) {
-      const void* source = i < size ? a.set[set_index].norm_weight : a.set[set_index].norm_bias;
+      const void* source = a.norm[set_index][i / size];
       static_cast<T*>(a.norms)[(int64_t(i / size) * a.G + a.first + set_index) * size + i % size] =
           load_as<T>(source, a.norm_dtype, i % size);
     }

@@ -5,21 +5,37 @@
 
 namespace mmixer::cuda {
 
-MMIXER_DEVICE int group_of(const RowSizes& a) { return block_index() / a.blocks; }
+// A block's share of the rows of G weight sets.
+struct Share {
+  const int block, group;  // the block's number among those of the same rows; its weight set
+  const RowSizes& rows;
+  const int H;
 
-// Calls f(row, offset) for this block's rows, with a row's number and the element at which it
-// begins.
-template <class F>
-MMIXER_DEVICE void each_row(const RowSizes& a, F f) {
-  for (int row = block_index() % a.blocks; row < a.rows; row += a.blocks)
-    f(row, (int64_t(group_of(a)) * a.rows + row) * a.H);
-}
+  MMIXER_DEVICE Share(int block, const RowSizes& rows, int H)
+      : block(block), group(block / rows.blocks), rows(rows), H(H) {}
 
-// This block's summands of the gradients of scale and shift.
-template <class T, class Arguments>
-MMIXER_DEVICE AffineSums<T> affine_sums(const Arguments& a) {
-  const int64_t offset = int64_t(block_index()) * 2 * a.H;
-  return {{a.grad_norm, offset, a.H, true}, {a.grad_norm, offset + a.H, a.H, true}};
+  // Calls f(row, offset) with a row's number and the element at which it begins.
+  template <class F>
+  MMIXER_DEVICE void each_row(F f) const {
+    for (int row = block % rows.blocks; row < rows.rows; row += rows.blocks)
+      f(row, (int64_t(group) * rows.rows + row) * H);
+  }
+
+  // The summands of the gradients of scale and shift.
+  template <class T>
+  MMIXER_DEVICE AffineSums<T> affine_sums(void* grad_norm) const {
+    const int64_t offset = int64_t(block) * 2 * H;
+    return {{grad_norm, offset, H, true}, {grad_norm, offset + H, H, true}};
+  }
+};
+
+// Calls f(part, share) with the part of the two that this block is of.
+template <class Arguments, class F>
+MMIXER_DEVICE void of_part(const Arguments& a, F f) {
+  const int first = a.G * a.part[0].blocks;  // block of the second part
+  const bool second = block_index() >= first;
+  const auto& part = a.part[second];
+  f(part, Share(block_index() - (second ? first : 0), part, a.H));
 }
 
 // y = tanh(LN(a)): Eq. 7, Eq. 8.
@@ -30,13 +46,14 @@ struct NormTanh : RowKernel<dtype, NormTanhArguments> {
     const int H = arguments.H;
     const T eps = T(arguments.eps);
     RowBlock<T> block(shared, H);
-    const Affine<wide<dtype>> affine(arguments.norms, arguments.G, group_of(arguments),
-                                     arguments.gate, H);
-    each_row(arguments, [&](int, int64_t offset) {
-      const Row<wide<dtype>> a(arguments.a, offset, H);
-      const Result<dtype> y(arguments.y, offset);
-      const auto normal = normalization(a, block, eps, affine.exists);
-      each_column(H, [&](Column c) { y(c, Activation<false>::tanh(affine(c, normal(a(c))))); });
+    of_part(arguments, [&](const NormTanhRows& part, const Share& share) {
+      const Affine<wide<dtype>> affine(arguments.norms, arguments.G, share.group, part.gate, H);
+      share.each_row([&](int, int64_t offset) {
+        const Row<wide<dtype>> a(part.a, offset, H);
+        const Result<dtype> y(part.y, offset);
+        const auto normal = normalization(a, block, eps, affine.exists);
+        each_column(H, [&](Column c) { y(c, Activation<false>::tanh(affine(c, normal(a(c))))); });
+      });
     });
   }
 };
@@ -48,21 +65,22 @@ struct NormTanhBackward : RowKernel<dtype, NormTanhBackwardArguments> {
     const int H = arguments.H;
     const T eps = T(arguments.eps);
     RowBlock<T> block(shared, H);
-    const Affine<wide<dtype>> affine(arguments.norms, arguments.G, group_of(arguments),
-                                     arguments.gate, H);
-    auto sums = affine_sums<T>(arguments);
-    each_row(arguments, [&](int, int64_t offset) {
-      const Row<wide<dtype>> a(arguments.a, offset, H), grad(arguments.grad_y, offset, H),
-          more(arguments.grad_y_more, offset, arguments.grad_y_more ? H : 0);
-      const Result<dtype> grad_a(arguments.grad_a, offset);
-      const auto normal = normalization(a, block, eps, affine.exists);
-      const auto x_hat = [&](Column c) { return normal(a(c)); };
-      const Held dy(H, [&](Column c) {
-        return tanh_backward(grad(c) + more(c), Activation<false>::tanh(affine(c, x_hat(c))));
+    of_part(arguments, [&](const NormTanhBackwardRows& part, const Share& share) {
+      const Affine<wide<dtype>> affine(arguments.norms, arguments.G, share.group, part.gate, H);
+      auto sums = share.affine_sums<T>(part.grad_norm);
+      share.each_row([&](int, int64_t offset) {
+        const Row<wide<dtype>> a(part.a, offset, H), grad(part.grad_y, offset, H),
+            more(part.grad_y_more, offset, part.grad_y_more ? H : 0);
+        const Result<dtype> grad_a(part.grad_a, offset);
+        const auto normal = normalization(a, block, eps, affine.exists);
+        const auto x_hat = [&](Column c) { return normal(a(c)); };
+        const Held dy(H, [&](Column c) {
+          return tanh_backward(grad(c) + more(c), Activation<false>::tanh(affine(c, x_hat(c))));
+        });
+        norm_gradient(x_hat, dy, normal.r_std, affine, block, sums, grad_a);
       });
-      norm_gradient(x_hat, dy, normal.r_std, affine, block, sums, grad_a);
+      sums.store();
     });
-    sums.store();
   }
 };
 
@@ -75,9 +93,9 @@ struct MixRow {
   const Row<wide<dtype>> a, context;
   const Row<dtype> f_bar, g_bar;  // zeros with concat
 
-  MMIXER_DEVICE MixRow(const MixArguments& m, int row, int64_t row_offset)
+  MMIXER_DEVICE MixRow(const MixArguments& m, int group, int row, int64_t row_offset)
       : offset(row_offset),
-        sample_offset((int64_t(group_of(m)) * m.samples + row % m.samples) * m.H),
+        sample_offset((int64_t(group) * m.samples + row % m.samples) * m.H),
         gated(m.mix == mmixer::Mix::gated),
         a(m.a, offset, m.H),
         context(m.context, sample_offset, m.H),
@@ -92,10 +110,12 @@ struct Mix : RowKernel<dtype, MixArguments> {
     const int H = arguments.H;
     const T eps = T(arguments.eps);
     RowBlock<T> block(shared, H);
-    const Affine<wide<dtype>> affine(arguments.norms, arguments.G, group_of(arguments), gate_s, H);
-    each_row(arguments, [&](int row, int64_t offset) {
-      const MixRow<dtype> m(arguments, row, offset);
-      const Result<dtype> f_tilde(arguments.f_tilde, offset);
+    const Share share(block_index(), arguments, H);
+    const Affine<wide<dtype>> affine(arguments.norms, arguments.G, share.group, gate_s, H);
+    share.each_row([&](int row, int64_t offset) {
+      const MixRow<dtype> m(arguments, share.group, row, offset);
+      const Result<dtype> f_tilde(arguments.f_tilde,
+                                  share.group * arguments.f_tilde_stride_group + int64_t(row) * H);
       const Held x(H, [&](Column c) { return m.a(c) + m.context(c); });
       const auto normal = normalization(x, block, eps, affine.exists);
       each_column(H, [&](Column c) {
@@ -114,10 +134,11 @@ struct MixBackward : RowKernel<dtype, MixArguments> {
     const int H = arguments.H;
     const T eps = T(arguments.eps);
     RowBlock<T> block(shared, H);
-    const Affine<wide<dtype>> affine(arguments.norms, arguments.G, group_of(arguments), gate_s, H);
-    auto sums = affine_sums<T>(arguments);
-    each_row(arguments, [&](int row, int64_t offset) {
-      const MixRow<dtype> m(arguments, row, offset);
+    const Share share(block_index(), arguments, H);
+    const Affine<wide<dtype>> affine(arguments.norms, arguments.G, share.group, gate_s, H);
+    auto sums = share.affine_sums<T>(arguments.grad_norm);
+    share.each_row([&](int row, int64_t offset) {
+      const MixRow<dtype> m(arguments, share.group, row, offset);
       const Row<wide<dtype>> grad(arguments.grad_f_tilde, offset, H);
       const Held x(H, [&](Column c) { return m.a(c) + m.context(c); });
       const auto normal = normalization(x, block, eps, affine.exists);

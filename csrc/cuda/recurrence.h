@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "engine.h"
+#include "kernels.h"
 #include "launch.h"
 
 namespace mmixer::cuda {
@@ -16,8 +16,8 @@ struct Recurrence {
   Dtype term_dtype;
   int64_t packets;  // bytes per team
   Resident (*resident_teams)();
-  // Starts teams first_team ... first_team + teams - 1. It clears arguments.packets first, which
-  // has `packets` bytes per team.
+  // Starts teams first_team ... first_team + teams - 1. arguments.packets has `packets` bytes per
+  // team, all zero.
   void (*launch)(const Arguments& arguments, int teams, void* stream);
 };
 

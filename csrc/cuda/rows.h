@@ -237,11 +237,10 @@ struct AffineSums {
   MMIXER_DEVICE void store() const { scale.store(), shift.store(); }
 };
 
-// Stores dL/da of LN(a) = affine(x_hat), from dL/dy.
-template <class T, Dtype narrow, Dtype dtype, class X, class Dy>
+// Hands dL/da of LN(a) = affine(x_hat), from dL/dy, to grad_a(column, value).
+template <class T, Dtype dtype, class X, class Dy, class GradA>
 MMIXER_DEVICE void norm_gradient(const X& x_hat, const Dy& dy, T r_std, const Affine<dtype>& affine,
-                                 RowBlock<T>& block, AffineSums<T>& sums,
-                                 const Result<narrow>& grad_a) {
+                                 RowBlock<T>& block, AffineSums<T>& sums, const GradA& grad_a) {
   T mean[2] = {};  // the means of u = dL/dx_hat and of u x_hat
   if (affine.exists) {
     each_column(block.H, [&](Column c) {

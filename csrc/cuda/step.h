@@ -13,35 +13,44 @@ struct GateRow {
   using WideRow = Row<wide<dtype>>;
   const GateArguments& a;
   int group, step, sample;
-  int64_t row, row_in_chunk;  // this block's, in [G][T][B] and in [G][steps][B]
+  int row_in_launch;  // this block's, of its weight set
 
   MMIXER_DEVICE explicit GateRow(const GateArguments& arguments) : a(arguments) {
-    const int rows = a.steps * a.B, row_in_group = block_index() % rows;
-    group = block_index() / rows, step = a.first_step + row_in_group / a.B,
-    sample = row_in_group % a.B;
-    row = (int64_t(group) * a.T + step) * a.B + sample;
-    row_in_chunk = int64_t(group) * rows + row_in_group;
+    const int rows = a.steps * a.B;
+    row_in_launch = block_index() % rows;
+    group = block_index() / rows, step = a.first_step + row_in_launch / a.B,
+    sample = row_in_launch % a.B;
   }
 
-  MMIXER_DEVICE WideRow input(int gate) const {
-    return {a.input_gates, (row * step_gates + gate) * a.H, a.H};
+  MMIXER_DEVICE int64_t offset(const Rows& rows) const {
+    return group * rows.stride_group + row_in_launch * rows.stride_row;
   }
-  MMIXER_DEVICE WideRow state_gate(int gate) const {
-    return {a.state_gates, (row_in_chunk * 2 + gate) * a.H, a.H};
+  MMIXER_DEVICE WideRow wide_row(const Rows& rows) const { return {rows.p, offset(rows), a.H}; }
+  // The row's first element in [G][T][B][H], and the sample's in [G][B][H].
+  MMIXER_DEVICE int64_t element() const {
+    return ((int64_t(group) * a.T + step) * a.B + sample) * a.H;
+  }
+  MMIXER_DEVICE int64_t sample_element() const { return (int64_t(group) * a.B + sample) * a.H; }
+  MMIXER_DEVICE int64_t state(int step) const {
+    return group * a.states_stride.group + step * a.states_stride.step +
+           sample * a.states_stride.sample;
   }
   MMIXER_DEVICE Row<wide<dtype>, false> previous() const {  // one kernel may read and write states
-    if (step > 0) return {a.states, (row - a.B) * a.H, a.H};
-    return {a.hx, (int64_t(group) * a.B + sample) * a.H, a.hx ? a.H : 0};
+    if (step > 0) return {a.states, state(step - 1), a.H};
+    return {a.hx, sample_element(), a.hx ? a.H : 0};
   }
   MMIXER_DEVICE Affine<wide<dtype>> affine(int norm) const {
     return {a.norms, a.G, group, norm, a.H};
   }
 
+  MMIXER_DEVICE int64_t gate_row(int gate) const {  // in [G][3][T][B]
+    return ((int64_t(group) * step_gates + gate) * a.T + step) * a.B + sample;
+  }
+
   // Saves the values of a gate's LayerNorm that backward needs.
   template <class X>
   MMIXER_DEVICE void save(int gate, const X& x_hat, T r_std) const {
-    const int64_t gate_row =
-        (int64_t(group) * step_gates + gate) * a.T * a.B + int64_t(step) * a.B + sample;
+    const int64_t gate_row = this->gate_row(gate);
     const Result<wide<dtype>> exact(a.x_hat, gate_row * a.H);
     const Result<dtype> operand(a.x_hat_operand, gate_row * a.H);
     each_column(a.H, [&](Column c) {
@@ -58,9 +67,9 @@ struct ResetGate : RowKernel<dtype, GateArguments> {
   MMIXER_DEVICE static void run(void* shared, const GateArguments& a) {
     using T = Wide<dtype>;
     const GateRow<dtype> own(a);
-    const auto input = own.input(step_r), state_gate = own.state_gate(step_r);
+    const auto input = own.wide_row(a.input[step_r]), state_gate = own.wide_row(a.state[step_r]);
     const auto h = own.previous();
-    const Row<dtype> f_tilde(a.f_tilde, own.row * a.H, a.x_hat ? a.H : 0);
+    const Row<dtype> f_tilde(a.f_tilde.p, own.offset(a.f_tilde), a.weight_operands ? a.H : 0);
     const auto affine = own.affine(gate_r);
     RowBlock<T> block(shared, a.H);
     const Held x(a.H, [&](Column c) { return input(c) + state_gate(c); });
@@ -69,14 +78,18 @@ struct ResetGate : RowKernel<dtype, GateArguments> {
     const Held r_h(a.H, [&](Column c) {
       return Activation<false>::sigmoid(affine(c, x_hat(c))) * h(c);
     });
-    const Result<dtype> to_r_h(a.r_h, own.row_in_chunk * a.H);
+    const Result<dtype> to_r_h(a.r_h,
+                               own.group * a.r_h_stride_group + int64_t(own.row_in_launch) * a.H);
     each_column(a.H, [&](Column c) { to_r_h(c, r_h(c)); });
     if (!a.x_hat) return;
     own.save(step_r, x_hat, normal.r_std);
-    const Result<dtype> f_tilde_h(a.f_tilde_h, own.row * a.H),
-        f_tilde_r_h(a.f_tilde_r_h, own.row * a.H);
+    if (!a.weight_operands) return;
+    const Result<dtype> to_r(a.weight_operands, own.gate_row(step_r) * a.H),
+        to_z(a.weight_operands, own.gate_row(step_z) * a.H),
+        to_h(a.weight_operands, own.gate_row(step_h) * a.H);
     each_column(a.H, [&](Column c) {
-      f_tilde_h(c, f_tilde(c) + h(c)), f_tilde_r_h(c, f_tilde(c) + r_h(c));
+      const T f_tilde_h = f_tilde(c) + h(c);
+      to_r(c, f_tilde_h), to_z(c, f_tilde_h), to_h(c, f_tilde(c) + r_h(c));
     });
   }
 };
@@ -87,9 +100,9 @@ struct UpdateGate : RowKernel<dtype, GateArguments> {
   MMIXER_DEVICE static void run(void* shared, const GateArguments& a) {
     using T = Wide<dtype>;
     const GateRow<dtype> own(a);
-    const auto input_z = own.input(step_z), input_h = own.input(step_h);
-    const auto state_gate = own.state_gate(step_z);
-    const Row<wide<dtype>> candidate(a.candidate, own.row_in_chunk * a.H, a.H);
+    const auto input_z = own.wide_row(a.input[step_z]), input_h = own.wide_row(a.input[step_h]);
+    const auto state_gate = own.wide_row(a.state[step_z]);
+    const auto candidate = own.wide_row(a.state[step_h]);
     RowBlock<T> block(shared, a.H);
     const Held x_z(a.H, [&](Column c) { return input_z(c) + state_gate(c); });
     const Held x_h(a.H, [&](Column c) { return input_h(c) + candidate(c); });
@@ -104,14 +117,17 @@ struct UpdateGate : RowKernel<dtype, GateArguments> {
     }
     const auto affine_z = own.affine(gate_z), affine_h = own.affine(gate_h);
     const auto h = own.previous();
-    const Result<wide<dtype>> states(a.states, own.row * a.H);
-    const Result<dtype> operand(a.operand, (int64_t(own.group) * a.B + own.sample) * a.H);
+    const Result<wide<dtype>> states(a.states, own.state(own.step));
+    const Result<dtype> operand(a.operand, own.sample_element()), output(a.output, own.element()),
+        h_n(a.h_n, own.sample_element());
+    const bool last = own.step == a.T - 1;
     const bool valid = !a.lengths || own.step < load(a.lengths + own.sample);
     each_column(a.H, [&](Column c) {
       const T z = Activation<false>::sigmoid(affine_z(c, x_hat_z(c)));
       const T h_tilde = Activation<false>::tanh(affine_h(c, x_hat_h(c)));
       const T next = valid ? interpolate(z, h_tilde, h(c)) : h(c);
-      states(c, next), operand(c, next);
+      states(c, next), operand(c, next), output(c, valid ? next : T(0));
+      if (last) h_n(c, next);
     });
   }
 };
@@ -152,8 +168,10 @@ struct GateBackwardRow {
     };
     AffineSums<T> sums = {sum(0), sum(1)};
     const T r_std = load(static_cast<const T*>(a.r_std) + gate_row(gate));
+    const Result<dtype> grad_gates(a.grad_gates, gate_row(gate) * a.H),
+        operand(a.operand, (int64_t(block_index()) * step_gates + gate) * a.H);
     norm_gradient(x_hat, dy, r_std, affine, block, sums,
-                  Result<dtype>(a.grad_gates, (row(a.step) * step_gates + gate) * a.H));
+                  [&](Column c, T x) { grad_gates(c, x), operand(c, x); });
     sums.store();
   }
 };
@@ -169,12 +187,16 @@ struct UpdateGateBackward : RowKernel<dtype, GateBackwardArguments> {
       const Row<wide<dtype>> d_sum(a.grad_sum, own.state_offset, a.H),
           d_r_h(a.grad_r_h, own.state_offset, a.H);
       const OwnRow carry(a.carry, own.state_offset, a.H);
+      const OwnRow before(a.grad_h, own.state_offset, a.H);
       const Result<wide<dtype>> grad_h(a.grad_h, own.state_offset),
           grad_f_tilde(a.grad_f_tilde, own.row(a.step + 1) * a.H);
-      const bool valid = own.valid(a.step + 1);
+      const Result<dtype> grad_hx(a.grad_hx, own.state_offset);
+      const bool valid = own.valid(a.step + 1), first = a.step < 0;
       each_column(a.H, [&](Column c) {
         grad_f_tilde(c, d_r_h(c) + d_sum(c));
-        if (valid) grad_h(c, carry(c) + d_sum(c));
+        const T d = valid ? carry(c) + d_sum(c) : before(c);
+        grad_h(c, d);
+        if (first) grad_hx(c, d);
       });
     }
     if (a.step < 0) return;
@@ -187,7 +209,7 @@ struct UpdateGateBackward : RowKernel<dtype, GateBackwardArguments> {
                            own.sample * a.grad_output_stride.sample + first_column();
     const Held d(a.H, [&](Column c) {
       if (!valid || !c.exists) return T(0);
-      return grad_h(c) + load_as<T>(a.grad_output, a.grad_output_dtype, output + c.offset);
+      return grad_h(c) + load_of<T, dtype>(a.grad_output, output + c.offset);
     });
     const Held z(a.H,
                  [&](Column c) { return Activation<false>::sigmoid(affine_z(c, x_hat_z(c))); });

@@ -1,11 +1,13 @@
 """The CUDA engine (`csrc/cuda`): a whole sequence of the recurrence in one launch.
 
-The products outside the recurrence are cuBLAS's, through torch; what stands between them is fused.
-Recurrent weights stay on the chip for the sequence, on one of two paths: "cluster" (thread block
-clusters, compute capability 9.0 and newer) or "cooperative" (exchange through L2, 8.0 and newer).
-Sizes and dtypes that neither takes go step by step, each step two products and two kernels: path
-"step". A step by itself without gradients is one launch: path "cell". The logger
-`mmixer_kernels.engines.cuda` tells, at level DEBUG, which path a call took and why not another. The
+A pass, forward or backward, is one native call. Its products outside the recurrence are made by the
+cuBLASLt that torch has loaded, or by a kernel of the extension's own where there is none; what
+stands between them is fused. Recurrent weights stay on the chip for the sequence, on one of two
+paths: "cluster" (thread block clusters, compute capability 9.0 and newer) or "cooperative"
+(exchange through L2, 8.0 and newer). Sizes and dtypes that neither takes go step by step, each step
+two products and two kernels: path "step". A step by itself without gradients is one launch: path
+"cell". The logger `mmixer_kernels.engines.cuda` tells, at level DEBUG, which path a call took and
+why not another. The
 environment variable MMIXER_CUDA_PATHS, read at import, names the paths that may be taken, separated
 by commas. On "cluster" and "cooperative" a team of blocks advances 4 samples where all teams of the
 call run at once, else 8; MMIXER_CUDA_SAMPLES, read at import, names those that may be taken.
@@ -22,19 +24,19 @@ from __future__ import annotations
 import functools
 import logging
 import os
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..problem import Cotangents, Gradients, Keep, Need, Problem, Step
-from . import gpu, native
-from .gpu import Call, Gates, MixGradient, MixOperands, Prologue, RecurrenceGradient, product
+from ..problem import GATES, Call, Cotangents, Gradients, Keep, Need, Problem, Step
+from . import native
 from .protocol import EngineState
 
 NAME = "cuda"
 DEVICES: tuple[str, ...] = ("cuda",)
-saved_size = gpu.saved_size
 _native: Any = None
 _import_error: ImportError | None = None
 try:
@@ -143,7 +145,7 @@ def _step(step: Step) -> Tensor:
     input, context, weights = step[:3]
     B, H = input.shape[0], weights.hidden_size
     dtype = input.dtype
-    with gpu.device_of(input):
+    with _device_of(input):
         device = torch.cuda.current_device() if input.is_cuda else -1
         if "cell" not in PATHS:
             plan = 0, 0, 0, "left out by MMIXER_CUDA_PATHS"
@@ -159,7 +161,7 @@ def _step(step: Step) -> Tensor:
         )
         if team_samples == 0:
             return forward(step.problem(), "nothing")[1].squeeze(0)
-        stream = torch.cuda.current_stream().cuda_stream if input.is_cuda else 0
+        stream = _stream(input)
         next_state = input.new_empty(B, H)
         _native.cell(
             step=step,
@@ -216,7 +218,6 @@ class _Plan(NamedTuple):
     term_dtype: torch.dtype = torch.bfloat16
     padded: int = 0  # hidden size
     teams_at_once: int = 0
-    packet_bytes_per_team: int = 0
 
     def variant(self) -> dict[str, Any]:
         """The extension's names for a variant of the persistent kernels."""
@@ -227,11 +228,12 @@ class _Plan(NamedTuple):
             "term_dtype": self.term_dtype,
         }
 
-    def teams(self, call: Call) -> int:
-        return call.G * -(-call.B // self.samples)
+    def teams(self, groups: int, batch: int) -> int:
+        """The number of teams for so many weight sets and samples."""
+        return groups * -(-batch // self.samples)
 
 
-def _terms(dtype: torch.dtype, backward: bool) -> tuple[int, torch.dtype] | None:
+def _terms(dtype: torch.dtype, precision: str, backward: bool) -> tuple[int, torch.dtype] | None:
     """How many terms of which dtype a float is split into in the recurrence's products; None: the
     persistent kernels do not take the dtype."""
     if dtype is torch.float64:
@@ -240,19 +242,15 @@ def _terms(dtype: torch.dtype, backward: bool) -> tuple[int, torch.dtype] | None
         return 1, dtype
     if dtype is torch.float16 and not backward:
         return 1, dtype
-    if dtype is torch.float32 and torch.get_float32_matmul_precision() == "highest":
+    if dtype is torch.float32 and precision == "highest":
         return 3, torch.bfloat16
     return 2, torch.bfloat16
 
 
 @functools.cache
-def _native_plan(
-    device: int, plan: _Plan, hidden: int, backward: bool
-) -> tuple[int, int, int, str]:
-    """Padded hidden size (0: no kernel), teams at once, packets' bytes per team; why no kernel."""
-    found: tuple[int, int, int, str] = _native.plan(
-        **plan.variant(), hidden=hidden, backward=backward
-    )
+def _native_plan(device: int, plan: _Plan, hidden: int, backward: bool) -> tuple[int, int, str]:
+    """Padded hidden size (0: no kernel), teams at once; why there is no kernel."""
+    found: tuple[int, int, str] = _native.plan(**plan.variant(), hidden=hidden, backward=backward)
     return found
 
 
@@ -260,279 +258,184 @@ def persistent_plans(
     device: int, path: str, hidden: int, dtype: torch.dtype, backward: bool
 ) -> tuple[list[_Plan], str]:
     """A path's kernels for a size, by the samples per team; without any, why."""
-    terms = _terms(dtype, backward)
+    terms = _terms(dtype, torch.get_float32_matmul_precision(), backward)
     if terms is None:
         return [], f"no kernel for {dtype}"
     plans, refusal = [], ""
     for samples in SAMPLES:
         plan = _Plan(path, int(samples), *terms)
-        padded, at_once, packets, refusal = _native_plan(device, plan, hidden, backward)
+        padded, at_once, refusal = _native_plan(device, plan, hidden, backward)
         if padded:
-            plans.append(
-                plan._replace(padded=padded, teams_at_once=at_once, packet_bytes_per_team=packets)
-            )
+            plans.append(plan._replace(padded=padded, teams_at_once=at_once))
     return plans, refusal
 
 
-def _persistent_plan(call: Call, path: str, backward: bool) -> tuple[_Plan | None, str]:
+class _Size(NamedTuple):
+    """The sizes and settings that a pass's way depends on."""
+
+    device: int
+    groups: int
+    batch: int
+    hidden: int
+    dtype: torch.dtype
+    backward: bool
+    # The settings of this process.
+    precision: str
+    paths: tuple[str, ...]
+    samples: tuple[str, ...]
+
+
+class _Way(NamedTuple):
+    pass_plan: Any  # the extension's
+    plan: _Plan
+    refused: str  # in words, the reasons why it is no path before that
+
+
+def _persistent_plan(size: _Size, path: str) -> tuple[_Plan | None, str]:
     """How a path takes a call, or why it does not."""
-    plans, refusal = persistent_plans(call.index, path, call.H, call.dtype, backward)
+    plans, refusal = persistent_plans(size.device, path, size.hidden, size.dtype, size.backward)
     if not plans:
         return None, refusal
-    plan = next((plan for plan in plans if plan.teams(call) <= plan.teams_at_once), plans[-1])
-    if plan.teams(call) > _MOST_ROUNDS * plan.teams_at_once:
-        return None, f"{plan.teams(call)} teams, {plan.teams_at_once} at once"
+    counts = size.groups, size.batch
+    plan = next((plan for plan in plans if plan.teams(*counts) <= plan.teams_at_once), plans[-1])
+    if plan.teams(*counts) > _MOST_ROUNDS * plan.teams_at_once:
+        return None, f"{plan.teams(*counts)} teams, {plan.teams_at_once} at once"
     return plan, ""
 
 
-def _plan(call: Call, backward: bool) -> _Plan:
+@functools.lru_cache(maxsize=1024)
+def _way(size: _Size) -> _Way:
+    """The first path that takes the size."""
     chosen, refused = None, []
-    for path in PATHS:
+    for path in size.paths:
         if path == "cell":
             continue
         if path == "step":
-            chosen = _Plan("step", padded=call.H)
+            chosen = _Plan("step", padded=size.hidden)
         else:
-            chosen, refusal = _persistent_plan(call, path, backward)
+            chosen, refusal = _persistent_plan(size, path)
             if chosen is None:
                 refused.append(f"{path}: {refusal}")
         if chosen is not None:
             break
     if chosen is None:
-        allowed = "" if PATHS == _DEFAULT_PATHS else f" of {', '.join(PATHS)}"
+        allowed = "" if size.paths == _DEFAULT_PATHS else f" of {', '.join(size.paths)}"
         raise RuntimeError(f"no path{allowed} takes this call: {'; '.join(refused)}")
-    how = ""
-    if chosen.path != "step":
-        how = (
-            f", H padded to {chosen.padded}, {chosen.terms} terms of {chosen.term_dtype} per "
-            f"float, teams of {chosen.samples} samples"
-        )
-    _logger.debug(
-        "%s of G=%d T=%d B=%d H=%d %s: path %s%s%s",
-        "backward" if backward else "forward",
-        *(call.G, call.T, call.B, call.H, call.dtype, chosen.path, how),
-        f" ({'; '.join(refused)})" if refused else "",
+    plan = _native.PassPlan(
+        **chosen.variant(),
+        teams=chosen.teams_at_once,
+        allow_tf32=size.precision != "highest",
     )
-    return chosen
+    return _Way(plan, chosen, "; ".join(refused))
 
 
-class _Kernels:
-    def __init__(self, call: Call, backward: bool) -> None:
-        self.call = call
-        self.sizes = {"G": call.G, "T": call.T, "B": call.B, "H": call.H}
-        self.plan = _plan(call, backward)
-        self.persistent = self.plan.path != "step"
-        self.removed_mean = self.persistent and call.has_norm
-        self.norm_summands = call.B
-        self._prepare(transposed=backward)
-        # What reads and writes states.
-        self.state = {"norms": self.norms, "hx": call.hx, "lengths": call.lengths}
-
-    def _prepare(self, transposed: bool) -> None:
-        call, plan = self.call, self.plan
-        self.matrices = call.empty(call.G, 3, call.H, call.H, dtype=call.dtype)
-        self.norms = call.empty(2, call.G, 6, call.H) if call.has_norm else None
-        self.split_weights = None  # `matrices` for a persistent kernel
-        if self.persistent:
-            shape = call.G, plan.terms, 3, plan.padded, plan.padded
-            self.split_weights = call.empty(*shape, dtype=plan.term_dtype)
-        norm_weight = call.weights[0].norm_weight
-        native = _native.PrepareArguments(
-            weight_dtype=call.weights[0].weight_r.dtype,
-            norm_dtype=call.compute if norm_weight is None else norm_weight.dtype,
-            remove_mean=self.removed_mean,
-            transposed=transposed,
-            matrices=self.matrices,
-            matrices_dtype=call.dtype,
-            split_weights=self.split_weights,
-            term_dtype=plan.term_dtype,
-            norms=self.norms,
-            **{"G": call.G, "H": call.H, "Hp": plan.padded, "terms": plan.terms},
+def _plan(call: Call, tensors: Sequence[Tensor], backward: bool) -> Any:
+    """The extension's plan of a pass on the current device."""
+    groups, input = call.form.groups, tensors[0]
+    steps, batch = input.shape[:2]
+    if call.batch_first:
+        steps, batch = batch, steps
+    hidden = tensors[2 * groups + GATES.index("r")].shape[0]
+    precision = torch.get_float32_matmul_precision()
+    device = input.device.index if input.is_cuda else -1
+    way = _way(
+        _Size(device, groups, batch, hidden, input.dtype, backward, precision, PATHS, SAMPLES)
+    )
+    if _logger.isEnabledFor(logging.DEBUG):
+        plan, how = way.plan, ""
+        if plan.path != "step":
+            how = (
+                f", H padded to {plan.padded}, {plan.terms} terms of {plan.term_dtype} per float, "
+                f"teams of {plan.samples} samples"
+            )
+        _logger.debug(
+            "%s of G=%d T=%d B=%d H=%d %s: path %s%s%s",
+            "backward" if backward else "forward",
+            *(groups, steps, batch, hidden, input.dtype, plan.path, how),
+            f" ({way.refused})" if way.refused else "",
         )
-        most = _native.most_weight_sets  # of a launch
-        for first in range(0, call.G, most):
-            sets = [_native.WeightSet(**w._asdict()) for w in call.weights[first : first + most]]
-            _native.prepare(native.set(first=first, sets=sets), call.stream)
+    return way.pass_plan
 
-    def _run(self, name: str, arguments: Any) -> None:
-        getattr(_native, name)(arguments, self.call.stream)
 
-    def _rows(self, rows: int, blocks: int) -> dict[str, Any]:
-        call = self.call
-        sizes = {"G": call.G, "rows": rows, "H": call.H, "blocks": min(rows, blocks)}
-        return {**sizes, "norms": self.norms, "eps": call.eps}
+def _device_of(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Makes the tensor's GPU the current one."""
+    if not tensor.is_cuda or tensor.device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(tensor.device)
 
-    def norm_tanh(self, a: Tensor, gate: int) -> Tensor:
-        y = torch.empty_like(a, dtype=self.call.dtype)
-        rows = a.shape[1]
-        native = _native.NormTanhArguments(**self._rows(rows, blocks=rows))
-        self._run("norm_tanh", native.set(a=a, y=y, y_dtype=y.dtype, gate=gate))
-        return y
 
-    def norm_tanh_backward(
-        self, a: Tensor, grad_y: list[Tensor], gate: int
-    ) -> tuple[Tensor, Tensor | None]:
-        da, norm = torch.empty_like(a, dtype=self.call.dtype), self.call.norm_sums(a.shape[1])
-        native = _native.NormTanhBackwardArguments(
-            **self._rows(a.shape[1], gpu.BLOCKS),
-            a=a,
-            gate=gate,
-            grad_y=grad_y[0],
-            grad_y_more=grad_y[1] if len(grad_y) > 1 else None,
-            grad_a=da,
-            grad_a_dtype=da.dtype,
-            grad_norm=norm,
+def _stream(tensor: Tensor) -> int:
+    """The handle of the current stream of the tensor's device."""
+    if not tensor.is_cuda:
+        return 0
+    handle: int = torch._C._cuda_getCurrentRawStream(tensor.device.index)
+    return handle
+
+
+def saved_size(problem: Problem, keep: Keep) -> int:
+    """Number of elements that `forward` leaves for `backward`: `Saved` of csrc/cuda/buffers.h.
+
+    "states" keeps G T B H numbers, the states. "gates" keeps besides, for Eq. 7-10, two such tables
+    and two in the inputs' dtype: with bfloat16 inputs 4 G T B H numbers in all.
+
+    Computed here too, since under torch.compile the sizes are symbols.
+    """
+    if keep == "nothing":
+        return 0
+    groups, steps, batch, hidden = problem.sizes
+    wide = problem.compute_dtype.itemsize
+
+    def padded(rows: int, itemsize: int) -> int:
+        return (groups * rows * hidden * itemsize + 255) // 256 * (256 // wide)
+
+    rows, narrow = steps * batch, problem.dtype.itemsize
+    if keep == "states":
+        return padded(rows, wide)
+    of_steps = 3 * padded(rows, wide) + 2 * padded(rows, narrow)
+    return of_steps + 2 * padded(batch, wide) + padded(batch, narrow)
+
+
+def run_forward(call: Call, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+    """`protocol.NativeEngine.run_forward`."""
+    with _device_of(tensors[0]):
+        results: tuple[Tensor, Tensor, Tensor | None] = _native.forward(
+            call=call,
+            tensors=tensors,
+            plan=_plan(call, tensors, backward=False),
+            stream=_stream(tensors[0]),
         )
-        self._run("norm_tanh_backward", native)
-        return da, norm
+    return results
 
-    def _mix_arguments(self, operands: MixOperands, blocks: int) -> Any:
-        return _native.MixArguments(
-            **self._rows(self.call.T * self.call.B, blocks),
-            samples=self.call.B,
-            **operands._asdict(),
-            dtype=self.call.dtype,
-            mix=self.call.mix,
+
+def run_backward(
+    call: Call,
+    tensors: Sequence[Tensor],
+    saved: Tensor,
+    cotangents: Sequence[Tensor | None],
+    needs: Sequence[bool],
+) -> Sequence[Tensor | None]:
+    """`protocol.NativeEngine.run_backward`."""
+    with _device_of(tensors[0]):
+        grads: Sequence[Tensor | None] = _native.backward(
+            call=call,
+            tensors=tensors,
+            saved=saved,
+            grad_output=cotangents[0],
+            grad_h_n=cotangents[1],
+            needs=needs,
+            plan=_plan(call, tensors, backward=True),
+            stream=_stream(tensors[0]),
         )
-
-    def mix(self, operands: MixOperands) -> Tensor:
-        f_tilde = torch.empty_like(operands.f_bar)
-        native = self._mix_arguments(operands, blocks=f_tilde.shape[1])
-        self._run("mix", native.set(f_tilde=f_tilde))
-        return f_tilde
-
-    def mix_backward(self, operands: MixOperands, grad_f_tilde: Tensor, into: MixGradient) -> None:
-        native = self._mix_arguments(operands, gpu.BLOCKS).set(
-            grad_f_tilde=grad_f_tilde,
-            **{f"grad_{name}": tensor for name, tensor in into._asdict().items()},
-        )
-        self._run("mix_backward", native)
-
-    def gate_products(self, x: Tensor, first: int, count: int) -> Tensor:
-        return product(x, self.matrices[:, first : first + count].flatten(1, 2).mT)
-
-    def recurrence(self, input_gates: Tensor) -> Tensor:
-        states = self.call.empty(*self.sizes.values())
-        (self._persistent if self.persistent else self._stepwise)(input_gates, states)
-        return states
-
-    def _packets(self) -> Tensor:
-        teams = min(self.plan.teams_at_once, self.plan.teams(self.call))
-        return self.call.empty(teams * self.plan.packet_bytes_per_team, dtype=torch.uint8)
-
-    def _launch(self, name: str, arguments: Any) -> None:
-        plan = self.plan
-        getattr(_native, name)(
-            **plan.variant(),
-            teams=plan.teams_at_once,
-            arguments=arguments,
-            stream=self.call.stream,
-        )
-
-    def _persistent(self, input_gates: Tensor, states: Tensor) -> None:
-        packets = self._packets()
-        native = _native.ForwardArguments(**self.sizes, **self.state, eps=self.call.eps)
-        native.set(
-            weights=self.split_weights, input_gates=input_gates, states=states, packets=packets
-        )
-        self._launch("forward", native)
-
-    def _gate_arguments(self, states: Tensor, steps: int) -> Any:
-        native = _native.GateArguments(**self.sizes, **self.state, steps=steps)
-        return native.set(states=states, dtype=self.call.dtype, eps=self.call.eps)
-
-    def _stepwise(self, input_gates: Tensor, states: Tensor) -> None:
-        call = self.call
-        operand = call.empty(call.G, call.B, call.H, dtype=call.dtype)
-        operand.copy_(call.hx) if call.hx is not None else operand.zero_()
-        r_h = torch.empty_like(operand)
-        native = self._gate_arguments(states, steps=1)
-        native.set(input_gates=input_gates, operand=operand, r_h=r_h)
-        for t in range(call.T):
-            products = self.gate_products(operand, 0, 2)
-            self._run("reset_gate", native.set(first_step=t, state_gates=products))
-            candidate = self.gate_products(r_h, 2, 1)
-            self._run("update_gate", native.set(candidate=candidate))
-
-    def gates_again(self, prologue: Prologue, states: Tensor) -> Gates:
-        call = self.call
-        x_hat = call.empty(call.G, 3, call.T, call.B, call.H)
-        self.x_hat_operand = x_hat  # of the product of _persistent_backward
-        if call.dtype is not call.compute:
-            self.x_hat_operand = torch.empty_like(x_hat, dtype=call.dtype)
-        r_std = call.empty(call.G, 3, call.T, call.B)
-        operand = call.previous(states).to(call.dtype)
-        r_h, f_tilde_h, f_tilde_r_h = (torch.empty_like(operand) for _ in range(3))
-        products = self.gate_products(operand, 0, 2)
-        native = self._gate_arguments(states, steps=call.T).set(
-            input_gates=prologue.input_gates,
-            state_gates=products,
-            f_tilde=prologue.f_tilde,
-            r_h=r_h,
-            x_hat=x_hat,
-            x_hat_operand=None if self.x_hat_operand is x_hat else self.x_hat_operand,
-            r_std=r_std,
-            f_tilde_h=f_tilde_h,
-            f_tilde_r_h=f_tilde_r_h,
-        )
-        self._run("reset_gate", native)
-        candidate = self.gate_products(r_h, 2, 1)
-        self._run("update_gate", native.set(candidate=candidate))
-        return Gates(x_hat, r_std, f_tilde_h, f_tilde_r_h)
-
-    def recurrence_backward(
-        self, gates: Gates, states: Tensor, grad_output: Tensor, into: RecurrenceGradient
-    ) -> None:
-        common = {
-            **self.sizes,
-            **self.state,
-            "states": states,
-            "x_hat": gates.x_hat,
-            "r_std": gates.r_std,
-            "grad_output": grad_output,
-            "grad_output_dtype": grad_output.dtype,
-            "grad_output_stride_group": grad_output.stride(0),
-            "grad_output_stride_step": grad_output.stride(1),
-            "grad_output_stride_sample": grad_output.stride(2),
-            "grad_gates": into.gates,
-            "grad_f_tilde": into.f_tilde,
-            "grad_norm": into.norm,
-        }
-        (self._persistent_backward if self.persistent else self._stepwise_backward)(into, common)
-
-    def _persistent_backward(self, grad: RecurrenceGradient, common: dict[str, Any]) -> None:
-        call = self.call
-        projected = None
-        if call.has_norm:
-            x_hat = self.x_hat_operand.view(call.G * 3, call.T * call.B, call.H)
-            projected = product(x_hat, self.matrices.flatten(0, 1))
-        packets = self._packets()
-        # In place: a thread reads its elements of h_n's gradient before it writes hx's.
-        native = _native.BackwardArguments(**common, grad_h_n=grad.hx, grad_hx=grad.hx)
-        native.set(weights=self.split_weights, projected=projected, packets=packets)
-        self._launch("backward", native.set(grad_gates_dtype=call.dtype))
-
-    def _stepwise_backward(self, grad: RecurrenceGradient, common: dict[str, Any]) -> None:
-        carry = torch.empty_like(grad.hx)
-        native = _native.GateBackwardArguments(**common, dtype=self.call.dtype)
-        native.set(carry=carry, grad_h=grad.hx)
-        state_gates, weight_h = self.matrices[:, :2].flatten(1, 2), self.matrices[:, 2]
-        for t in reversed(range(self.call.T)):
-            self._run("update_gate_backward", native.set(step=t))
-            grad_r_h = product(grad.gates[:, t, :, 2], weight_h)
-            self._run("reset_gate_backward", native.set(grad_r_h=grad_r_h))
-            grad_sum = product(grad.gates[:, t, :, :2].flatten(2), state_gates)
-            native.set(grad_sum=grad_sum)
-        self._run("update_gate_backward", native.set(step=-1))
+    return grads
 
 
-def forward(problem: Problem, keep: Keep) -> tuple[Tensor, Tensor, Tensor]:
+def forward(problem: Problem, keep: Keep) -> tuple[Tensor, Tensor, Tensor | None]:
     """Output `[G, T, B, H]`, h_n `[G, B, H]`, and what is left for `backward`."""
-    return gpu.forward(_Kernels, problem, keep)
+    return native.forward(run_forward, problem, keep)
 
 
 def backward(
     problem: Problem, saved: Tensor, keep: Keep, cotangents: Cotangents, need: Need
 ) -> Gradients:
     """The gradients, from what `forward` left."""
-    return gpu.backward(_Kernels, problem, saved, cotangents, need)
+    return native.backward(run_backward, problem, saved, keep, cotangents, need)

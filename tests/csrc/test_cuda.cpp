@@ -16,7 +16,7 @@
 #include <string>
 #include <vector>
 
-#include "../../csrc/cuda/engine.h"
+#include "../../csrc/cuda/kernels.h"
 #include "../../csrc/cuda/products.h"
 #include "../../csrc/emulator/emulator.h"
 
@@ -64,16 +64,17 @@ Kernel recurrence_forward(Path path, int samples) {
   const Variant variant = {path, samples, 1, Dtype::bfloat16};
   return [variant, weights = random_bfloat16(3 * H * H, 0.15f), input = random_floats(3 * rows),
           norms = random_floats(2 * 6 * H), hx = random_floats(B * H)] {
-    Output states(rows);
+    Output output(rows / 2), states(rows), h_n(B * H / 2);  // output and h_n: bfloat16
     std::vector<uint64_t> packets(B / variant.samples * plan(variant, H, false).packets / 8,
                                   ~uint64_t(0));
     ForwardArguments a{};
     a.weights = weights.data(), a.input_gates = input.data(), a.norms = norms.data();
-    a.hx = hx.data(), a.states = states.x.data(), a.packets = packets.data();
+    a.hx = hx.data(), a.output = output.x.data(), a.h_n = h_n.x.data();
+    a.states = states.x.data(), a.packets = packets.data();
     a.G = 1, a.T = T, a.B = B, a.H = H, a.eps = 1e-5f;
-    forward(variant, B / variant.samples, a, nullptr);
+    recurrence(variant, B / variant.samples, a, false, nullptr);
     Bits bits;
-    states.append_to(bits);
+    for (const Output* x : {&output, &states, &h_n}) x->append_to(bits);
     return bits;
   };
 }
@@ -91,12 +92,11 @@ Kernel recurrence_backward(Path path, int samples) {
     a.weights = weights.data(), a.x_hat = x_hat.data(), a.projected = projected.data();
     a.r_std = r_std.data(), a.norms = norms.data(), a.states = states.data();
     a.grad_output = grad_output.data(), a.grad_output_stride = {0, B * H, H};
-    a.grad_h_n = grad_h_n.data(), a.grad_gates = da.x.data();
+    a.grad_h_n = grad_h_n.data(), a.grad_h_n_stride_sample = H, a.grad_gates = da.x.data();
     a.grad_f_tilde = f_tilde.x.data(), a.grad_hx = hx.x.data(), a.grad_norm = norm.x.data();
     a.packets = packets.data();
-    a.grad_output_dtype = a.grad_gates_dtype = Dtype::float32;
     a.G = 1, a.T = T, a.B = B, a.H = H;
-    backward(variant, B / variant.samples, a, nullptr);
+    recurrence_backward(variant, B / variant.samples, a, false, nullptr);
     Bits bits;
     for (const Output* x : {&da, &f_tilde, &hx, &norm}) x->append_to(bits);
     return bits;
@@ -107,7 +107,7 @@ PrepareArguments prepare_arguments(const void* weights, size_t matrix_bytes, Dty
                                    int hidden) {
   PrepareArguments a{};
   for (int gate = 0; gate < step_gates; gate++)
-    a.set[0].weight[gate_r + gate] = static_cast<const char*>(weights) + gate * matrix_bytes;
+    a.weight[0][gate] = static_cast<const char*>(weights) + gate * matrix_bytes;
   a.weight_dtype = a.norm_dtype = a.matrices_dtype = dtype;
   a.remove_mean = a.transposed = true;
   a.term_dtype = Dtype::bfloat16;
@@ -125,7 +125,7 @@ Kernel prepare_weights() {
     std::vector<uint16_t> terms(2 * 3 * padded * padded, 0x7fff);
     PrepareArguments a =
         prepare_arguments(weights.data(), hidden * hidden * sizeof(float), Dtype::float32, hidden);
-    a.set[0].norm_weight = norms.data(), a.set[0].norm_bias = norms.data() + 6 * hidden;
+    a.norm[0][0] = norms.data(), a.norm[0][1] = norms.data() + 6 * hidden;
     a.matrices = matrices.x.data(), a.split_weights = terms.data(), a.norms = out_norms.x.data();
     a.Hp = padded, a.terms = 2;
     prepare(a, nullptr);
@@ -145,10 +145,9 @@ Kernel row_wise() {
           norms = random_floats(12 * hidden)] {
     Output da(count * hidden), norm(2 * 2 * hidden);
     NormTanhBackwardArguments a{};
-    a.G = 1, a.rows = count, a.H = hidden, a.blocks = 2;
-    a.a = a_f.data(), a.grad_y = grad.data(), a.norms = norms.data();
-    a.grad_a = da.x.data(), a.grad_norm = norm.x.data();
-    a.grad_a_dtype = Dtype::float32, a.gate = gate_f, a.eps = 1e-5;
+    a.G = 1, a.H = hidden, a.norms = norms.data(), a.eps = 1e-5;
+    a.part[0] = {{count, 2}, gate_f, a_f.data(), grad.data(), nullptr, da.x.data(), norm.x.data()};
+    a.part[1] = {{1, 0}, gate_g, nullptr, nullptr, nullptr, nullptr, nullptr};
     norm_tanh_backward(a, nullptr);
     Bits bits;
     da.append_to(bits);

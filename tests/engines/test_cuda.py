@@ -28,7 +28,7 @@ from torch import Tensor
 
 from mmixer_kernels import FusedMCU, reference
 from mmixer_kernels.engines import cuda
-from mmixer_kernels.functional import mcu_cell, mcu_group
+from mmixer_kernels.functional import mcu_cell
 from mmixer_kernels.reference import Weights
 
 pytestmark = pytest.mark.usefixtures("emulator")
@@ -150,7 +150,7 @@ def test_a_team_has_4_samples_where_all_teams_run_at_once(
 ) -> None:
     def samples(batch: int, resident_clusters: int, allowed: tuple[str, ...] = ("4", "8")) -> str:
         emulator.configure(resident_clusters=resident_clusters)
-        cuda._native_plan.cache_clear()
+        helpers.forget_cuda_calls()
         monkeypatch.setattr(cuda, "SAMPLES", allowed)
         p = problem(Size(2, batch, 3, 3, 20), dtype=torch.bfloat16)
         with caplog.at_level(logging.DEBUG, "mmixer_kernels.engines.cuda"), torch.no_grad():
@@ -189,7 +189,7 @@ def test_teams_in_several_rounds(path: str, emulator: Any) -> None:
     """More teams than the device runs at once give the bits of those that it does."""
     p = problem(Size(3, 35, 6, 7, 40), dtype=torch.float32)
     whole = with_gradients(run(), p)
-    cuda._native_plan.cache_clear()
+    helpers.forget_cuda_calls()
     emulator.configure(resident_clusters=1, resident_blocks=9)  # 4 blocks are a team
     for name, value in with_gradients(run(), p).items():
         assert torch.equal(value, whole[name]), name
@@ -258,12 +258,12 @@ def test_the_log_tells_path_and_reason(
     assert "path step" in message
     assert "no kernel for torch.float64" in message
     emulator.configure(resident_clusters=0)
-    cuda._native_plan.cache_clear()
+    helpers.forget_cuda_calls()
     message = path_of(Size(2, 2, 3, 3, 20), torch.float32)
     assert "path cooperative" in message
     assert "cluster: the emulator was told to run none" in message
     emulator.configure(resident_clusters=1, resident_blocks=4)
-    cuda._native_plan.cache_clear()
+    helpers.forget_cuda_calls()
     message = path_of(Size(1, 73, 3, 3, 20), torch.float32)
     assert "path step" in message
     assert "10 teams, 1 at once" in message
@@ -319,7 +319,7 @@ def prepared(
         emulator.WeightSet(**{**rest, "weight_r": r, "weight_z": z, "weight_h": h})
         for r, z, h in weights
     ]
-    native = emulator.PrepareArguments(
+    emulator.prepare(
         sets=sets,
         first=0,
         weight_dtype=weights.dtype,
@@ -333,7 +333,6 @@ def prepared(
         norms=None,
         **{"G": G, "H": hidden, "Hp": padded, "terms": terms},
     )
-    emulator.prepare(native, 0)
     for offset, buffer in zip(offsets, buffers, strict=True):
         assert buffer[:offset].isnan().all()
         assert buffer[-16:].isnan().all()
@@ -413,13 +412,84 @@ def test_rows_of_any_length(
         check(p, precision)
 
 
-def test_more_weight_sets_than_a_launch_prepares(path: str) -> None:
-    problems = [problem(Size(1, 1, 2, 2, 3), dtype=torch.float32) for _ in range(18)]
-    operands = ([p.input for p in problems], [p.context for p in problems])
-    output, _ = mcu_group(*operands, [p.weights for p in problems], engine="cuda")
-    for x, p in zip(output, problems, strict=True):
-        expected, _ = reference.mcu(p.input, p.context, p.weights)
-        torch.testing.assert_close(x, expected, rtol=0, atol=1e-5)
+def grouped(problems: list[Problem]) -> list[dict[str, Tensor]]:
+    """output, h_n and every gradient of each weight set of one call."""
+    return TestContract().results_of_group(problems)
+
+
+GROUPED = {
+    "float64": (torch.float64, torch.float64),
+    "float32": (torch.float32, torch.float32),
+    "bfloat16": (torch.bfloat16, torch.bfloat16),
+    "bfloat16 weights": (torch.float32, torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("lengths", [False, True])
+@pytest.mark.parametrize("dtypes", GROUPED)
+def test_weight_sets_of_equal_sizes_have_the_bits_that_each_has_alone(
+    dtypes: str, lengths: bool
+) -> None:
+    """Operands of one product of all sets are copied first."""
+    dtype, weight_dtype = GROUPED[dtypes]
+    problems = [problem(Size(3, 4, 6, 7, 20), lengths=True, dtype=weight_dtype) for _ in range(3)]
+    problems = [p.to(dtype)._replace(weights=p.weights) for p in problems]
+    shared = problems[0].lengths if lengths else None
+    problems = [p._replace(lengths=shared) for p in problems]
+    for p, results in zip(problems, grouped(problems), strict=True):
+        for name, expected in with_gradients(run(), p).items():
+            assert torch.equal(results[name], expected), name
+
+
+def test_more_weight_sets_and_copies_than_a_launch_takes(path: str) -> None:
+    problems = [problem(Size(2, 2, 2, 2, 3), dtype=torch.float32) for _ in range(18)]
+    lengths = torch.tensor([1, 2])
+    problems = [
+        p._replace(lengths=lengths, weights=p.weights.map(torch.Tensor.bfloat16)) for p in problems
+    ]
+    for p, results in zip(problems, grouped(problems), strict=True):
+        for name, expected in with_gradients(run(), p).items():
+            assert torch.equal(results[name], expected), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_that_lie_apart(dtype: torch.dtype) -> None:
+    """Rows with gaps between them are read where they lie, also a single one with any stride."""
+
+    def apart(x: Tensor) -> Tensor:
+        wide = x.new_full((*x.shape[:-1], x.shape[-1] + 3), torch.nan)
+        wide[..., :-3] = x
+        return wide[..., :-3]
+
+    for size in (Size(4, 3, 5, 7, 20), Size(1, 3, 5, 7, 20), Size(4, 1, 5, 7, 20)):
+        p = problem(size, dtype=dtype)
+        names = ("input", "context", "hx", "grad_output", "grad_h_n")
+        q = p._replace(**{name: apart(getattr(p, name)) for name in names})
+        if size.batch == 1:
+            q = q._replace(context=p.context.as_strided(p.context.shape, (1, 1)))
+        expected = with_gradients(run(), p)
+        for name, value in with_gradients(run(), q).items():
+            assert torch.equal(value, expected[name]), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [Size(1, 1, 1, 1, 1), Size(5, 3, 4, 6, 33)])
+def test_saved_memory(size: Size, dtype: torch.dtype) -> None:
+    call = problem(size, dtype=dtype).call()
+    for keep in ("states", "gates"):
+        saved = cuda.forward(call, keep)[2]
+        assert saved is not None
+        assert cuda.saved_size(call, keep) == saved.numel()
+
+
+def test_saved_memory_of_large_sequences() -> None:
+    """Per number of the output, in 4 bytes: the states, and with the gates 3 or 4 more."""
+    p = problem(Size(128, 8, 4, 4, 64))
+    size = 128 * 8 * 64
+    for dtype, numbers in ((torch.bfloat16, 4), (torch.float32, 5), (torch.float64, 5)):
+        call = p.to(dtype).call()
+        assert cuda.saved_size(call, "states") == size
+        assert 1 <= cuda.saved_size(call, "gates") / (numbers * size) < 1.01
 
 
 STEP_DTYPES = {
@@ -593,9 +663,10 @@ def test_a_size_that_is_no_int_has_no_plan_of_a_step(name: str, emulator: Module
 
 @pytest.mark.parametrize("hidden", [33, 1030])
 def test_blocks_that_have_several_rows(hidden: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda.gpu, "BLOCKS", 2)
+    """A kernel that sums over rows has 256 blocks per weight set."""
     monkeypatch.setattr(cuda, "PATHS", ("step",))
-    check(problem(Size(2, 3, 7, 8, hidden)), "float64")
+    size = Size(2, 130, 7, 8, hidden) if hidden == 33 else Size(1, 259, 2, 2, hidden)
+    check(problem(size), "float64")
 
 
 def test_what_multiplies_has_a_name(emulator: ModuleType) -> None:
