@@ -310,8 +310,9 @@ def _persistent_plan(size: _Size, path: str) -> tuple[_Plan | None, str]:
 
 
 @functools.lru_cache(maxsize=1024)
-def _way(size: _Size) -> _Way:
-    """The first path that takes the size."""
+def _way(*of_size: Any) -> _Way:
+    """The first path that takes a size, whose fields are given: they cost less than a `_Size`."""
+    size = _Size(*of_size)
     chosen, refused = None, []
     for path in size.paths:
         if path == "cell":
@@ -344,9 +345,7 @@ def _plan(call: Call, tensors: Sequence[Tensor], backward: bool) -> Any:
     hidden = tensors[2 * groups + GATES.index("r")].shape[0]
     precision = torch.get_float32_matmul_precision()
     device = input.device.index if input.is_cuda else -1
-    way = _way(
-        _Size(device, groups, batch, hidden, input.dtype, backward, precision, PATHS, SAMPLES)
-    )
+    way = _way(device, groups, batch, hidden, input.dtype, backward, precision, PATHS, SAMPLES)
     if _logger.isEnabledFor(logging.DEBUG):
         plan, how = way.plan, ""
         if plan.path != "step":
