@@ -277,16 +277,15 @@ struct BackwardBuffers {
   void* weight_operands;  // operands, [G, 3, T, B, H]: of W_r, W_z and W_h
   void* grad_gates;       // an operand: da of r, z and h, [G, 3, T, B, H]
   void* grad_f_tilde;     // [G, T, B, H]
-  void *grad_a_s, *grad_a_f, *grad_a_g;  // operands, [G, T, B, H], again, [G, B, H]
-  void *grad_a_s_sum, *grad_g_sum, *wide_g_bar, *grad_g;  // [G, B, H]
-  void* grad_norm[gate_r];           // [G, n, 2, H] of f, g and s; null if not wanted
-  void* grad_norm_recurrence;        // [G, 2, 3, B, H]; likewise
-  void* grad_matrices;               // [G, 3, H, H], wide; likewise
-  std::vector<void*> grad_weight_f;  // [H, input_size], wide; null where the product
-                                     // writes what the caller gets, as all below
-  std::vector<void*> grad_weight_g;  // [H, context_size], wide
-  void* grad_weight_s;               // [G, H, 2H], wide
-  void* grad_contexts;               // an operand: [G, B, context_size]
+  void *grad_a_s, *grad_a_f, *grad_a_g;      // operands, [G, T, B, H], again, [G, B, H]
+  void *grad_a_s_sum, *grad_g_sum, *grad_g;  // [G, B, H]
+  void* grad_norm[gate_r];                   // [G, n, 2, H] of f, g and s; null if not wanted
+  void* grad_norm_recurrence;                // [G, 2, 3, B, H]; likewise
+  void* grad_matrices;                       // [G, 3, H, H], wide; likewise
+  std::vector<void*> grad_weight_f;          // [H, input_size], wide; null where the product
+                                             // writes what the caller gets, as all below
+  void* grad_weight_sf;                      // [G, H, H], wide
+  void* grad_contexts;                       // an operand: [G, B, context_size]
   // Three uses of the same memory, one after another: W_r and W_z times the first two operands and
   // W_h times the last two, [G, 2, T, B, 2, H] and [G, 2, T, B, H]; V, like x_hat; and the
   // gradients of f_bar and g_bar, [G, T, B, H].
@@ -320,8 +319,7 @@ struct BackwardBuffers {
     grad_f_tilde = s.take_wide(arena, s.sequence);
     grad_a_s = s.take_operands(arena, s.sequence), grad_a_f = s.take_operands(arena, s.sequence);
     grad_a_g = s.take_operands(arena, s.state);
-    for (void** x : {&grad_a_s_sum, &grad_g_sum, &wide_g_bar, &grad_g})
-      *x = s.take_wide(arena, s.state);
+    for (void** x : {&grad_a_s_sum, &grad_g_sum, &grad_g}) *x = s.take_wide(arena, s.state);
     take_weights(p, s, need_weights);
 
     const int64_t used = arena.used();
@@ -353,20 +351,13 @@ struct BackwardBuffers {
         has_norm ? s.take_wide(arena, s.G * 2 * step_gates * s.B * s.H) : nullptr;
     const int64_t C = p.group[0].context_size;
     grad_contexts = stacked ? s.take_operands(arena, s.G * s.B * C) : nullptr;
-    grad_matrices = grad_weight_s = nullptr;
-    grad_weight_f.resize(s.G), grad_weight_g.resize(s.G);
+    grad_matrices = grad_weight_sf = nullptr;
+    grad_weight_f.resize(s.G);
     if (!need_weights) return;
     grad_matrices = s.take_wide(arena, s.G * step_gates * s.H * s.H);
-    if (s.G > 1 || p.weight_dtype != s.wide)
-      grad_weight_s = s.take_wide(arena, s.G * 2 * s.H * s.H);
-    void* const grad_weights_g = stacked ? s.take_wide(arena, s.G * s.H * C) : nullptr;
-    for (int64_t g = 0; g < s.G; g++) {
-      if (!direct) grad_weight_f[g] = s.take_wide(arena, s.H * p.group[g].input_size);
-      if (stacked)
-        grad_weight_g[g] = element(grad_weights_g, s.wide, g * s.H * C);
-      else if (!direct)
-        grad_weight_g[g] = s.take_wide(arena, s.H * p.group[g].context_size);
-    }
+    if (s.G > 1 || !direct) grad_weight_sf = s.take_wide(arena, s.G * s.H * s.H);
+    for (int64_t g = 0; g < s.G && !direct; g++)
+      grad_weight_f[g] = s.take_wide(arena, s.H * p.group[g].input_size);
   }
 };
 

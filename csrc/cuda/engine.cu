@@ -5,11 +5,11 @@
 //   prepare | x W_f^T (n) | c W_g^T | norm_tanh of f and g | f_bar W_sf^T | g_bar W_sg^T | mix |
 //   W_r, W_z and W_h times f_tilde | recurrence
 //
-// backward, 20 (G = 3: 24), and with Keep::states 6 more (8), which compute the prologue again:
+// backward, 18 (G = 3: 22), and with Keep::states 6 more (8), which compute the prologue again:
 //   prepare | W_r and W_z times h and f_tilde | reset_gate | W_h times f_tilde and r h |
 //   update_gate | V | recurrence_backward | mix_backward | step_sum | da_s W_sf | sum(da_s) W_sg |
-//   norm_tanh_backward of f and g | da_f W_f (n) | da_g W_g | da_f^T x (n) | da_g^T c |
-//   da_s^T f_bar | sum(da_s)^T g_bar | da^T of r, z and h | finish
+//   norm_tanh_backward of f and g | da_f W_f (n) | da_g W_g | da_f^T x (n) | da_s^T f_bar |
+//   da^T of r, z and h | finish
 //
 // Contexts of unequal sizes take a product per weight set. On path step the recurrence is two
 // products and two kernels per step. More weight sets, or more copies, than a launch takes
@@ -399,9 +399,8 @@ class BackwardPass : Pass {
     mix_backward(m, stream);
     StepSumArguments sums{};
     sums.G = G, sums.T = T, sums.B = B, sums.H = H, sums.dtype = s.operand;
-    sums.grad_a = b.grad_a_s, sums.grad_g_bar = b.grad_g_bar, sums.g_bar = b.prologue.g_bar;
+    sums.grad_a = b.grad_a_s, sums.grad_g_bar = b.grad_g_bar;
     sums.grad_a_sum = b.grad_a_s_sum, sums.grad_g_bar_sum = b.grad_g_sum;
-    sums.wide_g_bar = b.wide_g_bar;
     step_sum(sums, stream);
     const Matrix &weight_s = b.sources.weight_s, &weight_sg = b.sources.wide_weight_sg;
     multiply(G, s.rows, H, H, {b.grad_a_s, H, all, false},
@@ -445,54 +444,48 @@ class BackwardPass : Pass {
   }
 
   void weight_gradients(std::vector<Copy>& copies) const {
-    const auto narrow = [&](const void* from, void* to, int64_t size) {
-      if (from) copies.push_back(whole(from, s.wide, to, p.weight_dtype, size));
-    };
+    const int64_t two = 2 * int64_t(H), size = int64_t(H) * H;
     for (int g = 0; g < G; g++) {
+      const Matrix& input = b.sources.input[g];
       const int64_t F = p.group[g].input_size;
       void *const there = b.grad_weight_f[g], *const to = gradient[g].weight[gate_f];
       multiply(1, H, F, s.rows, {at(b.grad_a_f, g * all), H, 0, true},
-               {b.sources.input[g].p, b.sources.input[g].stride, 0, false}, there ? there : to, F,
-               0, s.operand, there ? s.wide : p.weight_dtype);
-      narrow(there, to, H * F);
-    }
-    of_sets(b.sources.one_context, [&](int g, int batch) {
-      const int64_t C = p.group[g].context_size;
-      void* const there = b.grad_weight_g[g];
-      multiply(batch, H, C, B, {at(b.grad_a_g, g * state), H, state, true},
-               {b.sources.context[g].p, b.sources.context[g].stride, B * C, false},
-               there ? there : gradient[g].weight[gate_g], C, H * C, s.operand,
+               {input.p, input.stride, 0, false}, there ? there : to, F, 0, s.operand,
                there ? s.wide : p.weight_dtype);
-    });
-    const int64_t two = 2 * int64_t(H), size = H * two;
-    void* const grad_s = b.grad_weight_s ? b.grad_weight_s : gradient[0].weight[gate_s];
-    multiply(G, H, H, s.rows, {b.grad_a_s, H, all, true}, {b.prologue.f_bar, H, all, false}, grad_s,
-             two, size);
-    multiply(G, H, H, B, {b.grad_a_s_sum, H, state, true}, {b.wide_g_bar, H, state, false},
-             wide_at(grad_s, H), two, size, s.wide, s.wide);
-    for (int g = 0; g < G; g++) {
-      narrow(b.grad_weight_g[g], gradient[g].weight[gate_g], H * p.group[g].context_size);
-      narrow(wide_at(b.grad_weight_s, g * size), gradient[g].weight[gate_s], size);
+      if (there) copies.push_back(whole(there, s.wide, to, p.weight_dtype, H * F));
     }
+    void* const there = b.grad_weight_sf;
+    multiply(G, H, H, s.rows, {b.grad_a_s, H, all, true}, {b.prologue.f_bar, H, all, false},
+             there ? there : gradient[0].weight[gate_s], there ? H : two, size, s.operand,
+             there ? s.wide : p.weight_dtype);
+    for (int g = 0; there && g < G; g++)
+      copies.push_back({wide_at(there, g * size), gradient[g].weight[gate_s], 1, H, H, 0, H, 0, two,
+                        nullptr, s.wide, p.weight_dtype, 0});
     multiply(int64_t(G) * step_gates, H, H, s.rows, {b.grad_gates, H, all, true},
-             {b.weight_operands, H, all, false}, b.grad_matrices, H, int64_t(H) * H);
+             {b.weight_operands, H, all, false}, b.grad_matrices, H, size);
   }
 
   void finish(const std::vector<Copy>& copies) const {
     if (copies.empty() && !needs_weights) return;
     FinishArguments a{};
     a.weight_dtype = p.weight_dtype, a.norm_dtype = p.norm_dtype;
+    a.grad_a_g = b.grad_a_g, a.grad_a_s_sum = b.grad_a_s_sum, a.g_bar = b.prologue.g_bar;
     a.matrices = b.grad_matrices, a.remove_mean = removes_mean;
     for (int gate = gate_f; gate < gate_r; gate++) {
       a.prologue[gate] = b.grad_norm[gate];
       a.prologue_summands[gate] = int(BackwardBuffers::summands(s, gate));
     }
     a.recurrence = b.grad_norm_recurrence, a.recurrence_summands = B;
-    a.G = G, a.H = H, a.dtype = s.wide;
+    a.G = G, a.B = B, a.H = H, a.operand = s.operand, a.dtype = s.wide;
     in_launches(a, copies, needs_weights ? G : 0, [&](int first, int count) {
-      a.first = first, a.count = count;
+      a.first = first, a.count = count, a.most_context_size = 0;
       for (int i = 0; i < count; i++) {
         const GroupGradient& grad = gradient[first + i];
+        const Matrix& context = b.sources.context[first + i];
+        a.context[i] = context.p, a.context_stride[i] = context.stride;
+        a.context_size[i] = p.group[first + i].context_size;
+        a.most_context_size = std::max(a.most_context_size, int(a.context_size[i]));
+        a.weight_g[i] = grad.weight[gate_g], a.weight_s[i] = grad.weight[gate_s];
         std::copy_n(grad.weight + gate_r, step_gates, a.weight[i]);
         a.norm[i][0] = grad.norm_weight, a.norm[i][1] = grad.norm_bias;
       }
@@ -531,6 +524,8 @@ void check(const Problem& p) {
             "weight_dtype and norm_dtype must be dtype, or bfloat16 where that is float32");
   // Rows, and blocks of up to two kinds of rows, are counted by ints.
   const double rows = double(p.groups) * p.steps * p.batch;
+  for (int64_t g = 0; g < p.groups; g++)
+    require(p.group[g].context_size < 1 << 24, "context_size must be less than 2^24");
   require(p.hidden < 1 << 24 && 2 * rows < INT_MAX &&
               double(p.groups) * p.batch * p.hidden < INT_MAX,
           "groups * steps * batch must be less than 2^30, groups * batch * hidden less than 2^31 "

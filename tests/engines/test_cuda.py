@@ -78,7 +78,7 @@ class TestContract(Contract):
         *((f"wide {samples}", "bfloat16") for samples in ("4", "8")),
     )
     OTHERS = tuple((path, "float32") for path in PATHS)
-    SIZES = (Size(3, 2, 3, 4, 20), Size(4, 13, 9, 5, 33))
+    SIZES = (Size(3, 2, 3, 4, 20), Size(4, 13, 9, 70, 33))
     EXACT_SIZES = ODD_SIZES
 
     @contextmanager
@@ -452,6 +452,32 @@ def test_more_weight_sets_and_copies_than_a_launch_takes(path: str) -> None:
             assert torch.equal(results[name], expected), name
 
 
+@pytest.mark.parametrize("path", ["cooperative", "wide"])
+def test_packets_of_the_call_before(
+    path: str, emulator: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory that is used again has packets with this call's numbers of steps."""
+    monkeypatch.setattr(cuda, "PATHS", (path,))
+    problems = [problem(Size(3, 5, 6, 7, 40), dtype=torch.bfloat16) for _ in range(2)]
+    calls = [p.call() for p in problems]
+    plan = cuda._plan(calls[0], backward=False)
+    natives = [emulator.Problem(problem=call, keep="nothing") for call in calls]
+    size = emulator.forward_workspace_size(problem=natives[0], plan=plan)
+    workspace = torch.empty(size, dtype=torch.uint8)
+    output, h_n = (x.new_empty(x.shape) for x in (problems[0].grad_output, problems[0].grad_h_n))
+    for native in natives:
+        emulator.forward(
+            problem=native,
+            plan=plan,
+            output=output,
+            h_n=h_n,
+            saved=None,
+            workspace=workspace,
+            stream=0,
+        )
+    assert torch.equal(output, with_gradients(run(), problems[1])["output"])
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rows_that_lie_apart(dtype: torch.dtype) -> None:
     """Rows with gaps between them are read where they lie, also a single one with any stride."""
@@ -466,7 +492,10 @@ def test_rows_that_lie_apart(dtype: torch.dtype) -> None:
         names = ("input", "context", "hx", "grad_output", "grad_h_n")
         q = p._replace(**{name: apart(getattr(p, name)) for name in names})
         if size.batch == 1:
-            q = q._replace(context=p.context.as_strided(p.context.shape, (1, 1)))
+            q = q._replace(
+                input=apart(p.input.expand(-1, 2, -1))[:, :1],
+                context=p.context.as_strided(p.context.shape, (1, 1)),
+            )
         expected = with_gradients(run(), p)
         for name, value in with_gradients(run(), q).items():
             assert torch.equal(value, expected[name]), name
