@@ -8,7 +8,7 @@ backward. The second derivative is the reference's, of ordinary operations.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,35 +16,9 @@ from torch.autograd import Function
 
 from . import autocast, batching, dispatch
 from .engines import reference
-from .problem import Cotangents, Keep, Need, Problem
+from .problem import Cotangents, Form, Keep, Need, Problem
 
 _FLAT = len(Problem._fields)
-
-
-class Form(NamedTuple):
-    """A flat call without its tensors, which are kept elsewhere."""
-
-    groups: int
-    weights: int  # tensors of all sets
-    has_hx: bool
-    has_lengths: bool
-    mix: str
-    eps: float
-
-    @classmethod
-    def of(cls, flat: Sequence[Any]) -> Form:
-        """The form of a call in the fields of `Problem.flat`."""
-        inputs, _, weights, hx, lengths, mix, eps = flat
-        return cls(len(inputs), len(weights), hx is not None, lengths is not None, mix, eps)
-
-    def fill(self, values: Sequence[Any]) -> tuple[Any, ...]:
-        """The fields of `Problem.flat`, with the values in the tensors' place."""
-        first, second = self.groups, 2 * self.groups
-        third = second + self.weights
-        hx = values[third] if self.has_hx else None
-        lengths = values[-1] if self.has_lengths else None
-        lists = values[:first], values[first:second], values[second:third]
-        return *lists, hx, lengths, self.mix, self.eps
 
 
 def tensors_of(flat: Sequence[Any]) -> list[Tensor]:

@@ -153,6 +153,57 @@ class Problem(NamedTuple):
         return cls(inputs, contexts, Weights.sets(weights, len(inputs)), *rest)
 
 
+class Form(NamedTuple):
+    """A flat call without its tensors, which are kept elsewhere."""
+
+    groups: int
+    weights: int  # tensors of all sets
+    has_hx: bool
+    has_lengths: bool
+    mix: str
+    eps: float
+
+    @classmethod
+    def of(cls, flat: Sequence[Any]) -> Form:
+        """The form of a call in the fields of `Problem.flat`."""
+        inputs, _, weights, hx, lengths, mix, eps = flat
+        return cls(len(inputs), len(weights), hx is not None, lengths is not None, mix, eps)
+
+    def fill(self, values: Sequence[Any]) -> tuple[Any, ...]:
+        """The fields of `Problem.flat`, with the values in the tensors' place."""
+        first, second = self.groups, 2 * self.groups
+        third = second + self.weights
+        hx = values[third] if self.has_hx else None
+        lengths = values[-1] if self.has_lengths else None
+        lists = values[:first], values[first:second], values[second:third]
+        return *lists, hx, lengths, self.mix, self.eps
+
+    def in_order(self, gradients: Sequence[Any]) -> tuple[Any, ...]:
+        """The gradients of inputs, contexts and weights, lists that may be empty, and of hx, in the
+        order of the tensors; None where there is none."""
+        inputs, contexts, weights, hx = gradients
+        return (
+            *(inputs or [None] * self.groups),
+            *(contexts or [None] * self.groups),
+            *(weights or [None] * self.weights),
+            *[hx] * self.has_hx,
+            *[None] * self.has_lengths,
+        )
+
+
+class Call(NamedTuple):
+    """A call of a native engine without its tensors, which are those of `Problem.tensors`."""
+
+    form: Form
+    keep: Keep
+    batch_first: bool = False
+    """Inputs are `[B, T, input_size]`, and output is `[..., B, T, H]`."""
+    is_sequence: bool = False
+    """Output is `[T, B, H]`, of one weight set, where it is else `[G, T, B, H]`."""
+    is_checked: bool = False
+    """Whether `arguments.check_memory` has looked at the tensors."""
+
+
 class Step(NamedTuple):
     """One step of one weight set: input `[B, input_size]`, context `[B, context_size]` and hx
     `[B, H]`, None for zeros; the options are those of `Problem`."""

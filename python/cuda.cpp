@@ -8,7 +8,7 @@
 #include "../csrc/cuda/engine.h"
 #include "../csrc/cuda/kernels.h"
 #include "../csrc/cuda/products.h"
-#include "problem.h"
+#include "pass.h"
 
 namespace py = pybind11;
 using namespace mmixer;
@@ -21,32 +21,31 @@ struct PlanCall : Variant {
   bool backward;
 };
 
-struct SavedSize {
-  fields::Held<OwnProblem> problem;
-};
+struct Cuda {
+  struct Options {
+    fields::Held<PassPlan> plan;
+    void* stream;
+  };
+  static constexpr bool narrows = true;  // the weights' gradients have the weights' dtypes
+  static constexpr bool omits = true;    // gradients of contexts and hx may be left out
 
-struct ForwardWorkspaceSize {
-  fields::Held<OwnProblem> problem;
-  fields::Held<PassPlan> plan;
-};
-
-struct BackwardWorkspaceSize : ForwardWorkspaceSize {
-  bool need_weights;
-};
-
-struct Forward {
-  fields::Held<OwnProblem> problem;
-  fields::Held<PassPlan> plan;
-  void *output, *h_n, *saved, *workspace, *stream;
-};
-
-struct Backward {
-  fields::Held<OwnProblem> problem;
-  fields::Held<PassPlan> plan;
-  py::handle cotangents;
-  const void* saved;
-  py::handle gradients;
-  void *grad_hx, *workspace, *stream;
+  static void check(const Problem& p) { cuda::check(p); }
+  static int64_t saved_size(const Problem& p) { return cuda::saved_size(p); }
+  static int64_t forward_workspace_size(const Problem& p, const Options& o) {
+    return cuda::forward_workspace_size(p, *o.plan.value);
+  }
+  static int64_t backward_workspace_size(const Problem& p, const Options& o, bool need_weights) {
+    return cuda::backward_workspace_size(p, *o.plan.value, need_weights);
+  }
+  static void forward(const Problem& p, const Options& o, void* output, void* h_n, void* saved,
+                      void* workspace) {
+    cuda::forward(p, *o.plan.value, output, h_n, saved, workspace, o.stream);
+  }
+  static void backward(const Problem& p, const Options& o, const Cotangents& cotangents,
+                       const void* saved, const GroupGradient* gradients, void* grad_hx,
+                       void* workspace) {
+    cuda::backward(p, *o.plan.value, cotangents, saved, gradients, grad_hx, workspace, o.stream);
+  }
 };
 
 struct CellPlanCall : Problem, Group {};
@@ -64,33 +63,6 @@ struct PrepareCall : PrepareArguments {
 std::tuple<int, int, std::string> plan_call(const PlanCall& call) {
   const Plan p = plan(call, call.hidden, call.backward);
   return {p.H, p.teams, p.refusal};
-}
-
-int64_t saved_size_call(const SavedSize& call) { return saved_size(call.problem.value->problem()); }
-
-int64_t forward_workspace_size_call(const ForwardWorkspaceSize& call) {
-  return forward_workspace_size(call.problem.value->problem(), *call.plan.value);
-}
-
-int64_t backward_workspace_size_call(const BackwardWorkspaceSize& call) {
-  return backward_workspace_size(call.problem.value->problem(), *call.plan.value,
-                                 call.need_weights);
-}
-
-void forward_call(const Forward& call) {
-  const py::gil_scoped_release release;
-  forward(call.problem.value->problem(), *call.plan.value, call.output, call.h_n, call.saved,
-          call.workspace, call.stream);
-}
-
-void backward_call(const Backward& call) {
-  const Problem problem = call.problem.value->problem();
-  const Cotangents cotangents = from_python::cotangents(call.cotangents, problem);
-  const std::vector<GroupGradient> gradients =
-      from_python::gradients(call.gradients, problem.groups);
-  const py::gil_scoped_release release;
-  backward(problem, *call.plan.value, cotangents, call.saved, gradients.data(), call.grad_hx,
-           call.workspace, call.stream);
 }
 
 std::tuple<int, int, int64_t, std::string> cell_plan_call(const CellPlanCall& call) {
@@ -140,35 +112,15 @@ Table<PassPlan> describe() {
 }
 
 template <>
-Table<SavedSize> describe() {
-  using Struct = SavedSize;
-  return Table<Struct>("saved_size") FIELD(problem);
+Table<passes::Forward<Cuda>> describe() {
+  using Struct = passes::Forward<Cuda>;
+  return passes::describe_forward(Table<Struct>("forward")) FIELD(plan) FIELD(stream);
 }
 
 template <>
-Table<ForwardWorkspaceSize> describe() {
-  using Struct = ForwardWorkspaceSize;
-  return Table<Struct>("forward_workspace_size") FIELD(problem) FIELD(plan);
-}
-
-template <>
-Table<BackwardWorkspaceSize> describe() {
-  using Struct = BackwardWorkspaceSize;
-  return Table<Struct>("backward_workspace_size") FIELD(problem) FIELD(plan) FIELD(need_weights);
-}
-
-template <>
-Table<Forward> describe() {
-  using Struct = Forward;
-  return Table<Struct>("forward") FIELD(problem) FIELD(plan) FIELD(output) FIELD(h_n) FIELD(saved)
-      FIELD(workspace) FIELD(stream);
-}
-
-template <>
-Table<Backward> describe() {
-  using Struct = Backward;
-  return Table<Struct>("backward") FIELD(problem) FIELD(plan) FIELD(cotangents) FIELD(saved)
-      FIELD(gradients) FIELD(grad_hx) FIELD(workspace) FIELD(stream);
+Table<passes::Backward<Cuda>> describe() {
+  using Struct = passes::Backward<Cuda>;
+  return passes::describe_backward(Table<Struct>("backward")) FIELD(plan) FIELD(stream);
 }
 
 template <>
@@ -204,14 +156,10 @@ Table<PrepareCall> describe() {
 }  // namespace fields
 
 void bind_cuda(py::module_& m) {
-  bind_problem<check>(m);
   fields::add_struct<PassPlan>(m);
   fields::add_call<plan_call>(m);
-  fields::add_call<saved_size_call>(m);
-  fields::add_call<forward_workspace_size_call>(m);
-  fields::add_call<backward_workspace_size_call>(m);
-  fields::add_call<forward_call>(m);
-  fields::add_call<backward_call>(m);
+  fields::add_call<passes::forward<Cuda>>(m);
+  fields::add_call<passes::backward<Cuda>>(m);
   fields::add_call<cell_plan_call>(m);
   fields::add_call<cell_call>(m);
   fields::add_struct<WeightSet>(m);

@@ -115,11 +115,8 @@ void assign(T& field, const char* name, PyObject* value) {
   }
 }
 
-// A named tuple of Python's.
-inline void assign(py::handle& field, const char* name, PyObject* value) {
-  if (!PyTuple_Check(value)) refuse(name, "a named tuple", value);
-  field = value;
-}
+// Any object, which its reader looks at.
+inline void assign(py::handle& field, const char*, PyObject* value) { field = value; }
 
 template <class Struct>
 class Table;
@@ -339,9 +336,12 @@ void add_call(py::module_& m) {
                return guarded([&]() -> PyObject* {
                  Filled<Struct> call;
                  fill_from_call(call, values, positional, names);
-                 if constexpr (std::is_void_v<typename Argument<decltype(function)>::Result>) {
+                 using Result = typename Argument<decltype(function)>::Result;
+                 if constexpr (std::is_void_v<Result>) {
                    function(complete(call));
                    Py_RETURN_NONE;
+                 } else if constexpr (std::is_same_v<Result, py::object>) {
+                   return function(complete(call)).release().ptr();
                  } else {
                    return py::cast(function(complete(call))).release().ptr();
                  }

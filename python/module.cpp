@@ -7,101 +7,67 @@
 #include "../csrc/cpu/engine.h"
 #include "../csrc/cpu/team.h"
 #include "cuda.h"
-#include "problem.h"
+#include "pass.h"
 
 namespace py = pybind11;
 using namespace mmixer;
 
 namespace {
 
-struct SavedSize {
-  fields::Held<OwnProblem> problem;
-};
+struct Cpu {
+  struct Options {
+    int threads;
+  };
+  static constexpr bool narrows = false;  // gradients have Problem::dtype
+  static constexpr bool omits = true;     // gradients of contexts and hx may be left out
 
-struct ForwardWorkspaceSize {
-  fields::Held<OwnProblem> problem;
-};
+  // In bytes; the engine counts its memory in elements of Problem::dtype.
+  static int64_t bytes(int64_t elements, const Problem& p) {
+    return elements * (p.dtype == Dtype::float64 ? sizeof(double) : sizeof(float));
+  }
+  static Problem with(Problem p, const Options& o) {
+    p.threads = o.threads;
+    return p;
+  }
 
-struct BackwardWorkspaceSize {
-  fields::Held<OwnProblem> problem;
-  bool need_weights;
-};
-
-struct Forward {
-  fields::Held<OwnProblem> problem;
-  int threads;
-  void *output, *h_n, *saved, *workspace;
-};
-
-struct Backward {
-  fields::Held<OwnProblem> problem;
-  int threads;
-  py::handle cotangents;
-  const void* saved;
-  py::handle gradients;
-  void *grad_hx, *workspace;
-};
-
-struct StepWorkspaceSize {
-  Dtype dtype;
-  int64_t batch, hidden;
+  static void check(const Problem& p) { cpu::check(p); }
+  static int64_t saved_size(const Problem& p) { return cpu::saved_size(p); }
+  static int64_t forward_workspace_size(const Problem& p, const Options&) {
+    return bytes(cpu::forward_workspace_size(p), p);
+  }
+  static int64_t backward_workspace_size(const Problem& p, const Options&, bool need_weights) {
+    return bytes(cpu::backward_workspace_size(p, need_weights), p);
+  }
+  static void forward(const Problem& p, const Options& o, void* output, void* h_n, void* saved,
+                      void* workspace) {
+    cpu::forward(with(p, o), output, h_n, saved, workspace);
+  }
+  static void backward(const Problem& p, const Options& o, const Cotangents& cotangents,
+                       const void* saved, const GroupGradient* gradients, void* grad_hx,
+                       void* workspace) {
+    cpu::backward(with(p, o), cotangents, saved, gradients, grad_hx, workspace);
+  }
 };
 
 struct Step {
   py::handle step;
   int threads;
-  void *next_state, *workspace;
 };
 
-int64_t saved_size(const SavedSize& call) { return cpu::saved_size(call.problem.value->problem()); }
-
-// The bytes of so many elements of a Problem's dtype, which the CPU engine counts its memory in.
-int64_t bytes(int64_t elements, Dtype dtype) {
-  return elements * (dtype == Dtype::float64 ? sizeof(double) : sizeof(float));
-}
-
-int64_t forward_workspace_size(const ForwardWorkspaceSize& call) {
-  const Problem problem = call.problem.value->problem();
-  return bytes(cpu::forward_workspace_size(problem), problem.dtype);
-}
-
-int64_t backward_workspace_size(const BackwardWorkspaceSize& call) {
-  const Problem problem = call.problem.value->problem();
-  return bytes(cpu::backward_workspace_size(problem, call.need_weights), problem.dtype);
-}
-
-// The Problem of a call with its threads.
-template <class Call>
-Problem problem_of(const Call& call) {
-  Problem problem = call.problem.value->problem();
-  problem.threads = call.threads;
-  return problem;
-}
-
-void forward(const Forward& call) {
-  const Problem problem = problem_of(call);
-  const py::gil_scoped_release release;
-  cpu::forward(problem, call.output, call.h_n, call.saved, call.workspace);
-}
-
-void backward(const Backward& call) {
-  const Problem problem = problem_of(call);
-  const Cotangents cotangents = from_python::cotangents(call.cotangents, problem);
-  const std::vector<GroupGradient> gradients =
-      from_python::gradients(call.gradients, problem.groups);
-  const py::gil_scoped_release release;
-  cpu::backward(problem, cotangents, call.saved, gradients.data(), call.grad_hx, call.workspace);
-}
-
-int64_t step_workspace_size(const StepWorkspaceSize& call) {
-  return bytes(cpu::step_workspace_size(call.dtype, call.batch, call.hidden), call.dtype);
-}
-
-void step(const Step& call) {
+// The state [B, H] after one step.
+py::object step(const Step& call) {
   from_python::OneStep one = from_python::step(call.step);
   one.threads = call.threads;
-  const py::gil_scoped_release release;
-  cpu::step(one, one, call.next_state, call.workspace);
+  PyObject* const like = from_python::item(call.step, 0);
+  const py::object next_state = passes::new_empty(like, passes::shape(one.batch, one.hidden));
+  const int64_t size = cpu::step_workspace_size(one.dtype, one.batch, one.hidden);
+  const py::object workspace = passes::new_bytes(like, Cpu::bytes(size, one));
+  void *const target = passes::address(next_state), *const scratch = passes::address(workspace);
+  {
+    const py::gil_scoped_release release;
+    cpu::step(one, one, target, scratch);
+  }
+  return next_state;
 }
 
 }  // namespace
@@ -109,73 +75,27 @@ void step(const Step& call) {
 namespace fields {
 
 template <>
-Table<SavedSize> describe() {
-  return Table<SavedSize>("saved_size").field("problem", &SavedSize::problem);
+Table<passes::Forward<Cpu>> describe() {
+  using Struct = passes::Forward<Cpu>;
+  return passes::describe_forward(Table<Struct>("forward")).field("threads", &Struct::threads);
 }
 
 template <>
-Table<ForwardWorkspaceSize> describe() {
-  return Table<ForwardWorkspaceSize>("forward_workspace_size")
-      .field("problem", &ForwardWorkspaceSize::problem);
-}
-
-template <>
-Table<BackwardWorkspaceSize> describe() {
-  return Table<BackwardWorkspaceSize>("backward_workspace_size")
-      .field("problem", &BackwardWorkspaceSize::problem)
-      .field("need_weights", &BackwardWorkspaceSize::need_weights);
-}
-
-template <>
-Table<Forward> describe() {
-  return Table<Forward>("forward")
-      .field("problem", &Forward::problem)
-      .field("threads", &Forward::threads)
-      .field("output", &Forward::output)
-      .field("h_n", &Forward::h_n)
-      .field("saved", &Forward::saved)
-      .field("workspace", &Forward::workspace);
-}
-
-template <>
-Table<Backward> describe() {
-  return Table<Backward>("backward")
-      .field("problem", &Backward::problem)
-      .field("threads", &Backward::threads)
-      .field("cotangents", &Backward::cotangents)
-      .field("saved", &Backward::saved)
-      .field("gradients", &Backward::gradients)
-      .field("grad_hx", &Backward::grad_hx)
-      .field("workspace", &Backward::workspace);
-}
-
-template <>
-Table<StepWorkspaceSize> describe() {
-  return Table<StepWorkspaceSize>("step_workspace_size")
-      .field("dtype", &StepWorkspaceSize::dtype)
-      .field("batch", &StepWorkspaceSize::batch)
-      .field("hidden", &StepWorkspaceSize::hidden);
+Table<passes::Backward<Cpu>> describe() {
+  using Struct = passes::Backward<Cpu>;
+  return passes::describe_backward(Table<Struct>("backward")).field("threads", &Struct::threads);
 }
 
 template <>
 Table<Step> describe() {
-  return Table<Step>("step")
-      .field("step", &Step::step)
-      .field("threads", &Step::threads)
-      .field("next_state", &Step::next_state)
-      .field("workspace", &Step::workspace);
+  return Table<Step>("step").field("step", &Step::step).field("threads", &Step::threads);
 }
 
 }  // namespace fields
 
 PYBIND11_MODULE(_native, m) {
-  bind_problem<cpu::check>(m);
-  fields::add_call<saved_size>(m);
-  fields::add_call<forward_workspace_size>(m);
-  fields::add_call<backward_workspace_size>(m);
-  fields::add_call<forward>(m);
-  fields::add_call<backward>(m);
-  fields::add_call<step_workspace_size>(m);
+  fields::add_call<passes::forward<Cpu>>(m);
+  fields::add_call<passes::backward<Cpu>>(m);
   fields::add_call<step>(m);
   m.def("use_instruction_set", [](const std::string& name) {
     if (!cpu::use_instruction_set(name))

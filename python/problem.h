@@ -1,5 +1,5 @@
-// Reads the named tuples of mmixer_kernels/problem.py into csrc/problem.h's structs, by the methods
-// of torch.Tensor, as torch is not linked.
+// Reads Python's tensors into csrc/problem.h's structs, by the methods of torch.Tensor, as torch is
+// not linked.
 //
 // Every shape, stride and dtype is read and compared at each call. What does not fit raises a
 // ValueError or a TypeError: mmixer_kernels.arguments words it for the user, and engines/native.py
@@ -101,10 +101,9 @@ struct Tensor {
   }
 
   static Numbers numbers(const char* name, const py::object& tuple) {
-    require(PyTuple_Check(tuple.ptr()) && PyTuple_GET_SIZE(tuple.ptr()) == rank, name,
-            rank == 1   ? "have one dimension"
-            : rank == 2 ? "have two dimensions"
-                        : "have three dimensions");
+    constexpr const char* must[] = {"", "have one dimension", "have two dimensions",
+                                    "have three dimensions", "have four dimensions"};
+    require(PyTuple_Check(tuple.ptr()) && PyTuple_GET_SIZE(tuple.ptr()) == rank, name, must[rank]);
     Numbers result;
     for (size_t i = 0; i < rank; i++) {
       result[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(tuple.ptr(), i));
@@ -114,11 +113,10 @@ struct Tensor {
   }
 };
 
-// A contiguous tensor's address.
-template <size_t rank>
-void* contiguous(const char* name, PyObject* object, const std::array<int64_t, rank>& shape,
-                 Dtype dtype) {
-  const Tensor<rank> tensor(name, object);
+// A contiguous matrix's address.
+inline void* contiguous(const char* name, PyObject* object, const std::array<int64_t, 2>& shape,
+                        Dtype dtype) {
+  const Tensor<2> tensor(name, object);
   require(tensor.shape == shape, name, "have the shape that the other operands ask for");
   require(tensor.dtype == dtype, name, "have the dtype of its kind");
   require(tensor.is_contiguous(), name, "be contiguous");
@@ -128,7 +126,8 @@ void* contiguous(const char* name, PyObject* object, const std::array<int64_t, r
 inline bool is_none(PyObject* object) { return object == Py_None; }
 
 inline PyObject* item(py::handle tuple, Py_ssize_t i) {
-  if (i >= PyTuple_GET_SIZE(tuple.ptr())) throw py::value_error("a named tuple lacks fields");
+  if (!PyTuple_Check(tuple.ptr()) || i >= PyTuple_GET_SIZE(tuple.ptr()))
+    throw py::type_error("must be a named tuple of problem.py");
   return PyTuple_GET_ITEM(tuple.ptr(), i);
 }
 
@@ -140,7 +139,7 @@ class Items {
     if (!fast_) throw py::error_already_set();
   }
   int64_t size() const { return PySequence_Fast_GET_SIZE(fast_.ptr()); }
-  PyObject* operator[](int64_t i) const { return PySequence_Fast_GET_ITEM(fast_.ptr(), i); }
+  PyObject*& operator[](int64_t i) const { return PySequence_Fast_ITEMS(fast_.ptr())[i]; }
 
  private:
   py::object fast_;
@@ -148,34 +147,34 @@ class Items {
 
 constexpr const char* weight_names[] = {"weight_f", "weight_g", "weight_s",
                                         "weight_r", "weight_z", "weight_h"};
-constexpr Py_ssize_t norm_fields = mmixer::gates;  // of Weights, behind the matrices
 
 // The columns of each matrix of a weight set.
 inline std::array<int64_t, mmixer::gates> columns_of(const mmixer::Group& group, int64_t hidden) {
   return {group.input_size, group.context_size, 2 * hidden, hidden, hidden, hidden};
 }
 
-// A Weights, whose dtypes the first set gives to the Problem.
-inline void weights(PyObject* set, mmixer::Problem& p, mmixer::Group& group, bool is_first) {
-  if (!PyTuple_Check(set)) throw py::type_error("weights must be named tuples");
+// The tensors of a weight set, six matrices and two norms or none. The first set gives its dtypes
+// to the Problem.
+inline void weights(PyObject* const* set, int64_t size, mmixer::Problem& p, mmixer::Group& group,
+                    bool is_first) {
+  const bool has_norms = size == mmixer::gates + 2;
+  require(has_norms || size == mmixer::gates, "a weight set", "have six matrices, and two norms");
   if (is_first) {
     static PyObject* const dtype_name = fields::interned("dtype");
-    const Tensor<2> r(weight_names[mmixer::gate_r], item(set, mmixer::gate_r));
+    const Tensor<2> r(weight_names[mmixer::gate_r], set[mmixer::gate_r]);
     p.hidden = r.shape[0], p.weight_dtype = p.norm_dtype = r.dtype;
-    if (PyObject* const norm = item(set, norm_fields); !is_none(norm))
-      p.norm_dtype = fields::enumerator<Dtype>("norm_weight", get(norm, dtype_name).ptr());
+    if (has_norms)
+      p.norm_dtype =
+          fields::enumerator<Dtype>("norm_weight", get(set[mmixer::gates], dtype_name).ptr());
   }
   const auto columns = columns_of(group, p.hidden);
   for (int gate = 0; gate < mmixer::gates; gate++)
-    group.weight[gate] = contiguous<2>(weight_names[gate], item(set, gate),
-                                       {p.hidden, columns[gate]}, p.weight_dtype);
-  const auto norm = [&](const char* name, PyObject* object) -> const void* {
-    if (is_none(object)) return nullptr;
-    return contiguous<2>(name, object, {mmixer::gates, p.hidden}, p.norm_dtype);
-  };
-  group.norm_weight = norm("norm_weight", item(set, norm_fields));
-  group.norm_bias = norm("norm_bias", item(set, norm_fields + 1));
-  require(!group.norm_weight == !group.norm_bias, "norm_weight", "be given where norm_bias is");
+    group.weight[gate] =
+        contiguous(weight_names[gate], set[gate], {p.hidden, columns[gate]}, p.weight_dtype);
+  if (!has_norms) return;
+  const std::array<int64_t, 2> shape = {mmixer::gates, p.hidden};
+  group.norm_weight = contiguous("norm_weight", set[mmixer::gates], shape, p.norm_dtype);
+  group.norm_bias = contiguous("norm_bias", set[mmixer::gates + 1], shape, p.norm_dtype);
 }
 
 inline void options(py::handle mix, py::handle eps, mmixer::Problem& p) {
@@ -185,43 +184,91 @@ inline void options(py::handle mix, py::handle eps, mmixer::Problem& p) {
   require(p.eps > 0 && p.eps <= DBL_MAX, "eps", "be positive and finite");
 }
 
-// A Problem, without keep and threads.
-inline OwnProblem problem(py::handle tuple) {
-  enum { inputs_field, contexts_field, weights_field, hx_field, lengths_field, mix, eps };
+// A call without its tensors: the fields of problem.py's Call and of the Form in it.
+struct Form {
+  int64_t groups, weights;
+  bool has_hx, has_lengths;
+  py::handle mix, eps;
+  mmixer::Keep keep;
+  bool batch_first;  // inputs are [B, T, input_size], and output [..., B, T, H]
+  bool is_sequence;  // output is [T, B, H], of one weight set
+  bool is_checked;   // whether mmixer_kernels.arguments has looked at the tensors' memory
+
+  explicit Form(py::handle call) {
+    enum { form, keep_field, batch_first_field, is_sequence_field, is_checked_field };
+    enum { groups_field, weights_field, hx_field, lengths_field, mix_field, eps_field };
+    const py::handle tuple = item(call, form);
+    fields::assign(groups, "groups", item(tuple, groups_field));
+    fields::assign(weights, "weights", item(tuple, weights_field));
+    fields::assign(has_hx, "has_hx", item(tuple, hx_field));
+    fields::assign(has_lengths, "has_lengths", item(tuple, lengths_field));
+    mix = item(tuple, mix_field), eps = item(tuple, eps_field);
+    fields::assign(keep, "keep", item(call, keep_field));
+    fields::assign(batch_first, "batch_first", item(call, batch_first_field));
+    fields::assign(is_sequence, "is_sequence", item(call, is_sequence_field));
+    fields::assign(is_checked, "is_checked", item(call, is_checked_field));
+    require(groups > 0 && weights > 0 && weights % groups == 0, "weights", "be sets");
+    require(!is_sequence || groups == 1, "is_sequence", "be of one weight set");
+  }
+
+  int64_t set_size() const { return weights / groups; }
+  int64_t tensors() const { return 2 * groups + weights + has_hx + has_lengths; }
+};
+
+// Throws where an address may be that of a view of a freed storage, which is the view's offset in
+// bytes. Some systems have memory there: arguments.check_memory tells the two apart.
+inline void check_addresses(const OwnProblem& p) {
+  constexpr uintptr_t largest_offset = uintptr_t(1) << 40;
+  const auto check = [&](const void* address) {
+    require(!address || reinterpret_cast<uintptr_t>(address) > largest_offset, "a tensor",
+            "have its values in memory");
+  };
+  for (const mmixer::Group& group : p.list) {
+    for (const void* weight : group.weight) check(weight);
+    for (const void* other : {group.norm_weight, group.norm_bias, group.input, group.context})
+      check(other);
+  }
+  check(p.hx), check(p.lengths);
+}
+
+// A call's Problem, whose tensors are those of problem.py's Problem.tensors().
+inline OwnProblem problem(const Form& form, const Items& tensors) {
+  require(tensors.size() == form.tensors(), "tensors", "be as many as the form says");
+  const int64_t groups = form.groups, first_weight = 2 * groups;
+  const int64_t step = form.batch_first, sample = !form.batch_first;  // dimensions of an input
   OwnProblem p{};
-  const Items inputs(item(tuple, inputs_field)), contexts(item(tuple, contexts_field)),
-      sets(item(tuple, weights_field));
-  require(inputs.size() > 0 && inputs.size() == contexts.size() && inputs.size() == sets.size(),
-          "inputs, contexts and weights", "be as many");
-  for (int64_t g = 0; g < inputs.size(); g++) {
-    const Tensor<3> input("input", inputs[g]);
-    const Tensor<2> context("context", contexts[g]);
-    if (g == 0) p.steps = input.shape[0], p.batch = input.shape[1], p.dtype = input.dtype;
-    require(input.shape[0] == p.steps && input.shape[1] == p.batch, "inputs", "agree in T and B");
+  p.keep = form.keep;
+  p.list.reserve(groups);
+  for (int64_t g = 0; g < groups; g++) {
+    const Tensor<3> input("input", tensors[g]);
+    const Tensor<2> context("context", tensors[groups + g]);
+    if (g == 0) p.steps = input.shape[step], p.batch = input.shape[sample], p.dtype = input.dtype;
+    require(input.shape[step] == p.steps && input.shape[sample] == p.batch, "inputs",
+            "agree in T and B");
     require(context.shape[0] == p.batch, "context", "have input's batch size");
     require(input.dtype == p.dtype && context.dtype == p.dtype, "inputs and contexts",
             "agree in dtype");
     mmixer::Group group{};
     group.input = input.address;
-    group.input_stride_step = input.stride[0], group.input_stride_sample = input.stride[1];
+    group.input_stride_step = input.stride[step], group.input_stride_sample = input.stride[sample];
     group.input_size = input.shape[2];
     group.context = context.address;
     group.context_stride_sample = context.stride[0], group.context_size = context.shape[1];
-    weights(sets[g], p, group, g == 0);
-    require(g == 0 || !group.norm_weight == !p.list[0].norm_weight, "norms",
-            "be given for all weight sets or none");
+    weights(&tensors[first_weight + g * form.set_size()], form.set_size(), p, group, g == 0);
     p.list.push_back(group);
   }
-  if (PyObject* const object = item(tuple, hx_field); !is_none(object)) {
-    const Tensor<3> hx("hx", object);
-    require(hx.shape == Tensor<3>::Numbers{inputs.size(), p.batch, p.hidden}, "hx", "be [G, B, H]");
+  int64_t next = first_weight + form.weights;
+  if (form.has_hx) {
+    const Tensor<3> hx("hx", tensors[next++]);
+    require(hx.shape == Tensor<3>::Numbers{groups, p.batch, p.hidden}, "hx", "be [G, B, H]");
     require(hx.dtype == p.dtype, "hx", "have input's dtype");
     p.hx = hx.address, p.hx_stride_group = hx.stride[0], p.hx_stride_sample = hx.stride[1];
   }
-  if (PyObject* const lengths = item(tuple, lengths_field); !is_none(lengths)) {
+  if (form.has_lengths) {
     static PyObject *const dtype_name = fields::interned("dtype"),
                            *const shape_name = fields::interned("shape"),
                            *const stride_name = fields::interned("stride");
+    PyObject* const lengths = tensors[next];
     fields::enumerator<fields::LengthsDtype>("lengths", get(lengths, dtype_name).ptr());
     require(Tensor<1>::numbers("lengths", get(lengths, shape_name))[0] == p.batch, "lengths",
             "be [B]");
@@ -230,7 +277,8 @@ inline OwnProblem problem(py::handle tuple) {
     p.lengths = static_cast<const int64_t*>(fields::address("lengths", lengths));
     require(p.lengths, "lengths", "have its values in memory");
   }
-  options(item(tuple, mix), item(tuple, eps), p);
+  options(form.mix, form.eps, p);
+  if (!form.is_checked) check_addresses(p);
   return p;
 }
 
@@ -249,7 +297,12 @@ inline OneStep step(py::handle tuple) {
   s.input_size = input.shape[1];
   s.context = context.address, s.context_stride_sample = context.stride[0];
   s.context_size = context.shape[1];
-  weights(item(tuple, weights_field), s, s, true);
+  const py::handle set = item(tuple, weights_field);
+  item(set, mmixer::gates + 1);  // that there are so many
+  const bool has_norms = !is_none(item(set, mmixer::gates));
+  require(has_norms == !is_none(item(set, mmixer::gates + 1)), "norm_bias",
+          "be given where norm_weight is");
+  weights(&PyTuple_GET_ITEM(set.ptr(), 0), mmixer::gates + 2 * has_norms, s, s, true);
   if (PyObject* const object = item(tuple, hx_field); !is_none(object)) {
     const Tensor<2> hx("hx", object);
     require(hx.shape == Tensor<2>::Numbers{s.batch, s.hidden}, "hx", "be [B, H]");
@@ -260,98 +313,9 @@ inline OneStep step(py::handle tuple) {
   return s;
 }
 
-// A Cotangents: the gradients of output [G, T, B, H], or [T, B, H] of one weight set, and of h_n
-// [G, B, H], with strides; null for zeros.
-inline mmixer::Cotangents cotangents(py::handle tuple, const mmixer::Problem& p) {
-  enum { output_field, h_n_field };
-  mmixer::Cotangents result{};
-  if (PyObject* const object = item(tuple, output_field); !is_none(object)) {
-    static PyObject* const dim_name = fields::interned("ndim");
-    const bool is_grouped = PyLong_AsLong(get(object, dim_name).ptr()) == 4;
-    const auto fill = [&](const auto& tensor, size_t first) {
-      require(tensor.shape[first] == p.steps && tensor.shape[first + 1] == p.batch &&
-                  tensor.shape[first + 2] == p.hidden &&
-                  (is_grouped ? tensor.shape[0] == p.groups : p.groups == 1),
-              "grad_output", "have output's shape");
-      require(tensor.dtype == p.dtype, "grad_output", "have output's dtype");
-      result.grad_output = tensor.address;
-      result.grad_output_stride_group = is_grouped ? tensor.stride[0] : 0;
-      result.grad_output_stride_step = tensor.stride[first];
-      result.grad_output_stride_sample = tensor.stride[first + 1];
-    };
-    if (is_grouped)
-      fill(Tensor<4>("grad_output", object), 1);
-    else
-      fill(Tensor<3>("grad_output", object), 0);
-  }
-  if (PyObject* const object = item(tuple, h_n_field); !is_none(object)) {
-    const Tensor<3> h_n("grad_h_n", object);
-    require(h_n.shape == Tensor<3>::Numbers{p.groups, p.batch, p.hidden}, "grad_h_n",
-            "have h_n's shape");
-    require(h_n.dtype == p.dtype, "grad_h_n", "have h_n's dtype");
-    result.grad_h_n = h_n.address;
-    result.grad_h_n_stride_group = h_n.stride[0], result.grad_h_n_stride_sample = h_n.stride[1];
-  }
-  return result;
-}
-
-// A Gradients, made for the Problem by engines/native.py: contiguous, in the operands' shapes.
-inline std::vector<mmixer::GroupGradient> gradients(py::handle tuple, int64_t groups) {
-  enum { inputs_field, contexts_field, weights_field };
-  const Items inputs(item(tuple, inputs_field)), contexts(item(tuple, contexts_field)),
-      sets(item(tuple, weights_field));
-  const auto are_there = [&](const Items& items) {
-    require(items.size() == 0 || items.size() == groups, "gradients",
-            "have one entry per weight set, or none");
-    return items.size() > 0;
-  };
-  const bool has_inputs = are_there(inputs), has_weights = are_there(sets);
-  require(are_there(contexts), "gradients", "have the contexts'");
-  std::vector<mmixer::GroupGradient> all(groups);
-  for (int64_t g = 0; g < groups; g++) {
-    if (has_inputs) all[g].input = fields::address("input", inputs[g]);
-    all[g].context = fields::address("context", contexts[g]);
-    if (!has_weights) continue;
-    for (int gate = 0; gate < mmixer::gates; gate++)
-      all[g].weight[gate] = fields::address(weight_names[gate], item(sets[g], gate));
-    all[g].norm_weight = fields::address("norm_weight", item(sets[g], norm_fields));
-    all[g].norm_bias = fields::address("norm_bias", item(sets[g], norm_fields + 1));
-  }
-  return all;
-}
-
 }  // namespace from_python
 
-// m.Problem(problem=, keep=): the call as an object that the others take, which lives as
-// long as its tensors do.
-struct MakeProblem {
-  pybind11::handle problem;
-  mmixer::Keep keep;
-};
-
-// check throws std::invalid_argument for what the engine does not take.
-template <void (*check)(const mmixer::Problem&)>
-fields::Filled<OwnProblem> make_problem(const MakeProblem& call) {
-  fields::Filled<OwnProblem> filled{from_python::problem(call.problem)};
-  filled.value.keep = call.keep;
-  check(filled.value.problem());
-  return filled;
-}
-
 namespace fields {
-
-// It has no fields to give: make_problem fills it.
-template <>
-inline Table<OwnProblem> describe() {
-  return Table<OwnProblem>("Problem");
-}
-
-template <>
-inline Table<MakeProblem> describe() {
-  return Table<MakeProblem>("Problem")
-      .field("problem", &MakeProblem::problem)
-      .field("keep", &MakeProblem::keep);
-}
 
 // The matrices and norms of a WeightSet.
 template <class Struct>
@@ -362,11 +326,3 @@ Table<Struct>& add_weights(Table<Struct>& table) {
 }
 
 }  // namespace fields
-
-template <void (*check)(const mmixer::Problem&)>
-void bind_problem(pybind11::module_& m) {
-  using Type = fields::Filled<OwnProblem>;
-  if (!pybind11::detail::get_type_info(typeid(Type)))  // by this extension's other engine
-    pybind11::class_<Type>(m, "_Problem", pybind11::module_local());
-  fields::add_call<make_problem<check>>(m);
-}

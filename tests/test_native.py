@@ -1,4 +1,4 @@
-"""The extension's calls take their fields by name, and name the one that is wrong."""
+"""The extension's calls take fields by name, read every tensor, and name what does not fit."""
 
 from __future__ import annotations
 
@@ -7,83 +7,218 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from mmixer_kernels import _native
+from mmixer_kernels.problem import Call, Form, Step, Weights
 
-TENSOR = torch.zeros(3)
-NORMS = ("norm_weight", "norm_bias")
-GROUP = {
-    **dict.fromkeys([f"weight_{gate}" for gate in "fgsrzh"], TENSOR),
-    **dict.fromkeys(("input", "context", *NORMS), TENSOR),
-    **dict.fromkeys(("input_stride_step", "input_stride_sample", "input_size"), 1),
-    **dict.fromkeys(("context_stride_sample", "context_size"), 1),
-}
+G, T, B, F, C, H = 2, 3, 2, 4, 5, 6
+FORM = Form(G, 8 * G, has_hx=True, has_lengths=True, mix="gated", eps=1e-5)
+MATRICES = [(H, F), (H, C), (H, 2 * H), (H, H), (H, H), (H, H), (6, H), (6, H)]
+SHAPES = [*[(T, B, F)] * G, *[(B, C)] * G, *MATRICES * G, (G, B, H)]
+HX, LENGTHS = len(SHAPES) - 1, len(SHAPES)
+WEIGHT_F, WEIGHT_R, NORM_WEIGHT = 2 * G, 2 * G + 3, 2 * G + 6
 
 
-def problem(**other: Any) -> Any:
-    sizes = dict.fromkeys(("steps", "batch", "hidden", "threads"), 1)
-    dtypes = dict.fromkeys(("dtype", "weight_dtype", "norm_dtype"), torch.float32)
-    rest = {"mix": "gated", "keep": "nothing", "eps": 1e-5, "hx": None, "lengths": None}
-    strides = {"hx_stride_group": 0, "hx_stride_sample": 0}
-    groups = [_native.Group(**GROUP)]
-    fields = {"groups": groups, **sizes, **dtypes, **rest, **strides, **other}
-    return _native.Problem(**fields)
+def tensors() -> list[Tensor]:
+    return [*(torch.zeros(shape) for shape in SHAPES), torch.tensor([3, 1])]
+
+
+def forward(operands: list[Any], call: Any = None, **other: Any) -> Any:
+    fields = {"call": call or Call(FORM, "gates"), "tensors": operands, "threads": 1, **other}
+    return _native.forward(**fields)
+
+
+def test_results_have_the_shapes_that_the_call_asks_for() -> None:
+    output, h_n, saved = forward(tensors())
+    assert (output.shape, h_n.shape, saved.dtype) == ((G, T, B, H), (G, B, H), torch.float32)
+    swapped = [x.transpose(0, 1) if x.shape == (T, B, F) else x for x in tensors()]
+    output, _, saved = forward(swapped, Call(FORM, "nothing", batch_first=True))
+    assert (output.shape, saved) == ((G, B, T, H), None)
+    one = [x for x, shape in zip(tensors(), SHAPES, strict=False) if shape != (G, B, H)]
+    one = [one[0], one[G], *one[2 * G : 2 * G + 8]]
+    form = Form(1, 8, has_hx=False, has_lengths=False, mix="concat", eps=1e-5)
+    assert forward(one, Call(form, "nothing", is_sequence=True))[0].shape == (T, B, H)
+
+
+@pytest.mark.parametrize(
+    ("place", "wrong", "error", "message"),
+    [
+        (0, torch.zeros(T, B), ValueError, "input must have three dimensions"),
+        (1, torch.zeros(T + 1, B, F), ValueError, "inputs must agree in T and B"),
+        (
+            1,
+            torch.zeros(T, B, F, dtype=torch.float64),
+            ValueError,
+            "inputs and contexts must agree",
+        ),
+        (0, torch.zeros(T, F, B).mT, ValueError, "input must have contiguous rows"),
+        (0, torch.zeros(T, B, F, dtype=torch.int8), TypeError, "input must be one of float32"),
+        (0, torch.zeros(T, B, F + 1), ValueError, "weight_f must have the shape"),
+        (G, torch.zeros(B + 1, C), ValueError, "context must have input's batch size"),
+        (G, torch.zeros(B, 0), ValueError, "weight_g must have the shape"),
+        (WEIGHT_F, torch.zeros(F, H).T, ValueError, "weight_f must have contiguous rows"),
+        (WEIGHT_F, torch.zeros(2 * H, F)[::2], ValueError, "weight_f must be contiguous"),
+        (WEIGHT_F, torch.zeros(H, F).double(), ValueError, "weight_f must have the dtype of its"),
+        (WEIGHT_R, torch.zeros(H, H + 1), ValueError, "weight_r must have the shape"),
+        (WEIGHT_R, torch.zeros(H), ValueError, "weight_r must have two dimensions"),
+        (WEIGHT_R, None, AttributeError, "shape"),
+        (NORM_WEIGHT, torch.zeros(5, H), ValueError, "norm_weight must have the shape"),
+        (HX, torch.zeros(1, B, H), ValueError, r"hx must be \[G, B, H\]"),
+        (HX, torch.zeros(G, B, H).double(), ValueError, "hx must have input's dtype"),
+        (LENGTHS, torch.tensor([3, 1, 1]), ValueError, r"lengths must be \[B\]"),
+        (
+            LENGTHS,
+            torch.tensor([3, 1], dtype=torch.int32),
+            TypeError,
+            "lengths must be one of int64",
+        ),
+        (LENGTHS, torch.tensor([3, 9, 1])[::2], ValueError, "lengths must be contiguous"),
+        (LENGTHS, torch.tensor([4, 1]), ValueError, r"lengths must be in 1\.\.T"),
+        (LENGTHS, torch.tensor([3, 0]), ValueError, r"lengths must be in 1\.\.T"),
+    ],
+)
+def test_a_tensor_that_does_not_fit_is_named(
+    place: int, wrong: Any, error: type[Exception], message: str
+) -> None:
+    operands: list[Any] = tensors()
+    operands[place] = wrong
+    with pytest.raises(error, match=message):
+        forward(operands)
+
+
+@pytest.mark.parametrize(
+    ("form", "error", "message"),
+    [
+        ({"mix": "sum"}, TypeError, "mix must be one of gated, concat, not 'sum'"),
+        ({"eps": 1}, ValueError, "eps must be a float"),
+        ({"eps": float("inf")}, ValueError, "eps must be positive and finite"),
+        ({"eps": -1e-5}, ValueError, "eps must be positive and finite"),
+        ({"groups": 1.0}, TypeError, "groups must be an integer, not 1.0"),
+        ({"groups": 2**63}, ValueError, "groups is too large: 9223372036854775808"),
+        ({"weights": 14}, ValueError, "tensors must be as many as the form says"),
+        ({"weights": 13}, ValueError, "weights must be sets"),
+        ({"has_hx": 1}, TypeError, "has_hx must be True or False, not 1"),
+    ],
+)
+def test_a_form_that_does_not_fit_is_named(
+    form: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=f"^{message}"):
+        forward(tensors(), Call(FORM._replace(**form), "gates"))
 
 
 @pytest.mark.parametrize(
     ("fields", "error", "message"),
     [
-        ({"input": 1}, TypeError, "Problem has no input"),
-        ({"hx": 0.5}, TypeError, "hx must be a tensor, an address or None, not 0.5"),
-        ({"steps": 1.0}, TypeError, "steps must be an integer, not 1.0"),
-        ({"steps": 2**63}, ValueError, "steps is too large: 9223372036854775808"),
+        ({"call": (1, 2)}, TypeError, "must be a named tuple of problem.py"),
+        ({"call": Call(FORM, "all")}, TypeError, "keep must be one of nothing, .*, not 'all'"),  # type: ignore[arg-type]
+        ({"call": Call(FORM, "gates", is_sequence=True)}, ValueError, "is_sequence must be of one"),
+        ({"tensors": 1}, TypeError, "must be a sequence"),
         ({"threads": 2**31}, ValueError, "threads is too large: 2147483648"),
-        ({"eps": "1"}, TypeError, "eps must be a number, not '1'"),
-        ({"mix": "sum"}, TypeError, "mix must be one of gated, concat, not 'sum'"),
-        ({"dtype": torch.int8}, TypeError, "dtype must be one of float32, .*, not torch.int8"),
-        ({"groups": ()}, TypeError, r"groups must be a list, not \(\)"),
-        ({"groups": [TENSOR]}, TypeError, "groups must be a Group, not tensor"),
-        ({"groups": [_native.Group(input=TENSOR)]}, TypeError, "Group lacks input_stride_step"),
+        ({"threads": "1"}, TypeError, "threads must be an integer, not '1'"),
+        ({"thread": 1}, TypeError, "forward has no thread"),
     ],
 )
 def test_a_wrong_field_is_named(
     fields: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=f"^{message}"):
-        problem(**fields)
+        forward(tensors(), **fields)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "fields", "message"),
-    [
-        ((), {}, "forward_workspace_size lacks problem"),
-        ((problem(),), {}, "forward_workspace_size takes its fields by name alone"),
-        ((), {"problem": None}, "problem must be a Problem, not None"),
-        ((), {"problem": _native.Group(**GROUP)}, "problem must be a Problem, not <.*Group"),
-        ((), {"problem": _native.Problem(steps=1).set(batch=1)}, "Problem lacks groups"),
-    ],
-)
-def test_a_call_needs_every_field(
-    arguments: tuple[Any, ...], fields: dict[str, Any], message: str
-) -> None:
-    assert _native.forward_workspace_size(problem=problem()) > 0
-    with pytest.raises(TypeError, match=f"^{message}"):
-        _native.forward_workspace_size(*arguments, **fields)
+def test_a_call_needs_every_field() -> None:
+    with pytest.raises(TypeError, match=r"^forward lacks tensors"):
+        _native.forward(call=Call(FORM, "gates"), threads=1)
+    with pytest.raises(TypeError, match=r"^forward takes its fields by name alone"):
+        _native.forward(Call(FORM, "gates"))
+
+
+def test_gradients_of_what_is_needed() -> None:
+    operands = tensors()
+    saved = forward(operands)[2]
+
+    def needed(*places: int, more: tuple[bool, ...] = ()) -> list[int]:
+        needs = [place in places for place in range(len(operands))]
+        grads = _native.backward(
+            call=Call(FORM, "gates"),
+            tensors=operands,
+            saved=saved,
+            grad_output=torch.ones(G, T, B, H),
+            grad_h_n=None,
+            needs=[*needs, *more],
+            threads=1,
+        )
+        for place, grad in enumerate(grads):
+            assert grad is None or grad.shape == operands[place].shape
+        return [place for place, grad in enumerate(grads) if grad is not None]
+
+    assert needed() == []
+    assert needed(1) == [0, 1]
+    assert needed(G) == list(range(G, 2 * G))
+    assert needed(WEIGHT_R, HX) == list(range(WEIGHT_F, HX + 1))
+    with pytest.raises(ValueError, match="needs must be as many as tensors"):
+        needed(more=(True,))
+
+
+def test_a_cotangent_that_does_not_fit_is_named() -> None:
+    operands = tensors()
+    saved = forward(operands)[2]
+    for wrong, message in [
+        ({"grad_output": torch.ones(T, B, H)}, "grad_output must have four dimensions"),
+        ({"grad_output": torch.ones(G, T, B, H + 1)}, "grad_output must have output's shape"),
+        ({"grad_output": torch.ones(G, T, B, H).double()}, "grad_output must have output's dtype"),
+        ({"grad_h_n": torch.ones(1, B, H)}, "grad_h_n must have h_n's shape"),
+    ]:
+        given = {"grad_output": None, "grad_h_n": None, **wrong}
+        needs = [True] * len(operands)
+        with pytest.raises(ValueError, match=message):
+            _native.backward(
+                call=Call(FORM, "gates"),
+                tensors=operands,
+                saved=saved,
+                needs=needs,
+                threads=1,
+                **given,
+            )
+
+
+@pytest.mark.parametrize("name", ["input", "context", "hx"])
+def test_a_step_that_does_not_fit_is_named(name: str) -> None:
+    weights = Weights(*(torch.zeros(shape) for shape in MATRICES))
+    step = Step(torch.zeros(B, F), torch.zeros(B, C), weights, torch.zeros(B, H))
+    assert _native.step(step=step, threads=1).shape == (B, H)
+    wrong = step._replace(**{name: torch.zeros(B + 1, H)})
+    with pytest.raises(ValueError, match=r"(input|context|hx) must"):
+        _native.step(step=wrong, threads=1)
 
 
 def test_a_tensors_own_error_passes() -> None:
-    def body(x: torch.Tensor) -> torch.Tensor:
-        _native.Group(input=x)
+    def body(x: Tensor) -> Tensor:
+        forward([x, *tensors()[1:]])
         return x
 
     with pytest.raises(RuntimeError, match="storage"):
-        torch.vmap(body)(torch.zeros(2, 3))
+        torch.vmap(body)(torch.zeros(2, T, B, F))
 
 
 def test_nothing_is_kept_of_the_values() -> None:
-    count = sys.getrefcount(TENSOR), sys.getrefcount(torch.float32)
-    for _ in range(100):
-        problem(hx=TENSOR)
-        with pytest.raises(TypeError, match="Group"):
-            problem(groups=[TENSOR])
-    assert (sys.getrefcount(TENSOR), sys.getrefcount(torch.float32)) == count
+    operands = tensors()
+    call = Call(FORM, "gates")
+    watched = [*operands, torch.float32, torch.int64, call, FORM]
+    forward(operands, call)  # which learns the dtypes' objects
+    counts = [sys.getrefcount(x) for x in watched]
+    for _ in range(50):
+        saved = forward(operands, call)[2]
+        _native.backward(
+            call=call,
+            tensors=operands,
+            saved=saved,
+            grad_output=torch.zeros(1).expand(G, T, B, H),
+            grad_h_n=None,
+            needs=[True] * len(operands),
+            threads=1,
+        )
+        with pytest.raises(ValueError, match="weights must be sets"):
+            forward(operands, Call(FORM._replace(weights=13), "gates"))
+    assert [sys.getrefcount(x) for x in watched] == counts

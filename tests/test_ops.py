@@ -140,14 +140,14 @@ def test_gradients_in_eval_mode_and_of_frozen_weights():
 @pytest.mark.parametrize("dispatched", [False, True])
 def test_nothing_is_saved_without_gradients(dispatched, monkeypatch):
     unit, frozen = FusedMCU(3, 4, 5), FusedMCU(3, 4, 5).requires_grad_(False)
-    forward, saved = cpu.forward, []
+    forward, saved = cpu.run_forward, []
 
     def spied(*arguments, **options):
         result = forward(*arguments, **options)
         saved.append(0 if result[2] is None else result[2].numel())
         return result
 
-    monkeypatch.setattr(cpu, "forward", spied)
+    monkeypatch.setattr(cpu, "run_forward", spied)
     if dispatched:
         monkeypatch.setattr(dispatch, "plain", lambda tensors: None)
     operands = torch.randn(6, 2, 3), torch.randn(2, 4)

@@ -267,6 +267,7 @@ struct Backward {
     }
     each_active(member, slices, count, schedule, 0, [&](const Slice& slice, int64_t rank) {
       finish_step(0, slice.group, rank);
+      if (!grad_hx) return;
       T* d_hx = grad_hx + (slice.group * p.batch + schedule.sample[rank]) * H;
       for (int64_t j = 0; j < H; j += lanes<T>)
         store(d_hx + j, load(b.dh(slice.group, rank) + j), H - j);
@@ -342,11 +343,10 @@ struct Backward {
           for (int64_t t = schedule.length[rank]; t < p.steps; t++)
             std::fill_n(d_input + (t * p.batch + schedule.sample[rank]) * D, D, T(0));
       }
-      gemm<T>(
-          member, [&](int64_t rank) { return b.dg(g, rank); }, 1, p.batch, b.weight_g(g), C, H,
-          [&](int64_t rank) {
-            return static_cast<T*>(gradient[g].context) + schedule.sample[rank] * C;
-          });
+      if (T* d_context = static_cast<T*>(gradient[g].context))
+        gemm<T>(
+            member, [&](int64_t rank) { return b.dg(g, rank); }, 1, p.batch, b.weight_g(g), C, H,
+            [&](int64_t rank) { return d_context + schedule.sample[rank] * C; });
     }
   }
 

@@ -27,7 +27,7 @@ int64_t backward_workspace_size(const Problem& problem, bool need_weights);
 // nothing.
 void forward(const Problem& problem, void* output, void* h_n, void* saved, void* workspace);
 
-// Writes gradient [G] and grad_hx [G, B, H], contiguous.
+// Writes gradient [G] and, unless it is null, grad_hx [G, B, H], contiguous.
 void backward(const Problem& problem, const Cotangents& cotangents, const void* saved,
               const GroupGradient* gradient, void* grad_hx, void* workspace);
 

@@ -164,6 +164,10 @@ class Pass {
     return m;
   }
 
+  static Copy whole(const void* from, Dtype from_dtype, void* to, Dtype to_dtype, int64_t size) {
+    return {from, to, 1, 1, size, 0, 0, 0, 0, nullptr, from_dtype, to_dtype, 0};
+  }
+
   // W_r, W_z and W_h, from the first-th on, [count H, H] of each weight set.
   Operand gate_weights(const Prepared& prepared, int first, bool transposed) const {
     const int64_t size = int64_t(H) * H;
@@ -187,13 +191,14 @@ class ForwardPass : Pass {
  public:
   ForwardPass(const Problem& p, const PassPlan& plan, const Saved& saved, ForwardBuffers& buffers,
               void* stream)
-      : Pass(p, plan, buffers.products, stream), b(buffers), states(saved.states) {}
+      : Pass(p, plan, buffers.products, stream), b(buffers), saved(saved) {}
 
   void run(void* output, void* h_n) {
     std::vector<Copy>& copies = b.sources.copies;
     if (!persistent)
       copies.push_back({p.hx, b.operand, G, B, H, p.hx_stride_group, p.hx_stride_sample,
                         int64_t(B) * H, H, nullptr, s.operand, s.operand, 0});
+    if (saved.rest) copies.push_back(whole(nullptr, s.operand, saved.rest, s.operand, 1));
     prepare(b.prepared, copies, false);
     run_prologue(b.sources, b.prologue, b.prepared.norms);
     multiply(G, s.rows, step_gates * int64_t(H), H,
@@ -213,7 +218,7 @@ class ForwardPass : Pass {
     a.input_gates = static_cast<const float*>(b.input_gates);
     a.norms = static_cast<const float*>(b.prepared.norms);
     a.hx = static_cast<const float*>(b.prepared.hx), a.lengths = p.lengths;
-    a.output = output, a.h_n = h_n, a.states = static_cast<float*>(states);
+    a.output = output, a.h_n = h_n, a.states = static_cast<float*>(saved.states);
     a.packets = b.prepared.packets;
     a.G = G, a.T = T, a.B = B, a.H = H, a.eps = float(p.eps);
     recurrence(plan, plan.teams, a, true, stream);
@@ -227,8 +232,8 @@ class ForwardPass : Pass {
     a.state[step_z] = {wide_at(b.state_gates, H), 2 * state, 2 * int64_t(H)};
     a.state[step_h] = {b.candidate, state, H};
     a.norms = b.prepared.norms, a.hx = b.prepared.hx, a.lengths = p.lengths;
-    a.states = states ? states : b.state;
-    a.states_stride = states ? Strides{s.rows * H, state, H} : Strides{state, 0, H};
+    a.states = saved.states ? saved.states : b.state;
+    a.states_stride = saved.states ? Strides{s.rows * H, state, H} : Strides{state, 0, H};
     a.dtype = s.operand, a.eps = p.eps;
     a.r_h = b.r_h, a.r_h_stride_group = state;
     a.operand = b.operand, a.output = output, a.h_n = h_n;
@@ -247,7 +252,7 @@ class ForwardPass : Pass {
   }
 
   ForwardBuffers& b;
-  void* const states;
+  const Saved& saved;
 };
 
 class BackwardPass : Pass {
@@ -260,8 +265,10 @@ class BackwardPass : Pass {
         cotangents(filled(cotangents, buffers.zeros)),
         states(saved.states),
         gradient(gradient),
-        grad_hx(grad_hx),
-        needs_weights(gradient[0].weight[0]) {}
+        grad_hx(grad_hx ? grad_hx : buffers.unwanted),
+        needs_weights(gradient[0].weight[0]),
+        needs_f(needs_weights || gradient[0].input),
+        needs_g(needs_weights || gradient[0].context) {}
 
   void run() {
     prepare_all();
@@ -271,7 +278,7 @@ class BackwardPass : Pass {
       run_persistent();
     else
       run_steps();
-    prologue_backward();
+    if (needs_f || needs_g) prologue_backward();
     std::vector<Copy> copies;
     for (int g = 0; g < G; g++) {
       if (gradient[g].input)
@@ -279,7 +286,7 @@ class BackwardPass : Pass {
                  {b.sources.weight_f[g].p, b.sources.weight_f[g].stride, 0, false},
                  gradient[g].input, p.group[g].input_size, 0, s.operand, s.operand);
     }
-    context_gradients(copies);
+    if (gradient[0].context) context_gradients(copies);
     if (needs_weights) weight_gradients(copies);
     finish(copies);
   }
@@ -397,33 +404,32 @@ class BackwardPass : Pass {
     m.grad_f_tilde = b.grad_f_tilde, m.grad_a = b.grad_a_s, m.grad_norm = b.grad_norm[gate_s];
     m.grad_f_bar = b.grad_f_bar, m.grad_g_bar = b.grad_g_bar;
     mix_backward(m, stream);
-    StepSumArguments sums{};
-    sums.G = G, sums.T = T, sums.B = B, sums.H = H, sums.dtype = s.operand;
-    sums.grad_a = b.grad_a_s, sums.grad_g_bar = b.grad_g_bar;
-    sums.grad_a_sum = b.grad_a_s_sum, sums.grad_g_bar_sum = b.grad_g_sum;
-    step_sum(sums, stream);
     const Matrix &weight_s = b.sources.weight_s, &weight_sg = b.sources.wide_weight_sg;
-    multiply(G, s.rows, H, H, {b.grad_a_s, H, all, false},
-             {weight_s.p, weight_s.stride, H * weight_s.stride, false}, b.grad_f, H, all);
+    if (needs_g) {
+      StepSumArguments sums{};
+      sums.G = G, sums.T = T, sums.B = B, sums.H = H, sums.dtype = s.operand;
+      sums.grad_a = b.grad_a_s, sums.grad_g_bar = b.grad_g_bar;
+      sums.grad_a_sum = b.grad_a_s_sum, sums.grad_g_bar_sum = b.grad_g_sum;
+      step_sum(sums, stream);
+    }
+    if (needs_f)
+      multiply(G, s.rows, H, H, {b.grad_a_s, H, all, false},
+               {weight_s.p, weight_s.stride, H * weight_s.stride, false}, b.grad_f, H, all);
     // In the wide dtype: a sum over the steps may be too large for float16.
-    multiply(G, B, H, H, {b.grad_a_s_sum, H, state, false},
-             {weight_sg.p, weight_sg.stride, H * weight_sg.stride, false}, b.grad_g, H, state,
-             s.wide, s.wide);
+    if (needs_g)
+      multiply(G, B, H, H, {b.grad_a_s_sum, H, state, false},
+               {weight_sg.p, weight_sg.stride, H * weight_sg.stride, false}, b.grad_g, H, state,
+               s.wide, s.wide);
     NormTanhBackwardArguments y{};
-    y.part[0] = {{int(s.rows), blocks(gate_f)},
+    y.part[0] = {{int(s.rows), needs_f ? blocks(gate_f) : 0},
                  gate_f,
                  b.prologue.a_f,
                  b.grad_f,
                  b.grad_f_bar,
                  b.grad_a_f,
                  b.grad_norm[gate_f]};
-    y.part[1] = {{B, blocks(gate_g)},
-                 gate_g,
-                 b.prologue.a_g,
-                 b.grad_g,
-                 b.grad_g_bar ? b.grad_g_sum : nullptr,
-                 b.grad_a_g,
-                 b.grad_norm[gate_g]};
+    y.part[1] = {{B, needs_g ? blocks(gate_g) : 0},     gate_g,     b.prologue.a_g,     b.grad_g,
+                 b.grad_g_bar ? b.grad_g_sum : nullptr, b.grad_a_g, b.grad_norm[gate_g]};
     y.norms = b.prepared.norms, y.dtype = s.operand, y.G = G, y.H = H, y.eps = p.eps;
     norm_tanh_backward(y, stream);
   }
@@ -493,10 +499,6 @@ class BackwardPass : Pass {
     });
   }
 
-  static Copy whole(const void* from, Dtype from_dtype, void* to, Dtype to_dtype, int64_t size) {
-    return {from, to, 1, 1, size, 0, 0, 0, 0, nullptr, from_dtype, to_dtype, 0};
-  }
-
   Strides output_stride() const {
     return {cotangents.grad_output_stride_group, cotangents.grad_output_stride_step,
             cotangents.grad_output_stride_sample};
@@ -507,7 +509,7 @@ class BackwardPass : Pass {
   void* const states;
   const GroupGradient* const gradient;
   void* const grad_hx;
-  const bool needs_weights;
+  const bool needs_weights, needs_f, needs_g;              // da_f and da_g
   const int64_t all = s.rows * H, state = int64_t(B) * H;  // elements of [T, B, H] and [B, H]
 };
 
@@ -534,7 +536,7 @@ void check(const Problem& p) {
 
 int64_t saved_size(const Problem& p) {
   check(p);
-  return Saved(nullptr, p).arena.size() / bytes_of(wide_dtype(p.dtype));
+  return Saved(nullptr, p).size;
 }
 
 int64_t forward_workspace_size(const Problem& p, const PassPlan& plan) {

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import os
 import warnings
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from ..arguments import check_choice
 from . import cpu, cuda, reference, triton
-from .protocol import Engine, EngineState
+from .protocol import Engine, EngineState, NativeEngine
 
 __all__ = [
     "ENGINES",
     "Engine",
     "EngineState",
+    "NativeEngine",
     "check_name",
     "choose",
     "engines",
     "get",
     "names",
+    "native_of",
     "of_device",
 ]
 
@@ -55,6 +58,11 @@ def get(name: str) -> Engine:
         if name == engine.NAME:
             return engine
     raise ValueError(f"engine must be one of {', '.join(names())}, but is {name!r}")
+
+
+def native_of(engine: Engine) -> NativeEngine | None:
+    """The engine where it is a native one."""
+    return cast(NativeEngine, engine) if hasattr(engine, "run_forward") else None
 
 
 def choose(engine: str, input: Tensor) -> str:

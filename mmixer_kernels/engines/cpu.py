@@ -6,17 +6,26 @@ rest is converted first. Threads follow `torch.get_num_threads()`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..problem import Cotangents, Gradients, Keep, Need, Problem, Step, compute_dtype
+from ..problem import (
+    Call,
+    Cotangents,
+    Gradients,
+    Keep,
+    Need,
+    Problem,
+    Step,
+    compute_dtype,
+)
 from . import native
 from .protocol import EngineState
 
 NAME = "cpu"
-CHECKS = True
 DEVICES: tuple[str, ...] = ("cpu",)
 _WIDE = (torch.float32, torch.float64)
 """The dtypes in which the extension computes."""
@@ -57,13 +66,41 @@ def saved_size(problem: Problem, keep: Keep) -> int:
     return groups * row_tables + 5 * padded(groups * padded(rows)) + padded(groups * padded(batch))
 
 
+def run_forward(call: Call, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+    """`protocol.NativeEngine.run_forward`."""
+    results: tuple[Tensor, Tensor, Tensor | None] = _native.forward(
+        call=call, tensors=tensors, threads=torch.get_num_threads()
+    )
+    return results
+
+
+def run_backward(
+    call: Call,
+    tensors: Sequence[Tensor],
+    saved: Tensor,
+    cotangents: Sequence[Tensor | None],
+    needs: Sequence[bool],
+) -> Sequence[Tensor | None]:
+    """`protocol.NativeEngine.run_backward`."""
+    grads: Sequence[Tensor | None] = _native.backward(
+        call=call,
+        tensors=tensors,
+        saved=saved,
+        grad_output=cotangents[0],
+        grad_h_n=cotangents[1],
+        needs=needs,
+        threads=torch.get_num_threads(),
+    )
+    return grads
+
+
 def forward(problem: Problem, keep: Keep) -> tuple[Tensor, Tensor, Tensor | None]:
     """Output `[G, T, B, H]`, h_n `[G, B, H]`, and what is left for `backward`."""
     dtype = problem.dtype
     if dtype in _WIDE:
-        return native.forward(_native, problem, keep, threads=torch.get_num_threads())
+        return native.forward(run_forward, problem, keep)
     wide = native.stored(problem, problem.compute_dtype)
-    output, h_n, saved = native.forward(_native, wide, keep, threads=torch.get_num_threads())
+    output, h_n, saved = native.forward(run_forward, wide, keep)
     return output.to(dtype), h_n.to(dtype), saved
 
 
@@ -72,11 +109,10 @@ def backward(
 ) -> Gradients:
     """The gradients, from what `forward` left."""
     dtype = problem.dtype
-    options: dict[str, Any] = {"threads": torch.get_num_threads()}
     if dtype in _WIDE:
-        return native.backward(_native, problem, saved, keep, cotangents, need, **options)
+        return native.backward(run_backward, problem, saved, keep, cotangents, need)
     wide = native.stored(problem, problem.compute_dtype)
-    grads = native.backward(_native, wide, saved, keep, cotangents, need, **options)
+    grads = native.backward(run_backward, wide, saved, keep, cotangents, need)
     return Gradients(
         [grad.to(dtype) for grad in grads.inputs],
         [grad.to(dtype) for grad in grads.contexts],
@@ -88,22 +124,12 @@ def backward(
 def step(step: Step) -> Tensor:
     """The next state `[B, H]`: `forward` of a sequence of one step, with less around it."""
     dtype = step.input.dtype
-    if dtype not in _WIDE:
-        step = native.stored_step(step, compute_dtype(dtype))
-    next_state = step.input.new_empty((step.input.shape[0], step.weights.hidden_size))
     try:
-        _step(step, next_state)
+        return _step(step)
     except (TypeError, ValueError):
-        _step(native.stored_step(step, step.input.dtype), next_state)
-    return next_state if dtype in _WIDE else next_state.to(dtype)
+        return _step(native.stored_step(step, compute_dtype(dtype))).to(dtype)
 
 
-def _step(step: Step, next_state: Tensor) -> None:
-    batch, hidden = next_state.shape
-    size = _native.step_workspace_size(dtype=next_state.dtype, batch=batch, hidden=hidden)
-    _native.step(
-        step=step,
-        threads=torch.get_num_threads(),
-        next_state=next_state,
-        workspace=next_state.new_empty(size, dtype=torch.uint8),
-    )
+def _step(step: Step) -> Tensor:
+    next_state: Tensor = _native.step(step=step, threads=torch.get_num_threads())
+    return next_state

@@ -24,18 +24,18 @@ from __future__ import annotations
 import functools
 import logging
 import os
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..problem import Cotangents, Gradients, Keep, Need, Problem, Step
+from ..problem import GATES, Call, Cotangents, Gradients, Keep, Need, Problem, Step
 from . import native
 from .protocol import EngineState
 
 NAME = "cuda"
-CHECKS = True
 DEVICES: tuple[str, ...] = ("cuda",)
 _native: Any = None
 _import_error: ImportError | None = None
@@ -270,7 +270,7 @@ def persistent_plans(
     return plans, refusal
 
 
-class _Call(NamedTuple):
+class _Pass(NamedTuple):
     """What the way of a pass depends on."""
 
     device: int
@@ -286,17 +286,18 @@ class _Call(NamedTuple):
 
 
 class _Way(NamedTuple):
+    of: _Pass
     pass_plan: Any  # the extension's
     plan: _Plan
     refused: str  # in words, the reasons why it is no path before that
 
 
-def _persistent_plan(call: _Call, path: str) -> tuple[_Plan | None, str]:
-    """How a path takes a call, or why it does not."""
-    plans, refusal = persistent_plans(call.device, path, call.hidden, call.dtype, call.backward)
+def _persistent_plan(this: _Pass, path: str) -> tuple[_Plan | None, str]:
+    """How a path takes a pass, or why it does not."""
+    plans, refusal = persistent_plans(this.device, path, this.hidden, this.dtype, this.backward)
     if not plans:
         return None, refusal
-    sizes = call.groups, call.batch
+    sizes = this.groups, this.batch
     plan = next((plan for plan in plans if plan.teams(*sizes) <= plan.teams_at_once), plans[-1])
     if plan.teams(*sizes) > _MOST_ROUNDS * plan.teams_at_once:
         return None, f"{plan.teams(*sizes)} teams, {plan.teams_at_once} at once"
@@ -304,53 +305,68 @@ def _persistent_plan(call: _Call, path: str) -> tuple[_Plan | None, str]:
 
 
 @functools.lru_cache(maxsize=1024)
-def _way(call: _Call) -> _Way:
-    """The first path that takes the call."""
+def _way(this: _Pass) -> _Way:
+    """The first path that takes the pass."""
     chosen, refused = None, []
-    for path in call.paths:
+    for path in this.paths:
         if path == "cell":
             continue
         if path == "step":
-            chosen = _Plan("step", padded=call.hidden)
+            chosen = _Plan("step", padded=this.hidden)
         else:
-            chosen, refusal = _persistent_plan(call, path)
+            chosen, refusal = _persistent_plan(this, path)
             if chosen is None:
                 refused.append(f"{path}: {refusal}")
         if chosen is not None:
             break
     if chosen is None:
-        allowed = "" if call.paths == _DEFAULT_PATHS else f" of {', '.join(call.paths)}"
+        allowed = "" if this.paths == _DEFAULT_PATHS else f" of {', '.join(this.paths)}"
         raise RuntimeError(f"no path{allowed} takes this call: {'; '.join(refused)}")
-    plan = _native.PassPlan(
+    pass_plan = _native.PassPlan(
         **chosen.variant(),
         teams=chosen.teams_at_once,
-        allow_tf32=call.precision != "highest",
+        allow_tf32=this.precision != "highest",
     )
-    return _Way(plan, chosen, "; ".join(refused))
+    return _Way(this, pass_plan, chosen, "; ".join(refused))
 
 
-def _plan(problem: Problem, backward: bool) -> Any:
-    """The extension's plan of a pass on the current device."""
-    groups, steps, batch, hidden = problem.sizes
-    input = problem.inputs[0]
-    precision = torch.get_float32_matmul_precision()
-    device = input.device.index if input.is_cuda else -1
-    call = _Call(device, groups, batch, hidden, input.dtype, backward, precision, PATHS, SAMPLES)
-    way = _way(call)
-    if _logger.isEnabledFor(logging.DEBUG):
-        plan, how = way.plan, ""
-        if plan.path != "step":
-            how = (
-                f", H padded to {plan.padded}, {plan.terms} terms of {plan.term_dtype} per float, "
-                f"teams of {plan.samples} samples"
-            )
-        _logger.debug(
-            "%s of G=%d T=%d B=%d H=%d %s: path %s%s%s",
-            "backward" if backward else "forward",
-            *(groups, steps, batch, hidden, input.dtype, plan.path, how),
-            f" ({way.refused})" if way.refused else "",
+def _way_of(call: Call, tensors: Sequence[Tensor], backward: bool) -> _Way:
+    """How a pass goes on the current device; the tensors are not checked yet."""
+    input, groups = tensors[0], call.form.groups
+    first, second, _ = input.shape
+    hidden, _ = tensors[2 * groups + GATES.index("r")].shape
+    return _way(
+        _Pass(
+            device=input.device.index if input.is_cuda else -1,
+            groups=groups,
+            batch=first if call.batch_first else second,
+            hidden=hidden,
+            dtype=input.dtype,
+            backward=backward,
+            precision=torch.get_float32_matmul_precision(),
+            paths=PATHS,
+            samples=SAMPLES,
         )
-    return way.pass_plan
+    )
+
+
+def _tell(way: _Way, call: Call, tensors: Sequence[Tensor]) -> None:
+    """Logs the way that a pass has gone."""
+    if not _logger.isEnabledFor(logging.DEBUG):
+        return
+    this, plan, how = way.of, way.plan, ""
+    if plan.path != "step":
+        how = (
+            f", H padded to {plan.padded}, {plan.terms} terms of {plan.term_dtype} per float, "
+            f"teams of {plan.samples} samples"
+        )
+    _logger.debug(
+        "%s of G=%d T=%d B=%d H=%d %s: path %s%s%s",
+        "backward" if this.backward else "forward",
+        *(this.groups, tensors[0].shape[call.batch_first], this.batch, this.hidden),
+        *(this.dtype, plan.path, how),
+        f" ({way.refused})" if way.refused else "",
+    )
 
 
 def _device_of(tensor: Tensor) -> AbstractContextManager[Any]:
@@ -379,31 +395,55 @@ def saved_size(problem: Problem, keep: Keep) -> int:
     if keep == "nothing":
         return 0
     groups, steps, batch, hidden = problem.sizes
-    wide = problem.compute_dtype.itemsize
-
-    def padded(rows: int, itemsize: int) -> int:
-        return (groups * rows * hidden * itemsize + 255) // 256 * (256 // wide)
-
-    rows, narrow = steps * batch, problem.dtype.itemsize
+    sequence, state = groups * steps * batch * hidden, groups * batch * hidden
     if keep == "states":
-        return padded(rows, wide)
-    of_steps = 3 * padded(rows, wide) + 2 * padded(rows, narrow)
-    return of_steps + 2 * padded(batch, wide) + padded(batch, narrow)
+        return sequence
+    ratio = problem.compute_dtype.itemsize // problem.dtype.itemsize
+    return 3 * sequence + 2 * state + (2 * sequence + state + ratio - 1) // ratio
+
+
+def run_forward(call: Call, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+    """`protocol.NativeEngine.run_forward`."""
+    with _device_of(tensors[0]):
+        way = _way_of(call, tensors, backward=False)
+        results: tuple[Tensor, Tensor, Tensor | None] = _native.forward(
+            call=call, tensors=tensors, plan=way.pass_plan, stream=_stream(tensors[0])
+        )
+    _tell(way, call, tensors)
+    return results
+
+
+def run_backward(
+    call: Call,
+    tensors: Sequence[Tensor],
+    saved: Tensor,
+    cotangents: Sequence[Tensor | None],
+    needs: Sequence[bool],
+) -> Sequence[Tensor | None]:
+    """`protocol.NativeEngine.run_backward`."""
+    with _device_of(saved):
+        way = _way_of(call, tensors, backward=True)
+        grads: Sequence[Tensor | None] = _native.backward(
+            call=call,
+            tensors=tensors,
+            saved=saved,
+            grad_output=cotangents[0],
+            grad_h_n=cotangents[1],
+            needs=needs,
+            plan=way.pass_plan,
+            stream=_stream(saved),
+        )
+    _tell(way, call, tensors)
+    return grads
 
 
 def forward(problem: Problem, keep: Keep) -> tuple[Tensor, Tensor, Tensor | None]:
     """Output `[G, T, B, H]`, h_n `[G, B, H]`, and what is left for `backward`."""
-    input = problem.inputs[0]
-    with _device_of(input):
-        plan = functools.partial(_plan, backward=False)
-        return native.forward(_native, problem, keep, plan, stream=_stream(input))
+    return native.forward(run_forward, problem, keep)
 
 
 def backward(
     problem: Problem, saved: Tensor, keep: Keep, cotangents: Cotangents, need: Need
 ) -> Gradients:
     """The gradients, from what `forward` left."""
-    with _device_of(saved):
-        plan = functools.partial(_plan, backward=True)
-        options: dict[str, Any] = {"plan": plan, "in_their_dtypes": True, "stream": _stream(saved)}
-        return native.backward(_native, problem, saved, keep, cotangents, need, **options)
+    return native.backward(run_backward, problem, saved, keep, cotangents, need)

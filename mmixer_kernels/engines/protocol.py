@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from ..problem import Cotangents, Gradients, Keep, Need, Problem
+from ..problem import Call, Cotangents, Gradients, Keep, Need, Problem, Step
 
 
 class EngineState(NamedTuple):
@@ -26,9 +27,6 @@ class Engine(Protocol):
     """
 
     NAME: str
-    CHECKS: bool
-    """Whether `forward`, `backward` and `step` compare shapes, dtypes and options themselves, and
-    raise ValueError or TypeError before anything is computed. Others get checked calls alone."""
     DEVICES: tuple[str, ...]
     """The types of device whose tensors the engine takes; empty for any."""
 
@@ -47,3 +45,38 @@ class Engine(Protocol):
         self, problem: Problem, saved: Tensor, keep: Keep, cotangents: Cotangents, need: Need
     ) -> Gradients:
         """The gradients, each in memory of its own; `saved` and `keep` are those of `forward`."""
+
+
+class NativeEngine(Engine, Protocol):
+    """An engine whose pass is one call on the tensors as the caller has them.
+
+    `run_forward`, `run_backward` and `step` raise ValueError or TypeError, before anything is
+    computed, for tensors and options that the engine does not take as they are: they need no checks
+    before.
+    """
+
+    def step(self, step: Step) -> Tensor:
+        """The next state `[B, H]`."""
+
+    def run_forward(
+        self, call: Call, tensors: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Output and h_n as the call wants them, in memory of their own, and what is left for
+        `run_backward`; None where nothing is."""
+
+    def run_backward(
+        self,
+        call: Call,
+        tensors: Sequence[Tensor],
+        saved: Tensor,
+        cotangents: Sequence[Tensor | None],
+        needs: Sequence[bool],
+    ) -> Sequence[Tensor | None]:
+        """The gradients of the tensors, in their order. One of the weights brings all of them, and
+        so does one of the inputs or contexts; one that is not needed may be None.
+
+        Args:
+            cotangents: those of output and h_n, None for zeros.
+            needs: for each tensor whether its gradient is needed; one more stands for that of the
+                first state where the call has no hx.
+        """

@@ -11,7 +11,6 @@ from ..problem import Cotangents, Gradients, Keep, Need, Problem
 from .protocol import EngineState
 
 NAME = "reference"
-CHECKS = False
 DEVICES: tuple[str, ...] = ()
 
 

@@ -25,7 +25,6 @@ from .gpu import Call, Gates, MixGradient, MixOperands, Prologue, RecurrenceGrad
 from .protocol import EngineState
 
 NAME = "triton"
-CHECKS = False
 DEVICES: tuple[str, ...] = ("cuda",)
 saved_size = gpu.saved_size
 

@@ -14,7 +14,7 @@ from helpers import Problem, Size, problem, reference_results, relative_errors, 
 from torch import Tensor
 
 from mmixer_kernels import reference
-from mmixer_kernels.engines import get
+from mmixer_kernels.engines import get, native_of
 from mmixer_kernels.functional import mcu, mcu_cell, mcu_group
 from mmixer_kernels.problem import Cotangents, Keep, Need, Weights
 from mmixer_kernels.problem import Problem as Call
@@ -399,19 +399,24 @@ class Contract:
         self, precision: Precision, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         p = problem(self.SIZE, dtype=precision.dtype).on(self.DEVICE)
-        engine = get(self.ENGINE)
-        forward, backward, asked = engine.forward, engine.backward, []
+        engine, asked = get(self.ENGINE), []
+        prefix = "run_" if native_of(engine) else ""
+        forward, backward = (getattr(engine, f"{prefix}{name}") for name in ("forward", "backward"))
 
-        def spied_forward(call: Call, keep: Keep) -> Any:
-            asked.append(keep)
-            return forward(call, keep)
+        def spied_forward(call: Any, operands: Any) -> Any:
+            asked.append(call.keep if prefix else operands)
+            return forward(call, operands)
 
-        def spied_backward(*arguments: Any) -> Any:
-            asked.append(arguments[-1])
-            return backward(*arguments)
+        def spied_backward(call: Any, *arguments: Any) -> Any:
+            need = arguments[-1]
+            if prefix:
+                inputs, _, weights, *_ = call.form.fill(need)
+                need = Need(any(inputs), any(weights))
+            asked.append(need)
+            return backward(call, *arguments)
 
-        monkeypatch.setattr(engine, "forward", spied_forward)
-        monkeypatch.setattr(engine, "backward", spied_backward)
+        monkeypatch.setattr(engine, f"{prefix}forward", spied_forward)
+        monkeypatch.setattr(engine, f"{prefix}backward", spied_backward)
         hx = p.hx[None]
         without, _ = mcu(*p[:3], hx, engine=self.ENGINE)
         context = p.context.clone().requires_grad_()

@@ -16,7 +16,6 @@ from mmixer_kernels.engines.protocol import EngineState
 from mmixer_kernels.problem import GATES, Cotangents, Gradients, Keep, Need, Problem, Weights
 
 NAME = "toy"
-CHECKS = False
 DEVICES = ("cpu",)
 
 Array = np.ndarray[Any, Any]

@@ -1,0 +1,260 @@
+// A pass of an engine, from Python's tensors to Python's tensors: they are read, the results and
+// the workspace are allocated by torch, and one call of csrc computes.
+//
+// An Engine has Options, the arguments of its own; check, which throws std::invalid_argument;
+// saved_size in elements of the compute dtype and the workspaces' in bytes; forward and backward.
+#pragma once
+
+#include "problem.h"
+
+namespace passes {
+
+namespace py = pybind11;
+using from_python::Form;
+using from_python::Items;
+using mmixer::Dtype;
+
+inline py::object torch(const char* name) { return py::module_::import("torch").attr(name); }
+
+// new_empty of a tensor; dtype is the tensor's own where it is null.
+inline py::object new_empty(PyObject* like, const py::object& shape, PyObject* dtype = nullptr) {
+  static PyObject *const name = fields::interned("new_empty"),
+                         *const names = py::make_tuple("dtype").release().ptr();
+  PyObject* const arguments[] = {like, shape.ptr(), dtype};
+  PyObject* const result =
+      PyObject_VectorcallMethod(name, arguments, 2 | PY_VECTORCALL_ARGUMENTS_OFFSET,
+                                dtype ? names : nullptr);
+  if (!result) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(result);
+}
+
+template <class... Sizes>
+py::object shape(Sizes... sizes) {
+  return py::make_tuple(int64_t(sizes)...);
+}
+
+inline py::object new_bytes(PyObject* like, int64_t size) {
+  static PyObject* const uint8 = torch("uint8").release().ptr();
+  return new_empty(like, shape(size), uint8);
+}
+
+inline void* address(const py::object& tensor) { return fields::address("memory", tensor.ptr()); }
+
+// The first two of three dimensions, or those before the last, in the other order, in place.
+inline void swap_steps_and_samples(const py::object& tensor, int first) {
+  static PyObject* const name = fields::interned("transpose_");
+  const py::object dims[] = {py::int_(first), py::int_(first + 1)};
+  PyObject* const arguments[] = {tensor.ptr(), dims[0].ptr(), dims[1].ptr()};
+  const auto result = py::reinterpret_steal<py::object>(
+      PyObject_VectorcallMethod(name, arguments, 3 | PY_VECTORCALL_ARGUMENTS_OFFSET, nullptr));
+  if (!result) throw py::error_already_set();
+}
+
+template <class Engine>
+struct Forward : Engine::Options {
+  py::handle call, tensors;
+};
+
+// Output, h_n, and what is left for backward or None.
+template <class Engine>
+py::object forward(const Forward<Engine>& c) {
+  const Form form(c.call);
+  const Items tensors(c.tensors.ptr());
+  const OwnProblem own = from_python::problem(form, tensors);
+  const mmixer::Problem p = own.problem();
+  Engine::check(p);
+  PyObject* const like = tensors[0];
+  const py::object output =
+      new_empty(like, form.is_sequence ? shape(p.steps, p.batch, p.hidden)
+                                       : shape(p.groups, p.steps, p.batch, p.hidden));
+  const py::object h_n = new_empty(like, shape(p.groups, p.batch, p.hidden));
+  py::object saved = py::none();
+  if (p.keep != mmixer::Keep::nothing) {
+    static PyObject* const float32 = torch("float32").release().ptr();
+    const bool is_wide = p.dtype == Dtype::float32 || p.dtype == Dtype::float64;
+    saved = new_empty(like, shape(Engine::saved_size(p)), is_wide ? nullptr : float32);
+  }
+  const py::object workspace = new_bytes(like, Engine::forward_workspace_size(p, c));
+  void *const to_output = address(output), *const to_h_n = address(h_n),
+              *const to_saved = saved.is_none() ? nullptr : address(saved),
+              *const scratch = address(workspace);
+  {
+    const py::gil_scoped_release release;
+    Engine::forward(p, c, to_output, to_h_n, to_saved, scratch);
+  }
+  if (form.batch_first) swap_steps_and_samples(output, form.is_sequence ? 0 : 1);
+  return py::make_tuple(output, h_n, saved);
+}
+
+// The gradients of the results, with the tensors that have them.
+struct Cotangents : mmixer::Cotangents {
+  py::object output, h_n;
+};
+
+// A tensor, or a copy of it, with contiguous rows.
+inline py::object with_rows(py::handle tensor) {
+  static PyObject *const stride_name = fields::interned("stride"),
+                         *const size_name = fields::interned("size"),
+                         *const contiguous_name = fields::interned("contiguous");
+  static PyObject* const last = py::int_(-1).release().ptr();
+  const auto number = [&](PyObject* method) {
+    const auto result =
+        py::reinterpret_steal<py::object>(PyObject_CallMethodOneArg(tensor.ptr(), method, last));
+    if (!result) throw py::error_already_set();
+    return PyLong_AsLongLong(result.ptr());
+  };
+  if (number(stride_name) == 1 || number(size_name) == 1)
+    return py::reinterpret_borrow<py::object>(tensor);
+  return from_python::call(tensor.ptr(), contiguous_name);
+}
+
+// output and h_n are None for zeros.
+inline Cotangents cotangents(const Form& form, const mmixer::Problem& p, py::handle output,
+                             py::handle h_n) {
+  Cotangents result{};
+  if (!output.is_none()) {
+    result.output = with_rows(output);
+    const auto fill = [&](const auto& tensor, size_t first) {
+      const size_t step = first + form.batch_first, sample = first + !form.batch_first;
+      from_python::require(tensor.shape[step] == p.steps && tensor.shape[sample] == p.batch &&
+                               tensor.shape[first + 2] == p.hidden &&
+                               (first == 0 || tensor.shape[0] == p.groups),
+                           "grad_output", "have output's shape");
+      from_python::require(tensor.dtype == p.dtype, "grad_output", "have output's dtype");
+      result.grad_output = tensor.address;
+      result.grad_output_stride_group = first ? tensor.stride[0] : 0;
+      result.grad_output_stride_step = tensor.stride[step];
+      result.grad_output_stride_sample = tensor.stride[sample];
+    };
+    if (form.is_sequence)
+      fill(from_python::Tensor<3>("grad_output", result.output.ptr()), 0);
+    else
+      fill(from_python::Tensor<4>("grad_output", result.output.ptr()), 1);
+  }
+  if (!h_n.is_none()) {
+    result.h_n = with_rows(h_n);
+    const from_python::Tensor<3> tensor("grad_h_n", result.h_n.ptr());
+    from_python::require(tensor.shape ==
+                             from_python::Tensor<3>::Numbers{p.groups, p.batch, p.hidden},
+                         "grad_h_n", "have h_n's shape");
+    from_python::require(tensor.dtype == p.dtype, "grad_h_n", "have h_n's dtype");
+    result.grad_h_n = tensor.address;
+    result.grad_h_n_stride_group = tensor.stride[0];
+    result.grad_h_n_stride_sample = tensor.stride[1];
+  }
+  return result;
+}
+
+// Contiguous memory for a tensor's gradient.
+inline py::object empty_like(PyObject* tensor, PyObject* dtype) {
+  static PyObject *const function = torch("empty_like").release().ptr(),
+                         *const dtype_name = fields::interned("dtype"),
+                         *const shape_name = fields::interned("shape"),
+                         *const contiguous_name = fields::interned("is_contiguous");
+  const bool same = from_python::get(tensor, dtype_name).ptr() == dtype;
+  if (same && from_python::call(tensor, contiguous_name).ptr() == Py_True) {
+    PyObject* const result = PyObject_CallOneArg(function, tensor);  // half of new_empty's time
+    if (!result) throw py::error_already_set();
+    return py::reinterpret_steal<py::object>(result);
+  }
+  return new_empty(tensor, from_python::get(tensor, shape_name), dtype);
+}
+
+template <class Engine>
+struct Backward : Engine::Options {
+  py::handle call, tensors;
+  const void* saved;
+  py::handle grad_output, grad_h_n, needs;
+};
+
+// The gradients of the tensors, in their order; None for those that are not needed, but that one of
+// the weights brings all of them, as one of the inputs or contexts does. needs may have one entry
+// more, for the gradient of the first state where the call has no hx.
+template <class Engine>
+py::object backward(const Backward<Engine>& c) {
+  const Form form(c.call);
+  const Items tensors(c.tensors.ptr()), needs(c.needs.ptr());
+  const OwnProblem own = from_python::problem(form, tensors);
+  const mmixer::Problem p = own.problem();
+  Engine::check(p);
+  const Cotangents given = cotangents(form, p, c.grad_output, c.grad_h_n);
+  const bool of_no_hx = needs.size() == tensors.size() + 1;
+  from_python::require(needs.size() == tensors.size() || (of_no_hx && !form.has_hx), "needs",
+                       "be as many as tensors");
+  const int64_t groups = form.groups, first_weight = 2 * groups;
+  const int64_t hx = first_weight + form.weights;
+  const auto any = [&](int64_t first, int64_t count) {
+    bool found = false;
+    for (int64_t i = first; i < first + count; i++) found |= needs[i] == Py_True;
+    return found;
+  };
+  static PyObject* const dtype_name = fields::interned("dtype");
+  const py::object dtype = from_python::get(tensors[0], dtype_name);
+  std::vector<py::object> results(needs.size(), py::none());
+  const auto make = [&](int64_t first, int64_t count) {
+    for (int64_t i = first; i < first + count; i++) {
+      const bool is_weight = i >= first_weight && i < hx;
+      results[i] = empty_like(tensors[i], is_weight && !Engine::narrows
+                                              ? dtype.ptr()
+                                              : from_python::get(tensors[i], dtype_name).ptr());
+    }
+  };
+  const bool need_inputs = any(0, groups), need_weights = any(first_weight, form.weights);
+  if (need_inputs) {
+    for (int64_t g = 0; g < groups; g++)
+      results[g] = new_empty(tensors[g], shape(p.steps, p.batch, p.group[g].input_size));
+  }
+  make(groups, any(groups, groups) || !Engine::omits ? groups : 0);
+  if (need_weights) make(first_weight, form.weights);
+  const int64_t of_hx = form.has_hx ? hx : needs.size() - 1;
+  py::object grad_hx = py::none();
+  if (!Engine::omits || ((form.has_hx || of_no_hx) && needs[of_hx] == Py_True)) {
+    grad_hx = new_empty(tensors[0], shape(p.groups, p.batch, p.hidden));
+    if (form.has_hx || of_no_hx) results[of_hx] = grad_hx;
+  }
+
+  const auto memory = [&](int64_t i) {
+    return results[i].is_none() ? nullptr : address(results[i]);
+  };
+  std::vector<mmixer::GroupGradient> gradients(groups);
+  for (int64_t g = 0; g < groups; g++) {
+    mmixer::GroupGradient& gradient = gradients[g];
+    gradient.input = memory(g), gradient.context = memory(groups + g);
+    const int64_t first = first_weight + g * form.set_size();
+    for (int gate = 0; gate < mmixer::gates; gate++) gradient.weight[gate] = memory(first + gate);
+    if (form.set_size() == mmixer::gates) continue;
+    gradient.norm_weight = memory(first + mmixer::gates);
+    gradient.norm_bias = memory(first + mmixer::gates + 1);
+  }
+  const py::object workspace =
+      new_bytes(tensors[0], Engine::backward_workspace_size(p, c, need_weights));
+  void *const to_hx = grad_hx.is_none() ? nullptr : address(grad_hx), *const scratch =
+                                                                          address(workspace);
+  {
+    const py::gil_scoped_release release;
+    Engine::backward(p, c, given, c.saved, gradients.data(), to_hx, scratch);
+  }
+  if (need_inputs && form.batch_first)
+    for (int64_t g = 0; g < groups; g++) swap_steps_and_samples(results[g], 0);
+  py::tuple all(results.size());
+  for (size_t i = 0; i < results.size(); i++)
+    PyTuple_SET_ITEM(all.ptr(), i, results[i].release().ptr());
+  return std::move(all);
+}
+
+// The fields that every engine's calls have.
+template <class Struct>
+fields::Table<Struct> describe_forward(fields::Table<Struct> table) {
+  return table.field("call", &Struct::call).field("tensors", &Struct::tensors);
+}
+
+template <class Struct>
+fields::Table<Struct> describe_backward(fields::Table<Struct> table) {
+  return describe_forward(table)
+      .field("saved", &Struct::saved)
+      .field("grad_output", &Struct::grad_output)
+      .field("grad_h_n", &Struct::grad_h_n)
+      .field("needs", &Struct::needs);
+}
+
+}  // namespace passes
