@@ -123,7 +123,8 @@ def compare(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Comp
 @pytest.fixture
 def compare_on_gpu(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Compare:
     """`compare` by CUDA events, in two ways: a call as its caller sees it, Python included, on an
-    idle GPU ("call"), and of the contenders named in on_gpu, what it takes there ("GPU").
+    idle GPU ("call"), and of the contenders named in on_gpu, what it takes there ("GPU"). Of the
+    first also the time until it returns is recorded ("host").
 
     pytest-benchmark's own rounds of ours, by the processor's clock, come last.
     """
@@ -145,7 +146,7 @@ def compare_on_gpu(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) 
             benchmark.pedantic(ours.call)
             return
         budget = config.getoption("budget")
-        calls = timing.interleave(contenders, budget, timing.cuda_seconds)
+        calls = timing.interleave(contenders, budget, timing.call_seconds)
         clock = partial(timing.cuda_seconds, cycles=HEAD_START)
         alone = timing.interleave([x for x in contenders if x.name in on_gpu], budget, clock)
         benchmark.pedantic(timing.synchronised(ours, torch.device("cuda")).call, rounds=5)
@@ -160,6 +161,7 @@ def compare_on_gpu(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) 
             kind: {name: median(x) for name, x in times.items()}
             for kind, times in (("call", calls), ("GPU", alone))
         }
+        comparison.seconds["host"] = timing.host_seconds(calls)
         comparison.by_host = timing.by_host(alone)
         comparison.missing = missing
         benchmark.extra_info.update(case=case, relative_error=error, seconds=comparison.seconds)

@@ -3,9 +3,10 @@
 FILE is the one document of `on_gpu.py`, or there are several files of `--results`.
 
 Times, then a step's time (the slope between the shortest and the longest sequence of a case), then
-the targets: reached, bar reached, missed or not measured. Two clocks: "call" is a call on an idle
-GPU as its caller sees it, Python included; "GPU" is what it takes there once the host is ahead. A
-number of the latter is marked "host" where the host was not ahead: nothing is concluded from it.
+the targets: reached, bar reached, missed or not measured. Three clocks: "call" is a call on an idle
+GPU as its caller sees it, Python included; "host" is the part of it until the call returns; "GPU"
+is what it takes there once the host is ahead. A number of the latter is marked "host" where the
+host was not ahead: nothing is concluded from it.
 """
 
 from __future__ import annotations
@@ -346,18 +347,24 @@ def _times(rows: Sequence[Row]) -> str:
                 settings["passes"],
                 settings.get("path", ""),
                 f"{1e6 * row['seconds']['call'][ours]:.0f}",
+                _host_microseconds(row, ours),
                 _gpu_microseconds(row, ours),
                 f"{row['error']:.0e}",
                 "; ".join(_times_faster(row, ours, name) for name in names),
             ]
         )
-    head = ["ours", "TxBxH", "precision", "passes", "path", "call us", "GPU us", "error"]
+    head = ["ours", "TxBxH", "precision", "passes", "path", "call us", "host us", "GPU us", "error"]
     return _table(
-        "A call, and the baselines' times over ours: by call [95 % interval] (on the GPU); "
-        "above 1 ours is faster",
+        "A call, and the baselines' times over ours: by call [95 % interval] (on the GPU), until "
+        "it returns; above 1 ours is faster",
         [*head, "times faster than"],
         body,
     )
+
+
+def _host_microseconds(row: Row, name: str) -> str:
+    seconds = _seconds(row, "host", name)
+    return "" if seconds is None else f"{1e6 * seconds:.0f}"
 
 
 def _gpu_microseconds(row: Row, name: str) -> str:
@@ -375,6 +382,8 @@ def _times_faster(row: Row, ours: str, name: str) -> str:
     if name in alone and ours in alone:
         host = " host" * (_by_host(row, name) or _by_host(row, ours))
         answer += f" ({alone[name] / alone[ours]:.2f}x{host})"
+    if (theirs := _seconds(row, "host", name)) and (own := _seconds(row, "host", ours)):
+        answer += f", returns {theirs / own:.2f}x"
     return answer
 
 

@@ -166,6 +166,28 @@ def cuda_seconds(call: Callable[[], object], cycles: int = 0) -> float:
     return HostSeconds(duration) if cycles and awake else duration
 
 
+class CallSeconds(float):
+    """The time of a call as its caller sees it, and until it returned."""
+
+    host: float
+
+
+def call_seconds(call: Callable[[], object]) -> CallSeconds:
+    """`cuda_seconds` of a call on an idle GPU, and beside it the host's time."""
+    host: list[float] = []
+    answer = CallSeconds(cuda_seconds(lambda: host.append(seconds(call))))
+    answer.host = host[0]
+    return answer
+
+
+def host_seconds(times: Times) -> dict[str, float]:
+    """The median of the host's time, by contender, of times that `call_seconds` took."""
+    return {
+        name: median(x.host for x in rounds if isinstance(x, CallSeconds))
+        for name, rounds in times.items()
+    }
+
+
 def kernels(call: Callable[[], object]) -> dict[str, int]:
     """Names of the kernels, copies and fills that a call starts on the GPU, and how often.
 

@@ -63,7 +63,7 @@ struct Cotangents {
 // The gradients of one group, which backward writes: contiguous, in the shapes of their tensors.
 struct GroupGradient {
   void *input, *context;  // null where not wanted
-  void* weight[gates];  // all null where not wanted, as the norms are
+  void* weight[gates];    // all null where not wanted, as the norms are
   void *norm_weight, *norm_bias;
 };
 

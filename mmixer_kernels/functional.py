@@ -70,7 +70,7 @@ def mcu(
             engine=engine,
             recompute=recompute,
         )
-    options = plain.Options(mix, batch_first, eps, engine, recompute)
+    options = (mix, batch_first, eps, engine, recompute)
     if isinstance(input, Tensor):
         results = plain.sequence(input, context, weights, hx, lengths, options)
         if results is not None:
@@ -139,7 +139,7 @@ def mcu_group(
             engine=engine,
             recompute=recompute,
         )
-    options = plain.Options(mix, batch_first, eps, engine, recompute)
+    options = (mix, batch_first, eps, engine, recompute)
     results = plain.group(inputs, contexts, weights, hx, lengths, options)
     if results is not None:
         return results

@@ -19,15 +19,8 @@ from . import arguments, derivatives, dispatch
 from .engines import Engine, NativeEngine, choose, get, native_of
 from .problem import Call, Cotangents, Form, Keep, Need, Problem, Step, Weights
 
-
-class Options(NamedTuple):
-    """The options of `functional.mcu` and `mcu_group`, not checked yet."""
-
-    mix: str
-    batch_first: bool
-    eps: float
-    engine: str
-    recompute: bool
+Options = tuple[str, bool, float, str, bool]
+"""mix, batch_first, eps, engine and recompute of `functional.mcu`, not checked yet."""
 
 
 def sequence(
@@ -43,7 +36,7 @@ def sequence(
     if input.dim() != 3:
         return None
     own = _tensors(weights)
-    form = Form(1, len(own), hx is not None, lengths is not None, options.mix, options.eps)
+    form = Form(1, len(own), hx is not None, lengths is not None, options[0], options[2])
     tensors = [input, context, *own]
     if hx is not None:
         tensors.append(hx)
@@ -64,7 +57,7 @@ def group(
     closely."""
     own = [tensor for weight_set in weights for tensor in _tensors(weight_set)]
     has_hx, has_lengths = hx is not None, lengths is not None
-    form = Form(len(inputs), len(own), has_hx, has_lengths, options.mix, options.eps)
+    form = Form(len(inputs), len(own), has_hx, has_lengths, options[0], options[2])
     tensors = [*inputs, *contexts, *own, *(x for x in (hx, lengths) if x is not None)]
     return _unchecked(form, tensors, options, is_sequence=False)
 
@@ -84,7 +77,7 @@ def step(step: Step, engine: str) -> Tensor | None:
             return None
         arguments.check_memory(step, tensors)
         return chosen.step(step)
-    except (TypeError, ValueError):
+    except (IndexError, TypeError, ValueError):
         return None
 
 
@@ -112,7 +105,7 @@ def _unchecked(
         if engine is None:
             return None
         return _run(engine, Call(form, keep, batch_first, is_sequence), tensors)
-    except (TypeError, ValueError):
+    except (IndexError, TypeError, ValueError):
         return None
 
 

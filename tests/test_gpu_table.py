@@ -153,6 +153,14 @@ def test_times_have_the_interval_the_clock_on_the_gpu_and_what_the_host_bounds()
     assert "nn.GRU 4.00x (4.00x host)" in marked
 
 
+def test_the_hosts_part_of_a_call_is_beside_it():
+    times = {"FusedMCU": 1e-4, "nn.GRU": 4e-4}
+    both = {"call": times, "host": {"FusedMCU": 6.6e-5, "nn.GRU": 3.3e-5}}
+    text = table({**row("sequence", 9, times), "seconds": both})
+    assert line(text, "9x8x512", "FusedMCU").split()[5:7] == ["100", "66"]
+    assert "nn.GRU 4.00x, returns 0.50x" in text
+
+
 def test_kernels_of_a_recurrence_are_named_shortly():
     kernels = {
         "nn.GRU": {

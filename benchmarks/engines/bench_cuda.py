@@ -113,18 +113,12 @@ def test_path(compare_on_gpu: Compare, passes: str, steps: int) -> None:
 def test_paper(compare_on_gpu: Compare, modalities: int, passes: str, steps: int) -> None:
     """The paper's own calls: the context of a modality is the content of all others."""
     size = Size(steps, BATCH, HIDDEN)
-    context_size = max(modalities - 1, 1) * HIDDEN
     chosen = _precision("bfloat16")
     error = problems.check_group(
-        size, modalities, "cuda", GPU, 1, chosen.dtype, chosen.tolerance, context_size
+        *(size, modalities, "cuda", GPU, 1, chosen.dtype, chosen.tolerance),
+        _context_size(modalities),
     )
-    group = Group.random(size, modalities, GPU, chosen.dtype, context_size)
-    contenders = [_grouped("mcu_group", group, passes)]
-    for name, layer in BASELINES.items():
-        layers = Layers(
-            layer(HIDDEN, HIDDEN, device=GPU, dtype=chosen.dtype) for _ in range(modalities)
-        )
-        contenders.append(problems.contender(name, layers, group.inputs, passes))
+    contenders = _of_paper(size, modalities, passes, chosen.dtype)
     compare_on_gpu(
         f"functional.mcu_group of N beside N calls, bfloat16, {passes}",
         f"{size}, N = {modalities}",
@@ -154,13 +148,26 @@ def test_wide(compare_on_gpu: Compare, precision: str, passes: str, steps: int) 
 def test_kernels_of_sequence(
     count_kernels: Compare, precision: str, batch: int, hidden: int, passes: str
 ) -> None:
-    """The kernels that cuDNN runs at test_sequence's and test_wide's shortest length."""
+    """The kernels, ours and cuDNN's, of test_sequence's and test_wide's shortest length."""
     size = Size(LENGTHS[0], batch, hidden)
     count_kernels(
-        f"Kernels of cuDNN, {precision}, {passes}",
+        f"Kernels, {precision}, {passes}",
         str(size),
-        _contenders(size, passes, _precision(precision), tuple(BASELINES)),
+        _contenders(size, passes, _precision(precision), SINGLE),
         settings=_settings("kernels", size, precision, passes),
+    )
+
+
+@pytest.mark.parametrize("steps", [9], ids=lambda x: f"T{x}")
+@every_pass
+@pytest.mark.parametrize("modalities", [1, 3], ids=lambda x: f"N{x}")
+def test_kernels_of_paper(count_kernels: Compare, modalities: int, passes: str, steps: int) -> None:
+    size = Size(steps, BATCH, HIDDEN)
+    count_kernels(
+        f"Kernels of N = {modalities}, bfloat16, {passes}",
+        str(size),
+        _of_paper(size, modalities, passes, _precision("bfloat16").dtype),
+        settings={**_settings("kernels", size, "bfloat16", passes), "modalities": modalities},
     )
 
 
@@ -361,6 +368,20 @@ def _set(name: str, value: str, call: Callable[[], object]) -> Callable[[], None
         call()
 
     return run
+
+
+def _context_size(modalities: int) -> int:
+    return max(modalities - 1, 1) * HIDDEN
+
+
+def _of_paper(size: Size, modalities: int, passes: str, dtype: torch.dtype) -> list[Contender]:
+    """One call of ours for all modalities, and a call for each of cuDNN's."""
+    group = Group.random(size, modalities, GPU, dtype, _context_size(modalities))
+    contenders = [_grouped("mcu_group", group, passes)]
+    for name, layer in BASELINES.items():
+        layers = Layers(layer(HIDDEN, HIDDEN, device=GPU, dtype=dtype) for _ in range(modalities))
+        contenders.append(problems.contender(name, layers, group.inputs, passes))
+    return contenders
 
 
 def _grouped(name: str, group: Group, passes: str) -> Contender:

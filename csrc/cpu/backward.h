@@ -109,7 +109,7 @@ struct Backward {
             H, H, panels(g), [&](int64_t row) { return f.x_hat[gate](g, row); });
     };
     f.norms.fill(member, p);
-    pack_weights(member, p, f);
+    pack_mix(member, p, f);
     member.barrier();
     forward_mix(member, p, schedule, f);
     each_row([&](int64_t, int64_t, const T* h, const T* f_tilde, T* u) {
@@ -137,29 +137,26 @@ struct Backward {
     });
   }
 
-  // Makes the packed weights, states and mixed features that the phases read; ends with a barrier.
+  // Packs `columns` columns of a gate's weights, from the first of them on.
+  void pack(const Member& member, int64_t g, Gate gate, int64_t first, int64_t stride,
+            int64_t columns, const Panels<T>& panels) const {
+    with_stored<T>(p.weight_dtype, p.group[g].weight[gate], [&](const auto* w) {
+      const auto row = [&](int64_t k) {
+        return [=, x = w + first + k * stride](int64_t n) { return load(x + n, columns - n); };
+      };
+      pack_rows<T>(member, row, p.hidden, columns, panels(g));
+    });
+  }
+
+  // Makes the recurrence's packed weights, and the states and mixed features that the phases read;
+  // ends with a barrier.
   void prepare(Member& member) const {
     const int64_t H = p.hidden;
     b.norms.fill(member, p);
     for (int64_t g = 0; g < p.groups; g++) {
-      const Group& group = p.group[g];
-      const auto packed = [&](const void* weight, int64_t first, int64_t stride, int64_t columns,
-                              const Panels<T>& panels) {
-        with_stored<T>(p.weight_dtype, weight, [&](const auto* w) {
-          const auto row = [&](int64_t k) {
-            return [=, x = w + first + k * stride](int64_t n) { return load(x + n, columns - n); };
-          };
-          pack_rows<T>(member, row, H, columns, panels(g));
-        });
-      };
-      if (gradient[g].input)
-        packed(group.weight[gate_f], 0, group.input_size, group.input_size, b.weight_f);
-      packed(group.weight[gate_g], 0, group.context_size, group.context_size, b.weight_g);
-      packed(group.weight[gate_s], 0, 2 * H, H, b.weight_sf);
-      packed(group.weight[gate_s], H, 2 * H, H, b.weight_sg);
-      packed(group.weight[gate_r], 0, H, H, b.weight_r);
-      packed(group.weight[gate_z], 0, H, H, b.weight_z);
-      packed(group.weight[gate_h], 0, H, H, b.weight_h);
+      pack(member, g, gate_r, 0, H, H, b.weight_r);
+      pack(member, g, gate_z, 0, H, H, b.weight_z);
+      pack(member, g, gate_h, 0, H, H, b.weight_h);
     }
     for (int64_t i = member.begin(p.groups * p.batch); i < member.end(p.groups * p.batch); i++) {
       const int64_t g = i / p.batch, rank = i % p.batch;
@@ -188,12 +185,18 @@ struct Backward {
       const int64_t g = i / rows, row = i % rows;
       const Norm<T> norm_f = b.norms(g, gate_f), norm_s = b.norms(g, gate_s);
       const T* g_bar = b.g_bar(g, schedule.rank_of_row(row));
+      const T *x_f = x_hat(gate_f, g, row), *x_s = x_hat(gate_s, g, row);
+      T *f_bar = b.f_bar(g, row), *f_tilde = b.f_tilde(g, row), *s = b.da_s(g, row);
       for (int64_t j = 0; j < H; j += lanes<T>) {
-        const Vector<T> y = norm_s(x_hat(gate_s, g, row), j);
-        store(b.f_tilde(g, row) + j,
-              p.mix == Mix::concat ? y
-                                   : interpolate(sigmoid(y), tanh(norm_f(x_hat(gate_f, g, row), j)),
-                                                 load(g_bar + j)));
+        const Vector<T> y = norm_s(x_s, j), f = tanh(norm_f(x_f, j));
+        store(f_bar + j, f);
+        if (p.mix == Mix::concat) {
+          store(f_tilde + j, y);
+        } else {
+          const Vector<T> gate = sigmoid(y);
+          store(s + j, gate);
+          store(f_tilde + j, interpolate(gate, f, load(g_bar + j)));
+        }
       }
     }
     member.barrier();
@@ -224,8 +227,8 @@ struct Backward {
     };
 
     for (int64_t t = p.steps - 1; t >= 0; t--) {
-      each_active(member, slices, count, schedule, t, [&](const Slice& slice, int64_t rank) {
-        const int64_t g = slice.group, row = schedule.first_row[t] + rank;
+      each_active(member, slices, count, schedule, t, [&](int64_t g, int64_t rank) {
+        const int64_t row = schedule.first_row[t] + rank;
         const int64_t sample = schedule.sample[rank];
         const bool is_last = rank >= schedule.active(t + 1);
         if (!is_last) finish_step(t + 1, g, rank);
@@ -252,8 +255,8 @@ struct Backward {
       member.barrier();
       product(b.da_h, b.weight_h, b.dv, t, false);
       member.barrier();
-      each_active(member, slices, count, schedule, t, [&](const Slice& slice, int64_t rank) {
-        const int64_t g = slice.group, row = schedule.first_row[t] + rank;
+      each_active(member, slices, count, schedule, t, [&](int64_t g, int64_t rank) {
+        const int64_t row = schedule.first_row[t] + rank;
         const T *dv = b.dv(g, rank), *h = h_before(g, t, rank), *r = b.r(g, rank);
         T* dy_r = b.da_r(g, row);
         for (int64_t j = 0; j < H; j += lanes<T>)
@@ -265,12 +268,11 @@ struct Backward {
       product(b.da_z, b.weight_z, b.du, t, true);
       member.barrier();
     }
-    each_active(member, slices, count, schedule, 0, [&](const Slice& slice, int64_t rank) {
-      finish_step(0, slice.group, rank);
+    each_active(member, slices, count, schedule, 0, [&](int64_t g, int64_t rank) {
+      finish_step(0, g, rank);
       if (!grad_hx) return;
-      T* d_hx = grad_hx + (slice.group * p.batch + schedule.sample[rank]) * H;
-      for (int64_t j = 0; j < H; j += lanes<T>)
-        store(d_hx + j, load(b.dh(slice.group, rank) + j), H - j);
+      T* d_hx = grad_hx + (g * p.batch + schedule.sample[rank]) * H;
+      for (int64_t j = 0; j < H; j += lanes<T>) store(d_hx + j, load(b.dh(g, rank) + j), H - j);
     });
   }
 
@@ -279,14 +281,20 @@ struct Backward {
     const int64_t H = p.hidden;
     const int64_t states = p.groups * p.batch, rows = schedule.rows();
 
+    for (int64_t g = 0; g < p.groups; g++) {
+      const int64_t D = p.group[g].input_size, C = p.group[g].context_size;
+      if (gradient[g].input) pack(member, g, gate_f, 0, D, D, b.weight_f);
+      if (gradient[g].context) pack(member, g, gate_g, 0, C, C, b.weight_g);
+      pack(member, g, gate_s, 0, 2 * H, H, b.weight_sf);
+      pack(member, g, gate_s, H, 2 * H, H, b.weight_sg);
+    }
     for (int64_t i = member.begin(states); i < member.end(states); i++) {
       const int64_t g = i / p.batch, rank = i % p.batch;
-      const Norm<T> norm_f = b.norms(g, gate_f), norm_s = b.norms(g, gate_s);
       T *dg = b.dg(g, rank), *sum = b.da_s_sum(g, rank);
       const T* g_bar = b.g_bar(g, rank);
       for (int64_t t = 0; t < schedule.length[rank]; t++) {
         const int64_t row = schedule.first_row[t] + rank;
-        const T *x_f = x_hat(gate_f, g, row), *x_s = x_hat(gate_s, g, row);
+        const T* f_bar = b.f_bar(g, row);
         T *df = b.df(g, row), *dy_s = b.da_s(g, row);
         for (int64_t j = 0; j < H; j += lanes<T>) {
           const Vector<T> d = load(df + j);
@@ -294,8 +302,8 @@ struct Backward {
             store(dy_s + j, d);
             store(df + j, Vector<T>{});
           } else {
-            const Vector<T> s = sigmoid(norm_s(x_s, j)), f_bar = tanh(norm_f(x_f, j));
-            store(dy_s + j, sigmoid_backward<Vector<T>>(d * (f_bar - load(g_bar + j)), s));
+            const Vector<T> s = load(dy_s + j), f_minus_g = load(f_bar + j) - load(g_bar + j);
+            store(dy_s + j, sigmoid_backward<Vector<T>>(d * f_minus_g, s));
             store(df + j, d * s);
             store(dg + j, load(dg + j) + (d - d * s));
           }
@@ -316,17 +324,16 @@ struct Backward {
     member.barrier();
     for (int64_t i = member.begin(states); i < member.end(states); i++) {
       const int64_t g = i / p.batch, rank = i % p.batch;
-      const auto project = [&](Gate gate, T* d, int64_t row) {
-        const Norm<T> norm = b.norms(g, gate);
+      const auto project = [&](Gate gate, const T* bar, T* d, int64_t row) {
         for (int64_t j = 0; j < H; j += lanes<T>)
-          store(d + j, tanh_backward<Vector<T>>(load(d + j), tanh(norm(x_hat(gate, g, row), j))));
+          store(d + j, tanh_backward<Vector<T>>(load(d + j), load(bar + j)));
         through_norm(gate, d, g, row, rank);
       };
       for (int64_t t = 0; t < schedule.length[rank]; t++) {
         const int64_t row = schedule.first_row[t] + rank;
-        project(gate_f, b.df(g, row), row);
+        project(gate_f, b.f_bar(g, row), b.df(g, row), row);
       }
-      project(gate_g, b.dg(g, rank), rank);
+      project(gate_g, b.g_bar(g, rank), b.dg(g, rank), rank);
     }
     member.barrier();
     for (int64_t g = 0; g < p.groups; g++) {
@@ -371,9 +378,7 @@ struct Backward {
         };
       };
       const auto f_bar = [&](int64_t row) {
-        return [x_hat = x_hat(gate_f, g, row), norm = b.norms(g, gate_f)](int64_t j) {
-          return tanh(norm(x_hat, j));
-        };
+        return [f = b.f_bar(g, row)](int64_t j) { return load(f + j); };
       };
       const auto input = [&](int64_t row) {
         const int64_t sample = schedule.sample[schedule.rank_of_row(row)];

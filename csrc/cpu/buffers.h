@@ -25,6 +25,19 @@ class Arena {
   }
   int64_t used() const { return used_; }
 
+  // Gives each phase the memory from here on, as an arena of its own: what one phase takes, the
+  // others overwrite. What is taken after this lies behind all of them.
+  template <class... Phase>
+  void share(Phase... phase) {
+    int64_t end = used_;
+    const auto take_all = [&](auto& take, Arena arena) {
+      take(arena);
+      end = std::max(end, arena.used_);
+    };
+    (take_all(phase, *this), ...);
+    used_ = end;
+  }
+
  private:
   T* memory_;
   int64_t used_ = 0;
@@ -69,6 +82,7 @@ struct Saved {
   // Writes zeros where no row was written and in the padding, so that equal calls leave equal bits.
   void clear_rest(const Member& member, int64_t groups, int64_t rows, int64_t hidden) const {
     const auto clear = [&](const Table<T>& table, int64_t used, int64_t size) {
+      if (used == table.rows && size == table.width) return;
       for (int64_t i = member.begin(groups * table.rows); i < member.end(groups * table.rows);
            i++) {
         T* row = table(i / table.rows, i % table.rows);
@@ -167,9 +181,15 @@ struct ForwardBuffers {
       : arena(memory), norms(arena, p), keep(saved.x_hat[gate_f].rows > 0) {
     const int64_t all = p.steps * p.batch;
     if (p.steps > 1) {
-      weight_f = Panels<T>(arena, p, widest_input(p), p.hidden);
-      for (Panels<T>* panels : {&weight_s, &weight_r, &weight_z, &weight_h})
-        *panels = Panels<T>(arena, p, p.hidden, p.hidden);
+      const auto mix = [&](Arena<T>& phase) {
+        weight_f = Panels<T>(phase, p, widest_input(p), p.hidden);
+        weight_s = Panels<T>(phase, p, p.hidden, p.hidden);
+      };
+      const auto recurrence = [&](Arena<T>& phase) {
+        for (Panels<T>* panels : {&weight_r, &weight_z, &weight_h})
+          *panels = Panels<T>(phase, p, p.hidden, p.hidden);
+      };
+      arena.share(mix, recurrence);
     }
     f_tilde = Table<T>(arena, p.groups, all, p.hidden);
     for (Table<T>* table : {&g_bar, &s_g, &h, &u, &v, &z})
@@ -202,8 +222,9 @@ struct BackwardBuffers {
   Arena<T> arena;
   Norms<T> norms;
   Panels<T> weight_f, weight_g, weight_sf, weight_sg, weight_r, weight_z, weight_h;
-  Table<T> f_tilde;                     // per row
-  Table<T> da_r, da_z, da_h, da_s;      // per row
+  Table<T> f_bar, f_tilde;              // per row
+  Table<T> da_r, da_z, da_h;            // per row
+  Table<T> da_s;                        // per row: s, then da_s
   Table<T> df;                          // per row: df_tilde, df_bar, then da_f
   Table<T> dg, da_s_sum;                // per rank: dg_bar, then da_g; sum over t of da_s
   Table<T> g_bar, h_0, dh, r, dv, du;   // per rank
@@ -215,20 +236,28 @@ struct BackwardBuffers {
     const int64_t all = p.steps * p.batch, input = widest_input(p);
     int64_t context = 0;
     for (int64_t g = 0; g < p.groups; g++) context = std::max(context, p.group[g].context_size);
-    weight_f = Panels<T>(arena, p, p.hidden, input);
-    weight_g = Panels<T>(arena, p, p.hidden, context);
-    for (Panels<T>* panels : {&weight_sf, &weight_sg, &weight_r, &weight_z, &weight_h})
-      *panels = Panels<T>(arena, p, p.hidden, p.hidden);
-    for (Table<T>* table : {&f_tilde, &da_r, &da_z, &da_h, &da_s, &df})
+    const auto recurrence = [&](Arena<T>& phase) {
+      for (Panels<T>* panels : {&weight_r, &weight_z, &weight_h})
+        *panels = Panels<T>(phase, p, p.hidden, p.hidden);
+    };
+    const auto mix = [&](Arena<T>& phase) {
+      weight_f = Panels<T>(phase, p, p.hidden, input);
+      weight_g = Panels<T>(phase, p, p.hidden, context);
+      weight_sf = Panels<T>(phase, p, p.hidden, p.hidden);
+      weight_sg = Panels<T>(phase, p, p.hidden, p.hidden);
+    };
+    const auto weights = [&](Arena<T>& phase) {
+      if (!need_weights) return;
+      const int64_t rows = std::min(all, reduction_rows);
+      left = phase.take(panels_size<T>(rows, p.hidden));
+      right = phase.take(panels_size<T>(rows, std::max({p.hidden, input, context})));
+    };
+    arena.share(recurrence, mix, weights);
+    for (Table<T>* table : {&f_bar, &f_tilde, &da_r, &da_z, &da_h, &da_s, &df})
       *table = Table<T>(arena, p.groups, all, p.hidden);
     for (Table<T>* table : {&dg, &da_s_sum, &g_bar, &h_0, &dh, &r, &dv, &du})
       *table = Table<T>(arena, p.groups, p.batch, p.hidden);
     norm_grad = Table<T>(arena, p.groups, p.batch * gates * 2, p.hidden);
-    if (need_weights) {
-      const int64_t rows = std::min(all, reduction_rows);
-      left = arena.take(panels_size<T>(rows, p.hidden));
-      right = arena.take(panels_size<T>(rows, std::max({p.hidden, input, context})));
-    }
   }
   T* norm_gradient(int64_t group, int64_t rank, Gate gate, int which) const {
     return norm_grad(group, (rank * gates + gate) * 2 + which);

@@ -6,6 +6,7 @@
 // throughput from 8 rows on, the bandwidth of the weights (3 H^2 values per step) below.
 #pragma once
 
+#include <utility>
 #include <vector>
 
 #include "buffers.h"
@@ -32,29 +33,57 @@ struct Slice {
   }
 };
 
-// Calls body(slice, rank) for the member's share of the slices' samples that are active at step t.
+// Calls body(group, begin, end) for the ranks of the member's share of the slices' samples that are
+// active at step t.
 template <class Body>
-void each_active(const Member& member, const Slice* slices, int64_t count, const Schedule& schedule,
-                 int64_t t, Body body) {
+void active_ranks(const Member& member, const Slice* slices, int64_t count,
+                  const Schedule& schedule, int64_t t, Body body) {
   int64_t total = 0, first = 0;
   for (int64_t i = 0; i < count; i++) total += slices[i].active(schedule, t);
   const int64_t begin = member.begin(total), end = member.end(total);
   for (int64_t i = 0; i < count; i++) {
     const int64_t active = slices[i].active(schedule, t);
     const int64_t from = std::max(begin - first, int64_t(0)), to = std::min(end - first, active);
-    for (int64_t k = from; k < to; k++) body(slices[i], slices[i].begin + k);
+    if (from < to) body(slices[i].group, slices[i].begin + from, slices[i].begin + to);
     first += active;
   }
 }
 
+// Calls body(group, rank) for each of these samples.
+template <class Body>
+void each_active(const Member& member, const Slice* slices, int64_t count, const Schedule& schedule,
+                 int64_t t, Body body) {
+  active_ranks(member, slices, count, schedule, t, [&](int64_t g, int64_t begin, int64_t end) {
+    for (int64_t rank = begin; rank < end; rank++) body(g, rank);
+  });
+}
+
+// Calls body(group, rank, find(group, rank)) for each of these samples; see with_statistics.
+template <class Find, class Body>
+void each_active(const Member& member, const Slice* slices, int64_t count, const Schedule& schedule,
+                 int64_t t, Find find, Body body) {
+  active_ranks(member, slices, count, schedule, t, [&](int64_t g, int64_t begin, int64_t end) {
+    with_statistics(
+        begin, end, [&](int64_t rank) { return find(g, rank); },
+        [&](int64_t rank, const auto& found) { body(g, rank, found); });
+  });
+}
+
 // Runs recurrence(member, slices, count) over all groups and samples: blocks of samples of their
-// own for the members where that keeps all of them busy, otherwise everything for the team.
+// own for the members where that keeps all of them busy, otherwise everything for the team. The
+// smaller blocks read the weights twice as often, which is cheap where L2 holds them.
 template <class Recurrence>
 void share_samples(Member& member, const Problem& p, Recurrence recurrence) {
-  constexpr int64_t block = 8;
-  const int64_t blocks_of_group = (p.batch + block - 1) / block;
-  const int64_t blocks = p.groups * blocks_of_group, size = member.size();
-  if (size > 1 && (blocks >= 4 * size || blocks % size == 0)) {
+  const int64_t element = p.dtype == Dtype::float64 ? 8 : 4, size = member.size();
+  const bool in_L2 = 3 * p.hidden * p.hidden * element <= 256 * 1024;
+  int64_t block, blocks_of_group, blocks;
+  const auto shared_in = [&](int64_t samples) {
+    block = samples;
+    blocks_of_group = (p.batch + block - 1) / block;
+    blocks = p.groups * blocks_of_group;
+    return blocks >= 4 * size || blocks % size == 0;
+  };
+  if (size > 1 && (shared_in(8) || (in_L2 && shared_in(4)))) {
     Member alone(0, 1, nullptr);
     for (int64_t i = member.begin(blocks); i < member.end(blocks); i++) {
       const int64_t first = i % blocks_of_group * block;
@@ -77,22 +106,24 @@ void project(const Member& member, const Problem& p, RowsA a, int64_t M, const v
                  [&](const auto* w) { dot<T>(member, a, M, w, stride, p.hidden, K, c); });
 }
 
+// Packs a gate's weights for `project`, where the call has panels.
 template <class T>
-void pack_weights(const Member& member, const Problem& p, const ForwardBuffers<T>& b) {
+void pack(const Member& member, const Problem& p, Gate gate, const Panels<T>& panels) {
   for (int64_t g = 0; g < p.groups; g++) {
-    const Group& group = p.group[g];
-    const auto packed = [&](const void* weight, int64_t stride, int64_t K, T* panels) {
-      with_stored<T>(p.weight_dtype, weight, [&](const auto* w) {
-        pack_transposed<T>(member, w, stride, K, p.hidden, panels);
-      });
-    };
-    if (!b.weight_r(g)) return;
-    packed(group.weight[gate_f], group.input_size, group.input_size, b.weight_f(g));
-    packed(group.weight[gate_s], 2 * p.hidden, p.hidden, b.weight_s(g));
-    packed(group.weight[gate_r], p.hidden, p.hidden, b.weight_r(g));
-    packed(group.weight[gate_z], p.hidden, p.hidden, b.weight_z(g));
-    packed(group.weight[gate_h], p.hidden, p.hidden, b.weight_h(g));
+    if (!panels(g)) return;
+    const int64_t K = gate == gate_f ? p.group[g].input_size : p.hidden;
+    const int64_t stride = gate == gate_s ? 2 * p.hidden : K;
+    with_stored<T>(p.weight_dtype, p.group[g].weight[gate], [&](const auto* w) {
+      pack_transposed<T>(member, w, stride, K, p.hidden, panels(g));
+    });
   }
+}
+
+// Packs what `forward_mix` begins with; it packs the recurrence's weights in their place.
+template <class T>
+void pack_mix(const Member& member, const Problem& p, const ForwardBuffers<T>& b) {
+  pack(member, p, gate_f, b.weight_f);
+  pack(member, p, gate_s, b.weight_s);
 }
 
 template <class T>
@@ -113,9 +144,9 @@ void forward_recurrence(Member& member, const Problem& p, const Schedule& schedu
       }
     };
     if (t == 0) {
-      each_active(member, slices, count, schedule, t, [&](const Slice& slice, int64_t rank) {
-        const T *h = b.h(slice.group, rank), *f = b.f_tilde(slice.group, first + rank);
-        T* u = b.u(slice.group, rank);
+      each_active(member, slices, count, schedule, t, [&](int64_t g, int64_t rank) {
+        const T *h = b.h(g, rank), *f = b.f_tilde(g, first + rank);
+        T* u = b.u(g, rank);
         for (int64_t j = 0; j < H; j += lanes<T>) store(u + j, load(f + j) + load(h + j));
       });
       member.barrier();
@@ -123,11 +154,14 @@ void forward_recurrence(Member& member, const Problem& p, const Schedule& schedu
     product(gate_r, b.weight_r, b.u);
     product(gate_z, b.weight_z, b.u);
     member.barrier();
-    each_active(member, slices, count, schedule, t, [&](const Slice& slice, int64_t rank) {
-      const int64_t g = slice.group, row = step_row(rank);
+    const auto of_r_and_z = [&](int64_t g, int64_t rank) {
+      const int64_t row = step_row(rank);
+      return std::pair(b.statistics(gate_r, g, row, p), b.statistics(gate_z, g, row, p));
+    };
+    const auto reset = [&](int64_t g, int64_t rank, const auto& found) {
+      const int64_t row = step_row(rank);
+      const auto [of_r, of_z] = found;
       T *x_r = b.x_hat[gate_r](g, row), *x_z = b.x_hat[gate_z](g, row);
-      const Statistics<T> of_r = b.statistics(gate_r, g, row, p),
-                          of_z = b.statistics(gate_z, g, row, p);
       const Norm<T> norm_r = b.norms(g, gate_r), norm_z = b.norms(g, gate_z);
       const T *h = b.h(g, rank), *f = b.f_tilde(g, first + rank);
       T *v = b.v(g, rank), *z = b.z(g, rank);
@@ -136,14 +170,16 @@ void forward_recurrence(Member& member, const Problem& p, const Schedule& schedu
         store(z + j, sigmoid(norm_z(of_z.normalize(x_z, j), j)));        // Eq. 12
         store(v + j, r * load(h + j) + load(f + j));
       }
-    });
+    };
+    each_active(member, slices, count, schedule, t, of_r_and_z, reset);
     member.barrier();
     product(gate_h, b.weight_h, b.v);
     member.barrier();
-    each_active(member, slices, count, schedule, t, [&](const Slice& slice, int64_t rank) {
-      const int64_t g = slice.group, row = step_row(rank);
-      T* x_h = b.x_hat[gate_h](g, row);
-      const Statistics<T> of_h = b.statistics(gate_h, g, row, p);
+    const auto of_h = [&](int64_t g, int64_t rank) {
+      return b.statistics(gate_h, g, step_row(rank), p);
+    };
+    const auto update = [&](int64_t g, int64_t rank, const Statistics<T>& found) {
+      T* x_h = b.x_hat[gate_h](g, step_row(rank));
       const Norm<T> norm = b.norms(g, gate_h);
       const bool continues = rank < schedule.active(t + 1);
       const T* f_next = continues ? b.f_tilde(g, schedule.first_row[t + 1] + rank) : nullptr;
@@ -152,32 +188,35 @@ void forward_recurrence(Member& member, const Problem& p, const Schedule& schedu
       T* h_saved = p.keep == Keep::nothing ? nullptr : saved.h(g, first + rank);
       T* out = output + ((g * p.steps + t) * p.batch + schedule.sample[rank]) * H;
       for (int64_t j = 0; j < H; j += lanes<T>) {
-        const Vector<T> h_tilde = tanh(norm(of_h.normalize(x_h, j), j));        // Eq. 14
+        const Vector<T> h_tilde = tanh(norm(found.normalize(x_h, j), j));       // Eq. 14
         const Vector<T> next = interpolate(load(z + j), h_tilde, load(h + j));  // Eq. 13
         store(h + j, next);
         store(out + j, next, H - j);
         if (h_saved) store(h_saved + j, next);
         if (f_next) store(u + j, load(f_next + j) + next);
       }
-    });
+    };
+    each_active(member, slices, count, schedule, t, of_h, update);
     member.barrier();
   }
 }
 
-// Computes f_bar, g_bar, s and f_tilde of every row (Eq. 7-10); ends with a barrier.
+// Computes f_bar, g_bar, s and f_tilde of every row (Eq. 7-10), and packs the recurrence's weights;
+// ends with a barrier.
 template <class T>
 void forward_mix(Member& member, const Problem& p, const Schedule& schedule,
                  const ForwardBuffers<T>& b) {
   const int64_t H = p.hidden, rows = schedule.rows();
   const auto activate = [&](Gate gate, const Table<T>& bar, int64_t count) {
-    for (int64_t i = member.begin(p.groups * count); i < member.end(p.groups * count); i++) {
+    const auto of_row = [&](int64_t i) { return b.statistics(gate, i / count, i % count, p); };
+    const auto body = [&](int64_t i, const Statistics<T>& found) {
       const int64_t g = i / count, row = i % count;
-      T* x = b.x_hat[gate](g, row);
-      const Statistics<T> of_row = b.statistics(gate, g, row, p);
+      T *x = b.x_hat[gate](g, row), *target = bar(g, row);
       const Norm<T> norm = b.norms(g, gate);
       for (int64_t j = 0; j < H; j += lanes<T>)
-        store(bar(g, row) + j, tanh(norm(of_row.normalize(x, j), j)));
-    }
+        store(target + j, tanh(norm(found.normalize(x, j), j)));
+    };
+    with_statistics(member.begin(p.groups * count), member.end(p.groups * count), of_row, body);
   };
   for (int64_t g = 0; g < p.groups; g++) {
     const Group& group = p.group[g];
@@ -215,20 +254,29 @@ void forward_mix(Member& member, const Problem& p, const Schedule& schedule,
     });
   }
   member.barrier();
-  for (int64_t i = member.begin(p.groups * rows); i < member.end(p.groups * rows); i++) {
-    const int64_t g = i / rows, row = i % rows, rank = schedule.rank_of_row(row);
-    T *x = b.x_hat[gate_s](g, row), *f = b.f_tilde(g, row);
-    const T *s_g = b.s_g(g, rank), *g_bar = b.g_bar(g, rank);
+  pack(member, p, gate_r, b.weight_r);
+  pack(member, p, gate_z, b.weight_z);
+  pack(member, p, gate_h, b.weight_h);
+  const auto of_s = [&](int64_t i) {
+    const int64_t g = i / rows, row = i % rows;
+    T* x = b.x_hat[gate_s](g, row);
+    const T* s_g = b.s_g(g, schedule.rank_of_row(row));
     for (int64_t j = 0; j < H; j += lanes<T>) store(x + j, load(x + j) + load(s_g + j));
-    const Statistics<T> of_row = b.statistics(gate_s, g, row, p);
+    return b.statistics(gate_s, g, row, p);
+  };
+  const auto mix = [&](int64_t i, const Statistics<T>& found) {
+    const int64_t g = i / rows, row = i % rows;
+    T *x = b.x_hat[gate_s](g, row), *f = b.f_tilde(g, row);
+    const T* g_bar = b.g_bar(g, schedule.rank_of_row(row));
     const Norm<T> norm = b.norms(g, gate_s);
     for (int64_t j = 0; j < H; j += lanes<T>) {
-      const Vector<T> y = norm(of_row.normalize(x, j), j);
+      const Vector<T> y = norm(found.normalize(x, j), j);
       store(f + j, p.mix == Mix::concat
                        ? y
                        : interpolate(sigmoid(y), load(f + j), load(g_bar + j)));  // Eq. 9-10
     }
-  }
+  };
+  with_statistics(member.begin(p.groups * rows), member.end(p.groups * rows), of_s, mix);
   member.barrier();
 }
 
@@ -245,7 +293,7 @@ void forward_begin(Member& member, const Problem& p, const Schedule& schedule,
                    const ForwardBuffers<T>& b) {
   const int64_t H = p.hidden, states = p.groups * p.batch;
   b.norms.fill(member, p);
-  pack_weights(member, p, b);
+  pack_mix(member, p, b);
   for (int64_t i = member.begin(states); i < member.end(states); i++) {
     const int64_t g = i / p.batch, rank = i % p.batch;
     T* h = b.h(g, rank);

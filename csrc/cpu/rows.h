@@ -5,6 +5,8 @@
 // padded.
 #pragma once
 
+#include <algorithm>
+
 #include "../formulas.h"
 #include "../problem.h"
 #include "vector.h"
@@ -49,6 +51,7 @@ template <class T>
 struct Statistics {
   T mean = 0, r_std = 1;
 
+  Statistics() = default;
   Statistics(bool enabled, const T* a, int64_t size, T eps) {
     if (!enabled) return;
     mean = sum_row<T>(size, [&](int64_t j) { return load(a + j); }) / T(size);
@@ -67,6 +70,20 @@ struct Statistics {
     return x_hat;
   }
 };
+
+// Calls body(i, find(i)) for i in [begin, end), where `find` gives statistics of row i. Those of
+// some rows precede their bodies: each is a chain of dependent instructions, of which a processor
+// runs several side by side where they follow one another.
+template <class Find, class Body>
+inline void with_statistics(int64_t begin, int64_t end, Find find, Body body) {
+  constexpr int64_t together = 8;
+  decltype(find(begin)) found[together];
+  for (; begin < end; begin += together) {
+    const int64_t count = std::min(together, end - begin);
+    for (int64_t i = 0; i < count; i++) found[i] = find(begin + i);
+    for (int64_t i = 0; i < count; i++) body(begin + i, found[i]);
+  }
+}
 
 // dy becomes da, in place; adds dy * x_hat and dy to the gradients of scale and shift.
 template <class T>

@@ -79,9 +79,9 @@ std::vector<std::string> product_fallbacks() { return cublaslt::refused_products
 
 namespace {
 
-bool multiply_by_library(const Product& product, void* /*workspace*/, void* /*stream*/) {
+bool multiply_by_library(const Product& product, void* /*workspace*/, void* stream) {
   if (options().product_kernel) return false;
-  return emulator::multiply(product), true;
+  return emulator::multiply(product, stream), true;
 }
 
 }  // namespace

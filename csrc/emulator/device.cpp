@@ -57,7 +57,7 @@ void run(std::string_view name, const Grid& grid, int threads, Entry entry, cons
   static Arena arena;
   const std::lock_guard<std::mutex> lock(mutex);
   check(grid, threads);
-  count(name);
+  count(name, grid.stream);
   if (!options().run) return;
   const tsan::Unseen unseen;
   places.set_fault(options().fault);
@@ -83,12 +83,14 @@ namespace {
 
 std::mutex counting;
 std::map<std::string_view, int64_t> counts;
+std::set<void*> streams_seen;
 
 }  // namespace
 
-void count(std::string_view what) {
+void count(std::string_view what, void* stream) {
   const std::lock_guard<std::mutex> lock(counting);
   ++counts[what];
+  streams_seen.insert(stream);
 }
 
 std::map<std::string, int64_t> launches() {
@@ -96,9 +98,14 @@ std::map<std::string, int64_t> launches() {
   return {counts.begin(), counts.end()};
 }
 
+std::set<void*> streams() {
+  const std::lock_guard<std::mutex> lock(counting);
+  return streams_seen;
+}
+
 void clear_launches() {
   const std::lock_guard<std::mutex> lock(counting);
-  counts.clear();
+  counts.clear(), streams_seen.clear();
 }
 
 int thread_index() { return machine->self().index; }

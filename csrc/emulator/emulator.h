@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <map>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -40,12 +41,16 @@ Options& options();
 std::vector<std::string> sites();
 void clear_sites();
 
-// Counts something that a device would be given to do. Its name has to live as long as the program.
-void count(std::string_view what);
+// Counts something that a device would be given to do on a stream. Its name has to live as long as
+// the program.
+void count(std::string_view what, void* stream);
 
 // How often what was launched since clear_launches(): kernels, by their names without namespaces
 // and template arguments, "clear" and "product".
 std::map<std::string, int64_t> launches();
+
+// The streams that it was launched on.
+std::set<void*> streams();
 void clear_launches();
 
 }  // namespace mmixer::cuda

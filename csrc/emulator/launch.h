@@ -65,8 +65,8 @@ std::string refusal() {
 
 inline uint64_t number_of(void* stream) { return reinterpret_cast<uintptr_t>(stream); }
 
-inline void clear(void* p, size_t bytes, void* /*stream*/) {
-  count("clear");
+inline void clear(void* p, size_t bytes, void* stream) {
+  count("clear", stream);
   if (options().run) std::memset(p, 0, bytes);
 }
 

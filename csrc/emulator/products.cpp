@@ -55,8 +55,8 @@ void multiply(const Product& x) {
 
 }  // namespace
 
-void multiply(const Product& product) {
-  count("product");
+void multiply(const Product& product, void* stream) {
+  count("product", stream);
   if (!options().run) return;
   product.dtype == Dtype::float64 ? multiply<double>(product) : multiply<float>(product);
 }

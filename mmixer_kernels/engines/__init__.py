@@ -39,7 +39,11 @@ def names() -> tuple[str, ...]:
 
 def of_device(device: torch.device) -> list[Engine]:
     """The engines that take tensors on this device, the fastest first."""
-    return [engine for engine in ENGINES if not engine.DEVICES or device.type in engine.DEVICES]
+    return [engine for engine in ENGINES if _takes(engine, device)]
+
+
+def _takes(engine: Engine, device: torch.device) -> bool:
+    return not engine.DEVICES or device.type in engine.DEVICES
 
 
 def engines() -> dict[str, EngineState]:
@@ -53,10 +57,11 @@ def check_name(name: object) -> None:
 
 
 def get(name: str) -> Engine:
-    """The engine of this name."""
+    """The engine of this name; ValueError where there is none."""
     for engine in ENGINES:
         if name == engine.NAME:
             return engine
+    check_name(name)
     raise ValueError(f"engine must be one of {', '.join(names())}, but is {name!r}")
 
 
@@ -77,14 +82,13 @@ def choose(engine: str, input: Tensor) -> str:
         engine = os.environ.get("MMIXER_ENGINE") or "auto"
         if engine == "auto":
             return _fastest(input.device)
-    check_name(engine)
-    chosen = get(engine)
-    if chosen not in of_device(input.device):
+    chosen, device = get(engine), input.device
+    if not _takes(chosen, device):
         raise ValueError(
             f'engine="{engine}" does not take this call: it takes tensors on '
-            f"{', '.join(chosen.DEVICES)}, but input is on {input.device}"
+            f"{', '.join(chosen.DEVICES)}, but input is on {device}"
         )
-    state = chosen.state(input.device)
+    state = chosen.state(device)
     if not state.available:
         raise RuntimeError(f'engine="{engine}" cannot run here: {state.reason}') from state.error
     return engine
@@ -94,7 +98,7 @@ def _fastest(device: torch.device) -> str:
     """The first engine that takes tensors of this device and runs here."""
     refused, chosen = [], ""
     for engine in ENGINES:
-        if engine.DEVICES and device.type not in engine.DEVICES:
+        if not _takes(engine, device):
             continue
         state = engine.state(device)
         if state.available:

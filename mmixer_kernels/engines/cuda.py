@@ -270,8 +270,8 @@ def persistent_plans(
     return plans, refusal
 
 
-class _Pass(NamedTuple):
-    """What the way of a pass depends on."""
+class _Size(NamedTuple):
+    """The sizes and settings that a pass's way depends on."""
 
     device: int
     groups: int
@@ -286,48 +286,48 @@ class _Pass(NamedTuple):
 
 
 class _Way(NamedTuple):
-    of: _Pass
+    size: _Size
     pass_plan: Any  # the extension's
     plan: _Plan
     refused: str  # in words, the reasons why it is no path before that
 
 
-def _persistent_plan(this: _Pass, path: str) -> tuple[_Plan | None, str]:
+def _persistent_plan(size: _Size, path: str) -> tuple[_Plan | None, str]:
     """How a path takes a pass, or why it does not."""
-    plans, refusal = persistent_plans(this.device, path, this.hidden, this.dtype, this.backward)
+    plans, refusal = persistent_plans(size.device, path, size.hidden, size.dtype, size.backward)
     if not plans:
         return None, refusal
-    sizes = this.groups, this.batch
-    plan = next((plan for plan in plans if plan.teams(*sizes) <= plan.teams_at_once), plans[-1])
-    if plan.teams(*sizes) > _MOST_ROUNDS * plan.teams_at_once:
-        return None, f"{plan.teams(*sizes)} teams, {plan.teams_at_once} at once"
+    counts = size.groups, size.batch
+    plan = next((plan for plan in plans if plan.teams(*counts) <= plan.teams_at_once), plans[-1])
+    if plan.teams(*counts) > _MOST_ROUNDS * plan.teams_at_once:
+        return None, f"{plan.teams(*counts)} teams, {plan.teams_at_once} at once"
     return plan, ""
 
 
 @functools.lru_cache(maxsize=1024)
-def _way(this: _Pass) -> _Way:
-    """The first path that takes the pass."""
+def _way(size: _Size) -> _Way:
+    """The first path that takes the size."""
     chosen, refused = None, []
-    for path in this.paths:
+    for path in size.paths:
         if path == "cell":
             continue
         if path == "step":
-            chosen = _Plan("step", padded=this.hidden)
+            chosen = _Plan("step", padded=size.hidden)
         else:
-            chosen, refusal = _persistent_plan(this, path)
+            chosen, refusal = _persistent_plan(size, path)
             if chosen is None:
                 refused.append(f"{path}: {refusal}")
         if chosen is not None:
             break
     if chosen is None:
-        allowed = "" if this.paths == _DEFAULT_PATHS else f" of {', '.join(this.paths)}"
+        allowed = "" if size.paths == _DEFAULT_PATHS else f" of {', '.join(size.paths)}"
         raise RuntimeError(f"no path{allowed} takes this call: {'; '.join(refused)}")
     pass_plan = _native.PassPlan(
         **chosen.variant(),
         teams=chosen.teams_at_once,
-        allow_tf32=this.precision != "highest",
+        allow_tf32=size.precision != "highest",
     )
-    return _Way(this, pass_plan, chosen, "; ".join(refused))
+    return _Way(size, pass_plan, chosen, "; ".join(refused))
 
 
 def _way_of(call: Call, tensors: Sequence[Tensor], backward: bool) -> _Way:
@@ -336,7 +336,7 @@ def _way_of(call: Call, tensors: Sequence[Tensor], backward: bool) -> _Way:
     first, second, _ = input.shape
     hidden, _ = tensors[2 * groups + GATES.index("r")].shape
     return _way(
-        _Pass(
+        _Size(
             device=input.device.index if input.is_cuda else -1,
             groups=groups,
             batch=first if call.batch_first else second,
@@ -354,7 +354,7 @@ def _tell(way: _Way, call: Call, tensors: Sequence[Tensor]) -> None:
     """Logs the way that a pass has gone."""
     if not _logger.isEnabledFor(logging.DEBUG):
         return
-    this, plan, how = way.of, way.plan, ""
+    size, plan, how = way.size, way.plan, ""
     if plan.path != "step":
         how = (
             f", H padded to {plan.padded}, {plan.terms} terms of {plan.term_dtype} per float, "
@@ -362,9 +362,9 @@ def _tell(way: _Way, call: Call, tensors: Sequence[Tensor]) -> None:
         )
     _logger.debug(
         "%s of G=%d T=%d B=%d H=%d %s: path %s%s%s",
-        "backward" if this.backward else "forward",
-        *(this.groups, tensors[0].shape[call.batch_first], this.batch, this.hidden),
-        *(this.dtype, plan.path, how),
+        "backward" if size.backward else "forward",
+        *(size.groups, tensors[0].shape[call.batch_first], size.batch, size.hidden),
+        *(size.dtype, plan.path, how),
         f" ({way.refused})" if way.refused else "",
     )
 

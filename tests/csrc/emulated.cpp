@@ -26,5 +26,11 @@ PYBIND11_MODULE(_emulated, m) {
       py::arg("seed") = 1, py::arg("adversarial") = false, py::arg("resident_clusters") = 8,
       py::arg("resident_blocks") = 132, py::arg("run") = true, py::arg("product_kernel") = false);
   m.def("launches", mmixer::cuda::launches);
+  m.def("streams", [] {
+    std::set<uintptr_t> handles;
+    for (void* const stream : mmixer::cuda::streams())
+      handles.insert(reinterpret_cast<uintptr_t>(stream));
+    return handles;
+  });
   m.def("clear_launches", mmixer::cuda::clear_launches);
 }

@@ -50,6 +50,21 @@ def test_launches_and_what_a_device_refuses(tmp_path: Path) -> None:
     print(expect_success([program]))
 
 
+RUNTIME_FUNCTIONS = {
+    *("DeviceGetAttribute", "DriverGetVersion", "FuncGetAttributes", "FuncSetAttribute"),
+    *("GetDevice", "GetErrorString", "GetLastError", "LaunchKernelEx", "MemsetAsync"),
+    *("OccupancyMaxActiveBlocksPerMultiprocessor", "OccupancyMaxActiveClusters"),
+    *("RuntimeGetVersion", "StreamGetId", "ThreadExchangeStreamCaptureMode"),
+}
+"""None of them synchronises, takes memory, makes a stream or chooses a device."""
+
+
+def test_the_engine_calls_no_other_function_of_the_runtime() -> None:
+    folders = ROOT / "csrc" / "cuda", ROOT / "python"
+    sources = "".join(file.read_text() for folder in folders for file in folder.iterdir())
+    assert {*re.findall(r"\bcuda([A-Z]\w*)\(", sources)} == RUNTIME_FUNCTIONS
+
+
 def test_products() -> None:
     print(expect_success([build("test_products") / "test_products"]))
 

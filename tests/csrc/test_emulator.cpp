@@ -511,19 +511,22 @@ void test_counts() {
   int runs = 0;
   const auto kernel = [&](void*) { runs += thread_index() == 0; };
   unsigned char memory[] = {1};
+  int stream = 0;
   clear_launches();
   launch_body(one_block, kernel);
   options().run = false;
   launch_body(one_block, kernel);
   launch_body<32>(one_block, kernel);
-  clear(memory, sizeof memory, nullptr);
+  check(streams() == std::set<void*>{nullptr}, "a launch's stream is known");
+  clear(memory, sizeof memory, &stream);
+  check(streams() == std::set<void*>{nullptr, &stream}, "so is a clear's");
   check_error([&] { launch_body(grid_of(0, 1, 0), kernel); }, "a grid without blocks");
   options() = Options();
   check(runs == 1 && memory[0] == 1, "what is only counted does nothing");
   check(launches() == std::map<std::string, int64_t>{{"Body", 3}, {"clear", 1}},
         "launches are counted by the kernel's name, run or not");
   clear_launches();
-  check(launches().empty(), "the counts begin again");
+  check(launches().empty() && streams().empty(), "the counts begin again");
 }
 
 // The same seed gives the same schedule.

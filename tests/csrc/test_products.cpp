@@ -4,8 +4,9 @@
 #include "../../csrc/emulator/emulator.h"
 
 int main() {
-  const Multiply multiply = [](const Product& product) {
-    mmixer::cuda::multiply(product, nullptr, nullptr);
+  int stream = 0;
+  const Multiply multiply = [&](const Product& product) {
+    mmixer::cuda::multiply(product, nullptr, &stream);
   };
   for (const bool kernel : {false, true}) {
     options().product_kernel = kernel;
@@ -25,8 +26,9 @@ int main() {
     const Operand operand{&one, 1, 0, false};
     multiply({1, 1, 1, 1, operand, operand, Dtype::float32, &result, 1, 0, Dtype::float32, false});
     const std::string name = kernel ? "ProductKernel" : "product";
-    if (result != 7 || launches() != std::map<std::string, int64_t>{{name, 1}}) {
-      std::printf("FAILED: %s must be counted and not run\n", name.c_str());
+    if (result != 7 || launches() != std::map<std::string, int64_t>{{name, 1}} ||
+        streams() != std::set<void*>{&stream}) {
+      std::printf("FAILED: %s must be counted, with its stream, and not run\n", name.c_str());
       failures++;
     }
   }

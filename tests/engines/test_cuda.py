@@ -430,7 +430,7 @@ GROUPED = {
 def test_weight_sets_of_equal_sizes_have_the_bits_that_each_has_alone(
     dtypes: str, lengths: bool
 ) -> None:
-    """What goes into one product of all sets is copied first."""
+    """Operands of one product of all sets are copied first."""
     dtype, weight_dtype = GROUPED[dtypes]
     problems = [problem(Size(3, 4, 6, 7, 20), lengths=True, dtype=weight_dtype) for _ in range(3)]
     problems = [p.to(dtype)._replace(weights=p.weights) for p in problems]

@@ -6,11 +6,12 @@ tests/engines/test_cuda.py runs the same kernels without a GPU.
 
 from __future__ import annotations
 
+import copy
 import gc
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import contract
 import helpers
@@ -26,9 +27,9 @@ from helpers import (
     relative_errors,
     with_gradients,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
-from mmixer_kernels import CellStream, FusedMCU, FusedMCUCell, engines, reference
+from mmixer_kernels import CellStream, FusedMCU, FusedMCUCell, MMixer, engines, reference
 from mmixer_kernels.engines import cuda
 from mmixer_kernels.functional import mcu
 from mmixer_kernels.reference import Weights
@@ -300,12 +301,7 @@ def test_graph(take: Take, path: str, precision: str, call: str) -> None:
         p.input.copy_(value)
         expected.append({name: x.clone() for name, x in function(p).items()})
 
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # as torch's notes on graphs have it
-        for _ in range(2):
-            function(p)
-    torch.cuda.current_stream().wait_stream(stream)
+    _warm_up(lambda: function(p))
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         results = function(p)
@@ -315,6 +311,125 @@ def test_graph(take: Take, path: str, precision: str, call: str) -> None:
             x.fill_(torch.nan)
         graph.replay()
         equal(results, answer)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_shape_that_is_first_seen_inside_a_capture(take: Take, path: str) -> None:
+    """Then its products are first looked for there; other shapes have loaded the kernels."""
+    chosen = take(path, "bfloat16", 250)
+    known = problem(Size(9, 13, 40, 33, 250), lengths=True, dtype=chosen.dtype).on(DEVICE)
+    p = problem(Size(7, 11, 56, 35, 250), lengths=True, dtype=chosen.dtype).on(DEVICE)
+    function = CALLS["forward+backward"]
+    _warm_up(lambda: function(known))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = function(p)
+    for x in results.values():
+        x.fill_(torch.nan)
+    graph.replay()
+    equal(results, function(p))
+
+
+def _warm_up(call: Callable[[], object]) -> None:
+    """Two calls on a side stream, as torch's notes on graphs have it."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+
+
+class Trained(NamedTuple):
+    """A module, and what it is called with: inputs of which all have gradients."""
+
+    module: nn.Module
+    arguments: tuple[Any, ...]
+    inputs: list[Tensor]
+
+    @classmethod
+    def make(cls, name: str) -> Trained:
+        """A unit alone, or the network of two modalities."""
+        if name == "FusedMCU":
+            unit = FusedMCU(40, 24, 128, engine="cuda", device=DEVICE)
+            inputs = [
+                torch.randn(*s, device=DEVICE).requires_grad_() for s in ((9, 5, 40), (5, 24))
+            ]
+            return cls(unit, (*inputs,), inputs)
+        network = MMixer([40, 24], 10, hidden_size=128, engine="cuda", device=DEVICE)
+        features = [torch.randn(5, 9, n, device=DEVICE).requires_grad_() for n in (40, 24)]
+        return cls(network, (features,), features)
+
+    def forward(self) -> list[Tensor]:
+        with torch.no_grad():
+            return self._outputs(self.module)
+
+    def backward(self, module: Callable[..., Any] | None = None) -> list[Tensor]:
+        """The outputs and all gradients; of another form of the module, if one is given."""
+        outputs = self._outputs(self.module if module is None else module)
+        leaves = [*self.inputs, *self.module.parameters()]
+        grads = torch.autograd.grad(sum(x.square().sum() for x in outputs), leaves)
+        return [x.detach().clone() for x in outputs] + [x.clone() for x in grads]
+
+    def change(self) -> None:
+        for x in self.inputs:
+            x.detach().normal_()
+
+    def _outputs(self, module: Callable[..., Any]) -> list[Tensor]:
+        outputs = module(*self.arguments)
+        return [outputs] if isinstance(outputs, Tensor) else list(outputs)
+
+
+@pytest.mark.parametrize("passes", ["forward", "backward"])
+@pytest.mark.parametrize("name", ["FusedMCU", "MMixer"])
+def test_graph_of_a_module(name: str, passes: str) -> None:
+    """A captured call gives the eager call's results, also for inputs that changed after it."""
+    trained = Trained.make(name)
+    call = getattr(trained, passes)
+    _warm_up(call)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = call()
+    for _ in range(3):
+        trained.change()
+        for x in results:
+            x.fill_(torch.nan)
+        graph.replay()
+        torch.testing.assert_close(results, call())
+
+
+def test_graphed_callables_of_a_network() -> None:
+    """They train: each replayed backward gives the eager one's gradients."""
+    trained = Trained.make("MMixer")
+    eager = copy.deepcopy(trained.module)
+    graphed = torch.cuda.make_graphed_callables(trained.module, trained.arguments)
+    for _ in range(3):
+        trained.change()
+        expected = trained._replace(module=eager).backward()
+        torch.testing.assert_close(trained.backward(graphed), expected)
+        with torch.no_grad():
+            for ours, other in zip(trained.module.parameters(), eager.parameters(), strict=True):
+                other.copy_(ours.mul_(0.9))
+
+
+def test_compile_with_graphs_of_a_network() -> None:
+    """torch.compile's own CUDA graphs: it leaves none out, records and then replays."""
+    from torch._dynamo.utils import counters
+
+    trained = Trained.make("MMixer")
+    compiled = torch.compile(trained.module, mode="reduce-overhead", fullgraph=True)
+    skipped = counters["inductor"]["cudagraph_skips"]
+    for _ in range(5):
+        trained.change()
+        torch.compiler.cudagraph_mark_step_begin()
+        torch.testing.assert_close(trained.backward(compiled), trained.backward())
+    for _ in range(4):
+        trained.change()
+        torch.compiler.cudagraph_mark_step_begin()
+        with torch.no_grad():
+            results = compiled(*trained.arguments).clone()
+        torch.testing.assert_close([results], trained.forward())
+    assert counters["inductor"]["cudagraph_skips"] == skipped
 
 
 @every_combination
@@ -406,10 +521,16 @@ def test_nan_in_fresh_memory(
         equal(with_gradients(run(), p), expected)
 
 
-def test_cublaslt_makes_the_products() -> None:
-    """PyTorch has loaded it."""
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_cublaslt_makes_all_products_of_the_papers_sizes(precision: str) -> None:
+    """PyTorch has loaded it. All of these products have 512 rows, columns or terms."""
     assert cuda._native is not None
     assert cuda._native.product_library().startswith("cuBLASLt ")
+    chosen = PRECISIONS[precision]
+    torch.set_float32_matmul_precision(chosen.matmul)
+    for size in (Size(9, 8, 512, 512, 512), Size(13, 8, 512, 1024, 512)):
+        with_gradients(run(), problem(size, lengths=True, dtype=chosen.dtype).on(DEVICE))
+    assert [line for line in cuda._native.product_fallbacks() if "512" in line] == []
 
 
 if not STATE.available:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from building import build, expect_success, find
 
 from mmixer_kernels import engines
 from mmixer_kernels.engines import choose, cuda, gpu
@@ -125,6 +129,16 @@ def test_torch_compile_takes_the_answer_as_it_is(monkeypatch: pytest.MonkeyPatch
     cuda._refusal.cache_clear()
 
 
+def printed(script: str, *words: object, **environment: str) -> list[str]:
+    """The lines that a Python of its own prints."""
+    command = [sys.executable, "-c", script, *map(str, words)]
+    result = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, **environment}
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()
+
+
 RELOADED = """
 import importlib, os, sys
 from mmixer_kernels.engines import cuda
@@ -139,9 +153,7 @@ def reloaded(variable: str, *values: str) -> list[str]:
     """The engine's words on itself with each value of an environment variable."""
     if cuda._native is None:
         pytest.skip("this build has no CUDA")
-    command = [sys.executable, "-c", RELOADED, variable, *values]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    return result.stdout.splitlines()
+    return printed(RELOADED, variable, *values)
 
 
 def test_the_environment_leaves_paths_out() -> None:
@@ -168,6 +180,75 @@ def test_the_environment_chooses_the_samples_of_a_team() -> None:
     lines = reloaded("MMIXER_CUDA_SAMPLES", *answers)
     for answer, line in zip(answers.values(), lines, strict=True):
         assert answer in line
+
+
+@pytest.fixture
+def extension() -> str:
+    """The path of this package's extension, which must have been built with CUDA."""
+    if cuda._native is None:
+        pytest.skip("this build has no CUDA")
+    return str(cuda._extension.__file__)
+
+
+IMPORTED = """
+import sys, torch
+if "cpu" in sys.argv:
+    torch.version.cuda = None
+from mmixer_kernels import FusedMCU, _native, engines
+FusedMCU(2, 3, 4, engine="cpu")(torch.zeros(1, 1, 2), torch.zeros(1, 3))
+print(engines()["cuda"].reason)
+print(_native.cuda.refusal())
+"""
+
+
+@pytest.mark.parametrize("driver", ["unreadable", "without functions"])
+def test_without_a_driver(extension: str, driver: str, tmp_path: Path) -> None:
+    """The extension is there all the same, and the engine says why it is off."""
+    library = tmp_path / "libcuda.so.1"
+    library.write_text("no library")
+    if driver != "unreadable":
+        source = tmp_path / "empty.c"
+        source.write_text("")
+        expect_success([find("cc", "gcc", "clang"), "-shared", source, "-o", library])
+    path = os.pathsep.join([str(tmp_path), os.environ.get("LD_LIBRARY_PATH", "")])
+    state, refusal = printed(IMPORTED, LD_LIBRARY_PATH=path.rstrip(os.pathsep))
+    assert state == "torch finds no CUDA device or driver"
+    assert refusal == "there is no NVIDIA driver"
+
+
+def test_without_torchs_cuda(extension: str) -> None:
+    assert printed(IMPORTED, "cpu")[0] == "this torch has no CUDA: install one that has"
+
+
+ALONE = """
+import ctypes, importlib.machinery, importlib.util, sys
+loader = importlib.machinery.ExtensionFileLoader("_native", sys.argv[1])
+native = importlib.util.module_from_spec(importlib.util.spec_from_loader("_native", loader))
+loader.exec_module(native)
+for library in sys.argv[2:]:
+    ctypes.CDLL(library)
+print("torch" in sys.modules, native.cuda.product_library())
+"""
+"""Loads the extension, and then libraries, in a process that has no torch."""
+
+
+@pytest.mark.parametrize("major", [11, 12, 99])
+def test_cublaslt_of_another_major_number(extension: str, major: int, tmp_path: Path) -> None:
+    """The one that is loaded is taken; the stub calls itself 12.13.14."""
+    built = build("cublaslt_stub") / "libcublaslt_stub.so"
+    stub = shutil.copy(built, tmp_path / f"libcublasLt.so.{major}")
+    assert printed(ALONE, extension, stub) == ["False cuBLASLt 12.13.14"]
+
+
+def test_without_cublaslt(extension: str) -> None:
+    assert printed(ALONE, extension) == ["False own kernel: no libcublasLt is loaded"]
+
+
+def test_cublaslt_is_the_one_that_torch_has_loaded(extension: str) -> None:
+    if torch.version.cuda is None:
+        pytest.skip("this torch has no CUDA")
+    major = torch.version.cuda.split(".")[0]
+    assert cuda._native.product_library().startswith(f"cuBLASLt {major}.")
 
 
 class _OnGPU(torch.Tensor):
