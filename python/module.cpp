@@ -19,7 +19,6 @@ struct Cpu {
     int threads;
   };
   static constexpr bool narrows = false;  // gradients have Problem::dtype
-  static constexpr bool omits = true;     // gradients of contexts and hx may be left out
 
   // In bytes; the engine counts its memory in elements of Problem::dtype.
   static int64_t bytes(int64_t elements, const Problem& p) {

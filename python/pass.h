@@ -191,7 +191,7 @@ py::object backward(const Backward<Engine>& c) {
   if (need_inputs)
     for (int64_t g = 0; g < groups; g++)
       results[g] = new_empty(tensors[g], nullptr, p.steps, p.batch, p.group[g].input_size);
-  if (any(groups, groups) || !Engine::omits)
+  if (any(groups, groups))
     for (int64_t g = 0; g < groups; g++)
       results[groups + g] = new_empty(tensors[g], nullptr, p.batch, p.group[g].context_size);
   if (need_weights) {
@@ -204,9 +204,9 @@ py::object backward(const Backward<Engine>& c) {
   }
   const int64_t of_hx = form.has_hx ? hx : needs.size() - 1;
   py::object grad_hx = py::none();
-  if (!Engine::omits || ((form.has_hx || of_no_hx) && needs[of_hx] == Py_True)) {
+  if ((form.has_hx || of_no_hx) && needs[of_hx] == Py_True) {
     grad_hx = new_empty(tensors[0], nullptr, p.groups, p.batch, p.hidden);
-    if (form.has_hx || of_no_hx) results[of_hx] = grad_hx;
+    results[of_hx] = grad_hx;
   }
 
   const auto memory = [&](int64_t i) {

@@ -1,6 +1,6 @@
-"""The shared half of the GPU engines: a call's order, its products, by torch, and its gradient.
+"""The half of the Triton engine that is torch's: a call's order, its products and its gradient.
 
-Between the products stand an engine's kernels: one object per call, with the methods of `Kernels`.
+Between the products stand the kernels: one object per call, with the methods of `Kernels`.
 Backward keeps the states alone and computes the gates again, as products over all steps.
 """
 
@@ -147,13 +147,9 @@ class MixGradient(NamedTuple):
 
 
 class Kernels(Protocol):
-    """An engine's kernels of one call. Rows are (step, sample); dtypes: `Call.dtype` for operands
+    """The kernels of one call. Rows are (step, sample); dtypes: `Call.dtype` for operands
     of products, `Call.compute` for the rest. Gate numbers are those of `problem.GATES`."""
 
-    removed_mean: bool
-    """Whether the kernels take W_r, W_z and W_h without the mean over the rows of each column,
-    which changes no LN(W x). The gradient of the gates then lacks the term of that mean, which
-    `_weight_gradients` subtracts."""
     norm_summands: int
     """Summands of the gradient of the recurrent gates' norms."""
 
@@ -269,7 +265,7 @@ def backward(
         grad_weights = []
         if need.weights:
             grad_weights = [
-                _weight_gradients(kernels, g, gates, grad, rest).to_dtypes_of(weights)
+                _weight_gradients(g, gates, grad, rest).to_dtypes_of(weights)
                 for g, weights in enumerate(problem.weights)
             ]
     return Gradients(
@@ -322,7 +318,6 @@ def _prologue_backward(
 
 
 def _weight_gradients(
-    kernels: Kernels,
     g: int,
     gates: Gates,
     grad: RecurrenceGradient,
@@ -332,9 +327,6 @@ def _weight_gradients(
     da = grad.gates[g].flatten(0, 1)  # `[T B, 3, H]`
     operands = gates.f_tilde_h[g], gates.f_tilde_h[g], gates.f_tilde_r_h[g]
     recurrent = [product(da[:, gate].T, operand) for gate, operand in enumerate(operands)]
-    if kernels.removed_mean:
-        for weight in recurrent:
-            weight -= weight.mean(0, keepdim=True)
     weights = Weights(*prologue.weights[g], *recurrent)
     if grad.norm is None:
         return weights

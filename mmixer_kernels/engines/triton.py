@@ -94,8 +94,6 @@ def _product_options(hidden: int, input: Tensor) -> dict[str, Any]:
 
 
 class _Kernels:
-    removed_mean = False
-
     def __init__(self, call: Call, backward: bool) -> None:
         self.call = call
         self.norm_summands = -(-call.B // _BLOCK_B)  # a program of the recurrence writes one
