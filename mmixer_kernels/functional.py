@@ -192,10 +192,10 @@ def mcu_cell(
         return handle_torch_function(
             mcu_cell, seen, input, context, weights, hx, mix=mix, eps=eps, engine=engine
         )
+    arguments.check_tensor("input", input)
     next_state = plain.step(Step(input, context, weights, hx, mix, eps), engine)
     if next_state is not None:
         return next_state
-    arguments.check_tensor("input", input)
     dims = input.ndim
     if dims not in (1, 2):
         raise ValueError(

@@ -17,7 +17,7 @@ from torch.autograd import Function
 
 from . import arguments, derivatives, dispatch
 from .engines import Engine, NativeEngine, choose, get, native_of
-from .problem import Call, Cotangents, Form, Keep, Need, Problem, Step, Weights
+from .problem import Call, Cotangents, Form, Keep, Layout, Need, Problem, Step, Weights
 
 Options = tuple[str, bool, float, str, bool]
 """mix, batch_first, eps, engine and recompute of `functional.mcu`, not checked yet."""
@@ -42,7 +42,7 @@ def sequence(
         tensors.append(hx)
     if lengths is not None:
         tensors.append(lengths)
-    return _unchecked(form, tensors, options, is_sequence=True)
+    return _unchecked(form, tensors, options, "sequence")
 
 
 def group(
@@ -59,26 +59,22 @@ def group(
     has_hx, has_lengths = hx is not None, lengths is not None
     form = Form(len(inputs), len(own), has_hx, has_lengths, options[0], options[2])
     tensors = [*inputs, *contexts, *own, *(x for x in (hx, lengths) if x is not None)]
-    return _unchecked(form, tensors, options, is_sequence=False)
+    return _unchecked(form, tensors, options, "group")
 
 
 def step(step: Step, engine: str) -> Tensor | None:
-    """The result of `functional.mcu_cell` for a batch without gradients; None where the call has to
-    be looked at more closely."""
-    tensors = [step.input, step.context, *_tensors(step.weights)]
-    if step.hx is not None:
-        tensors.append(step.hx)
-    kind = dispatch.plain(tensors)
-    if kind is None or kind.needs_gradient or not kind.is_on_one_device:
+    """The result of `functional.mcu_cell` for a batch; None where the call has to be looked at more
+    closely."""
+    input, context, weights, hx, mix, eps = step
+    if input.dim() != 2:
         return None
-    try:
-        chosen = native_of(get(choose(engine, step.input)))
-        if chosen is None:
-            return None
-        arguments.check_memory(step, tensors)
-        return chosen.step(step)
-    except (IndexError, TypeError, ValueError):
-        return None
+    own = _tensors(weights)
+    tensors = [input, context, *own]
+    if hx is not None:
+        tensors.append(hx)
+    form = Form(1, len(own), hx is not None, False, mix, eps)
+    results = _unchecked(form, tensors, (mix, False, eps, engine, False), "step")
+    return None if results is None else results[0]
 
 
 def run(
@@ -87,12 +83,13 @@ def run(
     """A checked call of any engine, whose tensors `dispatch.plain` knows: output `[G, T, B, H]` and
     h_n `[G, B, H]`, with gradients where something is kept for them."""
     arguments.check_memory(problem, tensors)
-    return _run(_AnyEngine(engine), Call(Form.of(problem.flat()), keep), tensors)
+    call = Call(Form.of(problem.flat()), keep)
+    results: tuple[Tensor, Tensor] = _run(_AnyEngine(engine), call, tensors)
+    return results
 
 
-def _unchecked(
-    form: Form, tensors: Sequence[Tensor], options: Options, is_sequence: bool
-) -> tuple[Tensor, Tensor] | None:
+def _unchecked(form: Form, tensors: Sequence[Tensor], options: Options, layout: Layout) -> Any:
+    """The results, or None."""
     kind = dispatch.plain(tensors)
     if kind is None or not kind.is_on_one_device:
         return None
@@ -104,7 +101,7 @@ def _unchecked(
         engine = native_of(get(choose(name, tensors[0])))
         if engine is None:
             return None
-        return _run(engine, Call(form, keep, batch_first, is_sequence), tensors)
+        return _run(engine, Call(form, keep, layout, batch_first), tensors)
     except (IndexError, TypeError, ValueError):
         return None
 
@@ -115,13 +112,11 @@ def _tensors(weights: Weights) -> Sequence[Any]:
     return weights[:-2] if norm_weight is None and norm_bias is None else weights
 
 
-def _run(
-    engine: NativeEngine | _AnyEngine, call: Call, tensors: Sequence[Tensor]
-) -> tuple[Tensor, Tensor]:
+def _run(engine: NativeEngine | _AnyEngine, call: Call, tensors: Sequence[Tensor]) -> Any:
+    """Output and h_n; None in h_n's place for a step."""
     if call.keep == "nothing":
         return engine.run_forward(call, tensors)[:2]
-    results: tuple[Tensor, Tensor] = _apply(engine, call, *tensors)
-    return results
+    return _apply(engine, call, *tensors)
 
 
 class _AnyEngine(NamedTuple):
@@ -160,7 +155,7 @@ class _Recurrence(Function):
     @staticmethod
     def forward(
         ctx: Any, engine: NativeEngine | _AnyEngine, call: Call, *tensors: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         output, h_n, saved = engine.run_forward(call, tensors)
         ctx.engine, ctx.call = engine, call
         ctx.save_for_backward(saved, *tensors)
@@ -191,14 +186,18 @@ def _by_ops(
 ) -> Sequence[Tensor | None]:
     """`run_backward` where something looks on, or for a second derivative."""
     grad_output, grad_h_n = cotangents
-    groups = call.form.groups
+    groups, is_step = call.form.groups, call.layout == "step"
     saved, *tensors = kept
     if call.batch_first:
         tensors[:groups] = [x.transpose(0, 1) for x in tensors[:groups]]
         grad_output = None if grad_output is None else grad_output.transpose(-3, -2)
-    if call.is_sequence and grad_output is not None:
-        grad_output = grad_output.unsqueeze(0)
-    inputs, *rest = derivatives.of_forward(
+    if is_step:
+        tensors[0] = tensors[0].unsqueeze(0)
+        if call.form.has_hx:
+            tensors[-1] = tensors[-1].unsqueeze(0)
+    if grad_output is not None and call.layout != "group":
+        grad_output = grad_output[None, None] if is_step else grad_output[None]
+    inputs, contexts, weights, hx = derivatives.of_forward(
         call.form,
         (engine, call.keep),
         (saved, *tensors),
@@ -208,4 +207,7 @@ def _by_ops(
     )
     if call.batch_first:
         inputs = [None if x is None else x.transpose(0, 1) for x in inputs]
-    return call.form.in_order((inputs, *rest))
+    if is_step:
+        inputs = [None if x is None else x.squeeze(0) for x in inputs]
+        hx = None if hx is None else hx.squeeze(0)
+    return call.form.in_order((inputs, contexts, weights, hx))

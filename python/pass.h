@@ -12,6 +12,7 @@ namespace passes {
 namespace py = pybind11;
 using from_python::Form;
 using from_python::Items;
+using from_python::Layout;
 using mmixer::Dtype;
 
 inline py::object torch(const char* name) { return py::module_::import("torch").attr(name); }
@@ -56,7 +57,7 @@ struct Forward : Engine::Options {
   py::handle call, tensors;
 };
 
-// Output, h_n, and what is left for backward or None.
+// Output, h_n or None for a step, and what is left for backward or None.
 template <class Engine>
 py::object forward(const Forward<Engine>& c) {
   const Form form(c.call);
@@ -65,10 +66,18 @@ py::object forward(const Forward<Engine>& c) {
   const mmixer::Problem p = own.problem();
   Engine::check(p);
   PyObject* const like = tensors[0];
-  const py::object output = form.is_sequence
-                                ? new_empty(like, nullptr, p.steps, p.batch, p.hidden)
-                                : new_empty(like, nullptr, p.groups, p.steps, p.batch, p.hidden);
-  const py::object h_n = new_empty(like, nullptr, p.groups, p.batch, p.hidden);
+  py::object output, h_n;
+  switch (form.layout) {
+    case Layout::group:
+      output = new_empty(like, nullptr, p.groups, p.steps, p.batch, p.hidden);
+      break;
+    case Layout::sequence: output = new_empty(like, nullptr, p.steps, p.batch, p.hidden); break;
+    case Layout::step: output = new_empty(like, nullptr, p.batch, p.hidden);
+  }
+  if (form.layout == Layout::step)
+    h_n = output;  // the same values
+  else
+    h_n = new_empty(like, nullptr, p.groups, p.batch, p.hidden);
   py::object saved = py::none();
   if (p.keep != mmixer::Keep::nothing) {
     static PyObject* const float32 = torch("float32").release().ptr();
@@ -83,7 +92,8 @@ py::object forward(const Forward<Engine>& c) {
     const py::gil_scoped_release release;
     Engine::forward(p, c, to_output, to_h_n, to_saved, scratch);
   }
-  if (form.batch_first) swap_steps_and_samples(output, form.is_sequence ? 0 : 1);
+  if (form.batch_first) swap_steps_and_samples(output, form.layout == Layout::group);
+  if (form.layout == Layout::step) h_n = py::none();
   return py::make_tuple(output, h_n, saved);
 }
 
@@ -127,10 +137,22 @@ inline Cotangents cotangents(const Form& form, const mmixer::Problem& p, py::han
       result.grad_output_stride_step = tensor.stride[step];
       result.grad_output_stride_sample = tensor.stride[sample];
     };
-    if (form.is_sequence)
-      fill(from_python::Tensor<3>("grad_output", result.output.ptr()), 0);
-    else
-      fill(from_python::Tensor<4>("grad_output", result.output.ptr()), 1);
+    switch (form.layout) {
+      case Layout::group:
+        fill(from_python::Tensor<4>("grad_output", result.output.ptr()), 1);
+        break;
+      case Layout::sequence:
+        fill(from_python::Tensor<3>("grad_output", result.output.ptr()), 0);
+        break;
+      case Layout::step: {
+        const from_python::Tensor<2> tensor("grad_output", result.output.ptr());
+        from_python::require(tensor.shape == from_python::Tensor<2>::Numbers{p.batch, p.hidden} &&
+                                 tensor.dtype == p.dtype,
+                             "grad_output", "have output's shape and dtype");
+        result.grad_output = tensor.address;
+        result.grad_output_stride_sample = tensor.stride[0];
+      }
+    }
   }
   if (!h_n.is_none()) {
     result.h_n = with_rows(h_n);
@@ -188,9 +210,13 @@ py::object backward(const Backward<Engine>& c) {
   };
   const bool need_inputs = any(0, groups), need_weights = any(first_weight, form.weights);
   std::vector<py::object> results(needs.size(), py::none());
+  const bool is_step = form.layout == Layout::step;
   if (need_inputs)
-    for (int64_t g = 0; g < groups; g++)
-      results[g] = new_empty(tensors[g], nullptr, p.steps, p.batch, p.group[g].input_size);
+    for (int64_t g = 0; g < groups; g++) {
+      const int64_t size = p.group[g].input_size;
+      results[g] = is_step ? new_empty(tensors[g], nullptr, p.batch, size)
+                           : new_empty(tensors[g], nullptr, p.steps, p.batch, size);
+    }
   if (any(groups, groups))
     for (int64_t g = 0; g < groups; g++)
       results[groups + g] = new_empty(tensors[g], nullptr, p.batch, p.group[g].context_size);
@@ -205,7 +231,8 @@ py::object backward(const Backward<Engine>& c) {
   const int64_t of_hx = form.has_hx ? hx : needs.size() - 1;
   py::object grad_hx = py::none();
   if ((form.has_hx || of_no_hx) && needs[of_hx] == Py_True) {
-    grad_hx = new_empty(tensors[0], nullptr, p.groups, p.batch, p.hidden);
+    grad_hx = is_step ? new_empty(tensors[0], nullptr, p.batch, p.hidden)
+                      : new_empty(tensors[0], nullptr, p.groups, p.batch, p.hidden);
     results[of_hx] = grad_hx;
   }
 

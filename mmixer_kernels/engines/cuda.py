@@ -135,42 +135,39 @@ _STEP_SAMPLES = 64  # a step of more is not a stream's, and the general way is a
 
 def step(step: Step) -> Tensor:
     """One step without gradients: the next state `[B, H]`, in one launch up to 64 samples."""
-    try:
-        return _step(step)
-    except (TypeError, ValueError):
-        return _step(native.stored_step(step, step.input.dtype))
+    return native.step(run_forward, step)
 
 
-def _step(step: Step) -> Tensor:
-    input, context, weights = step[:3]
-    B, H = input.shape[0], weights.hidden_size
+def _cell(call: Call, tensors: Sequence[Tensor]) -> Tensor | None:
+    """The next state by one launch, on the current device; None where the general way is taken."""
+    input, context, weight_f = tensors[:3]
+    (B, F), (_, C), (H, _) = input.shape, context.shape, weight_f.shape
     dtype = input.dtype
-    with _device_of(input):
-        device = torch.cuda.current_device() if input.is_cuda else -1
-        if "cell" not in PATHS:
-            plan = 0, 0, 0, "left out by MMIXER_CUDA_PATHS"
-        elif B > _STEP_SAMPLES:
-            plan = 0, 0, 0, f"{B} samples, but {_STEP_SAMPLES} at most"
-        else:
-            sizes = B, input.shape[1], context.shape[1], H
-            plan = _cell_plan(device, sizes, dtype, weights.weight_f.dtype)
-        team_samples, blocks, size, refusal = plan
-        _logger.debug(
-            "step of B=%d H=%d %s: %s",
-            *(B, H, dtype, f"a sequence of one (cell: {refusal})" if refusal else "path cell"),
-        )
-        if team_samples == 0:
-            return forward(step.problem(), "nothing")[1].squeeze(0)
-        stream = _stream(input)
-        next_state = input.new_empty(B, H)
-        _native.cell(
-            step=step,
-            team_samples=team_samples,
-            blocks=blocks,
-            next_state=next_state,
-            workspace=_workspace(device, stream, H, size, input),
-            stream=stream,
-        )
+    device = input.device.index if input.is_cuda else -1
+    if "cell" not in PATHS:
+        plan = 0, 0, 0, "left out by MMIXER_CUDA_PATHS"
+    elif B > _STEP_SAMPLES:
+        plan = 0, 0, 0, f"{B} samples, but {_STEP_SAMPLES} at most"
+    else:
+        plan = _cell_plan(device, (B, F, C, H), dtype, weight_f.dtype)
+    team_samples, blocks, size, refusal = plan
+    _logger.debug(
+        "step of B=%d H=%d %s: %s",
+        *(B, H, dtype, f"a sequence of one (cell: {refusal})" if refusal else "path cell"),
+    )
+    if team_samples == 0:
+        return None
+    stream = _stream(input)
+    next_state = input.new_empty(B, H)
+    _native.cell(
+        call=call,
+        tensors=tensors,
+        team_samples=team_samples,
+        blocks=blocks,
+        next_state=next_state,
+        workspace=_workspace(device, stream, H, size, input),
+        stream=stream,
+    )
     return next_state
 
 
@@ -334,10 +331,9 @@ def _way(*of_size: Any) -> _Way:
 def _way_of(call: Call, tensors: Sequence[Tensor], backward: bool) -> _Way:
     """The way of a pass on the current device; the tensors are not checked yet."""
     input, groups = tensors[0], call.form.groups
-    first, second, _ = input.shape
+    batch = input.shape[0 if call.batch_first or call.layout == "step" else 1]
     hidden, _ = tensors[2 * groups + GATES.index("r")].shape
     device = input.device.index if input.is_cuda else -1
-    batch = first if call.batch_first else second
     precision = torch.get_float32_matmul_precision()
     return _way(device, groups, batch, hidden, input.dtype, backward, precision, PATHS, SAMPLES)
 
@@ -347,6 +343,7 @@ def _tell(way: _Way, call: Call, tensors: Sequence[Tensor]) -> None:
     if not _logger.isEnabledFor(logging.DEBUG):
         return
     size, plan, how = way.size, way.plan, ""
+    steps = 1 if call.layout == "step" else tensors[0].shape[call.batch_first]
     if plan.path != "step":
         how = (
             f", H padded to {plan.padded}, {plan.terms} terms of {plan.term_dtype} per float, "
@@ -355,7 +352,7 @@ def _tell(way: _Way, call: Call, tensors: Sequence[Tensor]) -> None:
     _logger.debug(
         "%s of G=%d T=%d B=%d H=%d %s: path %s%s%s",
         "backward" if size.backward else "forward",
-        *(size.groups, tensors[0].shape[call.batch_first], size.batch, size.hidden),
+        *(size.groups, steps, size.batch, size.hidden),
         *(size.dtype, plan.path, how),
         f" ({way.refused})" if way.refused else "",
     )
@@ -394,11 +391,15 @@ def saved_size(problem: Problem, keep: Keep) -> int:
     return 3 * sequence + 2 * state + (2 * sequence + state + ratio - 1) // ratio
 
 
-def run_forward(call: Call, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+def run_forward(call: Call, tensors: Sequence[Tensor]) -> native.Results:
     """`protocol.NativeEngine.run_forward`."""
     with _device_of(tensors[0]):
+        if call.layout == "step" and call.keep == "nothing":
+            next_state = _cell(call, tensors)
+            if next_state is not None:
+                return next_state, None, None
         way = _way_of(call, tensors, backward=False)
-        results: tuple[Tensor, Tensor, Tensor | None] = _native.forward(
+        results: native.Results = _native.forward(
             call=call, tensors=tensors, plan=way.pass_plan, stream=_stream(tensors[0])
         )
     _tell(way, call, tensors)
