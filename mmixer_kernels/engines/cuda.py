@@ -110,6 +110,12 @@ def _state_of(index: int) -> EngineState:
         return EngineState(False, f"cuda:{index}: {error}", error)
     if refusal:
         return EngineState(False, f"cuda:{index}: {refusal}")
+    return _running()
+
+
+@functools.cache
+def _running() -> EngineState:
+    """The state on every GPU that can run the kernels."""
     return EngineState(True, f"CUDA, {_extension.build_info()['cuda']}")
 
 
@@ -229,7 +235,7 @@ class _Plan(NamedTuple):
         }
 
     def teams(self, groups: int, batch: int) -> int:
-        """Of a call of so many weight sets and samples."""
+        """The number of teams for so many weight sets and samples."""
         return groups * -(-batch // self.samples)
 
 
