@@ -27,7 +27,6 @@ struct Cuda {
     void* stream;
   };
   static constexpr bool narrows = true;  // the weights' gradients have the weights' dtypes
-  static constexpr bool omits = true;    // gradients of contexts and hx may be left out
 
   static void check(const Problem& p) { cuda::check(p); }
   static int64_t saved_size(const Problem& p) { return cuda::saved_size(p); }

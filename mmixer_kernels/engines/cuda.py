@@ -311,8 +311,9 @@ def _persistent_plan(size: _Size, path: str) -> tuple[_Plan | None, str]:
 
 
 @functools.lru_cache(maxsize=1024)
-def _way(size: _Size) -> _Way:
-    """The first path that takes the size."""
+def _way(*of_size: Any) -> _Way:
+    """The first path that takes a size, whose fields are given: they cost less than a `_Size`."""
+    size = _Size(*of_size)
     chosen, refused = None, []
     for path in size.paths:
         if path == "cell":
@@ -337,23 +338,14 @@ def _way(size: _Size) -> _Way:
 
 
 def _way_of(call: Call, tensors: Sequence[Tensor], backward: bool) -> _Way:
-    """How a pass goes on the current device; the tensors are not checked yet."""
+    """The way of a pass on the current device; the tensors are not checked yet."""
     input, groups = tensors[0], call.form.groups
     first, second, _ = input.shape
     hidden, _ = tensors[2 * groups + GATES.index("r")].shape
-    return _way(
-        _Size(
-            device=input.device.index if input.is_cuda else -1,
-            groups=groups,
-            batch=first if call.batch_first else second,
-            hidden=hidden,
-            dtype=input.dtype,
-            backward=backward,
-            precision=torch.get_float32_matmul_precision(),
-            paths=PATHS,
-            samples=SAMPLES,
-        )
-    )
+    device = input.device.index if input.is_cuda else -1
+    batch = first if call.batch_first else second
+    precision = torch.get_float32_matmul_precision()
+    return _way(device, groups, batch, hidden, input.dtype, backward, precision, PATHS, SAMPLES)
 
 
 def _tell(way: _Way, call: Call, tensors: Sequence[Tensor]) -> None:

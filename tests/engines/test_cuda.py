@@ -457,7 +457,7 @@ def test_more_weight_sets_and_copies_than_a_launch_takes(path: str) -> None:
 def test_a_gradient_alone_has_the_bits_that_it_has_among_all(
     path: str, mix: str, groups: int, emulator: ModuleType
 ) -> None:
-    """A pass leaves out what nothing needs: the fewer gradients, the fewer launches."""
+    """Nothing unneeded is launched: the fewer launches, the fewer gradients."""
     problems = [problem(Size(3, 4, 6, 7, 20), dtype=torch.float32) for _ in range(groups)]
     named = {
         "input": [p.input for p in problems],
