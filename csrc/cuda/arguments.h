@@ -66,6 +66,8 @@ struct Copy {
   int end;  // the number of the first block behind this copy's, among those of all copies
 };
 
+constexpr int copied_columns = 256;  // of a row, by a warp at a time
+
 template <int most>
 struct Copies {
   static constexpr int most_copies = most;  // per launch

@@ -276,8 +276,6 @@ struct BackwardBuffers {
   void* unwanted;         // an operand: the gradient of hx, [G, B, H], where the caller gets none
   void *x_hat, *r_std;    // [G, 3, T, B, H] and [G, 3, T, B]; x_hat: operands where these are wide
   void* weight_operands;  // operands, [G, 3, T, B, H]: of W_r, W_z and W_h
-  void* grad_gates;       // an operand: da of r, z and h, [G, 3, T, B, H]
-  void* grad_f_tilde;     // [G, T, B, H]
   void *grad_a_s, *grad_a_f, *grad_a_g;      // operands, [G, T, B, H], again, [G, B, H]
   void *grad_a_s_sum, *grad_g_sum, *grad_g;  // [G, B, H]
   void* grad_norm[gate_r];                   // [G, n, 2, H] of f, g and s; null if not wanted
@@ -287,12 +285,13 @@ struct BackwardBuffers {
                                              // writes what the caller gets, as all below
   void* grad_weight_sf;                      // [G, H, H], wide
   void* grad_contexts;                       // an operand: [G, B, context_size]
-  // Three uses of the same memory, one after another: W_r and W_z times the first two operands and
-  // W_h times the last two, [G, 2, T, B, 2, H] and [G, 2, T, B, H]; V, like x_hat; and the
-  // gradients of f_bar and g_bar, [G, T, B, H].
+  // Uses of the same memory, one after another. W_r and W_z times the first two operands and W_h
+  // times the last two: [G, 2, T, B, 2, H] and [G, 2, T, B, H].
   void *gate_products, *candidate_products;
-  void* projected;
-  void *grad_f_bar, *grad_g_bar, *grad_f;
+  // Then V, like x_hat, where the gradients of f_bar and g_bar, [G, T, B, H], come afterwards; and
+  // behind it da of r, z and h, an operand, [G, 3, T, B, H], and the gradient of f_tilde.
+  void *projected, *grad_f, *grad_f_bar, *grad_g_bar;
+  void *grad_gates, *grad_f_tilde;
   // On path step, of one step, wide: [G, B, H]; da, an operand: [G, B, 3, H].
   void *grad_h, *carry, *grad_r_h, *grad_sum, *step_operand;
 
@@ -316,8 +315,6 @@ struct BackwardBuffers {
     x_hat = is_wide ? operands : s.take_wide(arena, all);
     r_std = s.take_wide(arena, step_gates * s.G * s.rows);
     weight_operands = need_weights ? s.take_operands(arena, all) : nullptr;
-    grad_gates = s.take_operands(arena, all);
-    grad_f_tilde = s.take_wide(arena, s.sequence);
     grad_a_s = s.take_operands(arena, s.sequence), grad_a_f = s.take_operands(arena, s.sequence);
     grad_a_g = s.take_operands(arena, s.state);
     for (void** x : {&grad_a_s_sum, &grad_g_sum, &grad_g}) *x = s.take_wide(arena, s.state);
@@ -327,11 +324,12 @@ struct BackwardBuffers {
     gate_products = s.take_wide(arena, 4 * s.sequence);
     candidate_products = s.take_wide(arena, 2 * s.sequence);
     arena.go_back_to(used);
-    projected = plan.path != Path::step && s.has_norm ? s.take_wide(arena, all) : nullptr;
-    arena.go_back_to(used);
-    grad_f = s.take_wide(arena, s.sequence);
-    grad_f_bar = gated ? s.take_wide(arena, s.sequence) : nullptr;
-    grad_g_bar = gated ? s.take_wide(arena, s.sequence) : nullptr;
+    projected = s.take_wide(arena, all);
+    grad_gates = s.take_operands(arena, all);
+    grad_f_tilde = s.take_wide(arena, s.sequence);
+    grad_f = projected;
+    grad_f_bar = gated ? element(projected, s.wide, s.sequence) : nullptr;
+    grad_g_bar = gated ? element(projected, s.wide, 2 * s.sequence) : nullptr;
     arena.go_on_behind_all();
     if (plan.path != Path::step) return;
     for (void** x : {&grad_h, &carry, &grad_r_h, &grad_sum}) *x = s.take_wide(arena, s.state);

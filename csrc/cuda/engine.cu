@@ -44,8 +44,8 @@ void in_launches(Copies<most>& arguments, const std::vector<Copy>& copies, int64
     arguments.copies = 0;
     for (int end = 0; next < copies.size() && arguments.copies < most; next++) {
       Copy& copy = arguments.copy[arguments.copies++] = copies[next];
-      constexpr int64_t columns = 256;  // of a warp at a time
-      const int64_t warps = copy.tables * copy.rows * ((copy.columns + columns - 1) / columns);
+      const int64_t pieces = (copy.columns + copied_columns - 1) / copied_columns;
+      const int64_t warps = copy.tables * copy.rows * pieces;
       end += int(std::min((warps + copy_warps - 1) / copy_warps, most_copy_blocks));
       copy.end = end;
     }
@@ -353,13 +353,13 @@ class BackwardPass : Pass {
 
   void run_persistent() const {
     const int64_t size = int64_t(H) * H;
-    if (b.projected)
+    if (s.has_norm)
       multiply(int64_t(G) * step_gates, s.rows, H, H, {b.operands, H, all, false},
                {b.prepared.matrices, H, size, false}, b.projected, H, all);
     BackwardArguments a{};
     a.weights = static_cast<const uint16_t*>(b.prepared.split_weights);
     a.x_hat = static_cast<const float*>(b.x_hat);
-    a.projected = static_cast<const float*>(b.projected);
+    a.projected = static_cast<const float*>(s.has_norm ? b.projected : nullptr);
     a.r_std = static_cast<const float*>(b.r_std);
     a.norms = static_cast<const float*>(b.prepared.norms);
     a.states = static_cast<const float*>(states), a.hx = static_cast<const float*>(b.prepared.hx);

@@ -110,6 +110,12 @@ def _state_of(index: int) -> EngineState:
         return EngineState(False, f"cuda:{index}: {error}", error)
     if refusal:
         return EngineState(False, f"cuda:{index}: {refusal}")
+    return _running()
+
+
+@functools.cache
+def _running() -> EngineState:
+    """The state on every GPU that can run the kernels."""
     return EngineState(True, f"CUDA, {_extension.build_info()['cuda']}")
 
 
