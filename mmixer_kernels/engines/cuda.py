@@ -25,7 +25,6 @@ import functools
 import logging
 import os
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -151,7 +150,7 @@ def _step(step: Step) -> Tensor:
     input, context, weights = step[:3]
     B, H = input.shape[0], weights.hidden_size
     dtype = input.dtype
-    with _device_of(input):
+    with native.device_of(input):
         device = torch.cuda.current_device() if input.is_cuda else -1
         if "cell" not in PATHS:
             plan = 0, 0, 0, "left out by MMIXER_CUDA_PATHS"
@@ -363,13 +362,6 @@ def _plan(call: Call, tensors: Sequence[Tensor], backward: bool) -> Any:
     return way.pass_plan
 
 
-def _device_of(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Makes the tensor's GPU the current one."""
-    if not tensor.is_cuda or tensor.device.index == torch.cuda.current_device():
-        return nullcontext()
-    return torch.cuda.device(tensor.device)
-
-
 def _stream(tensor: Tensor) -> int:
     """The handle of the current stream of the tensor's device."""
     if not tensor.is_cuda:
@@ -403,7 +395,7 @@ def saved_size(problem: Problem, keep: Keep) -> int:
 
 def run_forward(call: Call, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
     """`protocol.NativeEngine.run_forward`."""
-    with _device_of(tensors[0]):
+    with native.device_of(tensors[0]):
         results: tuple[Tensor, Tensor, Tensor | None] = _native.forward(
             call=call,
             tensors=tensors,
@@ -421,7 +413,7 @@ def run_backward(
     needs: Sequence[bool],
 ) -> Sequence[Tensor | None]:
     """`protocol.NativeEngine.run_backward`."""
-    with _device_of(tensors[0]):
+    with native.device_of(tensors[0]):
         grads: Sequence[Tensor | None] = _native.backward(
             call=call,
             tensors=tensors,
