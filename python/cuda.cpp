@@ -26,8 +26,7 @@ struct Cuda {
     fields::Held<PassPlan> plan;
     void* stream;
   };
-  static constexpr bool narrows = true;  // gradients have their tensors' dtypes
-  static constexpr bool omits = false;
+  static constexpr bool narrows = true;  // the weights' gradients have the weights' dtypes
 
   static void check(const Problem& p) { cuda::check(p); }
   static int64_t saved_size(const Problem& p) { return cuda::saved_size(p); }

@@ -19,7 +19,6 @@ struct Cpu {
     int threads;
   };
   static constexpr bool narrows = false;  // gradients have Problem::dtype
-  static constexpr bool omits = true;     // gradients of contexts and hx may be left out
 
   // In bytes; the engine counts its memory in elements of Problem::dtype.
   static int64_t bytes(int64_t elements, const Problem& p) {
@@ -59,7 +58,7 @@ py::object step(const Step& call) {
   from_python::OneStep one = from_python::step(call.step);
   one.threads = call.threads;
   PyObject* const like = from_python::item(call.step, 0);
-  const py::object next_state = passes::new_empty(like, passes::shape(one.batch, one.hidden));
+  const py::object next_state = passes::new_empty(like, nullptr, one.batch, one.hidden);
   const int64_t size = cpu::step_workspace_size(one.dtype, one.batch, one.hidden);
   const py::object workspace = passes::new_bytes(like, Cpu::bytes(size, one));
   void *const target = passes::address(next_state), *const scratch = passes::address(workspace);

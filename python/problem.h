@@ -93,13 +93,6 @@ struct Tensor {
     require(stride[rank - 1] == 1 || shape[rank - 1] == 1, name, "have contiguous rows");
   }
 
-  bool is_contiguous() const {
-    int64_t expected = 1;
-    for (size_t i = rank; i-- > 0; expected *= shape[i])
-      if (shape[i] != 1 && stride[i] != expected) return false;
-    return true;
-  }
-
   static Numbers numbers(const char* name, const py::object& tuple) {
     constexpr const char* must[] = {"", "have one dimension", "have two dimensions",
                                     "have three dimensions", "have four dimensions"};
@@ -116,11 +109,17 @@ struct Tensor {
 // A contiguous matrix's address.
 inline void* contiguous(const char* name, PyObject* object, const std::array<int64_t, 2>& shape,
                         Dtype dtype) {
-  const Tensor<2> tensor(name, object);
-  require(tensor.shape == shape, name, "have the shape that the other operands ask for");
-  require(tensor.dtype == dtype, name, "have the dtype of its kind");
-  require(tensor.is_contiguous(), name, "be contiguous");
-  return tensor.address;
+  static PyObject *const shape_name = fields::interned("shape"),
+                         *const dtype_name = fields::interned("dtype"),
+                         *const contiguous_name = fields::interned("is_contiguous");
+  require(Tensor<2>::numbers(name, get(object, shape_name)) == shape, name,
+          "have the shape that the other operands ask for");
+  require(fields::enumerator<Dtype>(name, get(object, dtype_name).ptr()) == dtype, name,
+          "have the dtype of its kind");
+  require(call(object, contiguous_name).ptr() == Py_True, name, "be contiguous");
+  void* const address = fields::address(name, object);
+  require(address, name, "have its values in memory");
+  return address;
 }
 
 inline bool is_none(PyObject* object) { return object == Py_None; }
@@ -161,11 +160,11 @@ inline void weights(PyObject* const* set, int64_t size, mmixer::Problem& p, mmix
   require(has_norms || size == mmixer::gates, "a weight set", "have six matrices, and two norms");
   if (is_first) {
     static PyObject* const dtype_name = fields::interned("dtype");
-    const Tensor<2> r(weight_names[mmixer::gate_r], set[mmixer::gate_r]);
-    p.hidden = r.shape[0], p.weight_dtype = p.norm_dtype = r.dtype;
-    if (has_norms)
-      p.norm_dtype =
-          fields::enumerator<Dtype>("norm_weight", get(set[mmixer::gates], dtype_name).ptr());
+    static PyObject* const shape_name = fields::interned("shape");
+    const char* const name = weight_names[mmixer::gate_r];
+    p.hidden = Tensor<2>::numbers(name, get(set[mmixer::gate_r], shape_name))[0];
+    p.weight_dtype = fields::enumerator<Dtype>(name, get(set[mmixer::gate_r], dtype_name).ptr());
+    p.norm_dtype = fields::enumerator<Dtype>("norm_bias", get(set[size - 1], dtype_name).ptr());
   }
   const auto columns = columns_of(group, p.hidden);
   for (int gate = 0; gate < mmixer::gates; gate++)

@@ -57,7 +57,7 @@ def test_results_have_the_shapes_that_the_call_asks_for() -> None:
         (0, torch.zeros(T, B, F + 1), ValueError, "weight_f must have the shape"),
         (G, torch.zeros(B + 1, C), ValueError, "context must have input's batch size"),
         (G, torch.zeros(B, 0), ValueError, "weight_g must have the shape"),
-        (WEIGHT_F, torch.zeros(F, H).T, ValueError, "weight_f must have contiguous rows"),
+        (WEIGHT_F, torch.zeros(F, H).T, ValueError, "weight_f must be contiguous"),
         (WEIGHT_F, torch.zeros(2 * H, F)[::2], ValueError, "weight_f must be contiguous"),
         (WEIGHT_F, torch.zeros(H, F).double(), ValueError, "weight_f must have the dtype of its"),
         (WEIGHT_R, torch.zeros(H, H + 1), ValueError, "weight_r must have the shape"),

@@ -60,7 +60,8 @@ int64_t backward_workspace_size(const Problem& problem, const PassPlan& plan, bo
 void forward(const Problem& problem, const PassPlan& plan, void* output, void* h_n, void* saved,
              void* workspace, void* stream);
 
-// Writes gradient [G] and grad_hx [G, B, H], contiguous, in the dtypes of their tensors.
+// Writes gradient [G] and, unless it is null, grad_hx [G, B, H], contiguous, in the dtypes of their
+// tensors.
 void backward(const Problem& problem, const PassPlan& plan, const Cotangents& cotangents,
               const void* saved, const GroupGradient* gradient, void* grad_hx, void* workspace,
               void* stream);

@@ -109,12 +109,6 @@ def _state_of(index: int) -> EngineState:
         return EngineState(False, f"cuda:{index}: {error}", error)
     if refusal:
         return EngineState(False, f"cuda:{index}: {refusal}")
-    return _running()
-
-
-@functools.cache
-def _running() -> EngineState:
-    """The state on every GPU that can run the kernels."""
     return EngineState(True, f"CUDA, {_extension.build_info()['cuda']}")
 
 
@@ -291,13 +285,14 @@ class _Size(NamedTuple):
 
 
 class _Way(NamedTuple):
+    size: _Size
     pass_plan: Any  # the extension's
     plan: _Plan
     refused: str  # in words, the reasons why it is no path before that
 
 
 def _persistent_plan(size: _Size, path: str) -> tuple[_Plan | None, str]:
-    """How a path takes a call, or why it does not."""
+    """How a path takes a pass, or why it does not."""
     plans, refusal = persistent_plans(size.device, path, size.hidden, size.dtype, size.backward)
     if not plans:
         return None, refusal
@@ -309,8 +304,9 @@ def _persistent_plan(size: _Size, path: str) -> tuple[_Plan | None, str]:
 
 
 @functools.lru_cache(maxsize=1024)
-def _way(size: _Size) -> _Way:
-    """The first path that takes the size."""
+def _way(*of_size: Any) -> _Way:
+    """The first path that takes a size, whose fields are given: they cost less than a `_Size`."""
+    size = _Size(*of_size)
     chosen, refused = None, []
     for path in size.paths:
         if path == "cell":
@@ -326,40 +322,42 @@ def _way(size: _Size) -> _Way:
     if chosen is None:
         allowed = "" if size.paths == _DEFAULT_PATHS else f" of {', '.join(size.paths)}"
         raise RuntimeError(f"no path{allowed} takes this call: {'; '.join(refused)}")
-    plan = _native.PassPlan(
+    pass_plan = _native.PassPlan(
         **chosen.variant(),
         teams=chosen.teams_at_once,
         allow_tf32=size.precision != "highest",
     )
-    return _Way(plan, chosen, "; ".join(refused))
+    return _Way(size, pass_plan, chosen, "; ".join(refused))
 
 
-def _plan(call: Call, tensors: Sequence[Tensor], backward: bool) -> Any:
-    """The extension's plan of a pass on the current device."""
-    groups, input = call.form.groups, tensors[0]
-    steps, batch = input.shape[:2]
-    if call.batch_first:
-        steps, batch = batch, steps
-    hidden = tensors[2 * groups + GATES.index("r")].shape[0]
-    precision = torch.get_float32_matmul_precision()
+def _way_of(call: Call, tensors: Sequence[Tensor], backward: bool) -> _Way:
+    """The way of a pass on the current device; the tensors are not checked yet."""
+    input, groups = tensors[0], call.form.groups
+    first, second, _ = input.shape
+    hidden, _ = tensors[2 * groups + GATES.index("r")].shape
     device = input.device.index if input.is_cuda else -1
-    way = _way(
-        _Size(device, groups, batch, hidden, input.dtype, backward, precision, PATHS, SAMPLES)
-    )
-    if _logger.isEnabledFor(logging.DEBUG):
-        plan, how = way.plan, ""
-        if plan.path != "step":
-            how = (
-                f", H padded to {plan.padded}, {plan.terms} terms of {plan.term_dtype} per float, "
-                f"teams of {plan.samples} samples"
-            )
-        _logger.debug(
-            "%s of G=%d T=%d B=%d H=%d %s: path %s%s%s",
-            "backward" if backward else "forward",
-            *(groups, steps, batch, hidden, input.dtype, plan.path, how),
-            f" ({way.refused})" if way.refused else "",
+    batch = first if call.batch_first else second
+    precision = torch.get_float32_matmul_precision()
+    return _way(device, groups, batch, hidden, input.dtype, backward, precision, PATHS, SAMPLES)
+
+
+def _tell(way: _Way, call: Call, tensors: Sequence[Tensor]) -> None:
+    """Logs the way that a pass has gone."""
+    if not _logger.isEnabledFor(logging.DEBUG):
+        return
+    size, plan, how = way.size, way.plan, ""
+    if plan.path != "step":
+        how = (
+            f", H padded to {plan.padded}, {plan.terms} terms of {plan.term_dtype} per float, "
+            f"teams of {plan.samples} samples"
         )
-    return way.pass_plan
+    _logger.debug(
+        "%s of G=%d T=%d B=%d H=%d %s: path %s%s%s",
+        "backward" if size.backward else "forward",
+        *(size.groups, tensors[0].shape[call.batch_first], size.batch, size.hidden),
+        *(size.dtype, plan.path, how),
+        f" ({way.refused})" if way.refused else "",
+    )
 
 
 def _stream(tensor: Tensor) -> int:
@@ -381,27 +379,21 @@ def saved_size(problem: Problem, keep: Keep) -> int:
     if keep == "nothing":
         return 0
     groups, steps, batch, hidden = problem.sizes
-    wide = problem.compute_dtype.itemsize
-
-    def padded(rows: int, itemsize: int) -> int:
-        return (groups * rows * hidden * itemsize + 255) // 256 * (256 // wide)
-
-    rows, narrow = steps * batch, problem.dtype.itemsize
+    sequence, state = groups * steps * batch * hidden, groups * batch * hidden
     if keep == "states":
-        return padded(rows, wide)
-    of_steps = 3 * padded(rows, wide) + 2 * padded(rows, narrow)
-    return of_steps + 2 * padded(batch, wide) + padded(batch, narrow)
+        return sequence
+    ratio = problem.compute_dtype.itemsize // problem.dtype.itemsize
+    return 3 * sequence + 2 * state + (2 * sequence + state + ratio - 1) // ratio
 
 
 def run_forward(call: Call, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
     """`protocol.NativeEngine.run_forward`."""
     with native.device_of(tensors[0]):
+        way = _way_of(call, tensors, backward=False)
         results: tuple[Tensor, Tensor, Tensor | None] = _native.forward(
-            call=call,
-            tensors=tensors,
-            plan=_plan(call, tensors, backward=False),
-            stream=_stream(tensors[0]),
+            call=call, tensors=tensors, plan=way.pass_plan, stream=_stream(tensors[0])
         )
+    _tell(way, call, tensors)
     return results
 
 
@@ -413,7 +405,8 @@ def run_backward(
     needs: Sequence[bool],
 ) -> Sequence[Tensor | None]:
     """`protocol.NativeEngine.run_backward`."""
-    with native.device_of(tensors[0]):
+    with native.device_of(saved):
+        way = _way_of(call, tensors, backward=True)
         grads: Sequence[Tensor | None] = _native.backward(
             call=call,
             tensors=tensors,
@@ -421,9 +414,10 @@ def run_backward(
             grad_output=cotangents[0],
             grad_h_n=cotangents[1],
             needs=needs,
-            plan=_plan(call, tensors, backward=True),
-            stream=_stream(tensors[0]),
+            plan=way.pass_plan,
+            stream=_stream(saved),
         )
+    _tell(way, call, tensors)
     return grads
 
 
