@@ -97,7 +97,9 @@ def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     arguments.check_memory(problem, problem.tensors())
     with autocast.off(problem.inputs[0]):
         output, h_n, saved = _engine(engine, problem).forward(problem, keep)
-    return output, h_n, output.new_empty(0) if saved is None else saved
+    if saved is None:
+        saved = output.new_empty(0, dtype=problem.compute_dtype)
+    return output, h_n, saved
 
 
 def _forward_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:

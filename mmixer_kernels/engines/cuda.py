@@ -17,6 +17,9 @@ recurrence, "high" and "medium" 2^-16 in a product. bfloat16 products have bfloa
 float16 ones in the recurrence have float16 operands forward and 16 bits of two bfloat16 terms
 backward, whose range a gradient may need. Statistics, gates and states are float32. float64 takes
 path "step".
+
+Where there is no cuBLASLt the first pass on a device warns of it, and the logger tells, at level
+WARNING, each product that cuBLASLt does not take.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -360,6 +364,37 @@ def _tell(way: _Way, call: Call, tensors: Sequence[Tensor]) -> None:
     )
 
 
+_told_devices: set[int] = set()
+_told_products: set[str] = set()
+"""What `_tell_products` has told: devices, and lines of the extension's `product_fallbacks`."""
+
+
+def _tell_products(device: int) -> None:
+    """Warns, once for the current device, where cuBLASLt is not there for the products outside the
+    recurrence, and logs each product that it has not taken."""
+    if device not in _told_devices:
+        _told_devices.add(device)
+        library: str = _native.product_library()
+        _logger.debug("products on %s: %s", f"cuda:{device}", library)
+        kind, _, reason = library.partition(": ")
+        if kind == "own kernel":
+            warnings.warn(
+                f"the CUDA engine's products outside the recurrence are slow on cuda:{device}: "
+                f"{reason}, so that a kernel of its own makes them, which is not tuned for speed. "
+                "Install a PyTorch that brings cuBLAS",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+    for line in _native.product_fallbacks():
+        if line not in _told_products:
+            _told_products.add(line)
+            _logger.warning(
+                "cuBLASLt does not take a product, which a kernel makes that is not tuned for "
+                "speed: %s",
+                line,
+            )
+
+
 def _stream(tensor: Tensor) -> int:
     """The handle of the current stream of the tensor's device."""
     if not tensor.is_cuda:
@@ -393,6 +428,7 @@ def run_forward(call: Call, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor, 
         results: tuple[Tensor, Tensor, Tensor | None] = _native.forward(
             call=call, tensors=tensors, plan=way.pass_plan, stream=_stream(tensors[0])
         )
+        _tell_products(way.size.device)
     _tell(way, call, tensors)
     return results
 
@@ -417,6 +453,7 @@ def run_backward(
             plan=way.pass_plan,
             stream=_stream(saved),
         )
+        _tell_products(way.size.device)
     _tell(way, call, tensors)
     return grads
 
