@@ -1,5 +1,6 @@
 """The recurrence as dispatcher ops: schema, fake, autograd and the batch rules.
 
+Compilers, exporters, transforms, modes and profilers see a call through them; others go by `plain`.
 `mmixer_kernels::mcu_forward` and `mcu_backward` take G weight sets in a call. Here alone a call is
 flat, as op schemas know no values of several fields. A second derivative differentiates the
 reference. Tools that have no rule for an op get the reference's equations.
