@@ -56,7 +56,7 @@ def test_sequence(compare_on_gpu: Compare, size: Size, passes: str) -> None:
 @pytest.mark.parametrize("steps", [8, 16, 64, 512])
 def test_share_of_the_prologue(compare_on_gpu: Compare, steps: int) -> None:
     """Eq. 7-10 and the input gates beside the whole call: T B = 64, 128, 512, 4096."""
-    from mmixer_kernels.engines.triton_pass import Call
+    from mmixer_kernels.engines.triton_pass import Pass
 
     size = Size(steps, 8, HIDDEN)
     error = problems.check_sequence(size, "triton", GPU, 1, DTYPE, TOLERANCE)
@@ -64,7 +64,7 @@ def test_share_of_the_prologue(compare_on_gpu: Compare, steps: int) -> None:
     operands = [x.detach() for x in problems.sequence_operands(size, GPU, DTYPE)]
 
     def prologue(input: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        return Call(Problem([input], [context], [unit.weights()])).prologue().input_gates
+        return Pass(Problem([input], [context], [unit.weights()])).prologue().input_gates
 
     compare_on_gpu(
         "Prologue beside the whole forward, engine triton, bfloat16",

@@ -12,8 +12,17 @@ import torch
 from torch import Tensor
 
 from .. import arguments
-from ..problem import GATES, Cotangents, Gradients, Keep, Need, Problem, Step, Weights
-from ..problem import compute_dtype as wide
+from ..problem import (
+    GATES,
+    Cotangents,
+    Gradients,
+    Keep,
+    Need,
+    Problem,
+    Step,
+    Weights,
+    compute_dtype,
+)
 from . import native, triton_kernels, triton_tuning
 
 BLOCK_B = 16  # samples of a program of the recurrence: the least that a product takes
@@ -25,13 +34,13 @@ def step(step: Step) -> Tensor:
     """One step without gradients in one launch: the next state `[B, H]`."""
     input, context, weights, hx, mix, eps = step
     B, H = input.shape[0], weights.hidden_size
-    dtype, compute = input.dtype, wide(input.dtype)
+    dtype, compute = input.dtype, compute_dtype(input.dtype)
     input, context = native.rows(input, dtype), native.rows(context, dtype)
     state = input if hx is None else native.rows(hx, dtype)
     matrices = [matrix.contiguous() for matrix in weights.matrices()]
     norms = None
     if weights.norm_weight is not None:
-        norms = torch.cat([x.to(compute) for x in weights.norms()])
+        norms = torch.cat(weights.norms()).to(compute)
     output = input.new_empty(B, H)
     f_g, state_operand = input.new_empty(B, 2 * H), torch.empty_like(output)
     mixed, a = (input.new_empty(*shape, dtype=compute) for shape in ((B, H), (2, B, H)))
@@ -52,24 +61,24 @@ def step(step: Step) -> Tensor:
 
 def forward(problem: Problem, keep: Keep) -> tuple[Tensor, Tensor, Tensor | None]:
     """Output `[G, T, B, H]`, h_n `[G, B, H]`, and what is left for `backward`: the states."""
-    call, save = Call(problem), keep != "nothing"
+    this, save = Pass(problem), keep != "nothing"
     with native.device_of(problem.inputs[0]):
-        states = call.recurrence(call.prologue().input_gates)
-        output = states.to(call.dtype, copy=save or call.valid is not None)
-        if call.valid is not None:
-            output.masked_fill_(~call.valid, 0)
-        h_n = states[:, -1].to(call.dtype, copy=True)
+        states = this.recurrence(this.prologue().input_gates)
+        output = states.to(this.dtype, copy=save or this.valid is not None)
+        if this.valid is not None:
+            output.masked_fill_(~this.valid, 0)
+        h_n = states[:, -1].to(this.dtype, copy=True)
     return output, h_n, states.view(-1) if save else None
 
 
 def backward(problem: Problem, saved: Tensor, cotangents: Cotangents, need: Need) -> Gradients:
     """The gradients, from the states that `forward` left."""
-    call = Call(problem)
+    this = Pass(problem)
     with native.device_of(problem.inputs[0]):
-        prologue = call.prologue()
-        gates = call.gates(prologue, saved.view(call.G, call.T, call.B, call.H))
-        grad = call.recurrence_backward(gates, *cotangents.filled(problem))
-        rest = call.prologue_backward(prologue, grad.f_tilde, need)
+        prologue = this.prologue()
+        gates = this.gates(prologue, saved.view(this.G, this.T, this.B, this.H))
+        grad = this.recurrence_backward(gates, *cotangents.filled(problem))
+        rest = this.prologue_backward(prologue, grad.f_tilde, need)
         grad_weights = []
         if need.weights:
             grad_weights = [
@@ -77,10 +86,10 @@ def backward(problem: Problem, saved: Tensor, cotangents: Cotangents, need: Need
                 for g, weights in enumerate(problem.weights)
             ]
     return Gradients(
-        [x.view_as(y).to(call.dtype) for x, y in zip(rest.inputs, problem.inputs, strict=False)],
-        [x.to(call.dtype) for x in rest.contexts],
+        [x.view_as(y).to(this.dtype) for x, y in zip(rest.inputs, problem.inputs, strict=False)],
+        [x.to(this.dtype) for x in rest.contexts],
         grad_weights,
-        grad.hx.to(call.dtype),
+        grad.hx.to(this.dtype),
     )
 
 
@@ -126,9 +135,9 @@ class PrologueGradient(NamedTuple):
     norms: list[Tensor]  # f g s: `[G, 2, H]`
 
 
-class Call:
-    """The operands of a call as products and kernels take them, and the kernels' options. Rows are
-    (step, sample)."""
+class Pass:
+    """The operands of a pass as products and kernels take them, the kernels' options, and the parts
+    of a pass. Rows are (step, sample)."""
 
     def __init__(self, problem: Problem) -> None:
         inputs, self.contexts, sets, hx, lengths, mix, eps = problem
@@ -151,7 +160,7 @@ class Call:
         self.norms = None  # `[2 G, 6, H]`
         if sets[0].norm_weight is not None:
             norms = [w.norm_weight for w in sets] + [w.norm_bias for w in sets]
-            self.norms = torch.stack([x.to(self.compute) for x in norms if x is not None])
+            self.norms = torch.stack([x for x in norms if x is not None]).to(self.compute)
         has_norm = {"HAS_NORM": self.norms is not None}
         self.eps, self.mix = eps, mix
         block = max(16, 1 << (self.H - 1).bit_length())
@@ -334,7 +343,7 @@ class Call:
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """a @ b of `[n, k]` and `[k, m]`, summed and returned in the compute dtype."""
-    dtype = wide(a.dtype)
+    dtype = compute_dtype(a.dtype)
     if a.dtype is dtype:
         return a @ b
     # On a CPU (tests, whose kernels run there), and by ROCm, which refuses out_dtype for 16 bits.

@@ -112,7 +112,7 @@ def test_step_reads_strided_rows_and_bfloat16_weights() -> None:
 
 def test_weights_of_a_call_are_not_copied() -> None:
     problems = [problem(Size(2, 3, 4, 6, 19)) for _ in range(3)]
-    call = triton_pass.Call(
+    this = triton_pass.Pass(
         Problem(
             [p.input for p in problems],
             [p.context for p in problems],
@@ -121,7 +121,7 @@ def test_weights_of_a_call_are_not_copied() -> None:
     )
     for g, p in enumerate(problems):
         own = [p.weights.weight_r, p.weights.weight_z, p.weights.weight_h]
-        ours = call.recurrent[3 * g : 3 * g + 3]
+        ours = this.recurrent[3 * g : 3 * g + 3]
         assert [x.data_ptr() for x in ours] == [x.data_ptr() for x in own]
 
 
