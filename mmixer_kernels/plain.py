@@ -1,9 +1,9 @@
 """Plain calls, which nothing looks on at: straight to the engine, and back by one node of autograd.
 
-Compilers, exporters, transforms and profilers see a call through the dispatcher (`ops`), which
-costs a small call several times its arithmetic. A native engine compares shapes and dtypes itself,
-so that nothing is checked twice; a call that it refuses is given back to the caller, whose checks
-say what is wrong.
+Compilers, exporters, transforms, modes and profilers see a call through the dispatcher (`ops`),
+which costs a small call several times its arithmetic. A native engine compares shapes and dtypes
+itself, so that nothing is checked twice; a call that it refuses is given back to the caller, whose
+checks say what is wrong.
 """
 
 from __future__ import annotations

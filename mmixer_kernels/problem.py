@@ -260,9 +260,9 @@ class Cotangents(NamedTuple):
         shape = groups, steps, batch, hidden
         output, h_n = self
         if output is None:
-            output = problem.inputs[0].new_zeros(()).expand(shape)
+            output = problem.inputs[0].new_zeros(hidden).expand(shape)
         if h_n is None:
-            h_n = problem.inputs[0].new_zeros(()).expand(groups, batch, hidden)
+            h_n = problem.inputs[0].new_zeros(hidden).expand(groups, batch, hidden)
         return output.view(shape) if output.dim() == 3 else output, h_n
 
 

@@ -44,6 +44,13 @@ def test_opcheck(engine, options, keep):
     torch.library.opcheck(BACKWARD, call)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_is_kept_has_the_compute_dtype_also_where_it_is_nothing(engine):
+    p = problem(Size(2, 3, 4, 5, 6), dtype=torch.bfloat16).call()
+    torch.library.opcheck(FORWARD, (*p.flat(), engine, "nothing"), test_utils="test_faketensor")
+    assert FORWARD(*p.flat(), engine, "nothing")[2].dtype == torch.float32
+
+
 @pytest.mark.parametrize(
     ("engine", "mix", "layer_norm", "lengths"),
     [

@@ -17,6 +17,9 @@ recurrence, "high" and "medium" 2^-16 in a product. bfloat16 products have bfloa
 float16 ones in the recurrence have float16 operands forward and 16 bits of two bfloat16 terms
 backward, whose range a gradient may need. Statistics, gates and states are float32. float64 takes
 path "step".
+
+Where there is no cuBLASLt the first pass on a device warns of it, and the logger tells, at level
+WARNING, each product that cuBLASLt does not take.
 """
 
 from __future__ import annotations
@@ -24,8 +27,8 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import warnings
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -364,11 +367,35 @@ def _tell(way: _Way, call: Call, tensors: Sequence[Tensor]) -> None:
     )
 
 
-def _device_of(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Makes the tensor's GPU the current one."""
-    if not tensor.is_cuda or tensor.device.index == torch.cuda.current_device():
-        return nullcontext()
-    return torch.cuda.device(tensor.device)
+_told_devices: set[int] = set()
+_told_products: set[str] = set()
+"""What `_tell_products` has told: devices, and lines of the extension's `product_fallbacks`."""
+
+
+def _tell_products(device: int) -> None:
+    """Warns, once for the current device, where cuBLASLt is not there for the products outside the
+    recurrence, and logs each product that it has not taken."""
+    if device not in _told_devices:
+        _told_devices.add(device)
+        library: str = _native.product_library()
+        _logger.debug("products on %s: %s", f"cuda:{device}", library)
+        kind, _, reason = library.partition(": ")
+        if kind == "own kernel":
+            warnings.warn(
+                f"the CUDA engine's products outside the recurrence are slow on cuda:{device}: "
+                f"{reason}, so that a kernel of its own makes them, which is not tuned for speed. "
+                "Install a PyTorch that brings cuBLAS",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+    for line in _native.product_fallbacks():
+        if line not in _told_products:
+            _told_products.add(line)
+            _logger.warning(
+                "cuBLASLt does not take a product, which a kernel makes that is not tuned for "
+                "speed: %s",
+                line,
+            )
 
 
 def _stream(tensor: Tensor) -> int:
@@ -399,7 +426,7 @@ def saved_size(problem: Problem, keep: Keep) -> int:
 
 def run_forward(call: Call, tensors: Sequence[Tensor]) -> native.Results:
     """`protocol.NativeEngine.run_forward`."""
-    with _device_of(tensors[0]):
+    with native.device_of(tensors[0]):
         if call.layout == "step" and call.keep == "nothing":
             next_state = _cell(call, tensors)
             if next_state is not None:
@@ -408,6 +435,7 @@ def run_forward(call: Call, tensors: Sequence[Tensor]) -> native.Results:
         results: native.Results = _native.forward(
             call=call, tensors=tensors, plan=way.pass_plan, stream=_stream(tensors[0])
         )
+        _tell_products(way.size.device)
     _tell(way, call, tensors)
     return results
 
@@ -420,7 +448,7 @@ def run_backward(
     needs: Sequence[bool],
 ) -> Sequence[Tensor | None]:
     """`protocol.NativeEngine.run_backward`."""
-    with _device_of(saved):
+    with native.device_of(saved):
         way = _way_of(call, tensors, backward=True)
         grads: Sequence[Tensor | None] = _native.backward(
             call=call,
@@ -432,6 +460,7 @@ def run_backward(
             plan=way.pass_plan,
             stream=_stream(saved),
         )
+        _tell_products(way.size.device)
     _tell(way, call, tensors)
     return grads
 

@@ -7,6 +7,7 @@ fit as it is; `stored` converts what may be converted.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -106,6 +107,13 @@ def rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     if tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
         tensor = tensor.contiguous()
     return tensor
+
+
+def device_of(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Makes the tensor's GPU the current one."""
+    if not tensor.is_cuda or tensor.device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(tensor.device)
 
 
 def stored_weights(weights: Sequence[Weights], dtype: torch.dtype) -> list[Weights]:

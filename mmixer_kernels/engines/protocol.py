@@ -20,7 +20,7 @@ class EngineState(NamedTuple):
 
 
 class Engine(Protocol):
-    """An implementation of the recurrence.
+    """An implementation of the recurrence, for problems that are checked.
 
     An engine that has a shorter way for a single step without gradients also has
     `step(step: Step) -> Tensor`, which returns the next state `[B, H]`.

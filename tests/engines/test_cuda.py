@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -18,6 +19,7 @@ from helpers import (
     ODD_SIZES,
     Problem,
     Size,
+    forget_cuda_calls,
     op_operands,
     problem,
     reference_results,
@@ -720,3 +722,22 @@ def test_what_multiplies_has_a_name(emulator: ModuleType) -> None:
     emulator.configure(product_kernel=True)
     assert emulator.product_library().startswith("own kernel: ")
     assert emulator.product_fallbacks() == []
+
+
+def test_slow_products_are_told_once(
+    emulator: ModuleType, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A pass without cuBLASLt warns, and a product that it does not take is logged."""
+    emulator.configure(product_kernel=True)
+    monkeypatch.setattr(emulator, "product_fallbacks", lambda: ["7x8x9: not supported"])
+    p = problem(Size(2, 1, 3, 4, 5), dtype=torch.float32)
+    with pytest.warns(RuntimeWarning, match="the emulator was told so, so that a kernel"):
+        with_gradients(run(), p)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with_gradients(run(), p)
+        forget_cuda_calls()
+        emulator.configure()
+        with_gradients(run(), p)
+    told = [record for record in caplog.records if "7x8x9: not supported" in record.message]
+    assert [record.levelname for record in told] == ["WARNING", "WARNING"]
