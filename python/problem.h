@@ -179,8 +179,9 @@ inline void weights(PyObject* const* set, int64_t size, mmixer::Problem& p, mmix
 
 inline void options(py::handle mix, py::handle eps, mmixer::Problem& p) {
   p.mix = fields::enumerator<mmixer::Mix>("mix", mix.ptr());
-  require(PyFloat_CheckExact(eps.ptr()), "eps", "be a float");
-  p.eps = PyFloat_AS_DOUBLE(eps.ptr());
+  const bool is_integer = PyLong_Check(eps.ptr()) && !PyBool_Check(eps.ptr());
+  require(PyFloat_Check(eps.ptr()) || is_integer, "eps", "be a float or an integer");
+  fields::assign(p.eps, "eps", eps.ptr());
   require(p.eps > 0 && p.eps <= DBL_MAX, "eps", "be positive and finite");
 }
 
