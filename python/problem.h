@@ -131,11 +131,13 @@ inline PyObject* item(py::handle tuple, Py_ssize_t i) {
   return PyTuple_GET_ITEM(tuple.ptr(), i);
 }
 
-// The items of a list or another sequence.
+// The items of a list or another sequence, kept where a method of one of them changes the list.
 class Items {
  public:
   explicit Items(PyObject* sequence)
-      : fast_(py::reinterpret_steal<py::object>(PySequence_Fast(sequence, "must be a sequence"))) {
+      : fast_(py::reinterpret_steal<py::object>(
+            PyList_Check(sequence) ? PyList_AsTuple(sequence)
+                                   : PySequence_Fast(sequence, "must be a sequence"))) {
     if (!fast_) throw py::error_already_set();
   }
   int64_t size() const { return PySequence_Fast_GET_SIZE(fast_.ptr()); }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from enum import Enum
 from typing import Any
@@ -137,6 +138,24 @@ def test_a_call_needs_every_field() -> None:
         _native.forward(call=Call(FORM, "gates"), threads=1)
     with pytest.raises(TypeError, match=r"^forward takes its fields by name alone"):
         _native.forward(Call(FORM, "gates"))
+
+
+def test_a_list_that_changes_during_the_call() -> None:
+    operands: list[Any] = tensors()
+    first = operands[0]
+
+    class Changing:
+        def data_ptr(self) -> int:
+            operands.clear()
+            gc.collect()
+            return first.data_ptr()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(first, name)
+
+    operands[0] = Changing()
+    assert forward(operands)[0].shape == (G, T, B, H)
+    assert operands == []
 
 
 def test_gradients_of_what_is_needed() -> None:
