@@ -1,5 +1,6 @@
 """The recurrence as dispatcher ops: schema, fake, autograd and the batch rules.
 
+Compilers, exporters, transforms, modes and profilers see a call through them; others go by `plain`.
 `mmixer_kernels::mcu_forward` and `mcu_backward` take G weight sets in a call. Here alone a call is
 flat, as op schemas know no values of several fields. A second derivative differentiates the
 reference. Tools that have no rule for an op get the reference's equations.
@@ -97,7 +98,9 @@ def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     arguments.check_memory(problem, problem.tensors())
     with autocast.off(problem.inputs[0]):
         output, h_n, saved = _engine(engine, problem).forward(problem, keep)
-    return output, h_n, output.new_empty(0) if saved is None else saved
+    if saved is None:
+        saved = output.new_empty(0, dtype=problem.compute_dtype)
+    return output, h_n, saved
 
 
 def _forward_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,14 +1,15 @@
 """Plain calls, which nothing looks on at: straight to the engine, and back by one node of autograd.
 
-Compilers, exporters, transforms and profilers see a call through the dispatcher (`ops`), which
-costs a small call several times its arithmetic. A native engine compares shapes and dtypes itself,
-so that nothing is checked twice; a call that it refuses is given back to the caller, whose checks
-say what is wrong.
+Compilers, exporters, transforms, modes and profilers see a call through the dispatcher (`ops`),
+which costs a small call several times its arithmetic. A native engine compares shapes and dtypes
+itself, so that nothing is checked twice; a call that it refuses is given back to the caller, whose
+checks say what is wrong.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -17,13 +18,13 @@ from torch.autograd import Function
 
 from . import arguments, derivatives, dispatch
 from .engines import Engine, NativeEngine, choose, get, native_of
-from .problem import Call, Cotangents, Form, Keep, Need, Problem, Step, Weights
+from .problem import Call, Cotangents, Form, Keep, Layout, Need, Problem, Step, Weights
 
 Options = tuple[str, bool, float, str, bool]
 """mix, batch_first, eps, engine and recompute of `functional.mcu`, not checked yet."""
 
-_Results = tuple[Tensor, Tensor, Tensor | None]
-"""Output, h_n, and what is left for backward."""
+_Results = tuple[Tensor, Tensor | None, Tensor | None]
+"""Output, h_n, which a step has not, and what is left for backward."""
 
 
 def sequence(
@@ -45,7 +46,7 @@ def sequence(
         tensors.append(hx)
     if lengths is not None:
         tensors.append(lengths)
-    return _unchecked(form, tensors, options, is_sequence=True)
+    return _unchecked(form, tensors, options, "sequence")
 
 
 def group(
@@ -58,30 +59,30 @@ def group(
 ) -> tuple[Tensor, Tensor] | None:
     """The results of `functional.mcu_group`; None where the call has to be looked at more
     closely."""
-    own = [tensor for weight_set in weights for tensor in _tensors(weight_set)]
+    own = list(chain.from_iterable(map(_tensors, weights)))
     has_hx, has_lengths = hx is not None, lengths is not None
     form = Form(len(inputs), len(own), has_hx, has_lengths, options[0], options[2])
-    tensors = [*inputs, *contexts, *own, *(x for x in (hx, lengths) if x is not None)]
-    return _unchecked(form, tensors, options, is_sequence=False)
+    tensors = [*inputs, *contexts, *own]
+    if hx is not None:
+        tensors.append(hx)
+    if lengths is not None:
+        tensors.append(lengths)
+    return _unchecked(form, tensors, options, "group")
 
 
 def step(step: Step, engine: str) -> Tensor | None:
-    """The result of `functional.mcu_cell` for a batch without gradients; None where the call has to
-    be looked at more closely."""
-    tensors = [step.input, step.context, *_tensors(step.weights)]
-    if step.hx is not None:
-        tensors.append(step.hx)
-    kind = dispatch.plain(tensors)
-    if kind is None or kind.needs_gradient or not kind.is_on_one_device:
+    """The result of `functional.mcu_cell` for a batch; None where the call has to be looked at more
+    closely."""
+    input, context, weights, hx, mix, eps = step
+    if input.dim() != 2:
         return None
-    try:
-        chosen = native_of(get(choose(engine, step.input)))
-        if chosen is None:
-            return None
-        arguments.check_memory(step, tensors)
-        return chosen.step(step)
-    except (IndexError, TypeError, ValueError):
-        return None
+    own = _tensors(weights)
+    tensors = [input, context, *own]
+    if hx is not None:
+        tensors.append(hx)
+    form = Form(1, len(own), hx is not None, False, mix, eps)
+    results = _unchecked(form, tensors, (mix, False, eps, engine, False), "step")
+    return None if results is None else results[0]
 
 
 def run(
@@ -92,12 +93,13 @@ def run(
     arguments.check_memory(problem, tensors)
     with torch.no_grad():
         results = engine.forward(problem, keep)
-    return _recorded(_AnyEngine(engine), Call(Form.of(problem.flat()), keep), results, tensors)
+    call = Call(Form.of(problem.flat()), keep)
+    recorded: tuple[Tensor, Tensor] = _recorded(_AnyEngine(engine), call, results, tensors)
+    return recorded
 
 
-def _unchecked(
-    form: Form, tensors: Sequence[Tensor], options: Options, is_sequence: bool
-) -> tuple[Tensor, Tensor] | None:
+def _unchecked(form: Form, tensors: Sequence[Tensor], options: Options, layout: Layout) -> Any:
+    """The results, or None."""
     kind = dispatch.plain(tensors)
     if kind is None or not kind.is_on_one_device:
         return None
@@ -106,9 +108,9 @@ def _unchecked(
     if kind.needs_gradient:
         keep = "states" if recompute else "gates"
         # A checkpoint compares what this call saves with what the ops may save, in their layout.
-        if batch_first is True and dispatch.saved_tensors_have_hooks():
+        if (layout == "step" or batch_first is True) and dispatch.saved_tensors_have_hooks():
             return None
-    call = Call(form, keep, batch_first, is_sequence)
+    call = Call(form, keep, layout, batch_first)
     try:
         engine = native_of(get(choose(name, tensors[0])))
         if engine is None:
@@ -127,12 +129,10 @@ def _tensors(weights: Weights) -> Sequence[Any]:
 
 def _recorded(
     engine: NativeEngine | _AnyEngine, call: Call, results: _Results, tensors: Sequence[Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Output and h_n, with gradients where something is kept for them."""
-    if call.keep == "nothing":
-        return results[:2]
-    recorded: tuple[Tensor, Tensor] = _apply(engine, call, results, *tensors)
-    return recorded
+) -> Any:
+    """Output and h_n, with gradients where something is kept for them; None in h_n's place for a
+    step."""
+    return results[:2] if call.keep == "nothing" else _apply(engine, call, results, *tensors)
 
 
 class _AnyEngine(NamedTuple):
@@ -166,7 +166,7 @@ class _Recurrence(Function):
     @staticmethod
     def forward(
         ctx: Any, engine: NativeEngine | _AnyEngine, call: Call, results: _Results, *tensors: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         output, h_n, saved = results
         ctx.engine, ctx.call = engine, call
         ctx.save_for_backward(saved, *tensors)
@@ -203,14 +203,18 @@ def _by_ops(
 ) -> Sequence[Tensor | None]:
     """`run_backward` by the ops."""
     grad_output, grad_h_n = cotangents
-    groups = call.form.groups
+    groups, is_step = call.form.groups, call.layout == "step"
     saved, *tensors = kept
     if call.batch_first:
         tensors[:groups] = [x.transpose(0, 1) for x in tensors[:groups]]
         grad_output = None if grad_output is None else grad_output.transpose(-3, -2)
-    if call.is_sequence and grad_output is not None:
-        grad_output = grad_output.unsqueeze(0)
-    inputs, *rest = derivatives.of_forward(
+    if is_step:
+        tensors[0] = tensors[0].unsqueeze(0)
+        if call.form.has_hx:
+            tensors[-1] = tensors[-1].unsqueeze(0)
+    if grad_output is not None and call.layout != "group":
+        grad_output = grad_output[None, None] if is_step else grad_output[None]
+    inputs, contexts, weights, hx = derivatives.of_forward(
         call.form,
         (engine, call.keep),
         (saved, *tensors),
@@ -220,4 +224,7 @@ def _by_ops(
     )
     if call.batch_first:
         inputs = [None if x is None else x.transpose(0, 1) for x in inputs]
-    return call.form.in_order((inputs, *rest))
+    if is_step:
+        inputs = [None if x is None else x.squeeze(0) for x in inputs]
+        hx = None if hx is None else hx.squeeze(0)
+    return call.form.in_order((inputs, contexts, weights, hx))

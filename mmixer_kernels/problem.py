@@ -19,6 +19,11 @@ Keep = Literal["nothing", "states", "gates"]
 states."""
 
 
+Layout = Literal["group", "sequence", "step"]
+"""The shape of a native call's output: `[G, T, B, H]`; of one weight set `[T, B, H]`; or of a
+single step, whose input and hx have no more dimensions either, `[B, H]`."""
+
+
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """float64 for float64, float32 for every other: statistics and state are never narrower."""
     return torch.float64 if dtype == torch.float64 else torch.float32
@@ -196,10 +201,9 @@ class Call(NamedTuple):
 
     form: Form
     keep: Keep
+    layout: Layout = "group"
     batch_first: bool = False
     """Inputs are `[B, T, input_size]`, and output is `[..., B, T, H]`."""
-    is_sequence: bool = False
-    """Output is `[T, B, H]`, of one weight set, where it is else `[G, T, B, H]`."""
     is_checked: bool = False
     """Whether `arguments.check_memory` has looked at the tensors."""
 
@@ -231,6 +235,11 @@ class Step(NamedTuple):
         tensors = [self.input, self.context, *self.weights.tensors()]
         return tensors if self.hx is None else [*tensors, self.hx]
 
+    def form(self) -> Form:
+        """The form of `tensors`."""
+        weights = 2 + 6 if self.weights.norm_weight is not None else 6
+        return Form(1, weights, self.hx is not None, False, self.mix, self.eps)
+
     def problem(self) -> Problem:
         """The step as a sequence of one."""
         hx = None if self.hx is None else self.hx.unsqueeze(0)
@@ -251,9 +260,9 @@ class Cotangents(NamedTuple):
         shape = groups, steps, batch, hidden
         output, h_n = self
         if output is None:
-            output = problem.inputs[0].new_zeros(()).expand(shape)
+            output = problem.inputs[0].new_zeros(hidden).expand(shape)
         if h_n is None:
-            h_n = problem.inputs[0].new_zeros(()).expand(groups, batch, hidden)
+            h_n = problem.inputs[0].new_zeros(hidden).expand(groups, batch, hidden)
         return output.view(shape) if output.dim() == 3 else output, h_n
 
 

@@ -26,8 +26,7 @@ struct Cuda {
     fields::Held<PassPlan> plan;
     void* stream;
   };
-  static constexpr bool narrows = true;  // gradients have their tensors' dtypes
-  static constexpr bool omits = false;
+  static constexpr bool narrows = true;  // the weights' gradients have the weights' dtypes
 
   static void check(const Problem& p) { cuda::check(p); }
   static int64_t saved_size(const Problem& p) { return cuda::saved_size(p); }
@@ -51,7 +50,7 @@ struct Cuda {
 struct CellPlanCall : Problem, Group {};
 
 struct CellCall {
-  py::handle step;
+  py::handle call, tensors;
   int team_samples, blocks;
   void *next_state, *workspace, *stream;
 };
@@ -72,8 +71,10 @@ std::tuple<int, int, int64_t, std::string> cell_plan_call(const CellPlanCall& ca
 
 void cell_call(const CellCall& call) {
   const CellPlan plan{call.team_samples, call.blocks, 0, ""};
-  const from_python::OneStep one = from_python::step(call.step);
-  cell(one, one, plan, call.next_state, call.workspace, call.stream);
+  const from_python::Form form(call.call);
+  from_python::require(form.layout == fields::Layout::step, "layout", "be step");
+  const OwnProblem own = from_python::problem(form, from_python::Items(call.tensors.ptr()));
+  cell(own, own.list[0], plan, call.next_state, call.workspace, call.stream);
 }
 
 void prepare_call(const PrepareCall& call) {
@@ -133,8 +134,8 @@ Table<CellPlanCall> describe() {
 template <>
 Table<CellCall> describe() {
   using Struct = CellCall;
-  return Table<Struct>("cell") FIELD(step) FIELD(team_samples) FIELD(blocks) FIELD(next_state)
-      FIELD(workspace) FIELD(stream);
+  return Table<Struct>("cell") FIELD(call) FIELD(tensors) FIELD(team_samples) FIELD(blocks)
+      FIELD(next_state) FIELD(workspace) FIELD(stream);
 }
 
 template <>

@@ -19,7 +19,6 @@ struct Cpu {
     int threads;
   };
   static constexpr bool narrows = false;  // gradients have Problem::dtype
-  static constexpr bool omits = true;     // gradients of contexts and hx may be left out
 
   // In bytes; the engine counts its memory in elements of Problem::dtype.
   static int64_t bytes(int64_t elements, const Problem& p) {
@@ -49,27 +48,6 @@ struct Cpu {
   }
 };
 
-struct Step {
-  py::handle step;
-  int threads;
-};
-
-// The state [B, H] after one step.
-py::object step(const Step& call) {
-  from_python::OneStep one = from_python::step(call.step);
-  one.threads = call.threads;
-  PyObject* const like = from_python::item(call.step, 0);
-  const py::object next_state = passes::new_empty(like, passes::shape(one.batch, one.hidden));
-  const int64_t size = cpu::step_workspace_size(one.dtype, one.batch, one.hidden);
-  const py::object workspace = passes::new_bytes(like, Cpu::bytes(size, one));
-  void *const target = passes::address(next_state), *const scratch = passes::address(workspace);
-  {
-    const py::gil_scoped_release release;
-    cpu::step(one, one, target, scratch);
-  }
-  return next_state;
-}
-
 }  // namespace
 
 namespace fields {
@@ -86,17 +64,11 @@ Table<passes::Backward<Cpu>> describe() {
   return passes::describe_backward(Table<Struct>("backward")).field("threads", &Struct::threads);
 }
 
-template <>
-Table<Step> describe() {
-  return Table<Step>("step").field("step", &Step::step).field("threads", &Step::threads);
-}
-
 }  // namespace fields
 
 PYBIND11_MODULE(_native, m) {
   fields::add_call<passes::forward<Cpu>>(m);
   fields::add_call<passes::backward<Cpu>>(m);
-  fields::add_call<step>(m);
   m.def("use_instruction_set", [](const std::string& name) {
     if (!cpu::use_instruction_set(name))
       throw py::value_error("this build or processor has no instruction set " + name);

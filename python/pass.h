@@ -12,30 +12,32 @@ namespace passes {
 namespace py = pybind11;
 using from_python::Form;
 using from_python::Items;
+using from_python::Layout;
 using mmixer::Dtype;
 
 inline py::object torch(const char* name) { return py::module_::import("torch").attr(name); }
 
-// new_empty of a tensor; dtype is the tensor's own where it is null.
-inline py::object new_empty(PyObject* like, const py::object& shape, PyObject* dtype = nullptr) {
+// new_empty of a tensor; dtype is the tensor's own where it is null. Sizes as arguments of their
+// own cost torch a third less than a tuple.
+template <class... Sizes>
+py::object new_empty(PyObject* like, PyObject* dtype, Sizes... sizes) {
   static PyObject *const name = fields::interned("new_empty"),
                          *const names = py::make_tuple("dtype").release().ptr();
-  PyObject* const arguments[] = {like, shape.ptr(), dtype};
+  constexpr size_t count = sizeof...(sizes);
+  const py::int_ numbers[] = {py::int_(int64_t(sizes))...};
+  PyObject* arguments[count + 2] = {like};
+  for (size_t i = 0; i < count; i++) arguments[i + 1] = numbers[i].ptr();
+  arguments[count + 1] = dtype;
   PyObject* const result =
-      PyObject_VectorcallMethod(name, arguments, 2 | PY_VECTORCALL_ARGUMENTS_OFFSET,
+      PyObject_VectorcallMethod(name, arguments, (count + 1) | PY_VECTORCALL_ARGUMENTS_OFFSET,
                                 dtype ? names : nullptr);
   if (!result) throw py::error_already_set();
   return py::reinterpret_steal<py::object>(result);
 }
 
-template <class... Sizes>
-py::object shape(Sizes... sizes) {
-  return py::make_tuple(int64_t(sizes)...);
-}
-
 inline py::object new_bytes(PyObject* like, int64_t size) {
   static PyObject* const uint8 = torch("uint8").release().ptr();
-  return new_empty(like, shape(size), uint8);
+  return new_empty(like, uint8, size);
 }
 
 inline void* address(const py::object& tensor) { return fields::address("memory", tensor.ptr()); }
@@ -60,7 +62,7 @@ struct Forward : Engine::Options {
   py::handle call, tensors;
 };
 
-// Output, h_n, and what is left for backward or None.
+// Output, h_n or None for a step, and what is left for backward or None.
 template <class Engine>
 py::object forward(const Forward<Engine>& c) {
   const Form form(c.call);
@@ -69,15 +71,22 @@ py::object forward(const Forward<Engine>& c) {
   const mmixer::Problem p = own.problem();
   Engine::check(p);
   PyObject* const like = tensors[0];
-  const py::object output =
-      new_empty(like, form.is_sequence ? shape(p.steps, p.batch, p.hidden)
-                                       : shape(p.groups, p.steps, p.batch, p.hidden));
-  const py::object h_n = new_empty(like, shape(p.groups, p.batch, p.hidden));
+  py::object output, h_n;
+  switch (form.layout) {
+    case Layout::group:
+      output = new_empty(like, nullptr, p.groups, p.steps, p.batch, p.hidden);
+      break;
+    case Layout::sequence: output = new_empty(like, nullptr, p.steps, p.batch, p.hidden); break;
+    case Layout::step: output = new_empty(like, nullptr, p.batch, p.hidden);
+  }
+  if (form.layout == Layout::step)
+    h_n = output;  // the same values
+  else
+    h_n = new_empty(like, nullptr, p.groups, p.batch, p.hidden);
   py::object saved = py::none();
   if (p.keep != mmixer::Keep::nothing) {
     static PyObject* const float32 = torch("float32").release().ptr();
-    saved = new_empty(like, shape(Engine::saved_size(p)),
-                      p.dtype == compute_dtype(p) ? nullptr : float32);
+    saved = new_empty(like, p.dtype == compute_dtype(p) ? nullptr : float32, Engine::saved_size(p));
   }
   const py::object workspace = new_bytes(like, Engine::forward_workspace_size(p, c));
   void *const to_output = address(output), *const to_h_n = address(h_n),
@@ -87,7 +96,8 @@ py::object forward(const Forward<Engine>& c) {
     const py::gil_scoped_release release;
     Engine::forward(p, c, to_output, to_h_n, to_saved, scratch);
   }
-  if (form.batch_first) swap_steps_and_samples(output, form.is_sequence ? 0 : 1);
+  if (form.batch_first) swap_steps_and_samples(output, form.layout == Layout::group);
+  if (form.layout == Layout::step) h_n = py::none();
   return py::make_tuple(output, h_n, saved);
 }
 
@@ -131,10 +141,22 @@ inline Cotangents cotangents(const Form& form, const mmixer::Problem& p, py::han
       result.grad_output_stride_step = tensor.stride[step];
       result.grad_output_stride_sample = tensor.stride[sample];
     };
-    if (form.is_sequence)
-      fill(from_python::Tensor<3>("grad_output", result.output.ptr()), 0);
-    else
-      fill(from_python::Tensor<4>("grad_output", result.output.ptr()), 1);
+    switch (form.layout) {
+      case Layout::group:
+        fill(from_python::Tensor<4>("grad_output", result.output.ptr()), 1);
+        break;
+      case Layout::sequence:
+        fill(from_python::Tensor<3>("grad_output", result.output.ptr()), 0);
+        break;
+      case Layout::step: {
+        const from_python::Tensor<2> tensor("grad_output", result.output.ptr());
+        from_python::require(tensor.shape == from_python::Tensor<2>::Numbers{p.batch, p.hidden} &&
+                                 tensor.dtype == p.dtype,
+                             "grad_output", "have output's shape and dtype");
+        result.grad_output = tensor.address;
+        result.grad_output_stride_sample = tensor.stride[0];
+      }
+    }
   }
   if (!h_n.is_none()) {
     result.h_n = with_rows(h_n);
@@ -150,19 +172,15 @@ inline Cotangents cotangents(const Form& form, const mmixer::Problem& p, py::han
   return result;
 }
 
-// Contiguous memory for a tensor's gradient.
+// Memory for the gradient of a contiguous tensor, at half the time of new_empty; dtype is the
+// tensor's own where it is null.
 inline py::object empty_like(PyObject* tensor, PyObject* dtype) {
   static PyObject *const function = torch("empty_like").release().ptr(),
-                         *const dtype_name = fields::interned("dtype"),
-                         *const shape_name = fields::interned("shape"),
-                         *const contiguous_name = fields::interned("is_contiguous");
-  const bool same = from_python::get(tensor, dtype_name).ptr() == dtype;
-  if (same && from_python::call(tensor, contiguous_name).ptr() == Py_True) {
-    PyObject* const result = PyObject_CallOneArg(function, tensor);  // half of new_empty's time
-    if (!result) throw py::error_already_set();
-    return py::reinterpret_steal<py::object>(result);
-  }
-  return new_empty(tensor, from_python::get(tensor, shape_name), dtype);
+                         *const names = py::make_tuple("dtype").release().ptr();
+  PyObject* const arguments[] = {tensor, dtype};
+  PyObject* const result = PyObject_Vectorcall(function, arguments, 1, dtype ? names : nullptr);
+  if (!result) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(result);
 }
 
 template <class Engine>
@@ -171,9 +189,10 @@ struct Backward : Engine::Options {
   py::handle saved, grad_output, grad_h_n, needs;
 };
 
-// The gradients of the tensors, in their order; None for those that are not needed, but that one of
-// the weights brings all of them, as one of the inputs or contexts does. needs may have one entry
-// more, for the gradient of the first state where the call has no hx.
+// The gradients of the tensors, in their order and, unless Engine::narrows, in the inputs' dtype.
+// None for those that are not needed, but that one of the weights brings all of them, as one of the
+// inputs or contexts does. needs may have one entry more, for the gradient of the first state where
+// the call has no hx.
 template <class Engine>
 py::object backward(const Backward<Engine>& c) {
   const Form form(c.call);
@@ -195,29 +214,32 @@ py::object backward(const Backward<Engine>& c) {
     for (int64_t i = first; i < first + count; i++) found |= needs[i] == Py_True;
     return found;
   };
-  static PyObject* const dtype_name = fields::interned("dtype");
-  const py::object dtype = from_python::get(tensors[0], dtype_name);
-  std::vector<py::object> results(needs.size(), py::none());
-  const auto make = [&](int64_t first, int64_t count) {
-    for (int64_t i = first; i < first + count; i++) {
-      const bool is_weight = i >= first_weight && i < hx;
-      results[i] = empty_like(tensors[i], is_weight && !Engine::narrows
-                                              ? dtype.ptr()
-                                              : from_python::get(tensors[i], dtype_name).ptr());
-    }
-  };
   const bool need_inputs = any(0, groups), need_weights = any(first_weight, form.weights);
-  if (need_inputs) {
+  std::vector<py::object> results(needs.size(), py::none());
+  const bool is_step = form.layout == Layout::step;
+  if (need_inputs)
+    for (int64_t g = 0; g < groups; g++) {
+      const int64_t size = p.group[g].input_size;
+      results[g] = is_step ? new_empty(tensors[g], nullptr, p.batch, size)
+                           : new_empty(tensors[g], nullptr, p.steps, p.batch, size);
+    }
+  if (any(groups, groups))
     for (int64_t g = 0; g < groups; g++)
-      results[g] = new_empty(tensors[g], shape(p.steps, p.batch, p.group[g].input_size));
+      results[groups + g] = new_empty(tensors[g], nullptr, p.batch, p.group[g].context_size);
+  if (need_weights) {
+    py::object dtype;
+    if (!Engine::narrows && (p.weight_dtype != p.dtype || p.norm_dtype != p.dtype)) {
+      static PyObject* const name = fields::interned("dtype");
+      dtype = from_python::get(tensors[0], name);
+    }
+    for (int64_t i = first_weight; i < hx; i++) results[i] = empty_like(tensors[i], dtype.ptr());
   }
-  make(groups, any(groups, groups) || !Engine::omits ? groups : 0);
-  if (need_weights) make(first_weight, form.weights);
   const int64_t of_hx = form.has_hx ? hx : needs.size() - 1;
   py::object grad_hx = py::none();
-  if (!Engine::omits || ((form.has_hx || of_no_hx) && needs[of_hx] == Py_True)) {
-    grad_hx = new_empty(tensors[0], shape(p.groups, p.batch, p.hidden));
-    if (form.has_hx || of_no_hx) results[of_hx] = grad_hx;
+  if ((form.has_hx || of_no_hx) && needs[of_hx] == Py_True) {
+    grad_hx = is_step ? new_empty(tensors[0], nullptr, p.batch, p.hidden)
+                      : new_empty(tensors[0], nullptr, p.groups, p.batch, p.hidden);
+    results[of_hx] = grad_hx;
   }
 
   const auto memory = [&](int64_t i) {

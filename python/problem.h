@@ -41,6 +41,13 @@ struct Names<mmixer::Keep> {
   static constexpr const char* of[] = {"nothing", "states", "gates"};
 };
 
+// problem.py's Layout: the shapes of a call's results.
+enum class Layout { group, sequence, step };
+template <>
+struct Names<Layout> {
+  static constexpr const char* of[] = {"group", "sequence", "step"};
+};
+
 enum class LengthsDtype { int64 };
 template <>
 struct Names<LengthsDtype> {
@@ -52,6 +59,7 @@ struct Names<LengthsDtype> {
 namespace from_python {
 
 namespace py = pybind11;
+using fields::Layout;
 using mmixer::Dtype;
 
 inline void require(bool condition, const char* name, const char* must) {
@@ -93,13 +101,6 @@ struct Tensor {
     require(stride[rank - 1] == 1 || shape[rank - 1] == 1, name, "have contiguous rows");
   }
 
-  bool is_contiguous() const {
-    int64_t expected = 1;
-    for (size_t i = rank; i-- > 0; expected *= shape[i])
-      if (shape[i] != 1 && stride[i] != expected) return false;
-    return true;
-  }
-
   static Numbers numbers(const char* name, const py::object& tuple) {
     constexpr const char* must[] = {"", "have one dimension", "have two dimensions",
                                     "have three dimensions", "have four dimensions"};
@@ -116,11 +117,17 @@ struct Tensor {
 // A contiguous matrix's address.
 inline void* contiguous(const char* name, PyObject* object, const std::array<int64_t, 2>& shape,
                         Dtype dtype) {
-  const Tensor<2> tensor(name, object);
-  require(tensor.shape == shape, name, "have the shape that the other operands ask for");
-  require(tensor.dtype == dtype, name, "have the dtype of its kind");
-  require(tensor.is_contiguous(), name, "be contiguous");
-  return tensor.address;
+  static PyObject *const shape_name = fields::interned("shape"),
+                         *const dtype_name = fields::interned("dtype"),
+                         *const contiguous_name = fields::interned("is_contiguous");
+  require(Tensor<2>::numbers(name, get(object, shape_name)) == shape, name,
+          "have the shape that the other operands ask for");
+  require(fields::enumerator<Dtype>(name, get(object, dtype_name).ptr()) == dtype, name,
+          "have the dtype of its kind");
+  require(call(object, contiguous_name).ptr() == Py_True, name, "be contiguous");
+  void* const address = fields::address(name, object);
+  require(address, name, "have its values in memory");
+  return address;
 }
 
 inline bool is_none(PyObject* object) { return object == Py_None; }
@@ -163,11 +170,11 @@ inline void weights(PyObject* const* set, int64_t size, mmixer::Problem& p, mmix
   require(has_norms || size == mmixer::gates, "a weight set", "have six matrices, and two norms");
   if (is_first) {
     static PyObject* const dtype_name = fields::interned("dtype");
-    const Tensor<2> r(weight_names[mmixer::gate_r], set[mmixer::gate_r]);
-    p.hidden = r.shape[0], p.weight_dtype = p.norm_dtype = r.dtype;
-    if (has_norms)
-      p.norm_dtype =
-          fields::enumerator<Dtype>("norm_weight", get(set[mmixer::gates], dtype_name).ptr());
+    static PyObject* const shape_name = fields::interned("shape");
+    const char* const name = weight_names[mmixer::gate_r];
+    p.hidden = Tensor<2>::numbers(name, get(set[mmixer::gate_r], shape_name))[0];
+    p.weight_dtype = fields::enumerator<Dtype>(name, get(set[mmixer::gate_r], dtype_name).ptr());
+    p.norm_dtype = fields::enumerator<Dtype>("norm_bias", get(set[size - 1], dtype_name).ptr());
   }
   const auto columns = columns_of(group, p.hidden);
   for (int gate = 0; gate < mmixer::gates; gate++)
@@ -194,11 +201,11 @@ struct Form {
   py::handle mix, eps;
   mmixer::Keep keep;
   bool batch_first;  // inputs are [B, T, input_size], and output [..., B, T, H]
-  bool is_sequence;  // output is [T, B, H], of one weight set
-  bool is_checked;   // whether mmixer_kernels.arguments has looked at the tensors' memory
+  Layout layout;
+  bool is_checked;  // whether mmixer_kernels.arguments has looked at the tensors' memory
 
   explicit Form(py::handle call) {
-    enum { form, keep_field, batch_first_field, is_sequence_field, is_checked_field };
+    enum { form, keep_field, layout_field, batch_first_field, is_checked_field };
     enum { groups_field, weights_field, hx_field, lengths_field, mix_field, eps_field };
     const py::handle tuple = item(call, form);
     fields::assign(groups, "groups", item(tuple, groups_field));
@@ -208,10 +215,12 @@ struct Form {
     mix = item(tuple, mix_field), eps = item(tuple, eps_field);
     fields::assign(keep, "keep", item(call, keep_field));
     fields::assign(batch_first, "batch_first", item(call, batch_first_field));
-    fields::assign(is_sequence, "is_sequence", item(call, is_sequence_field));
+    fields::assign(layout, "layout", item(call, layout_field));
     fields::assign(is_checked, "is_checked", item(call, is_checked_field));
     require(groups > 0 && weights > 0 && weights % groups == 0, "weights", "be sets");
-    require(!is_sequence || groups == 1, "is_sequence", "be of one weight set");
+    require(layout == Layout::group || groups == 1, "layout", "be group with more than one set");
+    require(layout != Layout::step || !(batch_first || has_lengths), "layout",
+            "not be step with batch_first or lengths");
   }
 
   int64_t set_size() const { return weights / groups; }
@@ -238,23 +247,31 @@ inline void check_addresses(const OwnProblem& p) {
 inline OwnProblem problem(const Form& form, const Items& tensors) {
   require(tensors.size() == form.tensors(), "tensors", "be as many as the form says");
   const int64_t groups = form.groups, first_weight = 2 * groups;
-  const int64_t step = form.batch_first, sample = !form.batch_first;  // dimensions of an input
   OwnProblem p{};
   p.keep = form.keep;
   p.list.reserve(groups);
   for (int64_t g = 0; g < groups; g++) {
-    const Tensor<3> input("input", tensors[g]);
     const Tensor<2> context("context", tensors[groups + g]);
-    if (g == 0) p.steps = input.shape[step], p.batch = input.shape[sample], p.dtype = input.dtype;
-    require(input.shape[step] == p.steps && input.shape[sample] == p.batch, "inputs",
-            "agree in T and B");
-    require(context.shape[0] == p.batch, "context", "have input's batch size");
-    require(input.dtype == p.dtype && context.dtype == p.dtype, "inputs and contexts",
-            "agree in dtype");
     mmixer::Group group{};
-    group.input = input.address;
-    group.input_stride_step = input.stride[step], group.input_stride_sample = input.stride[sample];
-    group.input_size = input.shape[2];
+    Dtype dtype;
+    int64_t steps = 1, batch;
+    if (form.layout == Layout::step) {
+      const Tensor<2> input("input", tensors[g]);
+      batch = input.shape[0], group.input_size = input.shape[1];
+      group.input = input.address, group.input_stride_sample = input.stride[0];
+      dtype = input.dtype;
+    } else {
+      const Tensor<3> input("input", tensors[g]);
+      const int step = form.batch_first, sample = !form.batch_first;  // dimensions
+      steps = input.shape[step], batch = input.shape[sample], group.input_size = input.shape[2];
+      group.input = input.address, group.input_stride_step = input.stride[step];
+      group.input_stride_sample = input.stride[sample];
+      dtype = input.dtype;
+    }
+    if (g == 0) p.steps = steps, p.batch = batch, p.dtype = dtype;
+    require(steps == p.steps && batch == p.batch, "inputs", "agree in T and B");
+    require(context.shape[0] == p.batch, "context", "have input's batch size");
+    require(dtype == p.dtype && context.dtype == p.dtype, "inputs and contexts", "agree in dtype");
     group.context = context.address;
     group.context_stride_sample = context.stride[0], group.context_size = context.shape[1];
     weights(&tensors[first_weight + g * form.set_size()], form.set_size(), p, group, g == 0);
@@ -262,10 +279,20 @@ inline OwnProblem problem(const Form& form, const Items& tensors) {
   }
   int64_t next = first_weight + form.weights;
   if (form.has_hx) {
-    const Tensor<3> hx("hx", tensors[next++]);
-    require(hx.shape == Tensor<3>::Numbers{groups, p.batch, p.hidden}, "hx", "be [G, B, H]");
-    require(hx.dtype == p.dtype, "hx", "have input's dtype");
-    p.hx = hx.address, p.hx_stride_group = hx.stride[0], p.hx_stride_sample = hx.stride[1];
+    const auto read = [&](const auto& hx, bool is_whole) {
+      require(is_whole, "hx", "be [G, B, H], or [B, H] for a step");
+      require(hx.dtype == p.dtype, "hx", "have input's dtype");
+      p.hx = hx.address;
+    };
+    if (form.layout == Layout::step) {
+      const Tensor<2> hx("hx", tensors[next++]);
+      read(hx, hx.shape == Tensor<2>::Numbers{p.batch, p.hidden});
+      p.hx_stride_sample = hx.stride[0];
+    } else {
+      const Tensor<3> hx("hx", tensors[next++]);
+      read(hx, hx.shape == Tensor<3>::Numbers{groups, p.batch, p.hidden});
+      p.hx_stride_group = hx.stride[0], p.hx_stride_sample = hx.stride[1];
+    }
   }
   if (form.has_lengths) {
     static PyObject *const dtype_name = fields::interned("dtype"),
@@ -283,37 +310,6 @@ inline OwnProblem problem(const Form& form, const Items& tensors) {
   options(form.mix, form.eps, p);
   if (!form.is_checked) check_addresses(p);
   return p;
-}
-
-// A Step: a Problem of one step and one weight set, of which only what a step has is filled.
-struct OneStep : mmixer::Problem, mmixer::Group {};
-
-inline OneStep step(py::handle tuple) {
-  enum { input_field, context_field, weights_field, hx_field, mix, eps };
-  OneStep s{};
-  const Tensor<2> input("input", item(tuple, input_field)),
-      context("context", item(tuple, context_field));
-  s.batch = input.shape[0], s.dtype = input.dtype;
-  require(context.shape[0] == s.batch, "context", "have input's batch size");
-  require(context.dtype == s.dtype, "context", "have input's dtype");
-  s.input = input.address, s.input_stride_sample = input.stride[0];
-  s.input_size = input.shape[1];
-  s.context = context.address, s.context_stride_sample = context.stride[0];
-  s.context_size = context.shape[1];
-  const py::handle set = item(tuple, weights_field);
-  item(set, mmixer::gates + 1);  // that there are so many
-  const bool has_norms = !is_none(item(set, mmixer::gates));
-  require(has_norms == !is_none(item(set, mmixer::gates + 1)), "norm_bias",
-          "be given where norm_weight is");
-  weights(&PyTuple_GET_ITEM(set.ptr(), 0), mmixer::gates + 2 * has_norms, s, s, true);
-  if (PyObject* const object = item(tuple, hx_field); !is_none(object)) {
-    const Tensor<2> hx("hx", object);
-    require(hx.shape == Tensor<2>::Numbers{s.batch, s.hidden}, "hx", "be [B, H]");
-    require(hx.dtype == s.dtype, "hx", "have input's dtype");
-    s.hx = hx.address, s.hx_stride_sample = hx.stride[0];
-  }
-  options(item(tuple, mix), item(tuple, eps), s);
-  return s;
 }
 
 }  // namespace from_python

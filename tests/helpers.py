@@ -167,6 +167,8 @@ def forget_cuda_calls() -> None:
     cuda._way.cache_clear()
     cuda._cell_plan.cache_clear()
     cuda._workspaces.clear()
+    cuda._told_devices.clear()
+    cuda._told_products.clear()
 
 
 def with_gradients(function, p: Problem) -> dict[str, Tensor]:  # type: ignore[no-untyped-def]

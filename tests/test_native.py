@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmixer_kernels import _native
-from mmixer_kernels.problem import Call, Form, Step, Weights
+from mmixer_kernels.problem import Call, Form
 
 G, T, B, F, C, H = 2, 3, 2, 4, 5, 6
 FORM = Form(G, 8 * G, has_hx=True, has_lengths=True, mix="gated", eps=1e-5)
@@ -40,7 +40,7 @@ def test_results_have_the_shapes_that_the_call_asks_for() -> None:
     one = [x for x, shape in zip(tensors(), SHAPES, strict=False) if shape != (G, B, H)]
     one = [one[0], one[G], *one[2 * G : 2 * G + 8]]
     form = Form(1, 8, has_hx=False, has_lengths=False, mix="concat", eps=1e-5)
-    assert forward(one, Call(form, "nothing", is_sequence=True))[0].shape == (T, B, H)
+    assert forward(one, Call(form, "nothing", "sequence"))[0].shape == (T, B, H)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_results_have_the_shapes_that_the_call_asks_for() -> None:
         (0, torch.zeros(T, B, F + 1), ValueError, "weight_f must have the shape"),
         (G, torch.zeros(B + 1, C), ValueError, "context must have input's batch size"),
         (G, torch.zeros(B, 0), ValueError, "weight_g must have the shape"),
-        (WEIGHT_F, torch.zeros(F, H).T, ValueError, "weight_f must have contiguous rows"),
+        (WEIGHT_F, torch.zeros(F, H).T, ValueError, "weight_f must be contiguous"),
         (WEIGHT_F, torch.zeros(2 * H, F)[::2], ValueError, "weight_f must be contiguous"),
         (WEIGHT_F, torch.zeros(H, F).double(), ValueError, "weight_f must have the dtype of its"),
         (WEIGHT_R, torch.zeros(H, H + 1), ValueError, "weight_r must have the shape"),
@@ -119,7 +119,7 @@ def test_a_form_that_does_not_fit_is_named(
     [
         ({"call": (1, 2)}, TypeError, "must be a named tuple of problem.py"),
         ({"call": Call(FORM, "all")}, TypeError, "keep must be one of nothing, .*, not 'all'"),  # type: ignore[arg-type]
-        ({"call": Call(FORM, "gates", is_sequence=True)}, ValueError, "is_sequence must be of one"),
+        ({"call": Call(FORM, "gates", "sequence")}, ValueError, "layout must be group with more"),
         ({"tensors": 1}, TypeError, "must be a sequence"),
         ({"threads": 2**31}, ValueError, "threads is too large: 2147483648"),
         ({"threads": "1"}, TypeError, "threads must be an integer, not '1'"),
@@ -209,14 +209,18 @@ def test_what_backward_gets_is_named_where_it_does_not_fit() -> None:
             )
 
 
-@pytest.mark.parametrize("name", ["input", "context", "hx"])
-def test_a_step_that_does_not_fit_is_named(name: str) -> None:
-    weights = Weights(*(torch.zeros(shape) for shape in MATRICES))
-    step = Step(torch.zeros(B, F), torch.zeros(B, C), weights, torch.zeros(B, H))
-    assert _native.step(step=step, threads=1).shape == (B, H)
-    wrong = step._replace(**{name: torch.zeros(B + 1, H)})
-    with pytest.raises(ValueError, match=r"(input|context|hx) must"):
-        _native.step(step=wrong, threads=1)
+@pytest.mark.parametrize("place", [0, 1, -1])
+def test_a_step_that_does_not_fit_is_named(place: int) -> None:
+    form = Form(1, 8, has_hx=True, has_lengths=False, mix="gated", eps=1e-5)
+    call = Call(form, "nothing", "step")
+    operands = [torch.zeros(x) for x in [(B, F), (B, C), *MATRICES, (B, H)]]
+    output, h_n, saved = forward(operands, call)
+    assert (output.shape, h_n, saved) == ((B, H), None, None)
+    operands[place] = operands[place][None]
+    with pytest.raises(ValueError, match=r"(input|context|hx) must have two dimensions"):
+        forward(operands, call)
+    with pytest.raises(ValueError, match="layout must not be step with batch_first or lengths"):
+        forward(operands, call._replace(batch_first=True))
 
 
 def test_a_tensors_own_error_passes() -> None:

@@ -48,6 +48,13 @@ def test_opcheck(engine, options, keep):
     torch.library.opcheck(BACKWARD, call)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_what_is_kept_has_the_compute_dtype_also_where_it_is_nothing(engine):
+    p = problem(Size(2, 3, 4, 5, 6), dtype=torch.bfloat16).call()
+    torch.library.opcheck(FORWARD, (*p.flat(), engine, "nothing"), test_utils="test_faketensor")
+    assert FORWARD(*p.flat(), engine, "nothing")[2].dtype == torch.float32
+
+
 @pytest.mark.parametrize(
     ("engine", "mix", "layer_norm", "lengths"),
     [
@@ -134,6 +141,17 @@ def test_a_checkpoint_may_be_profiled_in_one_direction(first, batch_first):
         output, _ = checkpoint(unit, x, torch.randn(6, 4), use_reentrant=False)
     with nothing if first else profiler:
         output.sum().backward()
+    assert x.grad is not None
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_checkpoint_of_a_step_may_be_profiled_in_one_direction(first):
+    cell, x = FusedMCUCell(3, 4, 5), torch.randn(6, 3, requires_grad=True)
+    profiler, nothing = torch.profiler.profile(activities=[CPU]), contextlib.nullcontext()
+    with profiler if first else nothing:
+        state = checkpoint(cell, x, torch.randn(6, 4), torch.randn(6, 5), use_reentrant=False)
+    with nothing if first else profiler:
+        state.sum().backward()
     assert x.grad is not None
 
 

@@ -13,7 +13,6 @@ from problems import PASSES, Forward, Size
 from timing import Contender
 
 from mmixer_kernels import CellStream, FusedMCU, FusedMCUCell, engines, reference
-from mmixer_kernels.engines import cuda, gpu, triton
 from mmixer_kernels.problem import Problem
 
 STATES = {name: engines()[name] for name in ("cuda", "triton")}
@@ -55,28 +54,27 @@ def test_sequence(compare_on_gpu: Compare, size: Size, passes: str) -> None:
 
 
 @pytest.mark.parametrize("steps", [8, 16, 64, 512])
-@pytest.mark.parametrize("engine", AVAILABLE or [""])
-def test_share_of_the_prologue(compare_on_gpu: Compare, engine: str, steps: int) -> None:
+def test_share_of_the_prologue(compare_on_gpu: Compare, steps: int) -> None:
     """Eq. 7-10 and the input gates beside the whole call: T B = 64, 128, 512, 4096."""
+    from mmixer_kernels.engines.triton_pass import Pass
+
     size = Size(steps, 8, HIDDEN)
-    error = problems.check_sequence(size, engine, GPU, 1, DTYPE, TOLERANCE)
-    unit = FusedMCU(*[HIDDEN] * 3, engine=engine, device=GPU, dtype=DTYPE)
+    error = problems.check_sequence(size, "triton", GPU, 1, DTYPE, TOLERANCE)
+    unit = FusedMCU(*[HIDDEN] * 3, engine="triton", device=GPU, dtype=DTYPE)
     operands = [x.detach() for x in problems.sequence_operands(size, GPU, DTYPE)]
-    kernels = {"cuda": cuda, "triton": triton}[engine]._Kernels
 
     def prologue(input: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        call = gpu.Call(Problem([input], [context], [unit.weights()]))
-        return gpu.Prologue.compute(call, kernels(call, backward=False)).input_gates
+        return Pass(Problem([input], [context], [unit.weights()])).prologue().input_gates
 
     compare_on_gpu(
-        f"Prologue beside the whole forward, engine {engine}, bfloat16",
+        "Prologue beside the whole forward, engine triton, bfloat16",
         str(size),
         [
             Contender("prologue", Forward(prologue, operands)),
             Contender("FusedMCU", Forward(unit, operands)),
         ],
         error=error,
-        settings=_settings(f"prologue, {engine}", size, "forward"),
+        settings=_settings("prologue, triton", size, "forward"),
         on_gpu=["prologue", "FusedMCU"],
         missing={},
     )

@@ -64,14 +64,6 @@ const Engine& engine_with_groups(const Problem& p) {
   return found;
 }
 
-Problem single_step(Problem p) {
-  p.groups = p.steps = 1;
-  p.keep = Keep::nothing;
-  p.hx_stride_group = 0;
-  p.lengths = nullptr;
-  return p;
-}
-
 }  // namespace
 
 void check(const Problem& p) { engine_with_groups(p); }
@@ -95,20 +87,6 @@ void backward(const Problem& p, const Cotangents& cotangents, const void* saved,
               const GroupGradient* gradient, void* grad_hx, void* workspace) {
   engine_with_groups(p).backward(p, Schedule(p.steps, p.batch, p.lengths), cotangents, saved,
                                  gradient, grad_hx, workspace);
-}
-
-int64_t step_workspace_size(Dtype dtype, int64_t batch, int64_t hidden) {
-  Problem p{};
-  p.batch = batch, p.hidden = hidden;
-  p.dtype = p.weight_dtype = p.norm_dtype = dtype;
-  p = single_step(p);
-  return engine(p).forward_workspace_size(p);  // which reads no group where there is one step
-}
-
-void step(Problem problem, const Group& group, void* next_state, void* workspace) {
-  Problem p = single_step(problem);
-  p.group = &group;
-  forward(p, next_state, next_state, nullptr, workspace);  // output and h_n are the same values
 }
 
 std::vector<std::string> instruction_sets() {

@@ -23,19 +23,13 @@ int64_t saved_size(const Problem& problem);
 int64_t forward_workspace_size(const Problem& problem);
 int64_t backward_workspace_size(const Problem& problem, bool need_weights);
 
-// Writes output [G, T, B, H] and h_n [G, B, H], contiguous; saved is null where Problem::keep is
-// nothing.
+// Writes output [G, T, B, H] and h_n [G, B, H], contiguous, which may be one where T is 1; saved is
+// null where Problem::keep is nothing.
 void forward(const Problem& problem, void* output, void* h_n, void* saved, void* workspace);
 
 // Writes gradient [G] and, unless it is null, grad_hx [G, B, H], contiguous.
 void backward(const Problem& problem, const Cotangents& cotangents, const void* saved,
               const GroupGradient* gradient, void* grad_hx, void* workspace);
-
-// Runs one step of one weight set without gradients: forward with T = 1, of whose Problem batch,
-// hidden, mix, eps, threads, the dtypes, hx and hx_stride_sample are read. next_state is [B, H],
-// contiguous.
-int64_t step_workspace_size(Dtype dtype, int64_t batch, int64_t hidden);
-void step(Problem problem, const Group& group, void* next_state, void* workspace);
 
 // The sets among "avx512", "avx2" and "baseline" that this build and this processor have, the best
 // first.

@@ -66,6 +66,8 @@ struct Copy {
   int end;  // the number of the first block behind this copy's, among those of all copies
 };
 
+constexpr int copied_columns = 256;  // of a row, by a warp at a time
+
 template <int most>
 struct Copies {
   static constexpr int most_copies = most;  // per launch
@@ -93,9 +95,16 @@ struct PrepareArguments : Copies<32> {
 };
 
 // The end of a backward: the weights' gradients from what the kernels and products left.
-struct FinishArguments : Copies<32> {
-  // This launch's sets: the gradients of W_r, W_z and W_h in weight_dtype, and of the norms in
-  // norm_dtype.
+struct FinishArguments : Copies<24> {
+  // This launch's sets: the gradients of W_g, W_s (of which the f half is there), W_r, W_z and W_h
+  // in weight_dtype, and of the norms in norm_dtype.
+  void *weight_g[most_weight_sets], *weight_s[most_weight_sets];
+  const void* context[most_weight_sets];  // [B][context_size] in `operand`, with strides
+  int64_t context_stride[most_weight_sets], context_size[most_weight_sets];
+  int most_context_size;
+  const void* grad_a_g;      // [G][B][H] in `operand`
+  const void* grad_a_s_sum;  // [G][B][H] of T
+  const void* g_bar;         // [G][B][H] in `operand`
   void* weight[most_weight_sets][step_gates];
   void* norm[most_weight_sets][2];
   int first, count;
@@ -108,18 +117,16 @@ struct FinishArguments : Copies<32> {
   int prologue_summands[gate_r];
   const void* recurrence;
   int recurrence_summands;
-  int G, H;
-  Dtype dtype;  // T
+  int G, B, H;
+  Dtype operand, dtype;  // of products' operands, and T
 };
 
 struct StepSumArguments {
   int G, T, B, H;
   const void* grad_a;      // [G][T][B][H] in dtype
   const void* grad_g_bar;  // [G][T][B][H] of T, or null
-  const void* g_bar;       // [G][B][H] in dtype
   Dtype dtype;
   void *grad_a_sum, *grad_g_bar_sum;  // [G][B][H] of T: over the steps
-  void* wide_g_bar;                   // [G][B][H] of T: the same values
 };
 
 // G weight sets have `rows` rows each, which `blocks` blocks share, at most as many as rows.

@@ -31,14 +31,13 @@ inline const void* element(const void* array, Dtype dtype, int64_t i) {
 // Hands out pieces one behind the other; from null it only counts.
 class Arena {
  public:
-  static constexpr int64_t alignment = 256;
-
-  explicit Arena(void* memory) : memory_(static_cast<char*>(memory)) {}
+  explicit Arena(void* memory, int64_t alignment = 256)
+      : memory_(static_cast<char*>(memory)), alignment_(alignment) {}
 
   void* take(Dtype dtype, int64_t elements) { return take_bytes(elements * bytes_of(dtype)); }
   void* take_bytes(int64_t bytes) {
     void* const piece = memory_ ? memory_ + used_ : nullptr;
-    used_ += (bytes + alignment - 1) / alignment * alignment;
+    used_ += (bytes + alignment_ - 1) / alignment_ * alignment_;
     size_ = std::max(size_, used_);
     return piece;
   }
@@ -50,7 +49,7 @@ class Arena {
 
  private:
   char* memory_;
-  int64_t used_ = 0, size_ = 0;
+  int64_t alignment_, used_ = 0, size_ = 0;
 };
 
 // The sizes and dtypes of a problem, by their short names.
@@ -85,29 +84,30 @@ struct Prologue {
   void* f_tilde;                // an operand: [T, B, H] of each weight set
   int64_t f_tilde_stride_group;
 
-  // f_tilde stays null.
-  void take(Arena& arena, const Sizes& s) {
-    a_f = s.take_wide(arena, s.sequence), f_bar = s.take_operands(arena, s.sequence);
-    a_s = s.take_wide(arena, s.sequence);
-    a_g = s.take_wide(arena, s.state), g_bar = s.take_operands(arena, s.state);
-    context = s.take_wide(arena, s.state);
+  void take(Arena& arena, const Sizes& s, bool with_f_tilde) {
+    a_f = s.take_wide(arena, s.sequence), a_s = s.take_wide(arena, s.sequence);
+    a_g = s.take_wide(arena, s.state), context = s.take_wide(arena, s.state);
+    f_bar = s.take_operands(arena, s.sequence), g_bar = s.take_operands(arena, s.state);
+    f_tilde = with_f_tilde ? s.take_operands(arena, s.sequence) : nullptr;
     f_tilde_stride_group = s.rows * s.H;
   }
 };
 
-// With Keep::states it is the states alone, and the prologue is empty.
+// With Keep::states it is the states alone, and the prologue is empty. Nothing lies between the
+// arrays, the wide ones of which come first: equal calls leave equal bits.
 struct Saved {
   Arena arena;
   void* states = nullptr;  // [G, T, B, H]
   Prologue prologue{};
+  void* rest = nullptr;  // an operand behind all, where that is no multiple of the wide dtype
+  int64_t size;          // in elements of the wide dtype
 
-  Saved(const void* memory, const Problem& p) : arena(const_cast<void*>(memory)) {
+  Saved(const void* memory, const Problem& p) : arena(const_cast<void*>(memory), 1) {
     const Sizes s(p);
     if (p.keep != Keep::nothing) states = s.take_wide(arena, s.sequence);
-    if (p.keep == Keep::gates) {
-      prologue.take(arena, s);
-      prologue.f_tilde = s.take_operands(arena, s.sequence);
-    }
+    if (p.keep == Keep::gates) prologue.take(arena, s, true);
+    if (arena.used() % bytes_of(s.wide)) rest = s.take_operands(arena, 1);
+    size = arena.used() / bytes_of(s.wide);
   }
 };
 
@@ -247,7 +247,7 @@ struct ForwardBuffers {
     if (!prologue.f_tilde) {
       void* const f_tilde = s.take_operands(arena, s.sequence);
       const int64_t used = arena.used();
-      prologue.take(arena, s);
+      prologue.take(arena, s, false);
       prologue.f_tilde = f_tilde;
       arena.go_back_to(used);  // the input gates need f_tilde alone
     }
@@ -273,26 +273,25 @@ struct BackwardBuffers {
   // of r, z or h is written, which thus takes its memory, as an operand.
   void* operands;
   void* zeros;            // an operand's row, for cotangents that are zero
+  void* unwanted;         // an operand: the gradient of hx, [G, B, H], where the caller gets none
   void *x_hat, *r_std;    // [G, 3, T, B, H] and [G, 3, T, B]; x_hat: operands where these are wide
   void* weight_operands;  // operands, [G, 3, T, B, H]: of W_r, W_z and W_h
-  void* grad_gates;       // an operand: da of r, z and h, [G, 3, T, B, H]
-  void* grad_f_tilde;     // [G, T, B, H]
-  void *grad_a_s, *grad_a_f, *grad_a_g;  // operands, [G, T, B, H], again, [G, B, H]
-  void *grad_a_s_sum, *grad_g_sum, *wide_g_bar, *grad_g;  // [G, B, H]
-  void* grad_norm[gate_r];           // [G, n, 2, H] of f, g and s; null if not wanted
-  void* grad_norm_recurrence;        // [G, 2, 3, B, H]; likewise
-  void* grad_matrices;               // [G, 3, H, H], wide; likewise
-  std::vector<void*> grad_weight_f;  // [H, input_size], wide; null where the product
-                                     // writes what the caller gets, as all below
-  std::vector<void*> grad_weight_g;  // [H, context_size], wide
-  void* grad_weight_s;               // [G, H, 2H], wide
-  void* grad_contexts;               // an operand: [G, B, context_size]
-  // Three uses of the same memory, one after another: W_r and W_z times the first two operands and
-  // W_h times the last two, [G, 2, T, B, 2, H] and [G, 2, T, B, H]; V, like x_hat; and the
-  // gradients of f_bar and g_bar, [G, T, B, H].
+  void *grad_a_s, *grad_a_f, *grad_a_g;      // operands, [G, T, B, H], again, [G, B, H]
+  void *grad_a_s_sum, *grad_g_sum, *grad_g;  // [G, B, H]
+  void* grad_norm[gate_r];                   // [G, n, 2, H] of f, g and s; null if not wanted
+  void* grad_norm_recurrence;                // [G, 2, 3, B, H]; likewise
+  void* grad_matrices;                       // [G, 3, H, H], wide; likewise
+  std::vector<void*> grad_weight_f;          // [H, input_size], wide; null where the product
+                                             // writes what the caller gets, as all below
+  void* grad_weight_sf;                      // [G, H, H], wide
+  void* grad_contexts;                       // an operand: [G, B, context_size]
+  // Uses of the same memory, one after another. W_r and W_z times the first two operands and W_h
+  // times the last two: [G, 2, T, B, 2, H] and [G, 2, T, B, H].
   void *gate_products, *candidate_products;
-  void* projected;
-  void *grad_f_bar, *grad_g_bar, *grad_f;
+  // Then V, like x_hat, where the gradients of f_bar and g_bar, [G, T, B, H], come afterwards; and
+  // behind it da of r, z and h, an operand, [G, 3, T, B, H], and the gradient of f_tilde.
+  void *projected, *grad_f, *grad_f_bar, *grad_g_bar;
+  void *grad_gates, *grad_f_tilde;
   // On path step, of one step, wide: [G, B, H]; da, an operand: [G, B, 3, H].
   void *grad_h, *carry, *grad_r_h, *grad_sum, *step_operand;
 
@@ -306,9 +305,9 @@ struct BackwardBuffers {
     const Sizes s(p);
     const int64_t all = step_gates * s.sequence;
     const bool gated = p.mix == Mix::gated, is_wide = s.operand == s.wide;
-    if (p.keep != Keep::gates) prologue.take(arena, s);
+    if (p.keep != Keep::gates) prologue.take(arena, s, false);
     operands = s.take_operands(arena, all);
-    zeros = s.take_operands(arena, s.H);
+    zeros = s.take_operands(arena, s.H), unwanted = s.take_operands(arena, s.state);
     if (p.keep != Keep::gates) {
       prologue.f_tilde = element(operands, s.operand, s.rows * s.H);
       prologue.f_tilde_stride_group = step_gates * s.rows * s.H;
@@ -316,23 +315,21 @@ struct BackwardBuffers {
     x_hat = is_wide ? operands : s.take_wide(arena, all);
     r_std = s.take_wide(arena, step_gates * s.G * s.rows);
     weight_operands = need_weights ? s.take_operands(arena, all) : nullptr;
-    grad_gates = s.take_operands(arena, all);
-    grad_f_tilde = s.take_wide(arena, s.sequence);
     grad_a_s = s.take_operands(arena, s.sequence), grad_a_f = s.take_operands(arena, s.sequence);
     grad_a_g = s.take_operands(arena, s.state);
-    for (void** x : {&grad_a_s_sum, &grad_g_sum, &wide_g_bar, &grad_g})
-      *x = s.take_wide(arena, s.state);
+    for (void** x : {&grad_a_s_sum, &grad_g_sum, &grad_g}) *x = s.take_wide(arena, s.state);
     take_weights(p, s, need_weights);
 
     const int64_t used = arena.used();
     gate_products = s.take_wide(arena, 4 * s.sequence);
     candidate_products = s.take_wide(arena, 2 * s.sequence);
     arena.go_back_to(used);
-    projected = plan.path != Path::step && s.has_norm ? s.take_wide(arena, all) : nullptr;
-    arena.go_back_to(used);
-    grad_f = s.take_wide(arena, s.sequence);
-    grad_f_bar = gated ? s.take_wide(arena, s.sequence) : nullptr;
-    grad_g_bar = gated ? s.take_wide(arena, s.sequence) : nullptr;
+    projected = s.take_wide(arena, all);
+    grad_gates = s.take_operands(arena, all);
+    grad_f_tilde = s.take_wide(arena, s.sequence);
+    grad_f = projected;
+    grad_f_bar = gated ? element(projected, s.wide, s.sequence) : nullptr;
+    grad_g_bar = gated ? element(projected, s.wide, 2 * s.sequence) : nullptr;
     arena.go_on_behind_all();
     if (plan.path != Path::step) return;
     for (void** x : {&grad_h, &carry, &grad_r_h, &grad_sum}) *x = s.take_wide(arena, s.state);
@@ -353,20 +350,13 @@ struct BackwardBuffers {
         has_norm ? s.take_wide(arena, s.G * 2 * step_gates * s.B * s.H) : nullptr;
     const int64_t C = p.group[0].context_size;
     grad_contexts = stacked ? s.take_operands(arena, s.G * s.B * C) : nullptr;
-    grad_matrices = grad_weight_s = nullptr;
-    grad_weight_f.resize(s.G), grad_weight_g.resize(s.G);
+    grad_matrices = grad_weight_sf = nullptr;
+    grad_weight_f.resize(s.G);
     if (!need_weights) return;
     grad_matrices = s.take_wide(arena, s.G * step_gates * s.H * s.H);
-    if (s.G > 1 || p.weight_dtype != s.wide)
-      grad_weight_s = s.take_wide(arena, s.G * 2 * s.H * s.H);
-    void* const grad_weights_g = stacked ? s.take_wide(arena, s.G * s.H * C) : nullptr;
-    for (int64_t g = 0; g < s.G; g++) {
-      if (!direct) grad_weight_f[g] = s.take_wide(arena, s.H * p.group[g].input_size);
-      if (stacked)
-        grad_weight_g[g] = element(grad_weights_g, s.wide, g * s.H * C);
-      else if (!direct)
-        grad_weight_g[g] = s.take_wide(arena, s.H * p.group[g].context_size);
-    }
+    if (s.G > 1 || !direct) grad_weight_sf = s.take_wide(arena, s.G * s.H * s.H);
+    for (int64_t g = 0; g < s.G && !direct; g++)
+      grad_weight_f[g] = s.take_wide(arena, s.H * p.group[g].input_size);
   }
 };
 

@@ -7,7 +7,7 @@
 
 namespace mmixer::cuda {
 
-constexpr int copied_at_once = 8, copied_columns = 32 * copied_at_once;
+constexpr int copied_at_once = copied_columns / 32;
 
 // Writes a lane's share of a row of `columns` columns.
 template <Dtype to, class T, class Lane>

@@ -5,11 +5,11 @@
 //   prepare | x W_f^T (n) | c W_g^T | norm_tanh of f and g | f_bar W_sf^T | g_bar W_sg^T | mix |
 //   W_r, W_z and W_h times f_tilde | recurrence
 //
-// backward, 20 (G = 3: 24), and with Keep::states 6 more (8), which compute the prologue again:
+// backward, 18 (G = 3: 22), and with Keep::states 6 more (8), which compute the prologue again:
 //   prepare | W_r and W_z times h and f_tilde | reset_gate | W_h times f_tilde and r h |
 //   update_gate | V | recurrence_backward | mix_backward | step_sum | da_s W_sf | sum(da_s) W_sg |
-//   norm_tanh_backward of f and g | da_f W_f (n) | da_g W_g | da_f^T x (n) | da_g^T c |
-//   da_s^T f_bar | sum(da_s)^T g_bar | da^T of r, z and h | finish
+//   norm_tanh_backward of f and g | da_f W_f (n) | da_g W_g | da_f^T x (n) | da_s^T f_bar |
+//   da^T of r, z and h | finish
 //
 // Contexts of unequal sizes take a product per weight set. On path step the recurrence is two
 // products and two kernels per step. More weight sets, or more copies, than a launch takes
@@ -44,8 +44,8 @@ void in_launches(Copies<most>& arguments, const std::vector<Copy>& copies, int64
     arguments.copies = 0;
     for (int end = 0; next < copies.size() && arguments.copies < most; next++) {
       Copy& copy = arguments.copy[arguments.copies++] = copies[next];
-      constexpr int64_t columns = 256;  // of a warp at a time
-      const int64_t warps = copy.tables * copy.rows * ((copy.columns + columns - 1) / columns);
+      const int64_t pieces = (copy.columns + copied_columns - 1) / copied_columns;
+      const int64_t warps = copy.tables * copy.rows * pieces;
       end += int(std::min((warps + copy_warps - 1) / copy_warps, most_copy_blocks));
       copy.end = end;
     }
@@ -164,6 +164,10 @@ class Pass {
     return m;
   }
 
+  static Copy whole(const void* from, Dtype from_dtype, void* to, Dtype to_dtype, int64_t size) {
+    return {from, to, 1, 1, size, 0, 0, 0, 0, nullptr, from_dtype, to_dtype, 0};
+  }
+
   // W_r, W_z and W_h, from the first-th on, [count H, H] of each weight set.
   Operand gate_weights(const Prepared& prepared, int first, bool transposed) const {
     const int64_t size = int64_t(H) * H;
@@ -187,13 +191,14 @@ class ForwardPass : Pass {
  public:
   ForwardPass(const Problem& p, const PassPlan& plan, const Saved& saved, ForwardBuffers& buffers,
               void* stream)
-      : Pass(p, plan, buffers.products, stream), b(buffers), states(saved.states) {}
+      : Pass(p, plan, buffers.products, stream), b(buffers), saved(saved) {}
 
   void run(void* output, void* h_n) {
     std::vector<Copy>& copies = b.sources.copies;
     if (!persistent)
       copies.push_back({p.hx, b.operand, G, B, H, p.hx_stride_group, p.hx_stride_sample,
                         int64_t(B) * H, H, nullptr, s.operand, s.operand, 0});
+    if (saved.rest) copies.push_back(whole(nullptr, s.operand, saved.rest, s.operand, 1));
     prepare(b.prepared, copies, false);
     run_prologue(b.sources, b.prologue, b.prepared.norms);
     multiply(G, s.rows, step_gates * int64_t(H), H,
@@ -213,7 +218,7 @@ class ForwardPass : Pass {
     a.input_gates = static_cast<const float*>(b.input_gates);
     a.norms = static_cast<const float*>(b.prepared.norms);
     a.hx = static_cast<const float*>(b.prepared.hx), a.lengths = p.lengths;
-    a.output = output, a.h_n = h_n, a.states = static_cast<float*>(states);
+    a.output = output, a.h_n = h_n, a.states = static_cast<float*>(saved.states);
     a.packets = b.prepared.packets;
     a.G = G, a.T = T, a.B = B, a.H = H, a.eps = float(p.eps);
     recurrence(plan, plan.teams, a, true, stream);
@@ -227,8 +232,8 @@ class ForwardPass : Pass {
     a.state[step_z] = {wide_at(b.state_gates, H), 2 * state, 2 * int64_t(H)};
     a.state[step_h] = {b.candidate, state, H};
     a.norms = b.prepared.norms, a.hx = b.prepared.hx, a.lengths = p.lengths;
-    a.states = states ? states : b.state;
-    a.states_stride = states ? Strides{s.rows * H, state, H} : Strides{state, 0, H};
+    a.states = saved.states ? saved.states : b.state;
+    a.states_stride = saved.states ? Strides{s.rows * H, state, H} : Strides{state, 0, H};
     a.dtype = s.operand, a.eps = p.eps;
     a.r_h = b.r_h, a.r_h_stride_group = state;
     a.operand = b.operand, a.output = output, a.h_n = h_n;
@@ -247,7 +252,7 @@ class ForwardPass : Pass {
   }
 
   ForwardBuffers& b;
-  void* const states;
+  const Saved& saved;
 };
 
 class BackwardPass : Pass {
@@ -260,8 +265,10 @@ class BackwardPass : Pass {
         cotangents(filled(cotangents, buffers.zeros)),
         states(saved.states),
         gradient(gradient),
-        grad_hx(grad_hx),
-        needs_weights(gradient[0].weight[0]) {}
+        grad_hx(grad_hx ? grad_hx : buffers.unwanted),
+        needs_weights(gradient[0].weight[0]),
+        needs_f(needs_weights || gradient[0].input),
+        needs_g(needs_weights || gradient[0].context) {}
 
   void run() {
     prepare_all();
@@ -271,7 +278,7 @@ class BackwardPass : Pass {
       run_persistent();
     else
       run_steps();
-    prologue_backward();
+    if (needs_f || needs_g) prologue_backward();
     std::vector<Copy> copies;
     for (int g = 0; g < G; g++) {
       if (gradient[g].input)
@@ -279,7 +286,7 @@ class BackwardPass : Pass {
                  {b.sources.weight_f[g].p, b.sources.weight_f[g].stride, 0, false},
                  gradient[g].input, p.group[g].input_size, 0, s.operand, s.operand);
     }
-    context_gradients(copies);
+    if (gradient[0].context) context_gradients(copies);
     if (needs_weights) weight_gradients(copies);
     finish(copies);
   }
@@ -346,13 +353,13 @@ class BackwardPass : Pass {
 
   void run_persistent() const {
     const int64_t size = int64_t(H) * H;
-    if (b.projected)
+    if (s.has_norm)
       multiply(int64_t(G) * step_gates, s.rows, H, H, {b.operands, H, all, false},
                {b.prepared.matrices, H, size, false}, b.projected, H, all);
     BackwardArguments a{};
     a.weights = static_cast<const uint16_t*>(b.prepared.split_weights);
     a.x_hat = static_cast<const float*>(b.x_hat);
-    a.projected = static_cast<const float*>(b.projected);
+    a.projected = static_cast<const float*>(s.has_norm ? b.projected : nullptr);
     a.r_std = static_cast<const float*>(b.r_std);
     a.norms = static_cast<const float*>(b.prepared.norms);
     a.states = static_cast<const float*>(states), a.hx = static_cast<const float*>(b.prepared.hx);
@@ -397,34 +404,32 @@ class BackwardPass : Pass {
     m.grad_f_tilde = b.grad_f_tilde, m.grad_a = b.grad_a_s, m.grad_norm = b.grad_norm[gate_s];
     m.grad_f_bar = b.grad_f_bar, m.grad_g_bar = b.grad_g_bar;
     mix_backward(m, stream);
-    StepSumArguments sums{};
-    sums.G = G, sums.T = T, sums.B = B, sums.H = H, sums.dtype = s.operand;
-    sums.grad_a = b.grad_a_s, sums.grad_g_bar = b.grad_g_bar, sums.g_bar = b.prologue.g_bar;
-    sums.grad_a_sum = b.grad_a_s_sum, sums.grad_g_bar_sum = b.grad_g_sum;
-    sums.wide_g_bar = b.wide_g_bar;
-    step_sum(sums, stream);
     const Matrix &weight_s = b.sources.weight_s, &weight_sg = b.sources.wide_weight_sg;
-    multiply(G, s.rows, H, H, {b.grad_a_s, H, all, false},
-             {weight_s.p, weight_s.stride, H * weight_s.stride, false}, b.grad_f, H, all);
+    if (needs_g) {
+      StepSumArguments sums{};
+      sums.G = G, sums.T = T, sums.B = B, sums.H = H, sums.dtype = s.operand;
+      sums.grad_a = b.grad_a_s, sums.grad_g_bar = b.grad_g_bar;
+      sums.grad_a_sum = b.grad_a_s_sum, sums.grad_g_bar_sum = b.grad_g_sum;
+      step_sum(sums, stream);
+    }
+    if (needs_f)
+      multiply(G, s.rows, H, H, {b.grad_a_s, H, all, false},
+               {weight_s.p, weight_s.stride, H * weight_s.stride, false}, b.grad_f, H, all);
     // In the wide dtype: a sum over the steps may be too large for float16.
-    multiply(G, B, H, H, {b.grad_a_s_sum, H, state, false},
-             {weight_sg.p, weight_sg.stride, H * weight_sg.stride, false}, b.grad_g, H, state,
-             s.wide, s.wide);
+    if (needs_g)
+      multiply(G, B, H, H, {b.grad_a_s_sum, H, state, false},
+               {weight_sg.p, weight_sg.stride, H * weight_sg.stride, false}, b.grad_g, H, state,
+               s.wide, s.wide);
     NormTanhBackwardArguments y{};
-    y.part[0] = {{int(s.rows), blocks(gate_f)},
+    y.part[0] = {{int(s.rows), needs_f ? blocks(gate_f) : 0},
                  gate_f,
                  b.prologue.a_f,
                  b.grad_f,
                  b.grad_f_bar,
                  b.grad_a_f,
                  b.grad_norm[gate_f]};
-    y.part[1] = {{B, blocks(gate_g)},
-                 gate_g,
-                 b.prologue.a_g,
-                 b.grad_g,
-                 b.grad_g_bar ? b.grad_g_sum : nullptr,
-                 b.grad_a_g,
-                 b.grad_norm[gate_g]};
+    y.part[1] = {{B, needs_g ? blocks(gate_g) : 0},     gate_g,     b.prologue.a_g,     b.grad_g,
+                 b.grad_g_bar ? b.grad_g_sum : nullptr, b.grad_a_g, b.grad_norm[gate_g]};
     y.norms = b.prepared.norms, y.dtype = s.operand, y.G = G, y.H = H, y.eps = p.eps;
     norm_tanh_backward(y, stream);
   }
@@ -445,63 +450,53 @@ class BackwardPass : Pass {
   }
 
   void weight_gradients(std::vector<Copy>& copies) const {
-    const auto narrow = [&](const void* from, void* to, int64_t size) {
-      if (from) copies.push_back(whole(from, s.wide, to, p.weight_dtype, size));
-    };
+    const int64_t two = 2 * int64_t(H), size = int64_t(H) * H;
     for (int g = 0; g < G; g++) {
+      const Matrix& input = b.sources.input[g];
       const int64_t F = p.group[g].input_size;
       void *const there = b.grad_weight_f[g], *const to = gradient[g].weight[gate_f];
       multiply(1, H, F, s.rows, {at(b.grad_a_f, g * all), H, 0, true},
-               {b.sources.input[g].p, b.sources.input[g].stride, 0, false}, there ? there : to, F,
-               0, s.operand, there ? s.wide : p.weight_dtype);
-      narrow(there, to, H * F);
-    }
-    of_sets(b.sources.one_context, [&](int g, int batch) {
-      const int64_t C = p.group[g].context_size;
-      void* const there = b.grad_weight_g[g];
-      multiply(batch, H, C, B, {at(b.grad_a_g, g * state), H, state, true},
-               {b.sources.context[g].p, b.sources.context[g].stride, B * C, false},
-               there ? there : gradient[g].weight[gate_g], C, H * C, s.operand,
+               {input.p, input.stride, 0, false}, there ? there : to, F, 0, s.operand,
                there ? s.wide : p.weight_dtype);
-    });
-    const int64_t two = 2 * int64_t(H), size = H * two;
-    void* const grad_s = b.grad_weight_s ? b.grad_weight_s : gradient[0].weight[gate_s];
-    multiply(G, H, H, s.rows, {b.grad_a_s, H, all, true}, {b.prologue.f_bar, H, all, false}, grad_s,
-             two, size);
-    multiply(G, H, H, B, {b.grad_a_s_sum, H, state, true}, {b.wide_g_bar, H, state, false},
-             wide_at(grad_s, H), two, size, s.wide, s.wide);
-    for (int g = 0; g < G; g++) {
-      narrow(b.grad_weight_g[g], gradient[g].weight[gate_g], H * p.group[g].context_size);
-      narrow(wide_at(b.grad_weight_s, g * size), gradient[g].weight[gate_s], size);
+      if (there) copies.push_back(whole(there, s.wide, to, p.weight_dtype, H * F));
     }
+    void* const there = b.grad_weight_sf;
+    multiply(G, H, H, s.rows, {b.grad_a_s, H, all, true}, {b.prologue.f_bar, H, all, false},
+             there ? there : gradient[0].weight[gate_s], there ? H : two, size, s.operand,
+             there ? s.wide : p.weight_dtype);
+    for (int g = 0; there && g < G; g++)
+      copies.push_back({wide_at(there, g * size), gradient[g].weight[gate_s], 1, H, H, 0, H, 0, two,
+                        nullptr, s.wide, p.weight_dtype, 0});
     multiply(int64_t(G) * step_gates, H, H, s.rows, {b.grad_gates, H, all, true},
-             {b.weight_operands, H, all, false}, b.grad_matrices, H, int64_t(H) * H);
+             {b.weight_operands, H, all, false}, b.grad_matrices, H, size);
   }
 
   void finish(const std::vector<Copy>& copies) const {
     if (copies.empty() && !needs_weights) return;
     FinishArguments a{};
     a.weight_dtype = p.weight_dtype, a.norm_dtype = p.norm_dtype;
+    a.grad_a_g = b.grad_a_g, a.grad_a_s_sum = b.grad_a_s_sum, a.g_bar = b.prologue.g_bar;
     a.matrices = b.grad_matrices, a.remove_mean = removes_mean;
     for (int gate = gate_f; gate < gate_r; gate++) {
       a.prologue[gate] = b.grad_norm[gate];
       a.prologue_summands[gate] = int(BackwardBuffers::summands(s, gate));
     }
     a.recurrence = b.grad_norm_recurrence, a.recurrence_summands = B;
-    a.G = G, a.H = H, a.dtype = s.wide;
+    a.G = G, a.B = B, a.H = H, a.operand = s.operand, a.dtype = s.wide;
     in_launches(a, copies, needs_weights ? G : 0, [&](int first, int count) {
-      a.first = first, a.count = count;
+      a.first = first, a.count = count, a.most_context_size = 0;
       for (int i = 0; i < count; i++) {
         const GroupGradient& grad = gradient[first + i];
+        const Matrix& context = b.sources.context[first + i];
+        a.context[i] = context.p, a.context_stride[i] = context.stride;
+        a.context_size[i] = p.group[first + i].context_size;
+        a.most_context_size = std::max(a.most_context_size, int(a.context_size[i]));
+        a.weight_g[i] = grad.weight[gate_g], a.weight_s[i] = grad.weight[gate_s];
         std::copy_n(grad.weight + gate_r, step_gates, a.weight[i]);
         a.norm[i][0] = grad.norm_weight, a.norm[i][1] = grad.norm_bias;
       }
       cuda::finish(a, stream);
     });
-  }
-
-  static Copy whole(const void* from, Dtype from_dtype, void* to, Dtype to_dtype, int64_t size) {
-    return {from, to, 1, 1, size, 0, 0, 0, 0, nullptr, from_dtype, to_dtype, 0};
   }
 
   Strides output_stride() const {
@@ -514,7 +509,7 @@ class BackwardPass : Pass {
   void* const states;
   const GroupGradient* const gradient;
   void* const grad_hx;
-  const bool needs_weights;
+  const bool needs_weights, needs_f, needs_g;              // da_f and da_g
   const int64_t all = s.rows * H, state = int64_t(B) * H;  // elements of [T, B, H] and [B, H]
 };
 
@@ -531,6 +526,8 @@ void check(const Problem& p) {
             "weight_dtype and norm_dtype must be dtype, or bfloat16 where that is float32");
   // Rows, and blocks of up to two kinds of rows, are counted by ints.
   const double rows = double(p.groups) * p.steps * p.batch;
+  for (int64_t g = 0; g < p.groups; g++)
+    require(p.group[g].context_size < 1 << 24, "context_size must be less than 2^24");
   require(p.hidden < 1 << 24 && 2 * rows < INT_MAX &&
               double(p.groups) * p.batch * p.hidden < INT_MAX,
           "groups * steps * batch must be less than 2^30, groups * batch * hidden less than 2^31 "
@@ -539,7 +536,7 @@ void check(const Problem& p) {
 
 int64_t saved_size(const Problem& p) {
   check(p);
-  return Saved(nullptr, p).arena.size() / bytes_of(wide_dtype(p.dtype));
+  return Saved(nullptr, p).size;
 }
 
 int64_t forward_workspace_size(const Problem& p, const PassPlan& plan) {

@@ -55,12 +55,14 @@ int64_t saved_size(const Problem& problem);
 int64_t forward_workspace_size(const Problem& problem, const PassPlan& plan);
 int64_t backward_workspace_size(const Problem& problem, const PassPlan& plan, bool need_weights);
 
-// Writes output [G, T, B, H] and h_n [G, B, H], contiguous, in Problem::dtype. saved is null where
+// Writes output [G, T, B, H] and h_n [G, B, H], which may be one where T is 1, contiguous, in
+// Problem::dtype. saved is null where
 // Problem::keep is nothing. saved and workspace begin at multiples of 64.
 void forward(const Problem& problem, const PassPlan& plan, void* output, void* h_n, void* saved,
              void* workspace, void* stream);
 
-// Writes gradient [G] and grad_hx [G, B, H], contiguous, in the dtypes of their tensors.
+// Writes gradient [G] and, unless it is null, grad_hx [G, B, H], contiguous, in the dtypes of their
+// tensors.
 void backward(const Problem& problem, const PassPlan& plan, const Cotangents& cotangents,
               const void* saved, const GroupGradient* gradient, void* grad_hx, void* workspace,
               void* stream);

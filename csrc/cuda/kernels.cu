@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <stdexcept>
 
+#include "finish.h"
 #include "launch.h"
 #include "prepare.h"
 #include "prologue.h"

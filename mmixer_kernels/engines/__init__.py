@@ -58,9 +58,10 @@ def check_name(name: object) -> None:
 
 def get(name: str) -> Engine:
     """The engine of this name; ValueError where there is none."""
-    for engine in ENGINES:
-        if name == engine.NAME:
-            return engine
+    if isinstance(name, str):
+        for engine in ENGINES:
+            if name == engine.NAME:
+                return engine
     check_name(name)
     raise ValueError(f"engine must be one of {', '.join(names())}, but is {name!r}")
 

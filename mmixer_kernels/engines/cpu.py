@@ -66,9 +66,9 @@ def saved_size(problem: Problem, keep: Keep) -> int:
     return groups * row_tables + 5 * padded(groups * padded(rows)) + padded(groups * padded(batch))
 
 
-def run_forward(call: Call, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+def run_forward(call: Call, tensors: Sequence[Tensor]) -> native.Results:
     """`protocol.NativeEngine.run_forward`."""
-    results: tuple[Tensor, Tensor, Tensor | None] = _native.forward(
+    results: native.Results = _native.forward(
         call=call, tensors=tensors, threads=torch.get_num_threads()
     )
     return results
@@ -122,14 +122,8 @@ def backward(
 
 
 def step(step: Step) -> Tensor:
-    """The next state `[B, H]`: `forward` of a sequence of one step, with less around it."""
+    """One step without gradients: the next state `[B, H]`."""
     dtype = step.input.dtype
-    try:
-        return _step(step)
-    except (TypeError, ValueError):
-        return _step(native.stored_step(step, compute_dtype(dtype))).to(dtype)
-
-
-def _step(step: Step) -> Tensor:
-    next_state: Tensor = _native.step(step=step, threads=torch.get_num_threads())
-    return next_state
+    if dtype in _WIDE:
+        return native.step(run_forward, step)
+    return native.step(run_forward, native.stored_step(step, compute_dtype(dtype))).to(dtype)

@@ -17,6 +17,9 @@ recurrence, "high" and "medium" 2^-16 in a product. bfloat16 products have bfloa
 float16 ones in the recurrence have float16 operands forward and 16 bits of two bfloat16 terms
 backward, whose range a gradient may need. Statistics, gates and states are float32. float64 takes
 path "step".
+
+Where there is no cuBLASLt the first pass on a device warns of it, and the logger tells, at level
+WARNING, each product that cuBLASLt does not take.
 """
 
 from __future__ import annotations
@@ -24,8 +27,8 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -141,42 +144,39 @@ _STEP_SAMPLES = 64  # a step of more is not a stream's, and the general way is a
 
 def step(step: Step) -> Tensor:
     """One step without gradients: the next state `[B, H]`, in one launch up to 64 samples."""
-    try:
-        return _step(step)
-    except (TypeError, ValueError):
-        return _step(native.stored_step(step, step.input.dtype))
+    return native.step(run_forward, step)
 
 
-def _step(step: Step) -> Tensor:
-    input, context, weights = step[:3]
-    B, H = input.shape[0], weights.hidden_size
+def _cell(call: Call, tensors: Sequence[Tensor]) -> Tensor | None:
+    """The next state by one launch, on the current device; None where the general way is taken."""
+    input, context, weight_f = tensors[:3]
+    (B, F), (_, C), (H, _) = input.shape, context.shape, weight_f.shape
     dtype = input.dtype
-    with _device_of(input):
-        device = torch.cuda.current_device() if input.is_cuda else -1
-        if "cell" not in PATHS:
-            plan = 0, 0, 0, "left out by MMIXER_CUDA_PATHS"
-        elif B > _STEP_SAMPLES:
-            plan = 0, 0, 0, f"{B} samples, but {_STEP_SAMPLES} at most"
-        else:
-            sizes = B, input.shape[1], context.shape[1], H
-            plan = _cell_plan(device, sizes, dtype, weights.weight_f.dtype)
-        team_samples, blocks, size, refusal = plan
-        _logger.debug(
-            "step of B=%d H=%d %s: %s",
-            *(B, H, dtype, f"a sequence of one (cell: {refusal})" if refusal else "path cell"),
-        )
-        if team_samples == 0:
-            return forward(step.problem(), "nothing")[1].squeeze(0)
-        stream = _stream(input)
-        next_state = input.new_empty(B, H)
-        _native.cell(
-            step=step,
-            team_samples=team_samples,
-            blocks=blocks,
-            next_state=next_state,
-            workspace=_workspace(device, stream, H, size, input),
-            stream=stream,
-        )
+    device = input.device.index if input.is_cuda else -1
+    if "cell" not in PATHS:
+        plan = 0, 0, 0, "left out by MMIXER_CUDA_PATHS"
+    elif B > _STEP_SAMPLES:
+        plan = 0, 0, 0, f"{B} samples, but {_STEP_SAMPLES} at most"
+    else:
+        plan = _cell_plan(device, (B, F, C, H), dtype, weight_f.dtype)
+    team_samples, blocks, size, refusal = plan
+    _logger.debug(
+        "step of B=%d H=%d %s: %s",
+        *(B, H, dtype, f"a sequence of one (cell: {refusal})" if refusal else "path cell"),
+    )
+    if team_samples == 0:
+        return None
+    stream = _stream(input)
+    next_state = input.new_empty(B, H)
+    _native.cell(
+        call=call,
+        tensors=tensors,
+        team_samples=team_samples,
+        blocks=blocks,
+        next_state=next_state,
+        workspace=_workspace(device, stream, H, size, input),
+        stream=stream,
+    )
     return next_state
 
 
@@ -292,13 +292,14 @@ class _Size(NamedTuple):
 
 
 class _Way(NamedTuple):
+    size: _Size
     pass_plan: Any  # the extension's
     plan: _Plan
     refused: str  # in words, the reasons why it is no path before that
 
 
 def _persistent_plan(size: _Size, path: str) -> tuple[_Plan | None, str]:
-    """How a path takes a call, or why it does not."""
+    """How a path takes a pass, or why it does not."""
     plans, refusal = persistent_plans(size.device, path, size.hidden, size.dtype, size.backward)
     if not plans:
         return None, refusal
@@ -310,8 +311,9 @@ def _persistent_plan(size: _Size, path: str) -> tuple[_Plan | None, str]:
 
 
 @functools.lru_cache(maxsize=1024)
-def _way(size: _Size) -> _Way:
-    """The first path that takes the size."""
+def _way(*of_size: Any) -> _Way:
+    """The first path that takes a size, whose fields are given: they cost less than a `_Size`."""
+    size = _Size(*of_size)
     chosen, refused = None, []
     for path in size.paths:
         if path == "cell":
@@ -327,55 +329,89 @@ def _way(size: _Size) -> _Way:
     if chosen is None:
         allowed = "" if size.paths == _DEFAULT_PATHS else f" of {', '.join(size.paths)}"
         raise RuntimeError(f"no path{allowed} takes this call: {'; '.join(refused)}")
-    plan = _native.PassPlan(
+    pass_plan = _native.PassPlan(
         **chosen.variant(),
         teams=chosen.teams_at_once,
         allow_tf32=size.precision != "highest",
     )
-    return _Way(plan, chosen, "; ".join(refused))
+    return _Way(size, pass_plan, chosen, "; ".join(refused))
 
 
-def _plan(call: Call, tensors: Sequence[Tensor], backward: bool) -> Any:
-    """The extension's plan of a pass on the current device."""
-    groups, input = call.form.groups, tensors[0]
-    steps, batch = input.shape[:2]
-    if call.batch_first:
-        steps, batch = batch, steps
-    hidden = tensors[2 * groups + GATES.index("r")].shape[0]
-    precision = torch.get_float32_matmul_precision()
+def _way_of(call: Call, tensors: Sequence[Tensor], backward: bool) -> _Way:
+    """The way of a pass on the current device; the tensors are not checked yet."""
+    input, groups = tensors[0], call.form.groups
+    batch = input.shape[0 if call.batch_first or call.layout == "step" else 1]
+    hidden, _ = tensors[2 * groups + GATES.index("r")].shape
     device = input.device.index if input.is_cuda else -1
-    way = _way(
-        _Size(device, groups, batch, hidden, input.dtype, backward, precision, PATHS, SAMPLES)
-    )
-    if _logger.isEnabledFor(logging.DEBUG):
-        plan, how = way.plan, ""
-        if plan.path != "step":
-            how = (
-                f", H padded to {plan.padded}, {plan.terms} terms of {plan.term_dtype} per float, "
-                f"teams of {plan.samples} samples"
-            )
-        _logger.debug(
-            "%s of G=%d T=%d B=%d H=%d %s: path %s%s%s",
-            "backward" if backward else "forward",
-            *(groups, steps, batch, hidden, input.dtype, plan.path, how),
-            f" ({way.refused})" if way.refused else "",
+    precision = torch.get_float32_matmul_precision()
+    return _way(device, groups, batch, hidden, input.dtype, backward, precision, PATHS, SAMPLES)
+
+
+def _tell(way: _Way, call: Call, tensors: Sequence[Tensor]) -> None:
+    """Logs the way that a pass has gone."""
+    if not _logger.isEnabledFor(logging.DEBUG):
+        return
+    size, plan, how = way.size, way.plan, ""
+    steps = 1 if call.layout == "step" else tensors[0].shape[call.batch_first]
+    if plan.path != "step":
+        how = (
+            f", H padded to {plan.padded}, {plan.terms} terms of {plan.term_dtype} per float, "
+            f"teams of {plan.samples} samples"
         )
-    return way.pass_plan
+    _logger.debug(
+        "%s of G=%d T=%d B=%d H=%d %s: path %s%s%s",
+        "backward" if size.backward else "forward",
+        *(size.groups, steps, size.batch, size.hidden),
+        *(size.dtype, plan.path, how),
+        f" ({way.refused})" if way.refused else "",
+    )
 
 
-def _device_of(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Makes the tensor's GPU the current one."""
-    if not tensor.is_cuda or tensor.device.index == torch.cuda.current_device():
-        return nullcontext()
-    return torch.cuda.device(tensor.device)
+_told_devices: set[int] = set()
+_told_products: set[str] = set()
+"""What `_tell_products` has told: devices, and lines of the extension's `product_fallbacks`."""
+
+
+def _tell_products(device: int) -> None:
+    """Warns, once for the current device, where cuBLASLt is not there for the products outside the
+    recurrence, and logs each product that it has not taken."""
+    if device not in _told_devices:
+        _told_devices.add(device)
+        library: str = _native.product_library()
+        _logger.debug("products on %s: %s", f"cuda:{device}", library)
+        kind, _, reason = library.partition(": ")
+        if kind == "own kernel":
+            warnings.warn(
+                f"the CUDA engine's products outside the recurrence are slow on cuda:{device}: "
+                f"{reason}, so that a kernel of its own makes them, which is not tuned for speed. "
+                "Install a PyTorch that brings cuBLAS",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+    for line in _native.product_fallbacks():
+        if line not in _told_products:
+            _told_products.add(line)
+            _logger.warning(
+                "cuBLASLt does not take a product, which a kernel makes that is not tuned for "
+                "speed: %s",
+                line,
+            )
 
 
 def _stream(tensor: Tensor) -> int:
     """The handle of the current stream of the tensor's device."""
-    if not tensor.is_cuda:
-        return 0
-    handle: int = torch._C._cuda_getCurrentRawStream(tensor.device.index)
+    return _current_stream(tensor.device.index) if tensor.is_cuda else 0
+
+
+def _current_stream_of_python(device: int) -> int:
+    handle: int = torch.cuda.current_stream(device).cuda_stream
     return handle
+
+
+# The private function takes a tenth of the time.
+_current_stream: Callable[[int], int] = getattr(
+    torch._C, "_cuda_getCurrentRawStream", _current_stream_of_python
+)
 
 
 def saved_size(problem: Problem, keep: Keep) -> int:
@@ -389,27 +425,26 @@ def saved_size(problem: Problem, keep: Keep) -> int:
     if keep == "nothing":
         return 0
     groups, steps, batch, hidden = problem.sizes
-    wide = problem.compute_dtype.itemsize
-
-    def padded(rows: int, itemsize: int) -> int:
-        return (groups * rows * hidden * itemsize + 255) // 256 * (256 // wide)
-
-    rows, narrow = steps * batch, problem.dtype.itemsize
+    sequence, state = groups * steps * batch * hidden, groups * batch * hidden
     if keep == "states":
-        return padded(rows, wide)
-    of_steps = 3 * padded(rows, wide) + 2 * padded(rows, narrow)
-    return of_steps + 2 * padded(batch, wide) + padded(batch, narrow)
+        return sequence
+    ratio = problem.compute_dtype.itemsize // problem.dtype.itemsize
+    return 3 * sequence + 2 * state + (2 * sequence + state + ratio - 1) // ratio
 
 
-def run_forward(call: Call, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+def run_forward(call: Call, tensors: Sequence[Tensor]) -> native.Results:
     """`protocol.NativeEngine.run_forward`."""
-    with _device_of(tensors[0]):
-        results: tuple[Tensor, Tensor, Tensor | None] = _native.forward(
-            call=call,
-            tensors=tensors,
-            plan=_plan(call, tensors, backward=False),
-            stream=_stream(tensors[0]),
+    with native.device_of(tensors[0]):
+        if call.layout == "step" and call.keep == "nothing":
+            next_state = _cell(call, tensors)
+            if next_state is not None:
+                return next_state, None, None
+        way = _way_of(call, tensors, backward=False)
+        results: native.Results = _native.forward(
+            call=call, tensors=tensors, plan=way.pass_plan, stream=_stream(tensors[0])
         )
+        _tell_products(way.size.device)
+    _tell(way, call, tensors)
     return results
 
 
@@ -421,7 +456,8 @@ def run_backward(
     needs: Sequence[bool],
 ) -> Sequence[Tensor | None]:
     """`protocol.NativeEngine.run_backward`."""
-    with _device_of(tensors[0]):
+    with native.device_of(saved):
+        way = _way_of(call, tensors, backward=True)
         grads: Sequence[Tensor | None] = _native.backward(
             call=call,
             tensors=tensors,
@@ -429,9 +465,11 @@ def run_backward(
             grad_output=cotangents[0],
             grad_h_n=cotangents[1],
             needs=needs,
-            plan=_plan(call, tensors, backward=True),
-            stream=_stream(tensors[0]),
+            plan=way.pass_plan,
+            stream=_stream(saved),
         )
+        _tell_products(way.size.device)
+    _tell(way, call, tensors)
     return grads
 
 

@@ -7,6 +7,7 @@ fit as it is; `stored` converts what may be converted.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor
 from .. import arguments
 from ..problem import Call, Cotangents, Form, Gradients, Keep, Need, Problem, Step, Weights
 
-Forward = Callable[[Call, Sequence[Tensor]], tuple[Tensor, Tensor, Tensor | None]]
+Results = tuple[Tensor, Tensor | None, Tensor | None]
+Forward = Callable[[Call, Sequence[Tensor]], Results]
 Backward = Callable[
     [Call, Sequence[Tensor], Tensor, Sequence[Tensor | None], Sequence[bool]], Sequence[Any]
 ]
@@ -26,9 +28,20 @@ def forward(run: Forward, problem: Problem, keep: Keep) -> tuple[Tensor, Tensor,
     """An engine's `forward` by its `run_forward`."""
     call = Call(Form.of(problem.flat()), keep, is_checked=True)
     try:
-        return run(call, problem.tensors())
+        output, h_n, saved = run(call, problem.tensors())
     except (TypeError, ValueError):
-        return run(call, stored(problem, problem.dtype).tensors())
+        output, h_n, saved = run(call, stored(problem, problem.dtype).tensors())
+    assert h_n is not None  # as it is no step
+    return output, h_n, saved
+
+
+def step(run: Forward, step: Step) -> Tensor:
+    """An engine's `step` by its `run_forward`."""
+    call = Call(step.form(), "nothing", "step", is_checked=True)
+    try:
+        return run(call, step.tensors())[0]
+    except (TypeError, ValueError):
+        return run(call, stored_step(step, step.input.dtype).tensors())[0]
 
 
 def backward(
@@ -94,6 +107,16 @@ def rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     if tensor.stride(-1) != 1 and tensor.shape[-1] > 1:
         tensor = tensor.contiguous()
     return tensor
+
+
+def device_of(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Makes the tensor's GPU the current one."""
+    if not tensor.is_cuda or tensor.device.index == torch.cuda.current_device():
+        return _NOTHING
+    return torch.cuda.device(tensor.device)
+
+
+_NOTHING = nullcontext()
 
 
 def stored_weights(weights: Sequence[Weights], dtype: torch.dtype) -> list[Weights]:

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..problem import Call, Cotangents, Gradients, Keep, Need, Problem, Step
+from ..problem import Call, Cotangents, Gradients, Keep, Need, Problem
 
 
 class EngineState(NamedTuple):
@@ -20,7 +20,7 @@ class EngineState(NamedTuple):
 
 
 class Engine(Protocol):
-    """An implementation of the recurrence.
+    """An implementation of the recurrence, for problems that are checked.
 
     An engine that has a shorter way for a single step without gradients also has
     `step(step: Step) -> Tensor`, which returns the next state `[B, H]`.
@@ -50,19 +50,16 @@ class Engine(Protocol):
 class NativeEngine(Engine, Protocol):
     """An engine whose pass is one call on the tensors as the caller has them.
 
-    `run_forward`, `run_backward` and `step` raise ValueError or TypeError, before anything is
+    Both raise ValueError or TypeError, before anything is
     computed, for tensors and options that the engine does not take as they are: they need no checks
     before.
     """
 
-    def step(self, step: Step) -> Tensor:
-        """The next state `[B, H]`."""
-
     def run_forward(
         self, call: Call, tensors: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Output and h_n as the call wants them, in memory of their own, and what is left for
-        `run_backward`; None where nothing is."""
+        `run_backward`. h_n is None for a step, and so is what is left where nothing is."""
 
     def run_backward(
         self,

@@ -234,6 +234,43 @@ std::map<std::string, Kernel> kernels() {
           {"product", product()}};
 }
 
+// A pass of one step through L2, from other inputs than the one before in the same memory, whose
+// packets have the same step's number.
+Kernel passes_of_one_step() {
+  constexpr int F = 24, batch = 5, hidden = 40;
+  std::vector<std::vector<uint16_t>> weights;
+  for (const int columns : {F, F, 2 * hidden, hidden, hidden, hidden})
+    weights.push_back(random_bfloat16(hidden * columns, 0.3f));
+  return [weights, operands = random_bfloat16(3 * batch * F, 1)] {
+    Group group{};
+    group.input_size = group.input_stride_sample = F;
+    group.context_size = group.context_stride_sample = F;
+    for (int gate = 0; gate < gates; gate++) group.weight[gate] = weights[gate].data();
+    Problem p{};
+    p.groups = p.steps = 1, p.batch = batch, p.hidden = hidden, p.eps = 1e-5;
+    p.dtype = p.weight_dtype = p.norm_dtype = Dtype::bfloat16, p.group = &group;
+    PassPlan plan{};
+    plan.path = Path::cooperative, plan.samples = 4, plan.terms = 1, plan.teams = 2;
+    plan.term_dtype = Dtype::bfloat16;
+    std::vector<uint64_t> memory[2];
+    Bits results[2];
+    for (int used : {0, 1}) {
+      memory[used].resize(forward_workspace_size(p, plan) / sizeof(uint64_t) + 1);
+      for (int call = used ? 0 : 1; call < 2; call++) {
+        Output output(batch * hidden / 2), h_n(batch * hidden / 2);
+        group.input = operands.data() + call * batch * F;
+        group.context = operands.data() + 2 * batch * F;
+        forward(p, plan, output.x.data(), h_n.x.data(), nullptr, memory[used].data(), nullptr);
+        results[used] = {};
+        output.append_to(results[used]), h_n.append_to(results[used]);
+      }
+    }
+    if (results[0] != results[1])
+      throw std::runtime_error("a pass in used memory has other results");
+    return results[0];
+  };
+}
+
 void use_schedule(int schedule) {
   options().seed = 1000 + schedule;
   options().schedule = schedule % 2 ? Options::Schedule::adversarial : Options::Schedule::random;

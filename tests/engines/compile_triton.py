@@ -24,8 +24,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from mmixer_kernels.engines import triton as engine
-from mmixer_kernels.engines import triton_kernels, triton_tuning
+from mmixer_kernels.engines import triton_kernels, triton_pass, triton_tuning
 
 OPERANDS = (
     "operands f_bar g_bar f_tilde grad_a r_h_out f_tilde_h f_tilde_r_h grad_gates grad_output "
@@ -102,7 +101,7 @@ def resources(target: GPUTarget, dtypes: Sequence[str]) -> None:
             precision = "tf32" if target.backend == "cuda" and operand == "fp32" else "ieee"
             choice = {"SETS": SETS, "PRECISION": precision, "eps": 1e-5, "FIRST": 0, "COUNT": 2}
             choice |= {"HAS_NORM": True, "HAS_LENGTHS": True, "HAS_HX": True, "CONCAT": False}
-            choice |= {"BLOCK_B": engine._BLOCK_B, "BLOCK_M": engine._BLOCK_M}
+            choice |= {"BLOCK_B": triton_pass.BLOCK_B, "BLOCK_M": triton_pass.BLOCK_M}
             choice |= {key: launch.pop(key) for key in ("BLOCK_N", "BLOCK_K")}
             types = types_of(kernel, operand)
             constants = {key: value for key, value in choice.items() if key in types}

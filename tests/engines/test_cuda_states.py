@@ -10,14 +10,13 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from building import build, expect_success, find
 
 from mmixer_kernels import engines
-from mmixer_kernels.engines import choose, cuda, gpu
+from mmixer_kernels.engines import choose, cuda
 from mmixer_kernels.engines.protocol import EngineState
 
 Machine = Callable[..., list[int]]
@@ -249,29 +248,3 @@ def test_cublaslt_is_the_one_that_torch_has_loaded(extension: str) -> None:
         pytest.skip("this torch has no CUDA")
     major = torch.version.cuda.split(".")[0]
     assert cuda._native.product_library().startswith(f"cuBLASLt {major}.")
-
-
-class _OnGPU(torch.Tensor):
-    """A tensor that says that it is on a GPU."""
-
-    is_cuda = True
-
-
-@pytest.mark.parametrize("hip", [None, "6.4"])
-@pytest.mark.parametrize("batch", [(), (2,)])
-def test_products_of_narrow_operands(
-    hip: str | None, batch: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """ROCm refuses out_dtype: there operands are widened first."""
-    narrow = []
-
-    def mm(a: Any, b: Any, out_dtype: torch.dtype) -> torch.Tensor:
-        narrow.append(out_dtype)
-        return a.as_subclass(torch.Tensor).to(out_dtype) @ b.as_subclass(torch.Tensor).to(out_dtype)
-
-    monkeypatch.setattr(torch, "bmm" if batch else "mm", mm)
-    monkeypatch.setattr(torch.version, "hip", hip)
-    a, b = torch.randn(*batch, 3, 4).bfloat16(), torch.randn(*batch, 4, 5).bfloat16()
-    result = gpu.product(a.as_subclass(_OnGPU), b.as_subclass(_OnGPU))
-    assert narrow == ([torch.float32] if hip is None else [])
-    assert torch.equal(torch.Tensor(result), a.float() @ b.float())

@@ -19,14 +19,15 @@ import torch
 from contract import OPTIONS, PRECISIONS, Contract, Options
 from helpers import Size, op_operands, problem, reference_results, relative_errors
 
-from mmixer_kernels.engines import gpu, triton_tuning
 from mmixer_kernels.engines import triton as engine
+from mmixer_kernels.engines import triton_tuning
 from mmixer_kernels.engines.protocol import EngineState
 from mmixer_kernels.engines.triton_tuning import Configuration
 from mmixer_kernels.functional import mcu_cell
 from mmixer_kernels.problem import Problem
 
 triton = pytest.importorskip("triton")
+from mmixer_kernels.engines import triton_pass  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 run = partial(helpers.run, "triton")
@@ -84,11 +85,9 @@ def test_opcheck_of_backward() -> None:
 def test_step_is_one_launch(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     p = problem(Size(1, 18, 9, 7, 33), dtype=dtype)
     launched = []
-    step = engine._kernels().step
-    monkeypatch.setattr(engine, "_kernels", lambda: SimpleNamespace(step=launched_of(step)))
-
-    def launched_of(kernel: Any) -> Any:
-        return {(2,): lambda *a, **k: (launched.append(1), kernel[(2,)](*a, **k))}
+    kernel = triton_pass.triton_kernels.step
+    step = {(2,): lambda *a, **k: (launched.append(1), kernel[(2,)](*a, **k))}
+    monkeypatch.setattr(triton_pass, "triton_kernels", SimpleNamespace(step=step))
 
     with torch.no_grad():
         q = p.on(DEVICE)
@@ -111,23 +110,42 @@ def test_step_reads_strided_rows_and_bfloat16_weights() -> None:
     torch.testing.assert_close(output, truth, rtol=2e-6, atol=2e-6)
 
 
-@pytest.mark.usefixtures("runs")
-def test_weights_of_a_call_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_of_a_call_are_not_copied() -> None:
     problems = [problem(Size(2, 3, 4, 6, 19)) for _ in range(3)]
-    kernels = engine._Kernels(
-        gpu.Call(
-            Problem(
-                [p.input for p in problems],
-                [p.context for p in problems],
-                [p.weights for p in problems],
-            )
-        ),
-        backward=False,
+    this = triton_pass.Pass(
+        Problem(
+            [p.input for p in problems],
+            [p.context for p in problems],
+            [p.weights for p in problems],
+        )
     )
     for g, p in enumerate(problems):
         own = [p.weights.weight_r, p.weights.weight_z, p.weights.weight_h]
-        ours = kernels.matrices[3 * g : 3 * g + 3]
+        ours = this.recurrent[3 * g : 3 * g + 3]
         assert [x.data_ptr() for x in ours] == [x.data_ptr() for x in own]
+
+
+class _OnGPU(torch.Tensor):
+    """A tensor that says that it is on a GPU."""
+
+    is_cuda = True
+
+
+@pytest.mark.parametrize("hip", [None, "6.4"])
+def test_products_of_narrow_operands(hip: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ROCm refuses out_dtype: there operands are widened first."""
+    narrow = []
+
+    def mm(a: Any, b: Any, out_dtype: torch.dtype) -> torch.Tensor:
+        narrow.append(out_dtype)
+        return a.as_subclass(torch.Tensor).to(out_dtype) @ b.as_subclass(torch.Tensor).to(out_dtype)
+
+    monkeypatch.setattr(torch, "mm", mm)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    a, b = torch.randn(3, 4).bfloat16(), torch.randn(4, 5).bfloat16()
+    result = triton_pass.product(a.as_subclass(_OnGPU), b.as_subclass(_OnGPU))
+    assert narrow == ([torch.float32] if hip is None else [])
+    assert torch.equal(torch.Tensor(result), a.float() @ b.float())
 
 
 def compile_in_a_process(*words: object) -> list[list[str]]:

@@ -1,6 +1,7 @@
 """An engine in one file: NumPy, a loop over the paper's equations, each with its derivative.
 
-It is there to show what an engine has to have, see `test_toy_engine.py`. It keeps the states.
+It is there to show what an `Engine` has to have, see `test_toy_engine.py`: it gets problems that
+are checked, by plain calls as by the dispatcher. It keeps the states alone.
 """
 
 from __future__ import annotations

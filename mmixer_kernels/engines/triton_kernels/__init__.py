@@ -1,5 +1,5 @@
-"""The kernels of the triton engine. Shapes are in the order of `gpu.Kernels`; statistics and states
-are float32 or float64, operands of products have the dtype of theirs."""
+"""The kernels of the triton engine. Shapes are those of `triton_pass`; statistics and states are
+float32 or float64, operands of products have the inputs' dtype."""
 
 from .products import products
 from .recurrence import recurrence, recurrence_backward
