@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from . import arguments, derivatives, dispatch
-from .engines import Engine, NativeEngine, choose, get, native_of
+from .engines import Engine, NativeEngine, chosen, native_of
 from .problem import Call, Cotangents, Form, Keep, Layout, Need, Problem, Step, Weights
 
 Options = tuple[str, bool, float, str, bool]
@@ -112,7 +112,7 @@ def _unchecked(form: Form, tensors: Sequence[Tensor], options: Options, layout: 
             return None
     call = Call(form, keep, layout, batch_first)
     try:
-        engine = native_of(get(choose(name, tensors[0])))
+        engine = native_of(chosen(name, tensors[0]))
         if engine is None:
             return None
         results = engine.run_forward(call, tensors)
@@ -123,8 +123,7 @@ def _unchecked(form: Form, tensors: Sequence[Tensor], options: Options, layout: 
 
 def _tensors(weights: Weights) -> Sequence[Any]:
     """The fields of a set that is not checked yet, without norms where it has neither."""
-    *_, norm_weight, norm_bias = weights
-    return weights[:-2] if norm_weight is None and norm_bias is None else weights
+    return weights[:-2] if weights.norm_weight is None and weights.norm_bias is None else weights
 
 
 def _recorded(
