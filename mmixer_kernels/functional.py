@@ -7,6 +7,7 @@ is chosen, and the op is called (`ops`).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
@@ -130,7 +131,7 @@ def mcu_group(
         )
     for i, weight_set in enumerate(weights):
         _check_weights(f"weights[{i}]", weight_set)
-    seen = *inputs, *contexts, hx, lengths, *(x for weight_set in weights for x in weight_set)
+    seen = *inputs, *contexts, hx, lengths, *chain.from_iterable(weights)
     if has_torch_function(seen):
         return handle_torch_function(
             mcu_group,

@@ -9,6 +9,7 @@ checks say what is wrong.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -55,10 +56,14 @@ def group(
 ) -> tuple[Tensor, Tensor] | None:
     """The results of `functional.mcu_group`; None where the call has to be looked at more
     closely."""
-    own = [tensor for weight_set in weights for tensor in _tensors(weight_set)]
+    own = list(chain.from_iterable(map(_tensors, weights)))
     has_hx, has_lengths = hx is not None, lengths is not None
     form = Form(len(inputs), len(own), has_hx, has_lengths, options[0], options[2])
-    tensors = [*inputs, *contexts, *own, *(x for x in (hx, lengths) if x is not None)]
+    tensors = [*inputs, *contexts, *own]
+    if hx is not None:
+        tensors.append(hx)
+    if lengths is not None:
+        tensors.append(lengths)
     return _unchecked(form, tensors, options, "group")
 
 

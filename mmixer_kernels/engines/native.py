@@ -112,8 +112,11 @@ def rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 def device_of(tensor: Tensor) -> AbstractContextManager[Any]:
     """Makes the tensor's GPU the current one."""
     if not tensor.is_cuda or tensor.device.index == torch.cuda.current_device():
-        return nullcontext()
+        return _NOTHING
     return torch.cuda.device(tensor.device)
+
+
+_NOTHING = nullcontext()
 
 
 def stored_weights(weights: Sequence[Weights], dtype: torch.dtype) -> list[Weights]:
