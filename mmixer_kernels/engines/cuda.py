@@ -28,7 +28,7 @@ import functools
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -400,10 +400,18 @@ def _tell_products(device: int) -> None:
 
 def _stream(tensor: Tensor) -> int:
     """The handle of the current stream of the tensor's device."""
-    if not tensor.is_cuda:
-        return 0
-    handle: int = torch._C._cuda_getCurrentRawStream(tensor.device.index)
+    return _current_stream(tensor.device.index) if tensor.is_cuda else 0
+
+
+def _current_stream_of_python(device: int) -> int:
+    handle: int = torch.cuda.current_stream(device).cuda_stream
     return handle
+
+
+# The private function takes a tenth of the time.
+_current_stream: Callable[[int], int] = getattr(
+    torch._C, "_cuda_getCurrentRawStream", _current_stream_of_python
+)
 
 
 def saved_size(problem: Problem, keep: Keep) -> int:

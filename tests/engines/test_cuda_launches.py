@@ -168,8 +168,7 @@ def two_gpus(counting: ModuleType, monkeypatch: pytest.MonkeyPatch) -> _TwoGPUs:
     monkeypatch.setattr(cuda, "_native", machine)
     monkeypatch.setattr(torch.cuda, "device", machine.device)
     monkeypatch.setattr(torch.cuda, "current_stream", machine.current_stream)
-    raw = "_cuda_getCurrentRawStream"
-    monkeypatch.setattr(torch._C, raw, STREAMS.__getitem__, raising=False)
+    monkeypatch.setattr(cuda, "_current_stream", STREAMS.__getitem__)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: machine.current)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     return machine
