@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,8 @@ _is_profiled = getattr(torch.autograd, "_profiler_enabled", lambda: True)
 _dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
 _functorch = getattr(torch._C, "_functorch", None)
 _interpreters = getattr(_functorch, "get_interpreter_stack", lambda: None)
+_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda ignore: True)
+_is_nested = attrgetter("is_nested")
 _MOST_GUARDS = 16
 
 
@@ -61,10 +64,20 @@ def plain(tensors: Sequence[Tensor]) -> Plain | None:
     # Guards do not look at the modes of torch's own tracers.
     if _dispatch_modes() or _is_profiled():
         return None
+    try:
+        if True in map(_is_nested, tensors):  # A guard that meets one ends the process.
+            return None
+    except AttributeError:  # of what is no tensor
+        return None
     for kind in _known.get(len(tensors), ()):
         if kind.guard.check(*tensors):
             return kind
     return _learn(tensors)
+
+
+def saved_tensors_have_hooks() -> bool:
+    """Whether hooks of saved tensors are on, as in a checkpoint."""
+    return _hooks(False) is not None
 
 
 def _learn(tensors: Sequence[Tensor]) -> Plain | None:

@@ -17,11 +17,14 @@ from torch import Tensor
 from torch.autograd import Function
 
 from . import arguments, derivatives, dispatch
-from .engines import Engine, NativeEngine, choose, get, native_of
+from .engines import Engine, NativeEngine, chosen, native_of
 from .problem import Call, Cotangents, Form, Keep, Layout, Need, Problem, Step, Weights
 
 Options = tuple[str, bool, float, str, bool]
 """mix, batch_first, eps, engine and recompute of `functional.mcu`, not checked yet."""
+
+_Results = tuple[Tensor, Tensor | None, Tensor | None]
+"""Output, h_n, which a step has not, and what is left for backward."""
 
 
 def sequence(
@@ -88,9 +91,11 @@ def run(
     """A checked call of any engine, whose tensors `dispatch.plain` knows: output `[G, T, B, H]` and
     h_n `[G, B, H]`, with gradients where something is kept for them."""
     arguments.check_memory(problem, tensors)
+    with torch.no_grad():
+        results = engine.forward(problem, keep)
     call = Call(Form.of(problem.flat()), keep)
-    results: tuple[Tensor, Tensor] = _run(_AnyEngine(engine), call, tensors)
-    return results
+    recorded: tuple[Tensor, Tensor] = _recorded(_AnyEngine(engine), call, results, tensors)
+    return recorded
 
 
 def _unchecked(form: Form, tensors: Sequence[Tensor], options: Options, layout: Layout) -> Any:
@@ -102,42 +107,41 @@ def _unchecked(form: Form, tensors: Sequence[Tensor], options: Options, layout: 
     keep: Keep = "nothing"
     if kind.needs_gradient:
         keep = "states" if recompute else "gates"
+        # A checkpoint compares what this call saves with what the ops may save, in their layout.
+        if (layout == "step" or batch_first is True) and dispatch.saved_tensors_have_hooks():
+            return None
+    call = Call(form, keep, layout, batch_first)
     try:
-        engine = native_of(get(choose(name, tensors[0])))
+        engine = native_of(chosen(name, tensors[0]))
         if engine is None:
             return None
-        return _run(engine, Call(form, keep, layout, batch_first), tensors)
+        results = engine.run_forward(call, tensors)
     except (IndexError, TypeError, ValueError):
         return None
+    return _recorded(engine, call, results, tensors)
 
 
 def _tensors(weights: Weights) -> Sequence[Any]:
     """The fields of a set that is not checked yet, without norms where it has neither."""
-    *_, norm_weight, norm_bias = weights
-    return weights[:-2] if norm_weight is None and norm_bias is None else weights
+    return weights[:-2] if weights.norm_weight is None and weights.norm_bias is None else weights
 
 
-def _run(engine: NativeEngine | _AnyEngine, call: Call, tensors: Sequence[Tensor]) -> Any:
-    """Output and h_n; None in h_n's place for a step."""
-    if call.keep == "nothing":
-        return engine.run_forward(call, tensors)[:2]
-    return _apply(engine, call, *tensors)
+def _recorded(
+    engine: NativeEngine | _AnyEngine, call: Call, results: _Results, tensors: Sequence[Tensor]
+) -> Any:
+    """Output and h_n, with gradients where something is kept for them; None in h_n's place for a
+    step."""
+    return results[:2] if call.keep == "nothing" else _apply(engine, call, results, *tensors)
 
 
 class _AnyEngine(NamedTuple):
-    """An engine with the methods of a native one, for checked calls in time-first layout."""
+    """An engine with a native one's backward, for checked calls in time-first layout."""
 
     engine: Engine
 
     @property
     def NAME(self) -> str:
         return self.engine.NAME
-
-    def run_forward(
-        self, call: Call, tensors: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        problem = Problem.of_flat(*call.form.fill(tensors))
-        return self.engine.forward(problem, call.keep)
 
     def run_backward(
         self,
@@ -148,6 +152,7 @@ class _AnyEngine(NamedTuple):
         needs: Sequence[bool],
     ) -> Sequence[Tensor | None]:
         problem = Problem.of_flat(*call.form.fill(tensors))
+        arguments.check_memory(problem, tensors)
         of_inputs, _, of_weights, *_ = call.form.fill(needs)
         need = Need(any(of_inputs), any(of_weights))
         grads = self.engine.backward(problem, saved, call.keep, Cotangents(*cotangents), need)
@@ -159,9 +164,9 @@ class _Recurrence(Function):
 
     @staticmethod
     def forward(
-        ctx: Any, engine: NativeEngine | _AnyEngine, call: Call, *tensors: Tensor
+        ctx: Any, engine: NativeEngine | _AnyEngine, call: Call, results: _Results, *tensors: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        output, h_n, saved = engine.run_forward(call, tensors)
+        output, h_n, saved = results
         ctx.engine, ctx.call = engine, call
         ctx.save_for_backward(saved, *tensors)
         ctx.set_materialize_grads(False)  # They would be as large as what is saved.
@@ -169,13 +174,19 @@ class _Recurrence(Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
-        kept, needs = ctx.saved_tensors, ctx.needs_input_grad[2:]
+        kept, needs = ctx.saved_tensors, ctx.needs_input_grad[3:]
         given = [x for x in cotangents if x is not None]
         # A second derivative is the reference's.
-        if torch.is_grad_enabled() or not dispatch.is_plain([*given, *kept]):
-            return None, None, *_by_ops(ctx.engine.NAME, ctx.call, kept, needs, cotangents)
-        saved, *tensors = kept
-        return None, None, *ctx.engine.run_backward(ctx.call, tensors, saved, cotangents, needs)
+        if not torch.is_grad_enabled() and dispatch.is_plain([*given, *kept]):
+            saved, *tensors = kept
+            try:
+                grads = ctx.engine.run_backward(ctx.call, tensors, saved, cotangents, needs)
+                return None, None, None, *grads
+            except (TypeError, ValueError):  # What hooks give back may need the ops' conversions.
+                problem = Problem.of_flat(*ctx.call.form.fill(tensors))
+                arguments.check_memory(problem, tensors)
+        grads = _by_ops(ctx.engine.NAME, ctx.call, kept, needs, cotangents)
+        return None, None, None, *grads
 
 
 # `Function.apply` itself looks for the transforms of torch.func, of which there are none here.
@@ -189,7 +200,7 @@ def _by_ops(
     needs: Sequence[bool],
     cotangents: Sequence[Tensor | None],
 ) -> Sequence[Tensor | None]:
-    """`run_backward` where something looks on, or for a second derivative."""
+    """`run_backward` by the ops."""
     grad_output, grad_h_n = cotangents
     groups, is_step = call.form.groups, call.layout == "step"
     saved, *tensors = kept

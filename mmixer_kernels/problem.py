@@ -15,8 +15,8 @@ GATES = ("f", "g", "s", "r", "z", "h")
 """The rows of `norm_weight` and `norm_bias`."""
 
 Keep = Literal["nothing", "states", "gates"]
-"""The part of a forward that is kept for its backward, which computes the gates again from the
-states."""
+"""The part of a forward that is kept for its backward: nothing; the states alone, from which
+backward computes the rest again; or, with "gates", what else the engine likes to keep."""
 
 
 Layout = Literal["group", "sequence", "step"]

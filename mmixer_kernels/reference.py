@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import PackedSequence
 from . import arguments
 from .problem import GATES, Problem, Weights, compute_dtype
 
-_FIELDS = frozenset(Weights._fields)
+_FIELDS = Weights._fields
 
 
 def mcu(
@@ -330,8 +330,8 @@ class MCU(nn.Module):
         """The parameters as one weight set."""
         # nn.Module's attribute access costs as much as a small step's products, eight times.
         parameters = self._parameters
-        if parameters.keys() == _FIELDS:
-            return Weights(**parameters)  # type: ignore[arg-type]
+        if tuple(parameters) == _FIELDS:
+            return Weights._make(parameters.values())
         return Weights(*(getattr(self, name) for name in Weights._fields))
 
     def forward(

@@ -66,8 +66,8 @@ inline void* address(const char* name, PyObject* value) {
   return result;
 }
 
-// From a name, or from an object whose str() ends with a dot and the name, as torch.float32's does.
-// Such an object is known by its address the next time.
+// From a name, or from a torch.dtype, whose str() is torch's name, a dot and its own. A dtype is
+// known by its address the next time.
 template <class Enumeration>
 Enumeration enumerator(const char* name, PyObject* value) {
   constexpr auto& names = Names<Enumeration>::of;
@@ -78,11 +78,13 @@ Enumeration enumerator(const char* name, PyObject* value) {
   }();
   for (const auto& [object, found] : known)
     if (object == value) return found;
-  const std::string text = py::str(value), last = text.substr(text.rfind('.') + 1);
+  const bool is_name = PyUnicode_Check(value);
+  const std::string text = is_name ? "" : std::string(py::str(value));
   std::string all;
   for (size_t i = 0; i < std::size(names); i++) {
-    if (last == names[i]) {
-      if (!PyUnicode_CheckExact(value)) known.emplace_back(Py_NewRef(value), Enumeration(i));
+    if (is_name ? PyUnicode_CompareWithASCIIString(value, names[i]) == 0
+                : text == std::string("torch.") + names[i]) {
+      if (!is_name) known.emplace_back(Py_NewRef(value), Enumeration(i));
       return Enumeration(i);
     }
     all += (i ? ", " : "") + std::string(names[i]);

@@ -52,6 +52,11 @@ inline void swap_steps_and_samples(const py::object& tensor, int first) {
   if (!result) throw py::error_already_set();
 }
 
+// Of what is saved.
+inline Dtype compute_dtype(const mmixer::Problem& p) {
+  return p.dtype == Dtype::float64 ? Dtype::float64 : Dtype::float32;
+}
+
 template <class Engine>
 struct Forward : Engine::Options {
   py::handle call, tensors;
@@ -81,8 +86,7 @@ py::object forward(const Forward<Engine>& c) {
   py::object saved = py::none();
   if (p.keep != mmixer::Keep::nothing) {
     static PyObject* const float32 = torch("float32").release().ptr();
-    const bool is_wide = p.dtype == Dtype::float32 || p.dtype == Dtype::float64;
-    saved = new_empty(like, is_wide ? nullptr : float32, Engine::saved_size(p));
+    saved = new_empty(like, p.dtype == compute_dtype(p) ? nullptr : float32, Engine::saved_size(p));
   }
   const py::object workspace = new_bytes(like, Engine::forward_workspace_size(p, c));
   void *const to_output = address(output), *const to_h_n = address(h_n),
@@ -182,8 +186,7 @@ inline py::object empty_like(PyObject* tensor, PyObject* dtype) {
 template <class Engine>
 struct Backward : Engine::Options {
   py::handle call, tensors;
-  const void* saved;
-  py::handle grad_output, grad_h_n, needs;
+  py::handle saved, grad_output, grad_h_n, needs;
 };
 
 // The gradients of the tensors, in their order and, unless Engine::narrows, in the inputs' dtype.
@@ -197,6 +200,9 @@ py::object backward(const Backward<Engine>& c) {
   const OwnProblem own = from_python::problem(form, tensors);
   const mmixer::Problem p = own.problem();
   Engine::check(p);
+  const from_python::Tensor<1> saved("saved", c.saved.ptr());
+  from_python::require(saved.shape[0] == Engine::saved_size(p) && saved.dtype == compute_dtype(p),
+                       "saved", "be what forward left");
   const Cotangents given = cotangents(form, p, c.grad_output, c.grad_h_n);
   const bool of_no_hx = needs.size() == tensors.size() + 1;
   from_python::require(needs.size() == tensors.size() || (of_no_hx && !form.has_hx), "needs",
@@ -255,7 +261,7 @@ py::object backward(const Backward<Engine>& c) {
                                                                           address(workspace);
   {
     const py::gil_scoped_release release;
-    Engine::backward(p, c, given, c.saved, gradients.data(), to_hx, scratch);
+    Engine::backward(p, c, given, saved.address, gradients.data(), to_hx, scratch);
   }
   if (need_inputs && form.batch_first)
     for (int64_t g = 0; g < groups; g++) swap_steps_and_samples(results[g], 0);

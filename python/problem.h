@@ -138,11 +138,13 @@ inline PyObject* item(py::handle tuple, Py_ssize_t i) {
   return PyTuple_GET_ITEM(tuple.ptr(), i);
 }
 
-// The items of a list or another sequence.
+// The items of a list or another sequence, kept where a method of one of them changes the list.
 class Items {
  public:
   explicit Items(PyObject* sequence)
-      : fast_(py::reinterpret_steal<py::object>(PySequence_Fast(sequence, "must be a sequence"))) {
+      : fast_(py::reinterpret_steal<py::object>(
+            PyList_Check(sequence) ? PyList_AsTuple(sequence)
+                                   : PySequence_Fast(sequence, "must be a sequence"))) {
     if (!fast_) throw py::error_already_set();
   }
   int64_t size() const { return PySequence_Fast_GET_SIZE(fast_.ptr()); }
@@ -186,8 +188,9 @@ inline void weights(PyObject* const* set, int64_t size, mmixer::Problem& p, mmix
 
 inline void options(py::handle mix, py::handle eps, mmixer::Problem& p) {
   p.mix = fields::enumerator<mmixer::Mix>("mix", mix.ptr());
-  require(PyFloat_CheckExact(eps.ptr()), "eps", "be a float");
-  p.eps = PyFloat_AS_DOUBLE(eps.ptr());
+  const bool is_integer = PyLong_Check(eps.ptr()) && !PyBool_Check(eps.ptr());
+  require(PyFloat_Check(eps.ptr()) || is_integer, "eps", "be a float or an integer");
+  fields::assign(p.eps, "eps", eps.ptr());
   require(p.eps > 0 && p.eps <= DBL_MAX, "eps", "be positive and finite");
 }
 

@@ -49,9 +49,12 @@ UNUSUAL = {
     "zero": lambda: torch._efficientzerotensor(3),
     "subclass": lambda: torch.randn(3).as_subclass(Subclass),
     "meta": lambda: torch.empty(3, device="meta"),
+    "nested": lambda: torch.nested.nested_tensor([torch.randn(3)]),
+    "list": lambda: [1.0, 2.0, 3.0],
 }
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize("name", UNUSUAL)
 @pytest.mark.parametrize("position", range(3))
 def test_an_operand_that_only_the_dispatcher_knows(name, position):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+from enum import Enum
 from typing import Any
 
 import pytest
@@ -91,7 +93,11 @@ def test_a_tensor_that_does_not_fit_is_named(
     ("form", "error", "message"),
     [
         ({"mix": "sum"}, TypeError, "mix must be one of gated, concat, not 'sum'"),
-        ({"eps": 1}, ValueError, "eps must be a float"),
+        ({"mix": "a.gated"}, TypeError, "mix must be one of gated, concat, not 'a.gated'"),
+        ({"mix": Enum("E", "gated").gated}, TypeError, "mix must be one of gated, concat, not <E"),  # type: ignore[attr-defined]
+        ({"eps": True}, ValueError, "eps must be a float"),
+        ({"eps": "1"}, ValueError, "eps must be a float"),
+        ({"eps": 10**400}, ValueError, "eps is too large"),
         ({"eps": float("inf")}, ValueError, "eps must be positive and finite"),
         ({"eps": -1e-5}, ValueError, "eps must be positive and finite"),
         ({"groups": 1.0}, TypeError, "groups must be an integer, not 1.0"),
@@ -134,6 +140,24 @@ def test_a_call_needs_every_field() -> None:
         _native.forward(Call(FORM, "gates"))
 
 
+def test_a_list_that_changes_during_the_call() -> None:
+    operands: list[Any] = tensors()
+    first = operands[0]
+
+    class Changing:
+        def data_ptr(self) -> int:
+            operands.clear()
+            gc.collect()
+            return first.data_ptr()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(first, name)
+
+    operands[0] = Changing()
+    assert forward(operands)[0].shape == (G, T, B, H)
+    assert operands == []
+
+
 def test_gradients_of_what_is_needed() -> None:
     operands = tensors()
     saved = forward(operands)[2]
@@ -161,22 +185,24 @@ def test_gradients_of_what_is_needed() -> None:
         needed(more=(True,))
 
 
-def test_a_cotangent_that_does_not_fit_is_named() -> None:
+def test_what_backward_gets_is_named_where_it_does_not_fit() -> None:
     operands = tensors()
     saved = forward(operands)[2]
     for wrong, message in [
+        ({"saved": saved[1:]}, "saved must be what forward left"),
+        ({"saved": saved.double()}, "saved must be what forward left"),
+        ({"saved": torch.stack([saved, saved], 1)[:, 0]}, "saved must have contiguous rows"),
         ({"grad_output": torch.ones(T, B, H)}, "grad_output must have four dimensions"),
         ({"grad_output": torch.ones(G, T, B, H + 1)}, "grad_output must have output's shape"),
         ({"grad_output": torch.ones(G, T, B, H).double()}, "grad_output must have output's dtype"),
         ({"grad_h_n": torch.ones(1, B, H)}, "grad_h_n must have h_n's shape"),
     ]:
-        given = {"grad_output": None, "grad_h_n": None, **wrong}
+        given = {"saved": saved, "grad_output": None, "grad_h_n": None, **wrong}
         needs = [True] * len(operands)
         with pytest.raises(ValueError, match=message):
             _native.backward(
                 call=Call(FORM, "gates"),
                 tensors=operands,
-                saved=saved,
                 needs=needs,
                 threads=1,
                 **given,

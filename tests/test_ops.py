@@ -1,9 +1,12 @@
 """The dispatcher ops: opcheck, autograd, second derivatives, compile, export, autocast."""
 
+import contextlib
+
 import pytest
 import torch
 import torch._dynamo.testing
 from helpers import Size, op_operands, problem, relative_errors, with_gradients
+from torch.utils.checkpoint import checkpoint
 
 from mmixer_kernels import FusedMCU, FusedMCUCell, dispatch, ops, reference
 from mmixer_kernels.engines import cpu, of_device
@@ -13,6 +16,7 @@ from mmixer_kernels.problem import Problem, Weights
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")
 
 ENGINES = [engine.NAME for engine in of_device(torch.device("cpu"))]
+CPU = torch.profiler.ProfilerActivity.CPU
 FORWARD = torch.ops.mmixer_kernels.mcu_forward.default
 BACKWARD = torch.ops.mmixer_kernels.mcu_backward.default
 
@@ -100,6 +104,55 @@ def test_second_derivative_under_hooks_of_saved_tensors_and_batched():
     assert torch.equal(inside[0], truth[0])
     batched = torch.vmap(lambda v: torch.autograd.grad(grad, x, v)[0])(grad.detach()[None])
     torch.testing.assert_close(batched[0], truth[0], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_hooks_may_give_back_tensors_of_other_strides(batch_first):
+    p = problem(Size(3, 2, 4, 4, 5))
+    x = (p.input.transpose(0, 1) if batch_first else p.input).contiguous().requires_grad_()
+
+    def grad(unpack):
+        with torch.autograd.graph.saved_tensors_hooks(torch.Tensor.clone, unpack):
+            output, _ = mcu(x, p.context, p.weights, batch_first=batch_first, engine="cpu")
+        return torch.autograd.grad(output.square().sum(), x)[0]
+
+    assert torch.equal(grad(lambda t: torch.stack([t, t], -1)[..., 0]), grad(torch.Tensor.clone))
+
+
+def test_an_error_of_a_hook_is_the_callers():
+    x, errors = torch.randn(6, 2, 3, requires_grad=True), [ValueError("full")]
+
+    def pack(tensor):
+        if errors:
+            raise errors.pop()
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with hooks, pytest.raises(ValueError, match="full"):
+        FusedMCU(3, 4, 5)(x, torch.randn(2, 4))
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("first", [False, True])
+def test_a_checkpoint_may_be_profiled_in_one_direction(first, batch_first):
+    unit, x = FusedMCU(3, 4, 5, batch_first=batch_first), torch.randn(6, 6, 3, requires_grad=True)
+    profiler, nothing = torch.profiler.profile(activities=[CPU]), contextlib.nullcontext()
+    with profiler if first else nothing:
+        output, _ = checkpoint(unit, x, torch.randn(6, 4), use_reentrant=False)
+    with nothing if first else profiler:
+        output.sum().backward()
+    assert x.grad is not None
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_a_checkpoint_of_a_step_may_be_profiled_in_one_direction(first):
+    cell, x = FusedMCUCell(3, 4, 5), torch.randn(6, 3, requires_grad=True)
+    profiler, nothing = torch.profiler.profile(activities=[CPU]), contextlib.nullcontext()
+    with profiler if first else nothing:
+        state = checkpoint(cell, x, torch.randn(6, 4), torch.randn(6, 5), use_reentrant=False)
+    with nothing if first else profiler:
+        state.sum().backward()
+    assert x.grad is not None
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -281,6 +334,24 @@ def test_operands_of_a_step_whose_storage_was_freed_are_named(name):
     operands[name].untyped_storage().resize_(0)
     with torch.no_grad(), pytest.raises(ValueError, match=f"{name} must have its values in memory"):
         FusedMCUCell(3, 4, 5)(**operands)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("offset", [0, 3])
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("name", ["input", "weight_r"])
+def test_a_storage_that_was_freed_before_backward_is_named(dtype, offset, batch_first, name):
+    unit = FusedMCU(3, 4, 5, batch_first=batch_first, dtype=dtype)
+    memory = torch.randn(25 + offset, dtype=dtype)
+    x, weights = torch.randn(2, 2, 3, dtype=dtype, requires_grad=True), unit.weights()
+    if name == "input":
+        x = memory[offset : offset + 12].view(2, 2, 3)
+    else:
+        weights = weights._replace(weight_r=memory[offset:].view(5, 5))
+    output, _ = mcu(x, torch.randn(2, 4, dtype=dtype), weights, batch_first=batch_first)
+    memory.untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match=f"{name} must have its values in memory, but its"):
+        output.sum().backward()
 
 
 @pytest.mark.parametrize("frozen", [False, True])

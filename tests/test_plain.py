@@ -109,7 +109,7 @@ def test_a_plain_call_is_one_node_and_passes_the_dispatcher_by(
 
 @pytest.mark.parametrize("first", ["inputs", "weights", "context"])
 def test_only_what_is_needed_is_computed(first: str) -> None:
-    """Each gradient has the bits that it has where all are needed."""
+    """Each gradient is the same to the bit as where all are needed."""
     call, operands = sequence(True)
     everything = derivatives(call(*operands), operands, 1)
     x, context, hx = operands

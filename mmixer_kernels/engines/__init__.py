@@ -20,6 +20,7 @@ __all__ = [
     "NativeEngine",
     "check_name",
     "choose",
+    "chosen",
     "engines",
     "get",
     "names",
@@ -72,6 +73,11 @@ def native_of(engine: Engine) -> NativeEngine | None:
 
 
 def choose(engine: str, input: Tensor) -> str:
+    """The name of the engine that `chosen` returns."""
+    return chosen(engine, input).NAME
+
+
+def chosen(engine: str, input: Tensor) -> Engine:
     """The engine that a call with this input gets.
 
     An engine asked for by name is used, or raises: ValueError for an unknown name or for tensors
@@ -83,33 +89,32 @@ def choose(engine: str, input: Tensor) -> str:
         engine = os.environ.get("MMIXER_ENGINE") or "auto"
         if engine == "auto":
             return _fastest(input.device)
-    chosen, device = get(engine), input.device
-    if not _takes(chosen, device):
+    found, device = get(engine), input.device
+    if not _takes(found, device):
         raise ValueError(
             f'engine="{engine}" does not take this call: it takes tensors on '
-            f"{', '.join(chosen.DEVICES)}, but input is on {device}"
+            f"{', '.join(found.DEVICES)}, but input is on {device}"
         )
-    state = chosen.state(device)
+    state = found.state(device)
     if not state.available:
         raise RuntimeError(f'engine="{engine}" cannot run here: {state.reason}') from state.error
-    return engine
+    return found
 
 
-def _fastest(device: torch.device) -> str:
-    """The first engine that takes tensors of this device and runs here."""
-    refused, chosen = [], ""
+def _fastest(device: torch.device) -> Engine:
+    """The first engine that takes tensors of this device and runs here: the reference does."""
+    refused = []
     for engine in ENGINES:
         if not _takes(engine, device):
             continue
         state = engine.state(device)
         if state.available:
-            chosen = engine.NAME
             break
         refused.append(f"{engine.NAME}: {state.reason}")
     # On AMD's GPUs there is no cuda engine to miss.
-    if refused and not (chosen == "triton" and torch.version.hip is not None):
-        _warn_once(f'falling back to engine="{chosen}", which is slower: {"; ".join(refused)}')
-    return chosen
+    if refused and not (engine.NAME == "triton" and torch.version.hip is not None):
+        _warn_once(f'falling back to engine="{engine.NAME}", which is slower: {"; ".join(refused)}')
+    return engine
 
 
 def _warn_once(message: str) -> None:

@@ -62,7 +62,7 @@ def backward(
     try:
         found = run(call, problem.tensors(), saved, grads, needs)
     except (TypeError, ValueError):
-        found = run(call, stored(problem, dtype).tensors(), saved, grads, needs)
+        found = run(call, stored(problem, dtype).tensors(), saved.contiguous(), grads, needs)
     inputs, contexts, weights, grad_hx, *_ = form.fill(found)
     sets = Weights.sets(weights, form.groups) if need.weights else []
     return Gradients(

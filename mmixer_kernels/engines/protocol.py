@@ -50,9 +50,8 @@ class Engine(Protocol):
 class NativeEngine(Engine, Protocol):
     """An engine whose pass is one call on the tensors as the caller has them.
 
-    Both raise ValueError or TypeError, before anything is
-    computed, for tensors and options that the engine does not take as they are: they need no checks
-    before.
+    `run_forward` and `run_backward` raise ValueError or TypeError, before anything is computed, for
+    tensors and options that the engine does not take as they are: they need no checks before.
     """
 
     def run_forward(
