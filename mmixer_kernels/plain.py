@@ -177,7 +177,8 @@ class _Recurrence(Function):
         kept, needs = ctx.saved_tensors, ctx.needs_input_grad[3:]
         given = [x for x in cotangents if x is not None]
         # A second derivative is the reference's.
-        if not torch.is_grad_enabled() and dispatch.is_plain([*given, *kept]):
+        kind = None if torch.is_grad_enabled() else dispatch.plain([*given, *kept])
+        if kind is not None and kind.is_on_one_device:
             saved, *tensors = kept
             try:
                 grads = ctx.engine.run_backward(ctx.call, tensors, saved, cotangents, needs)
@@ -185,6 +186,10 @@ class _Recurrence(Function):
             except (TypeError, ValueError):  # What hooks give back may need the ops' conversions.
                 problem = Problem.of_flat(*ctx.call.form.fill(tensors))
                 arguments.check_memory(problem, tensors)
+        if any(x.device != kept[0].device for x in (*given, *kept)):
+            raise ValueError(
+                "a hook of saved tensors must give each back on the device that it came from"
+            )
         grads = _by_ops(ctx.engine.NAME, ctx.call, kept, needs, cotangents)
         return None, None, None, *grads
 

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from mmixer_kernels import FusedMCU, FusedMCUCell, dispatch, ops, reference
 from mmixer_kernels.engines import cpu, of_device
 from mmixer_kernels.functional import mcu
-from mmixer_kernels.problem import Problem, Weights
+from mmixer_kernels.problem import Cotangents, Need, Problem, Weights
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")
 
@@ -117,6 +117,23 @@ def test_hooks_may_give_back_tensors_of_other_strides(batch_first):
         return torch.autograd.grad(output.square().sum(), x)[0]
 
     assert torch.equal(grad(lambda t: torch.stack([t, t], -1)[..., 0]), grad(torch.Tensor.clone))
+
+
+@pytest.mark.parametrize("moved", [1, 2])
+def test_hooks_may_not_move_tensors_to_another_device(moved):
+    """An address of another device would end a kernel's process."""
+    p = problem(Size(3, 2, 4, 4, 5))
+
+    def unpack(tensor):
+        return tensor.to("meta") if tensor.dim() == moved else tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(torch.Tensor.clone, unpack):
+        output, _ = mcu(p.input.requires_grad_(), p.context, p.weights, engine="cpu")
+    with pytest.raises(ValueError, match="back on the device"):
+        output.sum().backward()
+    call, cotangents = p.call(), Cotangents(output.detach()[None], None)
+    with pytest.raises(ValueError, match="one device, but are on meta and cpu"):
+        cpu.backward(call, output.to("meta"), "states", cotangents, Need(True, True))
 
 
 def test_an_error_of_a_hook_is_the_callers():

@@ -27,6 +27,7 @@ Backward = Callable[
 def forward(run: Forward, problem: Problem, keep: Keep) -> tuple[Tensor, Tensor, Tensor | None]:
     """An engine's `forward` by its `run_forward`."""
     call = Call(Form.of(problem.flat()), keep, is_checked=True)
+    _check_devices(problem.tensors())
     try:
         output, h_n, saved = run(call, problem.tensors())
     except (TypeError, ValueError):
@@ -51,6 +52,7 @@ def backward(
     dtype, form = problem.dtype, Form.of(problem.flat())
     call = Call(form, keep, is_checked=True)
     grads = [None if x is None else x.to(dtype) for x in cotangents]
+    _check_devices([saved, *(x for x in grads if x is not None), *problem.tensors()])
     needs = [
         *[need.input] * form.groups,
         *[True] * form.groups,
@@ -71,6 +73,16 @@ def backward(
         [x.to_dtypes_of(y) for x, y in zip(sets, problem.weights, strict=False)],
         grad_hx if form.has_hx else found[-1],
     )
+
+
+def _check_devices(tensors: Sequence[Tensor]) -> None:
+    """The extension reads addresses alone, and one of another device is none to a kernel."""
+    devices = dict.fromkeys(str(x.device) for x in tensors)
+    if len(devices) > 1:
+        raise ValueError(
+            "a call's operands, what its forward saved and its results' gradients must be on one "
+            f"device, but are on {' and '.join(devices)}"
+        )
 
 
 def stored(problem: Problem, dtype: torch.dtype) -> Problem:
