@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .arguments import check_sizes
 from .engines import choose, engines
+from .engines.native import matmul_precision
 from .engines.triton_tuning import Trial, tune
 from .functional import mcu_group
 from .reference import MCU
@@ -55,7 +56,7 @@ def tune_unit(
     call = _call(hidden_size, dtype, device, batch_size, steps, weight_sets)
     truth = [x.double() for x in call("reference", torch.float64)]
     bound = 64 * torch.finfo(dtype).eps
-    if dtype is torch.float32 and torch.get_float32_matmul_precision() != "highest":
+    if dtype is torch.float32 and matmul_precision() != "highest":
         bound = 2.0**-6  # TF32 keeps 11 bits of an operand
 
     def measure() -> float:

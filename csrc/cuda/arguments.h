@@ -70,9 +70,8 @@ constexpr int copied_columns = 256;  // of a row, by a warp at a time
 
 template <int most>
 struct Copies {
-  static constexpr int most_copies = most;  // per launch
   int copies;
-  Copy copy[most];
+  Copy copy[most];  // per launch
 };
 
 constexpr int most_weight_sets = 8;  // per launch

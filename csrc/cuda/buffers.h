@@ -28,15 +28,16 @@ inline const void* element(const void* array, Dtype dtype, int64_t i) {
   return element(const_cast<void*>(array), dtype, i);
 }
 
-// Hands out pieces one behind the other; from null it only counts.
+// Hands out pieces one behind the other. From null it only counts: the pieces are no memory, but
+// not null either, as a layout that depends on what is there must be the same.
 class Arena {
  public:
   explicit Arena(void* memory, int64_t alignment = 256)
-      : memory_(static_cast<char*>(memory)), alignment_(alignment) {}
+      : memory_(memory ? reinterpret_cast<uintptr_t>(memory) : nowhere), alignment_(alignment) {}
 
   void* take(Dtype dtype, int64_t elements) { return take_bytes(elements * bytes_of(dtype)); }
   void* take_bytes(int64_t bytes) {
-    void* const piece = memory_ ? memory_ + used_ : nullptr;
+    void* const piece = reinterpret_cast<void*>(memory_ + used_);
     used_ += (bytes + alignment_ - 1) / alignment_ * alignment_;
     size_ = std::max(size_, used_);
     return piece;
@@ -48,7 +49,9 @@ class Arena {
   int64_t size() const { return size_; }
 
  private:
-  char* memory_;
+  static constexpr uintptr_t nowhere = 256;
+
+  uintptr_t memory_;
   int64_t alignment_, used_ = 0, size_ = 0;
 };
 

@@ -18,7 +18,6 @@
 
 #include <algorithm>
 #include <climits>
-#include <cstring>
 #include <stdexcept>
 
 #include "buffers.h"

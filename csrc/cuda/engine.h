@@ -55,9 +55,9 @@ int64_t saved_size(const Problem& problem);
 int64_t forward_workspace_size(const Problem& problem, const PassPlan& plan);
 int64_t backward_workspace_size(const Problem& problem, const PassPlan& plan, bool need_weights);
 
-// Writes output [G, T, B, H] and h_n [G, B, H], which may be one where T is 1, contiguous, in
-// Problem::dtype. saved is null where
-// Problem::keep is nothing. saved and workspace begin at multiples of 64.
+// Writes output [G, T, B, H] and h_n [G, B, H], contiguous, in Problem::dtype. They may be one
+// where T is 1 and lengths is null. saved is null where Problem::keep is nothing. saved and
+// workspace begin at multiples of 64, on a GPU the workspace at one of 256.
 void forward(const Problem& problem, const PassPlan& plan, void* output, void* h_n, void* saved,
              void* workspace, void* stream);
 

@@ -2,14 +2,13 @@
 // to be copied or cleared first, in one launch.
 //
 // A block owns 16 columns of one matrix, or copies a share of LayerNorm's parameters, or of
-// something else (copy.h). It takes its
-// columns into shared memory, by loads of 16 bytes where the address and H allow, and then all
-// loads are in flight at once up to H = 512 (float64: 256). It takes the mean of each (if asked:
-// LayerNorm removes the mean over the rows anyway, and without it there is no mean to exchange),
-// and writes the matrix for the products and, padded and split into 16-bit terms, for the
-// persistent kernels, there transposed for backward. Rows that shared memory does not hold at once
-// are taken in turn, twice if there are means to take first. Blocks exchange nothing. The bound is
-// one latency of memory and some 40 instructions per element.
+// something else (copy.h). It takes its columns into shared memory, by loads of 16 bytes where the
+// address and H allow, and then all loads are in flight at once up to H = 512 (float64: 256). It
+// takes the mean of each (if asked: LayerNorm removes the mean over the rows anyway, and without it
+// there is no mean to exchange), and writes the matrix for the products and, padded and split into
+// 16-bit terms, for the persistent kernels, there transposed for backward. Rows that shared memory
+// does not hold at once are taken in turn, twice if there are means to take first. Blocks exchange
+// nothing. The bound is one latency of memory and some 40 instructions per element.
 #pragma once
 
 #include "copy.h"

@@ -42,8 +42,9 @@ int current_device() {
   return device;
 }
 
-// While it lives, this thread's calls may allocate memory although a stream is being captured:
-// cuBLASLt's handle takes some, on no stream. The capture itself is not touched.
+// While it lives, this thread's calls may allocate memory and load kernels although a stream is
+// being captured: cuBLASLt's handle and its first product of a shape do, on no stream. The capture
+// itself is not touched.
 class AllocationDuringCapture {
  public:
   AllocationDuringCapture() { MMIXER_CHECK(cudaThreadExchangeStreamCaptureMode(&mode_)); }
@@ -58,12 +59,10 @@ class AllocationDuringCapture {
 bool multiply_by_library(const Product& product, void* workspace, void* stream) {
   if (!cublaslt::refusal().empty()) return false;
   const int device = current_device();
-  std::shared_ptr<const cublaslt::Matmul> matmul = cublaslt::find(device, product);
-  if (!matmul) {
-    const AllocationDuringCapture allowed;
-    matmul = cublaslt::make(device, product);
-  }
-  return cublaslt::multiply(*matmul, product, workspace, stream);
+  if (const auto matmul = cublaslt::find(device, product))
+    return cublaslt::multiply(*matmul, product, workspace, stream);
+  const AllocationDuringCapture allowed;
+  return cublaslt::multiply(*cublaslt::make(device, product), product, workspace, stream);
 }
 
 }  // namespace

@@ -12,11 +12,11 @@ environment variable MMIXER_CUDA_PATHS, read at import, names the paths that may
 by commas. On "cluster" and "cooperative" a team of blocks advances 4 samples where all teams of the
 call run at once, else 8; MMIXER_CUDA_SAMPLES, read at import, names those that may be taken.
 
-float32 follows `torch.get_float32_matmul_precision()`: "highest" has float32's error in the
-recurrence, "high" and "medium" 2^-16 in a product. bfloat16 products have bfloat16 operands;
-float16 ones in the recurrence have float16 operands forward and 16 bits of two bfloat16 terms
-backward, whose range a gradient may need. Statistics, gates and states are float32. float64 takes
-path "step".
+float32 follows `torch.set_float32_matmul_precision`, or torch's newer name for it,
+`torch.backends.cuda.matmul.fp32_precision`: "highest" has float32's error in the recurrence, "high"
+and "medium" (TF32) 2^-16 in a product. bfloat16 products have bfloat16 operands; float16 ones in
+the recurrence have float16 operands forward and 16 bits of two bfloat16 terms backward, whose range
+a gradient may need. Statistics, gates and states are float32. float64 takes path "step".
 
 Where there is no cuBLASLt the first pass on a device warns of it, and the logger tells, at level
 WARNING, each product that cuBLASLt does not take.
@@ -264,7 +264,7 @@ def persistent_plans(
     device: int, path: str, hidden: int, dtype: torch.dtype, backward: bool
 ) -> tuple[list[_Plan], str]:
     """A path's kernels for a size, by the samples per team; without any, why."""
-    terms = _terms(dtype, torch.get_float32_matmul_precision(), backward)
+    terms = _terms(dtype, native.matmul_precision(), backward)
     if terms is None:
         return [], f"no kernel for {dtype}"
     plans, refusal = [], ""
@@ -343,7 +343,7 @@ def _way_of(call: Call, tensors: Sequence[Tensor], backward: bool) -> _Way:
     batch = input.shape[0 if call.batch_first or call.layout == "step" else 1]
     hidden, _ = tensors[2 * groups + GATES.index("r")].shape
     device = input.device.index if input.is_cuda else -1
-    precision = torch.get_float32_matmul_precision()
+    precision = native.matmul_precision()
     return _way(device, groups, batch, hidden, input.dtype, backward, precision, PATHS, SAMPLES)
 
 

@@ -109,6 +109,23 @@ def rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor
 
 
+def matmul_precision() -> str:
+    """Whether torch's float32 products on a GPU may round operands to TF32, "high", or "highest".
+
+    `torch.get_float32_matmul_precision` raises, or tells what was, where one of torch's newer names
+    has set it, such as `torch.backends.cuda.matmul.fp32_precision`.
+    """
+    return "high" if _fp32_precision("cuda", "matmul") == "tf32" else "highest"
+
+
+# What `torch.backends.cuda.matmul.fp32_precision` asks, at a tenth of its time.
+_fp32_precision: Callable[[str, str], str] = getattr(
+    torch._C,
+    "_get_fp32_precision_getter",
+    lambda *_: torch.backends.cuda.matmul.fp32_precision,
+)
+
+
 def device_of(tensor: Tensor) -> AbstractContextManager[Any]:
     """Makes the tensor's GPU the current one."""
     if not tensor.is_cuda or tensor.device.index == torch.cuda.current_device():

@@ -6,7 +6,8 @@ with the weights read from L2 at each step. W_r, W_z and W_h of all weight sets 
 lie. A step by itself is one launch, which holds the whole unit. A new batch or length compiles
 nothing.
 
-float32 products follow `torch.get_float32_matmul_precision()`: "highest" is IEEE, else TF32.
+float32 products follow `torch.set_float32_matmul_precision`, or
+`torch.backends.cuda.matmul.fp32_precision`: "highest" is IEEE, else TF32.
 
 Triton itself is imported by the first call: `import mmixer_kernels` does not bring it.
 """

@@ -377,7 +377,7 @@ def _weight_gradients(
 
 def _product_options(hidden: int, input: Tensor) -> dict[str, Any]:
     """The options of a kernel with products of operands like `input`."""
-    highest = torch.get_float32_matmul_precision() == "highest"
+    highest = native.matmul_precision() == "highest"
     return {
         **triton_tuning.configuration(hidden, input.dtype, input.device)._asdict(),
         "PRECISION": "tf32" if input.dtype is torch.float32 and not highest else "ieee",

@@ -129,6 +129,7 @@ EXPORT int cublasLtMatmul(void* handle, void* object, const void* alpha, const v
                           const void* c, void* c_layout, void* d, void* d_layout,
                           const uint64_t* algorithm, void* workspace, size_t workspace_bytes,
                           void* stream) {
+  if (stub.at_matmul) stub.at_matmul();
   const Description& description = *static_cast<Description*>(object);
   const Layout &of_a = *static_cast<Layout*>(a_layout), &of_b = *static_cast<Layout*>(b_layout),
                &of_d = *static_cast<Layout*>(d_layout);

@@ -16,6 +16,7 @@ struct Stub {
   int compute_type = 0, scale_type = 0;
   void *workspace = nullptr, *stream = nullptr;
   size_t workspace_bytes = 0;
+  void (*at_matmul)() = nullptr;  // called by each Matmul
 };
 
 extern "C" Stub* cublaslt_stub();

@@ -2,9 +2,11 @@
 // synchronisation is needed. tests/engines/test_cuda.py sees to it that the bits are right.
 //
 //   test_cuda               all kernels under random and adversarial schedules, then without each
-//                           synchronisation in turn: some schedule must show the lack
+//                           synchronisation in turn: some schedule must show the lack; and the
+//                           sizes of a pass's memory
 //   test_cuda KERNEL        one kernel, under a few schedules: for ThreadSanitizer
 //   test_cuda KERNEL SITE   the same without the synchronisation SITE
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -16,6 +18,7 @@
 #include <string>
 #include <vector>
 
+#include "../../csrc/cuda/buffers.h"
 #include "../../csrc/cuda/kernels.h"
 #include "../../csrc/cuda/products.h"
 #include "../../csrc/emulator/emulator.h"
@@ -271,6 +274,61 @@ Kernel passes_of_one_step() {
   };
 }
 
+// Calls f with problems that differ in what the layout of a pass's memory depends on.
+template <class F>
+void each_layout(const F& f) {
+  static const char some = 0;
+  for (const int sets : {1, 2, 3})
+    for (const bool equal : {true, false})
+      for (const Dtype dtype : {Dtype::float32, Dtype::float64, Dtype::bfloat16})
+        for (const bool stored : {true, false})
+          for (const Keep keep : {Keep::nothing, Keep::states, Keep::gates})
+            for (const bool all : {true, false}) {
+              std::vector<Group> groups(sets);
+              for (int g = 0; g < sets; g++) {
+                Group& group = groups[g];
+                group.input_size = group.input_stride_sample = 5;
+                group.context_size = group.context_stride_sample = equal ? 7 : 7 + g;
+                group.input_stride_step = all ? 15 : 16;
+                std::fill_n(group.weight, int(gates), &some);
+                group.input = group.context = &some;
+                if (all) group.norm_weight = group.norm_bias = &some;
+              }
+              Problem p{};
+              p.groups = sets, p.steps = 4, p.batch = 3, p.hidden = 33, p.keep = keep;
+              p.dtype = dtype, p.group = groups.data();
+              p.weight_dtype = p.norm_dtype =
+                  !stored && dtype == Dtype::float32 ? Dtype::bfloat16 : dtype;
+              if (all) p.hx = &some;
+              PassPlan plan{};
+              plan.path = dtype == Dtype::float64 || !all ? Path::step : Path::cooperative;
+              plan.samples = 4, plan.terms = dtype == Dtype::bfloat16 ? 1 : 2, plan.teams = 2;
+              plan.term_dtype = Dtype::bfloat16;
+              f(p, plan);
+            }
+}
+
+// The sizes that are asked for are those that the passes use.
+int test_layouts() {
+  int failures = 0;
+  std::vector<char> memory(1 << 26);  // no layout touches it
+  each_layout([&](const Problem& p, const PassPlan& plan) {
+    const Saved saved(p.keep == Keep::nothing ? nullptr : memory.data(), p);
+    const auto compare = [&](const char* what, int64_t used, int64_t size) {
+      if (used == size) return;
+      std::printf("FAILED: %s uses %lld bytes of %lld\n", what, (long long)used, (long long)size);
+      failures++;
+    };
+    compare("forward", ForwardBuffers(memory.data(), p, plan, saved).arena.size(),
+            forward_workspace_size(p, plan));
+    if (p.keep == Keep::nothing) return;
+    for (const bool weights : {true, false})
+      compare("backward", BackwardBuffers(memory.data(), p, plan, saved, weights).arena.size(),
+              backward_workspace_size(p, plan, weights));
+  });
+  return failures;
+}
+
 void use_schedule(int schedule) {
   options().seed = 1000 + schedule;
   options().schedule = schedule % 2 ? Options::Schedule::adversarial : Options::Schedule::random;
@@ -298,7 +356,7 @@ bool orders_memory_alone(const std::string& site) {
 }
 
 int test_all() {
-  int failures = 0, planted = 0;
+  int failures = test_layouts(), planted = 0;
   std::map<std::string, bool> shown;  // kernels share code: one of them has to show its sites
   for (const auto& [name, kernel] : kernels()) {
     std::string how;

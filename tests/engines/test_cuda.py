@@ -175,6 +175,11 @@ def test_float32_follows_torchs_matmul_precision() -> None:
     assert errors["highest"] < 1e-6 < errors["high"] < 2.0**-16
     # The products are torch's on this CPU, and some processors round them otherwise at "medium".
     assert errors["medium"] == pytest.approx(errors["high"], rel=0.1)
+    # A newer name of torch's, after which the older one raises or tells what was.
+    for before, name, like in (("medium", "ieee", "highest"), ("highest", "tf32", "high")):
+        torch.set_float32_matmul_precision(before)
+        torch.backends.cuda.matmul.fp32_precision = name
+        assert relative_errors(with_gradients(run(), p), truth)["output"] == errors[like]
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"], indirect=True)
