@@ -14,7 +14,8 @@ enum class Dtype : int { float32, float64, bfloat16, float16 };
 enum class Mix { gated, concat };
 
 // The results that forward leaves for backward: nothing; the states alone, so that backward
-// computes the gates again; or the gates too.
+// computes the rest again; or also what an engine finds worth its memory: the CPU engine the gates,
+// the CUDA engine the activations of Eq. 7-10.
 enum class Keep { nothing, states, gates };
 
 // The order of a weight set's matrices and of the rows of norm_weight and norm_bias.
