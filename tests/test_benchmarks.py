@@ -12,7 +12,6 @@ from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
-from unittest import mock
 
 import pytest
 import torch
@@ -26,7 +25,7 @@ import timing
 from timing import Contender, HostSeconds, Ratio
 
 from mmixer_kernels import reference
-from mmixer_kernels.problem import Problem, Weights
+from mmixer_kernels.problem import Call, Form, Problem, Weights
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
@@ -548,11 +547,9 @@ def test_limits():
         machine.read(block.data_ptr(), block.numel(), 3, threads)
     weights = Weights(*(x.detach() for x in reference.MCU(6, 4, 64).weights()))
     problem = Problem([torch.randn(40, 3, 6)], [torch.randn(3, 4)], [weights])
-    size = cpu._native.forward_workspace_size(problem=cpu._Call(problem, "nothing").native)
-    output, workspace = torch.empty(40, 3, 64), torch.empty(size)
-    with mock.patch.object(cpu, "_native", machine):
-        call = cpu._Call(problem, "nothing")
+    call, tensors = Call(Form.of(problem.flat()), "nothing"), problem.tensors()
+    output = torch.empty(40, 3, 64)
     start = time.perf_counter()
-    seconds = machine.recurrence_seconds(problem=call.native, output=output, workspace=workspace)
+    seconds = machine.recurrence_seconds(call=call, tensors=tensors, threads=1, output=output)
     assert 0 < seconds < time.perf_counter() - start
     assert torch.equal(output, cpu.forward(problem, "nothing")[0][0])

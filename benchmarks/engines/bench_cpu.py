@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from pathlib import Path
 from statistics import median
-from unittest import mock
 
 import limits
 import problems
@@ -22,8 +21,7 @@ from problems import Size
 from timing import Contender, Times
 
 from mmixer_kernels import reference
-from mmixer_kernels.engines import cpu
-from mmixer_kernels.problem import Problem
+from mmixer_kernels.problem import Call, Form, Problem
 
 STEPS, HIDDEN = 64, 512
 FLOAT = 4
@@ -42,10 +40,7 @@ def test_roofline(compare: Compare, batch: int, threads: int) -> None:
     input, context = problems.sequence_operands(size, device)
     machine = limits.module()
     problem = Problem([input], [context], [weights])
-    workspace_size = cpu._native.forward_workspace_size
-    workspace = torch.empty(workspace_size(problem=cpu._Call(problem, "nothing").native))
-    with mock.patch.object(cpu, "_native", machine):
-        call = cpu._Call(problem, "nothing")
+    call, tensors = Call(Form.of(problem.flat()), "nothing"), problem.tensors()
     output = torch.empty(size)
     recurrence: list[float] = []
     operations: list[int] = []
@@ -57,7 +52,7 @@ def test_roofline(compare: Compare, batch: int, threads: int) -> None:
 
     def forward() -> None:
         seconds = machine.recurrence_seconds(
-            problem=call.native, output=output, workspace=workspace
+            call=call, tensors=tensors, threads=threads, output=output
         )
         recurrence.append(seconds)
 

@@ -1,6 +1,6 @@
 // _limits: the limits of this machine, and the recurrence's time in a call of the CPU engine.
 #include "../../csrc/cpu/engine.h"
-#include "../../python/problem.h"
+#include "../../python/pass.h"
 #include "limits.h"
 
 namespace py = pybind11;
@@ -17,14 +17,21 @@ const cpu::Limits& limits() {
 }
 
 struct RecurrenceSeconds {
-  fields::Held<OwnProblem> problem;
-  float *output, *workspace;
+  py::handle call, tensors;
+  int threads;
+  float* output;
 };
 
-double recurrence_seconds(const RecurrenceSeconds& call) {
-  const Problem problem = call.problem.value->problem();
+double recurrence_seconds(const RecurrenceSeconds& c) {
+  const from_python::Items tensors(c.tensors.ptr());
+  const OwnProblem own = from_python::problem(from_python::Form(c.call), tensors);
+  Problem problem = own.problem();
+  problem.threads = c.threads;
+  const py::object workspace =
+      passes::new_bytes(tensors[0], cpu::forward_workspace_size(problem) * int64_t(sizeof(float)));
+  float* const scratch = static_cast<float*>(passes::address(workspace));
   const py::gil_scoped_release release;
-  return limits().recurrence_seconds(problem, call.output, call.workspace);
+  return limits().recurrence_seconds(problem, c.output, scratch);
 }
 
 }  // namespace
@@ -32,14 +39,13 @@ double recurrence_seconds(const RecurrenceSeconds& call) {
 template <>
 fields::Table<RecurrenceSeconds> fields::describe() {
   return Table<RecurrenceSeconds>("recurrence_seconds")
-      .field("problem", &RecurrenceSeconds::problem)
-      .field("output", &RecurrenceSeconds::output)
-      .field("workspace", &RecurrenceSeconds::workspace);
+      .field("call", &RecurrenceSeconds::call)
+      .field("tensors", &RecurrenceSeconds::tensors)
+      .field("threads", &RecurrenceSeconds::threads)
+      .field("output", &RecurrenceSeconds::output);
 }
 
 PYBIND11_MODULE(_limits, m) {
-  fields::add_struct<Group>(m);
-  fields::add_struct<OwnProblem>(m);
   fields::add_call<recurrence_seconds>(m);
   m.def("multiply_add", [](int64_t rounds, int threads) {
     const py::gil_scoped_release release;
