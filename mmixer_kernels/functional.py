@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
+from typing import NoReturn
 
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
@@ -61,7 +62,8 @@ def mcu(
         tensor, or no bool. RuntimeError: the engine asked for cannot run here.
     """
     arguments.check_bool("recompute", recompute)
-    _check_weights("weights", weights)
+    if not isinstance(weights, Weights):
+        _refuse_weights("weights", weights)
     seen = input, context, hx, lengths, *weights
     if has_torch_function(seen):
         return handle_torch_function(
@@ -130,7 +132,8 @@ def mcu_group(
             f"{groups}, {len(contexts)} and {len(weights)}"
         )
     for i, weight_set in enumerate(weights):
-        _check_weights(f"weights[{i}]", weight_set)
+        if not isinstance(weight_set, Weights):
+            _refuse_weights(f"weights[{i}]", weight_set)
     seen = *inputs, *contexts, hx, lengths, *chain.from_iterable(weights)
     if has_torch_function(seen):
         return handle_torch_function(
@@ -194,7 +197,8 @@ def mcu_cell(
     Raises:
         As `mcu`.
     """
-    _check_weights("weights", weights)
+    if not isinstance(weights, Weights):
+        _refuse_weights("weights", weights)
     seen = input, context, hx, *weights
     if has_torch_function(seen):
         return handle_torch_function(
@@ -227,12 +231,10 @@ def mcu_cell(
     return ops.run_step(step, choose(engine, step.input))
 
 
-def _check_weights(name: str, weights: Weights) -> None:
-    """TypeError unless it is a weight set; `arguments.check` looks at its tensors."""
-    if not isinstance(weights, Weights):
-        raise TypeError(
-            f"{name} must be mmixer_kernels.functional.Weights, but is a {type(weights).__name__}"
-        )
+def _refuse_weights(name: str, weights: object) -> NoReturn:
+    raise TypeError(
+        f"{name} must be mmixer_kernels.functional.Weights, but is a {type(weights).__name__}"
+    )
 
 
 def _run(problem: Problem, engine: str, recompute: bool, grouped: bool) -> tuple[Tensor, Tensor]:

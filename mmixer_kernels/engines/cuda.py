@@ -343,7 +343,7 @@ def _way_of(call: Call, tensors: Sequence[Tensor], backward: bool) -> _Way:
     batch = input.shape[0 if call.batch_first or call.layout == "step" else 1]
     hidden, _ = tensors[2 * groups + GATES.index("r")].shape
     device = input.device.index if input.is_cuda else -1
-    precision = native.matmul_precision()
+    precision = native.matmul_precision() if input.dtype is torch.float32 else "highest"
     return _way(device, groups, batch, hidden, input.dtype, backward, precision, PATHS, SAMPLES)
 
 
