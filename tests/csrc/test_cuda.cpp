@@ -250,7 +250,9 @@ int test_used_memory() {
   for (const int columns : {F, F, 2 * hidden, hidden, hidden, hidden})
     weights.push_back(random_bfloat16(hidden * columns, 0.3f));
   const auto operands = random_bfloat16(3 * batch * F, 1);
+  const auto norm = random_bfloat16(gates * hidden, 1);  // whose statistics alone depend on inputs
   Group group{};
+  group.norm_weight = group.norm_bias = norm.data();
   group.input_size = group.input_stride_sample = F;
   group.context_size = group.context_stride_sample = F;
   for (int gate = 0; gate < gates; gate++) group.weight[gate] = weights[gate].data();
