@@ -204,8 +204,6 @@ class Call(NamedTuple):
     layout: Layout = "group"
     batch_first: bool = False
     """Inputs are `[B, T, input_size]`, and output is `[..., B, T, H]`."""
-    is_checked: bool = False
-    """Whether `arguments.check_memory` has looked at the tensors."""
 
 
 class Step(NamedTuple):

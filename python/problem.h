@@ -79,6 +79,24 @@ inline py::object get(PyObject* object, PyObject* attribute) {
   return py::reinterpret_steal<py::object>(result);
 }
 
+inline int64_t bytes_of(Dtype dtype) {
+  return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2;
+}
+
+// The address of a tensor that has elements. That of a freed storage's tensor is its offset there;
+// no offset is as large as most addresses are, so that few tensors are asked for theirs.
+inline void* address(const char* name, PyObject* object, int64_t element_bytes) {
+  constexpr uintptr_t largest_offset = uintptr_t(1) << 40;
+  static PyObject* const offset_name = fields::interned("storage_offset");
+  void* const address = fields::address(name, object);
+  if (reinterpret_cast<uintptr_t>(address) > largest_offset) return address;
+  const int64_t offset = PyLong_AsLongLong(call(object, offset_name).ptr());
+  if (offset == -1 && PyErr_Occurred()) throw py::error_already_set();
+  require(reinterpret_cast<uintptr_t>(address) != uintptr_t(offset * element_bytes), name,
+          "have its values in memory");
+  return address;
+}
+
 // A tensor of `rank` dimensions: its shape and its strides in elements.
 template <size_t rank>
 struct Tensor {
@@ -94,10 +112,9 @@ struct Tensor {
     shape = numbers(name, get(object, shape_name));
     stride = numbers(name, call(object, stride_name));
     dtype = fields::enumerator<Dtype>(name, get(object, dtype_name).ptr());
-    address = fields::address(name, object);
     int64_t elements = 1;
     for (const int64_t size : shape) elements *= size;
-    require(address || !elements, name, "have its values in memory");
+    address = elements ? from_python::address(name, object, bytes_of(dtype)) : nullptr;
     require(stride[rank - 1] == 1 || shape[rank - 1] == 1, name, "have contiguous rows");
   }
 
@@ -125,9 +142,7 @@ inline void* contiguous(const char* name, PyObject* object, const std::array<int
   require(fields::enumerator<Dtype>(name, get(object, dtype_name).ptr()) == dtype, name,
           "have the dtype of its kind");
   require(call(object, contiguous_name).ptr() == Py_True, name, "be contiguous");
-  void* const address = fields::address(name, object);
-  require(address, name, "have its values in memory");
-  return address;
+  return address(name, object, bytes_of(dtype));
 }
 
 inline bool is_none(PyObject* object) { return object == Py_None; }
@@ -202,10 +217,9 @@ struct Form {
   mmixer::Keep keep;
   bool batch_first;  // inputs are [B, T, input_size], and output [..., B, T, H]
   Layout layout;
-  bool is_checked;  // whether mmixer_kernels.arguments has looked at the tensors' memory
 
   explicit Form(py::handle call) {
-    enum { form, keep_field, layout_field, batch_first_field, is_checked_field };
+    enum { form, keep_field, layout_field, batch_first_field };
     enum { groups_field, weights_field, hx_field, lengths_field, mix_field, eps_field };
     const py::handle tuple = item(call, form);
     fields::assign(groups, "groups", item(tuple, groups_field));
@@ -216,7 +230,6 @@ struct Form {
     fields::assign(keep, "keep", item(call, keep_field));
     fields::assign(batch_first, "batch_first", item(call, batch_first_field));
     fields::assign(layout, "layout", item(call, layout_field));
-    fields::assign(is_checked, "is_checked", item(call, is_checked_field));
     require(groups > 0 && weights > 0 && weights % groups == 0, "weights", "be sets");
     require(layout == Layout::group || groups == 1, "layout", "be group with more than one set");
     require(layout != Layout::step || !(batch_first || has_lengths), "layout",
@@ -226,22 +239,6 @@ struct Form {
   int64_t set_size() const { return weights / groups; }
   int64_t tensors() const { return 2 * groups + weights + has_hx + has_lengths; }
 };
-
-// Throws where an address may be that of a view of a freed storage, which is the view's offset in
-// bytes. Some systems have memory there: arguments.check_memory tells the two apart.
-inline void check_addresses(const OwnProblem& p) {
-  constexpr uintptr_t largest_offset = uintptr_t(1) << 40;
-  const auto check = [&](const void* address) {
-    require(!address || reinterpret_cast<uintptr_t>(address) > largest_offset, "a tensor",
-            "have its values in memory");
-  };
-  for (const mmixer::Group& group : p.list) {
-    for (const void* weight : group.weight) check(weight);
-    for (const void* other : {group.norm_weight, group.norm_bias, group.input, group.context})
-      check(other);
-  }
-  check(p.hx), check(p.lengths);
-}
 
 // A call's Problem, whose tensors are those of problem.py's Problem.tensors().
 inline OwnProblem problem(const Form& form, const Items& tensors) {
@@ -304,11 +301,9 @@ inline OwnProblem problem(const Form& form, const Items& tensors) {
             "be [B]");
     require(Tensor<1>::numbers("lengths", call(lengths, stride_name))[0] == 1 || p.batch == 1,
             "lengths", "be contiguous");
-    p.lengths = static_cast<const int64_t*>(fields::address("lengths", lengths));
-    require(p.lengths, "lengths", "have its values in memory");
+    p.lengths = static_cast<const int64_t*>(address("lengths", lengths, sizeof(int64_t)));
   }
   options(form.mix, form.eps, p);
-  if (!form.is_checked) check_addresses(p);
   return p;
 }
 

@@ -26,7 +26,7 @@ Backward = Callable[
 
 def forward(run: Forward, problem: Problem, keep: Keep) -> tuple[Tensor, Tensor, Tensor | None]:
     """An engine's `forward` by its `run_forward`."""
-    call = Call(Form.of(problem.flat()), keep, is_checked=True)
+    call = Call(Form.of(problem.flat()), keep)
     _check_devices(problem.tensors())
     try:
         output, h_n, saved = run(call, problem.tensors())
@@ -38,7 +38,7 @@ def forward(run: Forward, problem: Problem, keep: Keep) -> tuple[Tensor, Tensor,
 
 def step(run: Forward, step: Step) -> Tensor:
     """An engine's `step` by its `run_forward`."""
-    call = Call(step.form(), "nothing", "step", is_checked=True)
+    call = Call(step.form(), "nothing", "step")
     try:
         return run(call, step.tensors())[0]
     except (TypeError, ValueError):
@@ -50,7 +50,7 @@ def backward(
 ) -> Gradients:
     """An engine's `backward` by its `run_backward`."""
     dtype, form = problem.dtype, Form.of(problem.flat())
-    call = Call(form, keep, is_checked=True)
+    call = Call(form, keep)
     grads = [None if x is None else x.to(dtype) for x in cotangents]
     _check_devices([saved, *(x for x in grads if x is not None), *problem.tensors()])
     needs = [
