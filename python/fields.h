@@ -13,7 +13,6 @@
 
 #include <pybind11/pybind11.h>
 
-#include <algorithm>
 #include <cstdint>
 #include <iterator>
 #include <stdexcept>
@@ -123,8 +122,7 @@ inline void assign(py::handle& field, const char*, PyObject* value) { field = va
 template <class Struct>
 class Table;
 
-// A table's struct as Python holds it, filled by one call or several: a bit per field that is
-// there.
+// A table's struct as Python holds it, with a bit per field that is there.
 template <class Struct>
 struct Filled {
   Struct value{};
@@ -173,40 +171,17 @@ class Table {
     return table;
   }
 
-  // A member of the struct or of one of its bases. An optional one stays zero where it is not
-  // given.
+  // A member of the struct or of one of its bases.
   template <class Member, class Owner>
-  Table& field(const char* name, Member Owner::* member, bool is_optional = false) {
+  Table& field(const char* name, Member Owner::* member) {
     Struct example{};
-    return add<Member>(name, offset_of(example, example.*member), is_optional);
+    return add<Member>(name, offset_of(example, example.*member));
   }
   // An element of an array.
   template <class Element, size_t count, class Owner>
   Table& element(const char* name, Element (Owner::*member)[count], size_t index) {
     Struct example{};
     return add<Element>(name, offset_of(example, (example.*member)[index]));
-  }
-  // A member of a member.
-  template <class Member, class Inner, class Owner>
-  Table& field(const char* name, Inner Owner::* inner, Member Inner::* member) {
-    Struct example{};
-    return add<Member>(name, offset_of(example, example.*inner.*member));
-  }
-
-  // The elements of an array from the first on, given as a list, and how many they are.
-  template <auto elements, auto count>
-  Table& list(const char* name) {
-    return add(name, 0, false, [](void* target, const char* name, PyObject* value) {
-      Struct& to = *static_cast<Struct*>(target);
-      using Element = std::remove_reference_t<decltype((to.*elements)[0])>;
-      std::vector<Element> all;
-      fields::assign(all, name, value);
-      if (all.size() > std::size(to.*elements))
-        throw py::value_error(std::string(name) + " has more than " +
-                              std::to_string(std::size(to.*elements)) + " elements");
-      std::copy(all.begin(), all.end(), to.*elements);
-      to.*count = int(all.size());
-    });
   }
 
   const char* name() const { return name_; }
@@ -247,15 +222,13 @@ class Table {
   }
 
   template <class Member>
-  Table& add(const char* name, ptrdiff_t offset, bool is_optional = false) {
-    return add(name, offset, is_optional, [](void* field, const char* name, PyObject* value) {
-      fields::assign(*static_cast<Member*>(field), name, value);
-    });
-  }
-  Table& add(const char* name, ptrdiff_t offset, bool is_optional, Assign assign) {
+  Table& add(const char* name, ptrdiff_t offset) {
     if (fields_.size() == 64) throw std::logic_error("a table has more fields than bits");
-    if (!is_optional) required_ |= uint64_t(1) << fields_.size();
-    fields_.push_back({name, interned(name), offset, assign});
+    required_ |= uint64_t(1) << fields_.size();
+    fields_.push_back(
+        {name, interned(name), offset, [](void* field, const char* name, PyObject* value) {
+           fields::assign(*static_cast<Member*>(field), name, value);
+         }});
     return *this;
   }
 
@@ -352,21 +325,11 @@ void add_call(py::module_& m) {
   add_function(m, definition);
 }
 
-// m.NAME(**fields), the table's name, makes a value whose fields .set(**fields) sets, and returns
-// it.
+// m.NAME(**fields), the table's name, makes a value that other calls take.
 template <class Struct>
 void add_struct(py::module_& m) {
   const char* const name = Table<Struct>::get().name();
   const py::class_<Filled<Struct>> type(m, (std::string("_") + name).c_str(), py::module_local());
-  static PyMethodDef set = method("set", [](PyObject* self, PyObject* const* values,
-                                            Py_ssize_t positional, PyObject* names) {
-    return guarded([&] {
-      fill_from_call(py::handle(self).cast<Filled<Struct>&>(), values, positional, names);
-      return Py_NewRef(self);
-    });
-  });
-  type.attr("set") = py::reinterpret_steal<py::object>(
-      PyDescr_NewMethod(reinterpret_cast<PyTypeObject*>(type.ptr()), &set));
   static PyMethodDef make =
       method(name, [](PyObject*, PyObject* const* values, Py_ssize_t positional, PyObject* names) {
         return guarded([&] {
