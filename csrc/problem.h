@@ -18,15 +18,27 @@ enum class Mix { gated, concat };
 // the CUDA engine the activations of Eq. 7-10.
 enum class Keep { nothing, states, gates };
 
-// The order of a weight set's matrices and of the rows of norm_weight and norm_bias.
+// The order of a weight set's matrices.
 enum Gate { gate_f, gate_g, gate_s, gate_r, gate_z, gate_h, gates };
+
+// Whether a gate is there: without context Eq. 8-10 fall away, and f_tilde is f_bar.
+constexpr bool has_gate(int gate, bool has_context) {
+  return has_context || (gate != gate_g && gate != gate_s);
+}
+
+// The rows of norm_weight and norm_bias, which are those of the gates that are there.
+constexpr int norm_rows(bool has_context) { return has_context ? gates : gates - 2; }
+constexpr int norm_row(int gate, bool has_context) {
+  return has_context || gate == gate_f ? gate : gate - 2;
+}
 
 // The parameters of one unit, contiguous and row-major.
 struct WeightSet {
   // W_f [H, input_size], W_g [H, context_size], W_s [H, 2H] (the first H columns for f, the last
-  // for g), W_r, W_z and W_h [H, H], in Problem::weight_dtype.
+  // for g), W_r, W_z and W_h [H, H], in Problem::weight_dtype. W_g and W_s are null without
+  // context.
   const void* weight[gates];
-  // [6, H], in Problem::norm_dtype; both null without LayerNorm.
+  // [norm_rows, H], in Problem::norm_dtype; both null without LayerNorm.
   const void *norm_weight, *norm_bias;
 };
 
@@ -34,13 +46,15 @@ struct WeightSet {
 struct Group : WeightSet {
   const void* input;  // [T, B, input_size]
   int64_t input_stride_step, input_stride_sample, input_size;
-  const void* context;  // [B, context_size]
+  const void* context;  // [B, context_size]; null without context
   int64_t context_stride_sample, context_size;
+  bool reverse;  // each sample's sequence runs from its last step to its first
 };
 
 struct Problem {
   int64_t groups, steps, batch, hidden;  // G, T, B, H
-  Mix mix;
+  bool has_context;                      // of all groups, or of none
+  Mix mix;                               // not read without context
   Keep keep;
   double eps;
   int threads;  // the CPU engine's most
@@ -51,6 +65,14 @@ struct Problem {
   const void* hx;      // [G, B, H]; null for zeros
   int64_t hx_stride_group, hx_stride_sample;
   const int64_t* lengths;  // [B], each in 1..T; null where all are T
+};
+
+// Where forward writes its results, in Problem::dtype; rows are contiguous. Output stands at the
+// step of its input, also of a group that runs in reverse.
+struct Results {
+  void* output;  // [G, T, B, H]
+  int64_t output_stride_group, output_stride_step, output_stride_sample;
+  void* h_n;  // [G, B, H], contiguous
 };
 
 // The gradients of the results, which backward starts from; null for zeros.
@@ -64,7 +86,7 @@ struct Cotangents {
 // The gradients of one group, which backward writes: contiguous, in the shapes of their tensors.
 struct GroupGradient {
   void *input, *context;  // null where not wanted
-  void* weight[gates];    // all null where not wanted, as the norms are
+  void* weight[gates];    // all null where not wanted, as the norms are; as in WeightSet else
   void *norm_weight, *norm_bias;
 };
 
