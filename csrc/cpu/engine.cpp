@@ -78,8 +78,8 @@ int64_t backward_workspace_size(const Problem& p, bool need_weights) {
   return engine_with_groups(p).backward_workspace_size(p, need_weights);
 }
 
-void forward(const Problem& p, void* output, void* h_n, void* saved, void* workspace) {
-  engine_with_groups(p).forward(p, Schedule(p.steps, p.batch, p.lengths), output, h_n, saved,
+void forward(const Problem& p, const Results& results, void* saved, void* workspace) {
+  engine_with_groups(p).forward(p, Schedule(p.steps, p.batch, p.lengths), results, saved,
                                 workspace);
 }
 

@@ -126,10 +126,17 @@ void pack_mix(const Member& member, const Problem& p, const ForwardBuffers<T>& b
   pack(member, p, gate_s, b.weight_s);
 }
 
+// A sample's row of output at a step.
+template <class T>
+T* output_row(const Results& results, int64_t g, int64_t t, int64_t sample) {
+  return static_cast<T*>(results.output) + g * results.output_stride_group +
+         t * results.output_stride_step + sample * results.output_stride_sample;
+}
+
 template <class T>
 void forward_recurrence(Member& member, const Problem& p, const Schedule& schedule,
                         const ForwardBuffers<T>& b, const Saved<T>& saved, const Slice* slices,
-                        int64_t count, T* output) {
+                        int64_t count, const Results& results) {
   const int64_t H = p.hidden;
   for (int64_t t = 0; t < p.steps; t++) {
     const int64_t first = schedule.first_row[t];
@@ -186,7 +193,7 @@ void forward_recurrence(Member& member, const Problem& p, const Schedule& schedu
       const T* z = b.z(g, rank);
       T *h = b.h(g, rank), *u = b.u(g, rank);
       T* h_saved = p.keep == Keep::nothing ? nullptr : saved.h(g, first + rank);
-      T* out = output + ((g * p.steps + t) * p.batch + schedule.sample[rank]) * H;
+      T* out = output_row<T>(results, g, t, schedule.sample[rank]);
       for (int64_t j = 0; j < H; j += lanes<T>) {
         const Vector<T> h_tilde = tanh(norm(found.normalize(x_h, j), j));       // Eq. 14
         const Vector<T> next = interpolate(load(z + j), h_tilde, load(h + j));  // Eq. 13
@@ -308,26 +315,26 @@ void forward_begin(Member& member, const Problem& p, const Schedule& schedule,
 // Runs the recurrence of all groups and samples; ends with a barrier.
 template <class T>
 void forward_steps(Member& member, const Problem& p, const Schedule& schedule,
-                   const ForwardBuffers<T>& b, const Saved<T>& saved, T* output) {
+                   const ForwardBuffers<T>& b, const Saved<T>& saved, const Results& results) {
   share_samples(member, p, [&](Member& team, const Slice* slices, int64_t count) {
-    forward_recurrence(team, p, schedule, b, saved, slices, count, output);
+    forward_recurrence(team, p, schedule, b, saved, slices, count, results);
   });
   member.barrier();
 }
 
 template <class T>
 void forward_team(Member& member, const Problem& p, const Schedule& schedule,
-                  const ForwardBuffers<T>& b, const Saved<T>& saved, T* output, T* h_n) {
+                  const ForwardBuffers<T>& b, const Saved<T>& saved, const Results& results) {
   const int64_t H = p.hidden, states = p.groups * p.batch;
   forward_begin(member, p, schedule, b);
-  forward_steps(member, p, schedule, b, saved, output);
+  forward_steps(member, p, schedule, b, saved, results);
   if (p.keep != Keep::nothing) saved.clear_rest(member, p.groups, schedule.rows(), H);
   for (int64_t i = member.begin(states); i < member.end(states); i++) {
     const int64_t g = i / p.batch, rank = i % p.batch, sample = schedule.sample[rank];
-    for (int64_t j = 0; j < H; j += lanes<T>)
-      store(h_n + (g * p.batch + sample) * H + j, load(b.h(g, rank) + j), H - j);
+    T* h_n = static_cast<T*>(results.h_n) + (g * p.batch + sample) * H;
+    for (int64_t j = 0; j < H; j += lanes<T>) store(h_n + j, load(b.h(g, rank) + j), H - j);
     for (int64_t t = schedule.length[rank]; t < p.steps; t++)
-      std::fill_n(output + ((g * p.steps + t) * p.batch + sample) * H, H, T(0));
+      std::fill_n(output_row<T>(results, g, t, sample), H, T(0));
   }
 }
 

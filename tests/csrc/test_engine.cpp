@@ -133,12 +133,27 @@ struct Placed {
                   memory.data() + i / (b * c) * stride[0] + i / c % b * stride[1] +
                       i % c * stride[2]);
   }
+
+  // The values of memory that is written, in order; checks that what lies between rows is not.
+  std::vector<T> read(int64_t a, int64_t b, int64_t c, const std::string& what) const {
+    std::vector<T> values, rest = memory;
+    const int64_t size =
+        int64_t(memory.size()) - (a - 1) * stride[0] - (b - 1) * stride[1] - (c - 1) * stride[2];
+    for (int64_t i = 0; i < a * b * c; i++) {
+      const int64_t first = i / (b * c) * stride[0] + i / c % b * stride[1] + i % c * stride[2];
+      values.insert(values.end(), memory.data() + first, memory.data() + first + size);
+      std::fill_n(rest.data() + first, size, T(nan));
+    }
+    check(std::all_of(rest.begin(), rest.end(), [](T x) { return std::isnan(x); }),
+          what + ": memory between the rows of output is written");
+    return values;
+  }
 };
 
 // output, h_n, the gradients in the order of Case::operands (empty where not wanted), and what
 // forward saved (empty with recompute, which saves less).
 template <class T>
-using Results = std::vector<std::vector<T>>;
+using Tensors = std::vector<std::vector<T>>;
 
 template <class T>
 bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
@@ -147,7 +162,7 @@ bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
 }
 
 template <class T>
-Results<T> run(const Case& c, const Options& options) {
+Tensors<T> run(const Case& c, const Options& options) {
   const int64_t G = c.groups, B = c.batch, H = c.hidden;
   std::vector<Placed<T>> placed;
   std::vector<std::vector<T>> stored;
@@ -196,11 +211,15 @@ Results<T> run(const Case& c, const Options& options) {
     p.hx = hx.memory.data(), p.hx_stride_group = hx.stride[0], p.hx_stride_sample = hx.stride[2];
 
   const auto fresh = [](int64_t size) { return std::vector<T>(size, T(nan)); };
-  Results<T> results{fresh(G * c.steps * B * H), fresh(G * B * H)};
+  Tensors<T> results{{}, fresh(G * B * H)};
   std::vector<T> saved = fresh(saved_size(p));
   std::vector<T> workspace = fresh(forward_workspace_size(p));
-  forward(p, results[0].data(), results[1].data(), options.backward ? saved.data() : nullptr,
-          workspace.data());
+  Placed<T> output(Values(G * c.steps * B * H, nan), G, c.steps, B, c.strided);
+  forward(p,
+          {output.memory.data(), output.stride[0], output.stride[1], output.stride[2],
+           results[1].data()},
+          options.backward ? saved.data() : nullptr, workspace.data());
+  results[0] = output.read(G, c.steps, B, c.text());
   if (!options.backward) return results;
 
   std::vector<GroupGradient> gradients(G);
@@ -236,9 +255,9 @@ Results<T> run(const Case& c, const Options& options) {
 }
 
 // Output and h_n by equations 7-14, as in mmixer_kernels/reference.py.
-Results<double> reference(const Case& c) {
+Tensors<double> reference(const Case& c) {
   const int64_t H = c.hidden;
-  Results<double> results{Values(c.grad_output.size(), 0), Values(c.grad_h_n.size())};
+  Tensors<double> results{Values(c.grad_output.size(), 0), Values(c.grad_h_n.size())};
   for (int64_t g = 0; g < c.groups; g++)
     for (int64_t b = 0; b < c.batch; b++) {
       const auto row = [](const Values& x, int64_t number, int64_t size) {
@@ -292,7 +311,7 @@ Results<double> reference(const Case& c) {
 // Checks that errors are below `bound` times the result's largest value; leaves out what forward
 // saved.
 template <class A>
-void check_close(const Results<A>& a, const Results<double>& b, double bound,
+void check_close(const Tensors<A>& a, const Tensors<double>& b, double bound,
                  const std::string& what) {
   for (size_t i = 0; i < std::min(a.size(), b.size() - 1); i++) {
     double error = 0, largest = 0.1;
@@ -305,7 +324,7 @@ void check_close(const Results<A>& a, const Results<double>& b, double bound,
   }
 }
 
-double functional(const Case& c, const Results<double>& results) {
+double functional(const Case& c, const Tensors<double>& results) {
   double sum = 0;
   for (size_t i = 0; i < c.grad_output.size(); i++)
     if (!std::isnan(c.grad_output[i])) sum += c.grad_output[i] * results[0][i];
@@ -314,7 +333,7 @@ double functional(const Case& c, const Results<double>& results) {
 }
 
 // Compares the gradient with the slope along a random direction of all operands.
-void check_gradient(const Case& c, const Results<double>& results, const std::string& what) {
+void check_gradient(const Case& c, const Tensors<double>& results, const std::string& what) {
   constexpr double step = 1e-6;
   Options forward_only;
   forward_only.backward = false;
@@ -339,10 +358,10 @@ void check_gradient(const Case& c, const Results<double>& results, const std::st
 
 // Returns the results of one thread, and checks that other options give the same bits.
 template <class T>
-Results<T> check_options(const Case& c, bool bfloat16, const std::string& what) {
+Tensors<T> check_options(const Case& c, bool bfloat16, const std::string& what) {
   Options options;
   options.bfloat16 = bfloat16;
-  const Results<T> alone = run<T>(c, options);
+  const Tensors<T> alone = run<T>(c, options);
   for (const std::vector<T>& values : alone)
     check(std::all_of(values.begin(), values.end(), [](T x) { return std::isfinite(x); }),
           what + ": not all results are finite");
@@ -351,7 +370,7 @@ Results<T> check_options(const Case& c, bool bfloat16, const std::string& what) 
     options.recompute = variant == 1 || variant == 2 || variant == 4;
     options.need_input = variant < 2 || variant == 4;
     options.need_weights = variant < 3;
-    const Results<T> other = run<T>(c, options);
+    const Tensors<T> other = run<T>(c, options);
     for (size_t i = 0; i < alone.size(); i++)
       check(other[i].empty() || same_bits(other[i], alone[i]),
             what + ": result " + std::to_string(i) + " differs with " +
@@ -365,14 +384,14 @@ Results<T> check_options(const Case& c, bool bfloat16, const std::string& what) 
 
 void check_calls_at_once(const Case& c, const std::string& what) {
   Options options;
-  const Results<float> expected = run<float>(c, options);
+  const Tensors<float> expected = run<float>(c, options);
   options.threads = 2;
-  Results<float> results[2];
+  Tensors<float> results[2];
   std::vector<std::thread> threads;
-  for (Results<float>& result : results)
+  for (Tensors<float>& result : results)
     threads.emplace_back([&] { result = run<float>(c, options); });
   for (std::thread& thread : threads) thread.join();
-  for (const Results<float>& result : results)
+  for (const Tensors<float>& result : results)
     for (size_t i = 0; i < expected.size(); i++)
       check(same_bits(result[i], expected[i]), what + ": calls at once differ");
 }
@@ -401,11 +420,11 @@ int main() {
   cases.emplace_back(1, 1, 5, 170, 2 | 16);
   for (size_t number = 0; number < cases.size(); number++) {
     const Case& c = cases[number];
-    const Results<double> truth = reference(c);
+    const Tensors<double> truth = reference(c);
     for (const std::string& set : instruction_sets()) {
       use_instruction_set(set);
       const std::string what = set + " " + c.text();
-      const Results<double> exact = check_options<double>(c, false, what + " double");
+      const Tensors<double> exact = check_options<double>(c, false, what + " double");
       check_close(truth, exact, 1e-13, what + " double");
       check_gradient(c, exact, what);
       for (bool bfloat16 : {false, true}) {
