@@ -123,7 +123,23 @@ void pack(const Member& member, const Problem& p, Gate gate, const Panels<T>& pa
 template <class T>
 void pack_mix(const Member& member, const Problem& p, const ForwardBuffers<T>& b) {
   pack(member, p, gate_f, b.weight_f);
-  pack(member, p, gate_s, b.weight_s);
+  if (p.has_context) pack(member, p, gate_s, b.weight_s);
+}
+
+template <class T>
+void pack_recurrence(const Member& member, const Problem& p, const ForwardBuffers<T>& b) {
+  pack(member, p, gate_r, b.weight_r);
+  pack(member, p, gate_z, b.weight_z);
+  pack(member, p, gate_h, b.weight_h);
+}
+
+// The input of a row of the schedule.
+template <class T>
+const T* input_row(const Group& group, const Schedule& schedule, int64_t row) {
+  const int64_t rank = schedule.rank_of_row(row);
+  const int64_t step = schedule.step(schedule.step_of_row[row], rank, group.reverse);
+  return static_cast<const T*>(group.input) + step * group.input_stride_step +
+         schedule.sample[rank] * group.input_stride_sample;
 }
 
 // A sample's row of output at a step.
@@ -193,7 +209,8 @@ void forward_recurrence(Member& member, const Problem& p, const Schedule& schedu
       const T* z = b.z(g, rank);
       T *h = b.h(g, rank), *u = b.u(g, rank);
       T* h_saved = p.keep == Keep::nothing ? nullptr : saved.h(g, first + rank);
-      T* out = output_row<T>(results, g, t, schedule.sample[rank]);
+      const int64_t step = schedule.step(t, rank, p.group[g].reverse);
+      T* out = output_row<T>(results, g, step, schedule.sample[rank]);
       for (int64_t j = 0; j < H; j += lanes<T>) {
         const Vector<T> h_tilde = tanh(norm(found.normalize(x_h, j), j));       // Eq. 14
         const Vector<T> next = interpolate(load(z + j), h_tilde, load(h + j));  // Eq. 13
@@ -208,8 +225,8 @@ void forward_recurrence(Member& member, const Problem& p, const Schedule& schedu
   }
 }
 
-// Computes f_bar, g_bar, s and f_tilde of every row (Eq. 7-10), and packs the recurrence's weights;
-// ends with a barrier.
+// Computes f_bar, g_bar, s and f_tilde of every row (Eq. 7-10; without context Eq. 7 alone), and
+// packs the recurrence's weights; ends with a barrier.
 template <class T>
 void forward_mix(Member& member, const Problem& p, const Schedule& schedule,
                  const ForwardBuffers<T>& b) {
@@ -228,14 +245,10 @@ void forward_mix(Member& member, const Problem& p, const Schedule& schedule,
   for (int64_t g = 0; g < p.groups; g++) {
     const Group& group = p.group[g];
     project<T>(
-        member, p,
-        [&](int64_t row) {
-          return static_cast<const T*>(group.input) +
-                 schedule.step_of_row[row] * group.input_stride_step +
-                 schedule.sample[schedule.rank_of_row(row)] * group.input_stride_sample;
-        },
-        rows, group.weight[gate_f], group.input_size, group.input_size, b.weight_f(g),
+        member, p, [&](int64_t row) { return input_row<T>(group, schedule, row); }, rows,
+        group.weight[gate_f], group.input_size, group.input_size, b.weight_f(g),
         [&](int64_t row) { return b.x_hat[gate_f](g, row); });
+    if (!p.has_context) continue;
     project<T>(
         member, p,
         [&](int64_t rank) {
@@ -246,7 +259,12 @@ void forward_mix(Member& member, const Problem& p, const Schedule& schedule,
         [&](int64_t rank) { return b.x_hat[gate_g](g, rank); });
   }
   member.barrier();
-  activate(gate_f, b.f_tilde, rows);   // Eq. 7
+  activate(gate_f, b.f_tilde, rows);  // Eq. 7
+  if (!p.has_context) {
+    pack_recurrence(member, p, b);
+    member.barrier();
+    return;
+  }
   activate(gate_g, b.g_bar, p.batch);  // Eq. 8
   member.barrier();
   for (int64_t g = 0; g < p.groups; g++) {
@@ -261,9 +279,7 @@ void forward_mix(Member& member, const Problem& p, const Schedule& schedule,
     });
   }
   member.barrier();
-  pack(member, p, gate_r, b.weight_r);
-  pack(member, p, gate_z, b.weight_z);
-  pack(member, p, gate_h, b.weight_h);
+  pack_recurrence(member, p, b);
   const auto of_s = [&](int64_t i) {
     const int64_t g = i / rows, row = i % rows;
     T* x = b.x_hat[gate_s](g, row);
