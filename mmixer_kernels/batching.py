@@ -22,14 +22,14 @@ def forward(
 ) -> tuple[Any, Any]:
     """The rule of `mcu_forward`, which is `run_forward` or has its arguments. Nothing is saved for
     `backward`, which computes it again."""
-    operands, (mix, eps, engine, keep) = arguments[:5], arguments[5:]
+    operands, (*options, keep) = arguments[:5], arguments[5:]
 
     def call(*operands: Any) -> tuple[Tensor, Tensor]:
         inputs, contexts, weights, hx, _ = operands
         tensors = [*inputs, *contexts, *weights, *([] if hx is None else [hx])]
         needs_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
         kept = keep if needs_gradient else "nothing"
-        output, h_n, _ = run_forward(*operands, mix, eps, engine, kept)
+        output, h_n, _ = run_forward(*operands, *options, kept)
         return output, h_n
 
     calls = _Calls.of(info, in_dims, operands)
@@ -50,11 +50,11 @@ def backward(
 ) -> tuple[Any, Any]:
     """The rule of `mcu_backward`, which is `run_backward` or has its arguments."""
     grad_output, grad_h_n, _, *operands = arguments[:8]
-    mix, eps, engine, keep, need_input, need_weights = arguments[8:]
+    *options, need_input, need_weights = arguments[8:]
     dims = in_dims[3:8]
 
     def call(grad_output: Tensor, grad_h_n: Tensor, *operands: Any) -> Any:
-        forward_arguments = *operands, mix, eps, engine, keep
+        forward_arguments = *operands, *options
         saved = run_forward(*forward_arguments)[2]
         return run_backward(
             grad_output, grad_h_n, saved, *forward_arguments, need_input, need_weights
