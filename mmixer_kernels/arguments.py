@@ -8,14 +8,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from . import autocast
-from .problem import GATES, Problem, Step, Weights
+from . import autocast, problem
+from .problem import Problem, Step, Weights, gates
 
 _is_wrapped = getattr(
     getattr(torch._C, "_functorch", None), "is_functorch_wrapped_tensor", lambda tensor: False
@@ -62,21 +63,24 @@ class Layout(NamedTuple):
     def arrange(
         self,
         input: Tensor | PackedSequence,
-        context: Tensor,
+        context: Tensor | None,
         hx: Tensor | None,
         lengths: Tensor | None,
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """Input `[T, B, input_size]`, context `[B, context_size]`, hx `[1, B, H]` and lengths of
-        the caller's; views, except for a PackedSequence."""
-        check_tensor("context", context)
+        states: int = 1,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """Input `[T, B, input_size]`, context `[B, context_size]`, hx `[states, B, H]` and lengths
+        of the caller's; views, except for a PackedSequence."""
         dims = 2 if self.batched else 1
-        expected = "[B, context_size]" if self.batched else "[context_size] for unbatched input"
-        if context.ndim != dims:
-            raise ValueError(f"context must be {expected}, but has shape {list(context.shape)}")
+        if context is not None:
+            check_tensor("context", context)
+            expected = "[B, context_size]" if self.batched else "[context_size] for unbatched input"
+            if context.ndim != dims:
+                raise ValueError(f"context must be {expected}, but has shape {list(context.shape)}")
         if hx is not None:
             check_tensor("hx", hx)
-            if hx.ndim != dims + 1 or hx.shape[0] != 1:
-                expected = "[1, B, H]" if self.batched else "[1, H] for unbatched input"
+            if hx.ndim != dims + 1 or hx.shape[0] != states:
+                expected = "B, H]" if self.batched else "H] for unbatched input"
+                expected = f"[{states}, {expected}"
                 raise ValueError(f"hx must be {expected}, but has shape {list(hx.shape)}")
         if isinstance(input, PackedSequence):
             if lengths is not None:
@@ -89,7 +93,8 @@ class Layout(NamedTuple):
                             f"{name} must have one row per sequence of the PackedSequence, "
                             f"{sequences}, but has {rows.shape[-2]}"
                         )
-                context = context.index_select(0, input.sorted_indices)
+                if context is not None:
+                    context = context.index_select(0, input.sorted_indices)
                 if hx is not None:
                     hx = hx.index_select(1, input.sorted_indices)
             in_order = PackedSequence(input.data, input.batch_sizes)
@@ -99,11 +104,12 @@ class Layout(NamedTuple):
             if lengths is not None:
                 raise ValueError("lengths must be None when input is unbatched: shorten the input")
             hx = None if hx is None else hx.unsqueeze(1)
-            return input.unsqueeze(1), context.unsqueeze(0), hx, None
+            context = None if context is None else context.unsqueeze(0)
+            return input.unsqueeze(1), context, hx, None
         return input.transpose(0, 1) if self.batch_first else input, context, hx, lengths
 
     def restore(self, output: Tensor, h_n: Tensor) -> tuple[Tensor | PackedSequence, Tensor]:
-        """Output `[T, B, H]` and h_n `[1, B, H]` in the caller's layout."""
+        """Output `[T, B, D]` and h_n `[states, B, H]` in the caller's layout."""
         if self.packed is not None:
             sizes = self.packed.batch_sizes  # on the CPU, wherever the data lie
             samples = torch.arange(h_n.shape[1], device=sizes.device)
@@ -157,6 +163,21 @@ def check_tensor(name: str, value: object) -> Tensor:
     if value.is_nested:
         raise TypeError(f"{name} must be a dense Tensor, but is nested: pad it")
     return value
+
+
+def context_and_hx(
+    context_size: int, context: Tensor | None, hx: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Context and first state of a module's call, which may have the first state in the context's
+    place where there is no context: `unit(input, h_0)`, as of `nn.GRU`."""
+    if context_size or context is None:
+        return context, hx
+    if hx is not None:
+        raise ValueError(
+            "context must be None, since this unit has none (context_size=0), but hx is given "
+            "beside it: leave it out"
+        )
+    return None, context
 
 
 def check_sequence(name: str, value: object, kind: str = "a sequence") -> None:
@@ -216,10 +237,11 @@ def check_like_weight(name: str, tensor: Tensor, weight: Tensor) -> None:
 
 
 def check_sizes(sizes: dict[str, int]) -> None:
-    """ValueError unless each size, under its name, is a positive int."""
+    """ValueError unless each size, under its name, is a positive int; `context_size` may be 0."""
     for name, size in sizes.items():
-        if type(size) is bool or not isinstance(size, int) or size < 1:
-            raise ValueError(f"{name} must be a positive int, but is {size!r}")
+        least, must = (0, "an int from 0 on") if name == "context_size" else (1, "a positive int")
+        if type(size) is bool or not isinstance(size, int) or size < least:
+            raise ValueError(f"{name} must be {must}, but is {size!r}")
 
 
 def check_bool(name: str, value: object) -> None:
@@ -244,33 +266,34 @@ def check_dtype(name: str, dtype: object) -> None:
         )
 
 
-def check(problem: Problem, grouped: bool = False) -> None:
+def check(problem: Problem, layout: problem.Layout = "sequence") -> None:
     """Options, shapes, dtypes and devices of a call, and that its weight sets agree.
 
     Args:
-        grouped: whether the messages give the names that `mcu_group` has for an operand.
+        layout: that of the call, by which the messages name an operand.
 
     Raises:
         ValueError: a wrong shape, device, length, mix or eps. TypeError: a wrong dtype, or a
         weight that is no tensor.
     """
-    inputs, contexts, sets, hx, lengths, mix, eps = problem
+    inputs, _, sets, hx, lengths, mix, eps, _ = problem
     check_options(mix, eps)
     if hx is not None:
         check_tensor("hx", hx)
         if hx.ndim != 3 or hx.shape[0] != len(inputs):
             shape = list(hx.shape)
             raise ValueError(f"hx must be [G, B, H] with G = {len(inputs)}, but has shape {shape}")
-    for i, (input, context, weights) in enumerate(zip(inputs, contexts, sets, strict=True)):
+    operands = zip(inputs, problem.each_context, sets, strict=True)
+    for i, (input, context, weights) in enumerate(operands):
         if i > 0:
             check_alike("inputs", i, input, inputs[0])
             _check_agreement(problem, i)
-        group = i if grouped else None
+        named = partial(name_of, i, layout)
         if input.dtype not in DTYPES:
-            check_dtype(name_of("input", group), input.dtype)
+            check_dtype(named("input"), input.dtype)
         if input.shape[0] == 0:
-            raise ValueError(f"{name_of('input', group)} must have at least one step, but has none")
-        _check_set(input, context, weights, None if hx is None else hx[i], group)
+            raise ValueError(f"{named('input')} must have at least one step, but has none")
+        _check_set(input, context, weights, None if hx is None else hx[i], named)
     if lengths is not None:
         steps, batch, _ = inputs[0].shape
         check_lengths(lengths, steps, batch, inputs[0])
@@ -280,7 +303,7 @@ def check_step(step: Step) -> None:
     """`check` of a single step."""
     check_options(step.mix, step.eps)
     check_dtype("input", step.input.dtype)
-    _check_set(step.input, step.context, step.weights, step.hx, None)
+    _check_set(step.input, step.context, step.weights, step.hx, partial(name_of, 0, "step"))
 
 
 def _check_agreement(problem: Problem, i: int) -> None:
@@ -298,25 +321,45 @@ def _check_agreement(problem: Problem, i: int) -> None:
             f"weights must agree in H, but weights[0].weight_r is {list(first.weight_r.shape)} and "
             f"weights[{i}].weight_r {list(weight.shape)}"
         )
-    if (weights.norm_weight is None) != (first.norm_weight is None):
-        raise ValueError("weights must all have norm_weight and norm_bias, or none of them")
+    for name, other in (("weight_g", "weight_s"), ("norm_weight", "norm_bias")):
+        if (getattr(weights, name) is None) != (getattr(first, name) is None):
+            raise ValueError(f"weights must all have {name} and {other}, or none of them")
 
 
 def _check_set(
-    input: Tensor, context: Tensor, weights: Weights, hx: Tensor | None, group: int | None
+    input: Tensor,
+    context: Tensor | None,
+    weights: Weights,
+    hx: Tensor | None,
+    named: Callable[[str], str],
 ) -> None:
     """One weight set and its operands: input `[..., B, input_size]`, hx `[B, H]`."""
     batch, input_size = input.shape[-2:]
+    for pair in (("weight_g", "weight_s"), ("norm_weight", "norm_bias")):
+        if len({getattr(weights, name) is None for name in pair}) > 1:
+            raise ValueError(
+                f"{' and '.join(map(named, pair))} must both be given, or both be None"
+            )
+    if weights.has_context and context is None:
+        raise TypeError(
+            f"{named('context')} must be a Tensor, [B, context_size], beside weights that have "
+            "weight_g, but is None: give one, or make the unit with context_size=0"
+        )
+    if context is not None and not weights.has_context:
+        raise ValueError(
+            f"{named('context')} must be None beside weights without weight_g and weight_s, but "
+            f"has shape {list(context.shape)}: leave it out, or make the unit with its size"
+        )
     f, g, r = weights.weight_f, weights.weight_g, weights.weight_r
-    if not (isinstance(f, Tensor) and isinstance(g, Tensor) and isinstance(r, Tensor)) or not (
-        f.ndim == g.ndim == r.ndim == 2 and f.numel() and g.numel() and r.numel()
-    ):
-        _refuse_matrices({"weight_f": f, "weight_g": g, "weight_r": r}, group)
-    if (weights.norm_weight is None) != (weights.norm_bias is None):
-        raise ValueError("norm_weight and norm_bias must both be given, or both be None")
-    hidden, inputs, contexts = r.shape[0], f.shape[1], g.shape[1]
+    shaping: dict[str, object] = {"weight_f": f, "weight_g": g, "weight_r": r}
+    if g is None:
+        del shaping["weight_g"]
+    for matrix in shaping.values():
+        if not isinstance(matrix, Tensor) or matrix.ndim != 2 or not matrix.numel():
+            _refuse_matrices(shaping, named)
+    hidden, inputs, contexts = r.shape[0], f.shape[1], 0 if g is None else g.shape[1]
     dtype, device = input.dtype, input.device
-    square, norm = (hidden, hidden), (len(GATES), hidden)
+    square, norm = (hidden, hidden), (len(gates(g is not None)), hidden)
     _check_tensors(
         (
             ("weight_f", f, (hidden, inputs)),
@@ -331,18 +374,17 @@ def _check_set(
         # Beside float32 features also bfloat16: half the memory to read at each step.
         (dtype, torch.bfloat16) if dtype is torch.float32 else (dtype,),
         device,
-        group,
+        named,
     )
     if input_size != inputs:
         raise ValueError(
-            f"{name_of('input', group)} must have {inputs} features (input_size), "
-            f"but has {input_size}"
+            f"{named('input')} must have {inputs} features (input_size), but has {input_size}"
         )
     _check_tensors(
         (("context", context, (batch, contexts)), ("hx", hx, (batch, hidden))),
         (dtype,),
         device,
-        group,
+        named,
     )
 
 
@@ -400,68 +442,71 @@ def check_memory(call: Problem | Step, tensors: Sequence[Tensor]) -> None:
 def _named(call: Problem | Step) -> Iterator[tuple[str, Tensor]]:
     """A call's tensors under the names that the caller knows them by."""
     if isinstance(call, Step):  # `Step.problem` makes views, which a freed storage refuses.
-        call = Problem([call.input], [call.context], [call.weights], call.hx)
-    groups = zip(call.inputs, call.contexts, call.weights, strict=True)
+        contexts = [] if call.context is None else [call.context]
+        call = Problem([call.input], contexts, [call.weights], call.hx)
+    layout: problem.Layout = "group" if len(call.inputs) > 1 else "sequence"
+    groups = zip(call.inputs, call.each_context, call.weights, strict=True)
     for i, (input, context, weights) in enumerate(groups):
         operands = {"input": input, "context": context, **weights._asdict()}
         operands |= {"hx": call.hx, "lengths": call.lengths}
         for name, tensor in operands.items():
             if tensor is not None:
-                yield name_of(name, i if len(call.inputs) > 1 else None), tensor
+                yield name_of(i, layout, name), tensor
 
 
-def _refuse_matrices(matrices: dict[str, object], group: int | None) -> NoReturn:
+def _refuse_matrices(matrices: dict[str, object], named: Callable[[str], str]) -> NoReturn:
     """Raises for the first wrong one of the matrices whose shapes say what the others must have."""
     for name, matrix in matrices.items():
-        weight = check_tensor(name_of(name, group), matrix)
+        weight = check_tensor(named(name), matrix)
         if weight.ndim != 2 or 0 in weight.shape:
             break
-    raise ValueError(
-        f"{name_of(name, group)} must be {_MEANINGS[name]}, but has shape {list(weight.shape)}"
-    )
+    raise ValueError(f"{named(name)} must be {_MEANINGS[name]}, but has shape {list(weight.shape)}")
 
 
 def _check_tensors(
     expected: tuple[tuple[str, Tensor | None, tuple[int, ...]], ...],
     dtypes: tuple[torch.dtype, ...],
     device: torch.device,
-    group: int | None,
+    named: Callable[[str], str],
 ) -> None:
     """Each tensor that there is has its shape, one of the dtypes, input's first, and the device."""
     for name, tensor, shape in expected:
         if tensor is None:
             if name in _OPTIONAL:
                 continue
-            tensor = check_tensor(name_of(name, group), tensor)
+            tensor = check_tensor(named(name), tensor)
         if getattr(tensor, "shape", None) != shape:
-            tensor = check_tensor(name_of(name, group), tensor)
+            tensor = check_tensor(named(name), tensor)
             meaning = _MEANINGS[name] if name in ("context", "hx") else "H is weight_r's"
             raise ValueError(
-                f"{name_of(name, group)} must have shape {list(shape)} ({meaning}), "
+                f"{named(name)} must have shape {list(shape)} ({meaning}), "
                 f"but has {list(tensor.shape)}"
             )
         if tensor.dtype not in dtypes:  # NumPy's are not
-            check_tensor(name_of(name, group), tensor)
+            check_tensor(named(name), tensor)
             raise TypeError(
-                f"{name_of(name, group)} must have input's dtype, "
+                f"{named(name)} must have input's dtype, "
                 f"{', or '.join(map(_name, dtypes))}, but is {_name(tensor.dtype)}: "
                 f"convert one of them with .to()"
             )
         if tensor.device != device:
             raise ValueError(
-                f"{name_of(name, group)} must be on input's device, {device}, "
+                f"{named(name)} must be on input's device, {device}, "
                 f"but is on {tensor.device}: move one of them with .to()"
             )
 
 
-def name_of(name: str, group: int | None) -> str:
-    """The name that the caller knows an operand by; `mcu_group` numbers those of its groups."""
-    if group is None or name in ("hx", "lengths"):
+def name_of(group: int, layout: problem.Layout, name: str) -> str:
+    """The name that the caller knows an operand by: `mcu_group` numbers those of its groups, and
+    the weight sets of one input have numbers alone."""
+    if layout in ("sequence", "step") or name in ("hx", "lengths"):
         return name
-    return f"{name}s[{group}]" if name in ("input", "context") else f"weights[{group}].{name}"
+    if name in ("input", "context"):
+        return f"{name}s[{group}]" if layout == "group" else name
+    return f"weights[{group}].{name}"
 
 
-_OPTIONAL = ("hx", "norm_weight", "norm_bias")
+_OPTIONAL = ("weight_g", "weight_s", "context", "hx", "norm_weight", "norm_bias")
 _MEANINGS = {
     "weight_f": "[H, input_size]",
     "weight_g": "[H, context_size]",

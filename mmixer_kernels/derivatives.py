@@ -42,7 +42,7 @@ def backward(*arguments: Any) -> tuple[list[Tensor], list[Tensor], list[Tensor],
     form, need = Form.of(flat), Need(*options[2:])
     *grads, grad_hx = _Backward.apply(form, options, *first, *tensors_of(flat))
     of_inputs = form.groups if need.input else 0
-    of_contexts = of_inputs + form.groups
+    of_contexts = of_inputs + form.contexts
     return grads[:of_inputs], grads[of_inputs:of_contexts], grads[of_contexts:], grad_hx
 
 

@@ -35,12 +35,11 @@ def forward(
 ) -> int:
     """The operations of Equations 7-9, 11, 12 and 14, from shapes: two for each product of a
     weight."""
-    H = weights[3][0]
-    total = 0
-    for (T, B, F), (_, C) in zip(inputs, contexts, strict=True):
-        each_step = H * F + H * H + 3 * H * H  # f, the half of s that f_bar has, and r, z, h
-        once = H * C + H * H  # g, and the other half of s
-        total += 2 * B * (T * each_step + once)
+    H = weights[-1][-1]
+    total = sum(2 * B * T * (H * F + 3 * H * H) for T, B, F in inputs)  # f, and r, z, h
+    for (T, B, _), (_, C) in zip(inputs, contexts, strict=bool(contexts)):
+        # The half of s that f_bar has, at each step; once g, and the other half of s.
+        total += 2 * B * (T * H * H + H * C + H * H)
     return total
 
 
@@ -58,7 +57,7 @@ def backward(
     forward again where it did not keep the gates."""
     engine, keep, need_input, need_weights = arguments[-4:]
     products = forward(inputs, contexts, weights)
-    H = weights[3][0]
+    H = weights[-1][-1]
     of_inputs = sum(2 * T * B * H * F for T, B, F in inputs)
     total = products * (2 if need_weights else 1)
     total -= 0 if need_input else of_inputs

@@ -16,15 +16,15 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from . import arguments, autocast, ops, plain
 from .engines import choose
-from .problem import Problem, Step, Weights
+from .problem import Layout, Problem, Step, Weights
 
 __all__ = ["Weights", "mcu", "mcu_cell", "mcu_group"]
 
 
 def mcu(
     input: Tensor | PackedSequence,
-    context: Tensor,
-    weights: Weights,
+    context: Tensor | None,
+    weights: Weights | tuple[Weights, Weights],
     hx: Tensor | None = None,
     lengths: Tensor | None = None,
     *,
@@ -39,10 +39,14 @@ def mcu(
     Args:
         input: `[T, B, input_size]`, `[B, T, input_size]` when batch_first, `[T, input_size]`
             unbatched, or a PackedSequence; float64, float32, bfloat16 or float16.
-        context: `[B, context_size]`, or `[context_size]` unbatched.
+        context: `[B, context_size]`, or `[context_size]` unbatched; None beside weights without
+            `weight_g` and `weight_s`: Eq. 8-10 fall away, and f_tilde is f_bar.
         weights: one weight set; without `norm_weight` and `norm_bias` there is no LayerNorm. In
-            input's dtype, or bfloat16 beside a float32 input.
-        hx: initial state `[1, B, H]` (`[1, H]` unbatched), zeros when None.
+            input's dtype, or bfloat16 beside a float32 input. A pair of sets goes through the
+            sequence in both directions: the second one runs from each sample's own last step to
+            its first.
+        hx: initial state `[D, B, H]` (`[D, H]` unbatched), zeros when None; D is the number of
+            weight sets, 1 or 2.
         lengths: integers `[B]` in 1..T: past a sample's length the input is not used, the output
             is 0 and h_n is the sample's own last valid step.
         mix: "gated" is Eq. 9-10, "concat" Table 3's experiment II.
@@ -55,16 +59,16 @@ def mcu(
             nothing.
 
     Returns:
-        output, like input with H features, and h_n `[1, B, H]` (`[1, H]` unbatched).
+        output, like input with D H features, those of both directions beside each other, and h_n
+        `[D, B, H]` (`[D, H]` unbatched).
 
     Raises:
         ValueError: a wrong shape, device, length or option. TypeError: a wrong dtype, what is no
         tensor, or no bool. RuntimeError: the engine asked for cannot run here.
     """
     arguments.check_bool("recompute", recompute)
-    if not isinstance(weights, Weights):
-        _refuse_weights("weights", weights)
-    seen = input, context, hx, lengths, *weights
+    sets = (weights,) if isinstance(weights, Weights) else _both_directions(weights)
+    seen = input, context, hx, lengths, *chain.from_iterable(sets)
     if has_torch_function(seen):
         return handle_torch_function(
             mcu,
@@ -82,19 +86,23 @@ def mcu(
         )
     options = (mix, batch_first, eps, engine, recompute)
     if isinstance(input, Tensor):
-        results = plain.sequence(input, context, weights, hx, lengths, options)
+        results = plain.sequence(input, context, sets, hx, lengths, options)
         if results is not None:
             return results
+    count = len(sets)
     layout = arguments.Layout.of(input, batch_first)
-    input, context, hx, lengths = layout.arrange(input, context, hx, lengths)
-    problem = Problem([input], [context], [weights], hx, lengths, mix, eps)
-    output, h_n = _run(problem, engine, recompute, grouped=False)
-    return layout.restore(output.squeeze(0), h_n)
+    input, context, hx, lengths = layout.arrange(input, context, hx, lengths, count)
+    contexts = [] if context is None else [context] * count
+    reverse = () if count == 1 else (False, True)
+    problem = Problem([input] * count, contexts, sets, hx, lengths, mix, eps, reverse)
+    output, h_n = _run(problem, engine, recompute, "sequence" if count == 1 else "concatenated")
+    features = output.squeeze(0) if count == 1 else output.permute(1, 2, 0, 3).flatten(2)
+    return layout.restore(features, h_n)
 
 
 def mcu_group(
     inputs: Sequence[Tensor],
-    contexts: Sequence[Tensor],
+    contexts: Sequence[Tensor] | None,
     weights: Sequence[Weights],
     hx: Tensor | None = None,
     lengths: Tensor | None = None,
@@ -110,7 +118,8 @@ def mcu_group(
     Args:
         inputs: G tensors `[T, B, input_size]` (`[B, T, input_size]` when batch_first); T and B are
             the same for all, the input sizes may differ.
-        contexts: G tensors `[B, context_size]`; the context sizes may differ.
+        contexts: G tensors `[B, context_size]`; the context sizes may differ. None beside weight
+            sets without `weight_g` and `weight_s`, as in `mcu`.
         weights: G weight sets.
         hx: `[G, B, H]`, zeros when None.
         lengths, mix, eps, engine, recompute: as in `mcu`, one for all.
@@ -123,18 +132,26 @@ def mcu_group(
     """
     arguments.check_bool("recompute", recompute)
     named = {"inputs": inputs, "contexts": contexts, "weights": weights}
+    if contexts is None:
+        del named["contexts"]
     for name, value in named.items():
         arguments.check_sequence(name, value)
     groups = len(inputs)
-    if groups == 0 or len(contexts) != groups or len(weights) != groups:
+    counts = [len(value) for value in named.values() if value is not None]
+    if groups == 0 or counts != [groups] * len(counts):
         raise ValueError(
-            "inputs, contexts and weights must have one entry per group, but have "
-            f"{groups}, {len(contexts)} and {len(weights)}"
+            f"{_listed(list(named))} must have one entry per group, but have {_listed(counts)}"
         )
     for i, weight_set in enumerate(weights):
         if not isinstance(weight_set, Weights):
             _refuse_weights(f"weights[{i}]", weight_set)
-    seen = *inputs, *contexts, hx, lengths, *chain.from_iterable(weights)
+    seen = (
+        *inputs,
+        *(() if contexts is None else contexts),
+        hx,
+        lengths,
+        *chain.from_iterable(weights),
+    )
     if has_torch_function(seen):
         return handle_torch_function(
             mcu_group,
@@ -154,13 +171,14 @@ def mcu_group(
     results = plain.group(inputs, contexts, weights, hx, lengths, options)
     if results is not None:
         return results
-    for i, (input, context) in enumerate(zip(inputs, contexts, strict=True)):
+    for i, input in enumerate(inputs):
         arguments.check_tensor(f"inputs[{i}]", input)
-        arguments.check_tensor(f"contexts[{i}]", context)
         if input.ndim != 3:
             raise ValueError(
                 f"inputs[{i}] must have three dimensions, but has shape {list(input.shape)}"
             )
+    for i, context in enumerate(contexts or ()):
+        arguments.check_tensor(f"contexts[{i}]", context)
         if context.ndim != 2:
             raise ValueError(
                 f"contexts[{i}] must be [B, context_size], but has shape {list(context.shape)}"
@@ -168,14 +186,14 @@ def mcu_group(
     arguments.check_bool("batch_first", batch_first)
     if batch_first:
         inputs = [input.transpose(0, 1) for input in inputs]
-    problem = Problem(inputs, contexts, weights, hx, lengths, mix, eps)
-    output, h_n = _run(problem, engine, recompute, grouped=True)
+    problem = Problem(inputs, contexts or [], weights, hx, lengths, mix, eps)
+    output, h_n = _run(problem, engine, recompute, "group")
     return (output.transpose(1, 2) if batch_first else output), h_n
 
 
 def mcu_cell(
     input: Tensor,
-    context: Tensor,
+    context: Tensor | None,
     weights: Weights,
     hx: Tensor | None = None,
     *,
@@ -187,7 +205,7 @@ def mcu_cell(
 
     Args:
         input: `[B, input_size]`, or `[input_size]` unbatched.
-        context: `[B, context_size]`, or `[context_size]` unbatched.
+        context: `[B, context_size]`, or `[context_size]` unbatched; None as in `mcu`.
         weights, mix, eps, engine: as in `mcu`.
         hx: `[B, H]` (`[H]` unbatched), zeros when None.
 
@@ -214,8 +232,9 @@ def mcu_cell(
             "input must be [B, input_size], or [input_size] unbatched, "
             f"but has shape {list(input.shape)}"
         )
-    others = {"context": context} if hx is None else {"context": context, "hx": hx}
-    for name, value in others.items():
+    for name, value in {"context": context, "hx": hx}.items():
+        if value is None:
+            continue
         tensor = arguments.check_tensor(name, value)
         if tensor.ndim != dims:
             raise ValueError(
@@ -223,9 +242,10 @@ def mcu_cell(
                 f"but has shape {list(tensor.shape)}"
             )
     if dims == 1:
-        state = None if hx is None else hx.unsqueeze(0)
-        batch = (input.unsqueeze(0), context.unsqueeze(0), weights, state)
-        return mcu_cell(*batch, mix=mix, eps=eps, engine=engine).squeeze(0)
+        operands = (None if x is None else x.unsqueeze(0) for x in (context, hx))
+        context, hx = operands
+        batch = input.unsqueeze(0)
+        return mcu_cell(batch, context, weights, hx, mix=mix, eps=eps, engine=engine).squeeze(0)
     step = autocast.cast(Step(input, context, weights, hx, mix, eps), input.device.type)
     arguments.check_step(step)
     return ops.run_step(step, choose(engine, step.input))
@@ -237,8 +257,22 @@ def _refuse_weights(name: str, weights: object) -> NoReturn:
     )
 
 
-def _run(problem: Problem, engine: str, recompute: bool, grouped: bool) -> tuple[Tensor, Tensor]:
-    """Output `[G, T, B, H]` and h_n `[G, B, H]`; the messages are `mcu_group`'s where grouped."""
+def _both_directions(weights: object) -> tuple[Weights, Weights]:
+    if not isinstance(weights, tuple | list) or len(weights) != 2:
+        _refuse_weights("weights", weights)
+    for i, weight_set in enumerate(weights):
+        if not isinstance(weight_set, Weights):
+            _refuse_weights(f"weights[{i}]", weight_set)
+    return weights[0], weights[1]
+
+
+def _listed(words: Sequence[object]) -> str:
+    *first, last = map(str, words)
+    return f"{', '.join(first)} and {last}"
+
+
+def _run(problem: Problem, engine: str, recompute: bool, layout: Layout) -> tuple[Tensor, Tensor]:
+    """Output `[G, T, B, H]` and h_n `[G, B, H]`; the messages have the names of the layout."""
     problem = autocast.cast(problem, problem.inputs[0].device.type)
-    arguments.check(problem, grouped)
+    arguments.check(problem, layout)
     return ops.run(problem, choose(engine, problem.inputs[0]), recompute)

@@ -16,18 +16,22 @@ class FusedMCU(MCU):
 
     Args:
         input_size: d_f, the size of a step's features.
-        context_size: (N-1) d_c, the size of the action content of the other modalities.
+        context_size: (N-1) d_c, the size of the action content of the other modalities. 0 is a
+            unit without context: Eq. 8-10 fall away, f_tilde is f_bar, and mix is not used.
         hidden_size: d_h.
         layer_norm: False replaces every LN by the identity.
         mix: "gated" is Eq. 9-10; "concat" is Table 3's experiment II, LN(W_s [f_bar || g_bar]).
         batch_first: input and output are `[B, T, ...]` instead of `[T, B, ...]`.
         eps: added to LayerNorm's variance.
+        init: the initial values of the recurrent weights, `weight_r`, `weight_z` and `weight_h`:
+            "uniform" as in `nn.GRU`, or "orthogonal", each a random orthogonal matrix.
         engine: "auto" or the name of an engine, see `mmixer_kernels.engines()`; the environment
             variable MMIXER_ENGINE overrides "auto".
         recompute: save only the states for backward, see `functional.mcu`.
 
     Raises:
-        ValueError: a size below 1, an unknown mix or engine, or an eps that is not positive.
+        ValueError: a size below 1 (context_size: below 0), an unknown mix, init or engine, or an
+            eps that is not positive.
         TypeError: a dtype that is not float64, float32, bfloat16 or float16, or a layer_norm,
             batch_first or recompute that is no bool.
 
@@ -37,6 +41,9 @@ class FusedMCU(MCU):
     >>> output, h_n = unit(torch.randn(16, 8, 64), torch.randn(8, 64))
     >>> output.shape, h_n.shape
     (torch.Size([16, 8, 128]), torch.Size([1, 8, 128]))
+
+    >>> unit = FusedMCU(64, 0, 128)  # without context
+    >>> output, h_n = unit(torch.randn(16, 8, 64))
     """
 
     def __init__(
@@ -49,6 +56,7 @@ class FusedMCU(MCU):
         mix: str = "gated",
         batch_first: bool = False,
         eps: float = 1e-5,
+        init: str = "uniform",
         engine: str = "auto",
         recompute: bool = False,
         device: torch.device | str | None = None,
@@ -62,6 +70,7 @@ class FusedMCU(MCU):
             mix=mix,
             batch_first=batch_first,
             eps=eps,
+            init=init,
             device=device,
             dtype=dtype,
         )
@@ -72,7 +81,7 @@ class FusedMCU(MCU):
     def forward(
         self,
         input: Tensor | PackedSequence,
-        context: Tensor,
+        context: Tensor | None = None,
         hx: Tensor | None = None,
         lengths: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
@@ -82,7 +91,8 @@ class FusedMCU(MCU):
             input: `[T, B, input_size]`, `[B, T, input_size]` when batch_first,
                 `[T, input_size]` unbatched, or a PackedSequence; in the parameters' dtype, or
                 float32 beside bfloat16 parameters.
-            context: `[B, context_size]`, or `[context_size]` unbatched.
+            context: `[B, context_size]`, or `[context_size]` unbatched. A unit without context
+                takes hx in its place, as `nn.GRU` does.
             hx: initial state `[1, B, H]` (`[1, H]` unbatched), zeros when None.
             lengths: integers `[B]` in 1..T: past a sample's length the input is not used, the
                 output is 0 and h_n is the sample's own last valid step.
@@ -94,6 +104,7 @@ class FusedMCU(MCU):
             ValueError: a wrong shape, device or length. TypeError: a wrong dtype, or what is no
             tensor. RuntimeError: the engine asked for cannot run here.
         """
+        context, hx = arguments.context_and_hx(self.context_size, context, hx)
         return functional.mcu(
             input,
             context,
@@ -141,6 +152,7 @@ class FusedMCUCell(MCU):
         layer_norm: bool = True,
         mix: str = "gated",
         eps: float = 1e-5,
+        init: str = "uniform",
         engine: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -152,19 +164,23 @@ class FusedMCUCell(MCU):
             layer_norm=layer_norm,
             mix=mix,
             eps=eps,
+            init=init,
             device=device,
             dtype=dtype,
         )
         check_name(engine)
         self.engine = engine
 
-    def forward(self, input: Tensor, context: Tensor, hx: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, input: Tensor, context: Tensor | None = None, hx: Tensor | None = None
+    ) -> Tensor:
         """One step.
 
         Args:
             input: `[B, input_size]`, or `[input_size]` unbatched; in the parameters' dtype, or
                 float32 beside bfloat16 parameters.
-            context: `[B, context_size]`, or `[context_size]` unbatched.
+            context: `[B, context_size]`, or `[context_size]` unbatched. A cell without context
+                takes hx in its place, as `nn.GRUCell` does.
             hx: `[B, H]` (`[H]` unbatched), zeros when None.
 
         Returns:
@@ -174,6 +190,7 @@ class FusedMCUCell(MCU):
             ValueError: a wrong shape or device. TypeError: a wrong dtype, or what is no tensor.
             RuntimeError: the engine asked for cannot run here.
         """
+        context, hx = arguments.context_and_hx(self.context_size, context, hx)
         return functional.mcu_cell(
             input,
             context,

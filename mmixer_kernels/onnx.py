@@ -30,11 +30,13 @@ def _scan(
     valid: Tensor | None,
     weights: Weights,
 ) -> tuple[Tensor, Tensor]:
+    has_context = weights.has_context
     sequences = [f_tilde] if valid is None else [f_tilde, valid]
 
     def body(h: Tensor, *operands: Tensor) -> tuple[Tensor, Tensor]:
         now, tensors = operands[: len(sequences)], operands[len(sequences) :]
-        h, output = step(h, now[0], None if valid is None else now[1], Weights(*tensors))
+        (again,) = Weights.sets(tensors, 1, has_context)
+        h, output = step(h, now[0], None if valid is None else now[1], again)
         return h, output.clone()  # A scan's outputs are different tensors.
 
     h_n, output = torch.ops.higher_order.scan(body, [h], sequences, tuple(weights.tensors()))

@@ -21,7 +21,7 @@ from .problem import Cotangents, Keep, Need, Problem, Step
 
 _PROBLEM = (  # Problem.flat, in words
     "Tensor[] inputs, Tensor[] contexts, Tensor[] weights, Tensor? hx, Tensor? lengths, "
-    "str mix, float eps"
+    "str mix, float eps, bool[] reverse"
 )
 _library = torch.library.Library("mmixer_kernels", "DEF")
 _library.define(
@@ -126,7 +126,7 @@ def _forward_autograd(ctx: Any, *cotangents: Tensor | None) -> tuple[Any, ...]:
     needs = ctx.needs_input_grad[:4]
     form, options, kept = ctx.form, ctx.options, ctx.saved_tensors
     grads = derivatives.of_forward(form, options, kept, *_both, needs, cotangents[:2])
-    return *grads, *[None] * 5
+    return *grads, *[None] * 6
 
 
 def _backward(*args: Any) -> _Gradients:
@@ -163,7 +163,7 @@ def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: _Gradients) -> No
 def _backward_autograd(ctx: Any, *cotangents: Any) -> tuple[Any, ...]:
     flat = derivatives.flat(cotangents)
     grad_output, grad_h_n, *grads = derivatives.of_backward(ctx, derivatives.vjp, flat)
-    return grad_output, grad_h_n, None, *ctx.form.fill(grads)[:5], *[None] * 6
+    return grad_output, grad_h_n, None, *ctx.form.fill(grads)[:5], *[None] * 7
 
 
 for _name, _implementation, _fake, _setup, _autograd in (

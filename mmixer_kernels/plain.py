@@ -29,8 +29,8 @@ _Results = tuple[Tensor, Tensor | None, Tensor | None]
 
 def sequence(
     input: Tensor,
-    context: Tensor,
-    weights: Weights,
+    context: Tensor | None,
+    sets: Sequence[Weights],
     hx: Tensor | None,
     lengths: Tensor | None,
     options: Options,
@@ -39,19 +39,18 @@ def sequence(
     closely."""
     if input.dim() != 3:
         return None
-    own = _tensors(weights)
-    form = Form(1, len(own), hx is not None, lengths is not None, options[0], options[2])
-    tensors = [input, context, *own]
-    if hx is not None:
-        tensors.append(hx)
-    if lengths is not None:
-        tensors.append(lengths)
-    return _unchecked(form, tensors, options, "sequence")
+    contexts = [] if context is None else [context]
+    own = _tensors(sets[0])
+    if len(sets) == 1:
+        return _sequences([input], contexts, own, hx, lengths, options, "sequence")
+    own, reverse = [*own, *_tensors(sets[1])], (False, True)
+    operands = [input, input], contexts * 2, own, hx, lengths
+    return _sequences(*operands, options, "concatenated", reverse)
 
 
 def group(
     inputs: Sequence[Tensor],
-    contexts: Sequence[Tensor],
+    contexts: Sequence[Tensor] | None,
     weights: Sequence[Weights],
     hx: Tensor | None,
     lengths: Tensor | None,
@@ -60,14 +59,8 @@ def group(
     """The results of `functional.mcu_group`; None where the call has to be looked at more
     closely."""
     own = list(chain.from_iterable(map(_tensors, weights)))
-    has_hx, has_lengths = hx is not None, lengths is not None
-    form = Form(len(inputs), len(own), has_hx, has_lengths, options[0], options[2])
-    tensors = [*inputs, *contexts, *own]
-    if hx is not None:
-        tensors.append(hx)
-    if lengths is not None:
-        tensors.append(lengths)
-    return _unchecked(form, tensors, options, "group")
+    contexts = () if contexts is None else contexts
+    return _sequences(inputs, contexts, own, hx, lengths, options, "group")
 
 
 def step(step: Step, engine: str) -> Tensor | None:
@@ -77,10 +70,10 @@ def step(step: Step, engine: str) -> Tensor | None:
     if input.dim() != 2:
         return None
     own = _tensors(weights)
-    tensors = [input, context, *own]
+    tensors = [input, *own] if context is None else [input, context, *own]
     if hx is not None:
         tensors.append(hx)
-    form = Form(1, len(own), hx is not None, False, mix, eps)
+    form = Form(1, len(own), context is not None, hx is not None, False, mix, eps)
     results = _unchecked(form, tensors, (mix, False, eps, engine, False), "step")
     return None if results is None else results[0]
 
@@ -96,6 +89,28 @@ def run(
     call = Call(Form.of(problem.flat()), keep)
     recorded: tuple[Tensor, Tensor] = _recorded(_AnyEngine(engine), call, results, tensors)
     return recorded
+
+
+def _sequences(
+    inputs: Sequence[Tensor],
+    contexts: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    hx: Tensor | None,
+    lengths: Tensor | None,
+    options: Options,
+    layout: Layout,
+    reverse: tuple[bool, ...] = (),
+) -> tuple[Tensor, Tensor] | None:
+    """`_unchecked` of sequences."""
+    tensors = [*inputs, *contexts, *weights]
+    if hx is not None:
+        tensors.append(hx)
+    if lengths is not None:
+        tensors.append(lengths)
+    are_there = len(contexts) > 0, hx is not None, lengths is not None
+    form = Form(len(inputs), len(weights), *are_there, options[0], options[2], reverse)
+    results: tuple[Tensor, Tensor] | None = _unchecked(form, tensors, options, layout)
+    return results
 
 
 def _unchecked(form: Form, tensors: Sequence[Tensor], options: Options, layout: Layout) -> Any:
@@ -122,8 +137,12 @@ def _unchecked(form: Form, tensors: Sequence[Tensor], options: Options, layout: 
 
 
 def _tensors(weights: Weights) -> Sequence[Any]:
-    """The fields of a set that is not checked yet, without norms where it has neither."""
-    return weights[:-2] if weights.norm_weight is None and weights.norm_bias is None else weights
+    """The fields of a set that is not checked yet, without those of the context, or the norms,
+    where it has neither."""
+    own: tuple[Any, ...] = weights
+    if weights.weight_g is None and weights.weight_s is None:
+        own = own[:1] + own[3:]
+    return own[:-2] if weights.norm_weight is None and weights.norm_bias is None else own
 
 
 def _recorded(
@@ -216,7 +235,9 @@ def _by_ops(
         tensors[0] = tensors[0].unsqueeze(0)
         if call.form.has_hx:
             tensors[-1] = tensors[-1].unsqueeze(0)
-    if grad_output is not None and call.layout != "group":
+    if grad_output is not None and call.layout == "concatenated":
+        grad_output = grad_output.unflatten(-1, (groups, -1)).permute(2, 0, 1, 3)
+    elif grad_output is not None and call.layout != "group":
         grad_output = grad_output[None, None] if is_step else grad_output[None]
     inputs, contexts, weights, hx = derivatives.of_forward(
         call.form,

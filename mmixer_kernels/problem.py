@@ -13,15 +13,23 @@ from torch import Tensor
 
 GATES = ("f", "g", "s", "r", "z", "h")
 """The rows of `norm_weight` and `norm_bias`."""
+_OF_CONTEXT = ("g", "s")
 
 Keep = Literal["nothing", "states", "gates"]
 """The part of a forward that is kept for its backward: nothing; the states alone, from which
 backward computes the rest again; or, with "gates", what else the engine likes to keep."""
 
 
-Layout = Literal["group", "sequence", "step"]
-"""The shape of a native call's output: `[G, T, B, H]`; of one weight set `[T, B, H]`; or of a
-single step, whose input and hx have no more dimensions either, `[B, H]`."""
+Layout = Literal["group", "sequence", "step", "concatenated"]
+"""The shape of a native call's output: `[G, T, B, H]`; of one weight set `[T, B, H]`; of a single
+step, whose input and hx have no more dimensions either, `[B, H]`; or of all sets, one beside
+another as features, `[T, B, G H]`."""
+
+
+def gates(has_context: bool) -> tuple[str, ...]:
+    """The rows of `norm_weight` and `norm_bias`: without context Eq. 8-10 fall away, and f_tilde is
+    f_bar."""
+    return GATES if has_context else tuple(gate for gate in GATES if gate not in _OF_CONTEXT)
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -34,12 +42,13 @@ class Weights(NamedTuple):
 
     Shapes: `weight_f [H, input_size]`, `weight_g [H, context_size]`, `weight_s [H, 2H]` (first H
     columns for f, last H for g), `weight_r`, `weight_z`, `weight_h [H, H]`; with layer norm
-    `norm_weight`, `norm_bias [6, H]`, rows in the order f g s r z h.
+    `norm_weight`, `norm_bias [6, H]`, rows in the order f g s r z h. Without context `weight_g` and
+    `weight_s` are None, and the norms `[4, H]`, rows f r z h.
     """
 
     weight_f: Tensor
-    weight_g: Tensor
-    weight_s: Tensor
+    weight_g: Tensor | None
+    weight_s: Tensor | None
     weight_r: Tensor
     weight_z: Tensor
     weight_h: Tensor
@@ -52,10 +61,18 @@ class Weights(NamedTuple):
         return [tensor for group in sets for tensor in group if tensor is not None]
 
     @classmethod
-    def sets(cls, tensors: Sequence[Tensor], count: int) -> list[Weights]:
+    def sets(cls, tensors: Sequence[Tensor], count: int, has_context: bool) -> list[Weights]:
         """The sets, `count` of them, that `flat` made these tensors of."""
         size = len(tensors) // count
-        return [cls(*tensors[i : i + size]) for i in range(0, len(tensors), size)]
+        sets = (tensors[i : i + size] for i in range(0, len(tensors), size))
+        if has_context:
+            return [cls(*group) for group in sets]
+        return [cls(group[0], None, None, *group[1:]) for group in sets]
+
+    @property
+    def has_context(self) -> bool:
+        """Whether the set has matrices for a context."""
+        return self.weight_g is not None
 
     @property
     def hidden_size(self) -> int:
@@ -71,16 +88,16 @@ class Weights(NamedTuple):
         pairs = zip(self, other, strict=True)
         return Weights._make(None if x is None or y is None else x.to(y.dtype) for x, y in pairs)
 
-    def matrices(self) -> tuple[Tensor, ...]:
-        """The six weights, f g s r z h."""
-        return self[:6]
+    def matrices(self) -> list[Tensor]:
+        """The weights that there are, in the order f g s r z h."""
+        return [tensor for tensor in self[:6] if tensor is not None]
 
     def norms(self) -> tuple[Tensor, ...]:
         """norm_weight and norm_bias, or nothing."""
         return () if self.norm_weight is None else self[6:]  # type: ignore[return-value]
 
     def tensors(self) -> list[Tensor]:
-        """The six weights, then the two norm tensors where there are any."""
+        """The weights, then the two norm tensors where there are any."""
         return [tensor for tensor in self if tensor is not None]
 
 
@@ -88,12 +105,14 @@ class Problem(NamedTuple):
     """G weight sets over their sequences, time first: what every engine computes.
 
     inputs: G tensors `[T, B, input_size]`, whose input sizes may differ.
-    contexts: G tensors `[B, context_size]`; likewise.
-    weights: G weight sets of one hidden size H.
+    contexts: G tensors `[B, context_size]`; likewise. Empty where no weight set has a context.
+    weights: G weight sets of one hidden size H, all with context or none.
     hx: `[G, B, H]`, None for zeros.
     lengths: integers `[B]`, None where all are T.
     mix: "gated" (Eq. 9-10) or "concat" (Table 3, experiment II).
     eps: LayerNorm's.
+    reverse: for each weight set whether it runs from each sample's last step to its first; its
+        output stands at the steps of its input all the same. Empty where none does.
     """
 
     inputs: Sequence[Tensor]
@@ -103,6 +122,7 @@ class Problem(NamedTuple):
     lengths: Tensor | None = None
     mix: str = "gated"
     eps: float = 1e-5
+    reverse: Sequence[bool] = ()
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:
@@ -120,6 +140,21 @@ class Problem(NamedTuple):
         return compute_dtype(self.inputs[0].dtype)
 
     @property
+    def has_context(self) -> bool:
+        """Whether the weight sets have a context each."""
+        return bool(self.contexts)
+
+    @property
+    def each_context(self) -> Sequence[Tensor | None]:
+        """The context of each weight set."""
+        return self.contexts or [None] * len(self.inputs)
+
+    @property
+    def directions(self) -> Sequence[bool]:
+        """For each weight set whether it runs in reverse."""
+        return self.reverse or [False] * len(self.inputs)
+
+    @property
     def states(self) -> Sequence[Tensor | None]:
         """The initial state `[B, H]` of each weight set."""
         return [None] * len(self.inputs) if self.hx is None else list(self.hx)
@@ -134,6 +169,7 @@ class Problem(NamedTuple):
             None if self.lengths is None else function(self.lengths),
             self.mix,
             self.eps,
+            self.reverse,
         )
 
     def tensors(self) -> list[Tensor]:
@@ -147,15 +183,16 @@ class Problem(NamedTuple):
 
     def flat(self) -> tuple[Any, ...]:
         """The fields as a dispatcher op takes them, with one list of all sets' tensors."""
-        inputs, contexts, weights, *rest = self
-        return list(inputs), list(contexts), Weights.flat(weights), *rest
+        inputs, contexts, weights, *rest, reverse = self
+        return list(inputs), list(contexts), Weights.flat(weights), *rest, list(reverse)
 
     @classmethod
     def of_flat(
         cls, inputs: Sequence[Tensor], contexts: Sequence[Tensor], weights: Any, *rest: Any
     ) -> Problem:
         """The call that `flat` gave these fields of."""
-        return cls(inputs, contexts, Weights.sets(weights, len(inputs)), *rest)
+        sets = Weights.sets(weights, len(inputs), has_context=bool(contexts))
+        return cls(inputs, contexts, sets, *rest)
 
 
 class Form(NamedTuple):
@@ -163,25 +200,34 @@ class Form(NamedTuple):
 
     groups: int
     weights: int  # tensors of all sets
+    has_context: bool
     has_hx: bool
     has_lengths: bool
     mix: str
     eps: float
+    reverse: tuple[bool, ...] = ()
 
     @classmethod
     def of(cls, flat: Sequence[Any]) -> Form:
         """The form of a call in the fields of `Problem.flat`."""
-        inputs, _, weights, hx, lengths, mix, eps = flat
-        return cls(len(inputs), len(weights), hx is not None, lengths is not None, mix, eps)
+        inputs, contexts, weights, hx, lengths, mix, eps, reverse = flat
+        tensors = len(inputs), len(weights), bool(contexts), hx is not None, lengths is not None
+        return cls(*tensors, mix, eps, tuple(reverse))
+
+    @property
+    def contexts(self) -> int:
+        """The number of contexts."""
+        return self.groups if self.has_context else 0
 
     def fill(self, values: Sequence[Any]) -> tuple[Any, ...]:
         """The fields of `Problem.flat`, with the values in the tensors' place."""
-        first, second = self.groups, 2 * self.groups
+        first = self.groups
+        second = first + self.contexts
         third = second + self.weights
         hx = values[third] if self.has_hx else None
-        lengths = values[-1] if self.has_lengths else None
+        lengths = values[third + self.has_hx] if self.has_lengths else None
         lists = values[:first], values[first:second], values[second:third]
-        return *lists, hx, lengths, self.mix, self.eps
+        return *lists, hx, lengths, self.mix, self.eps, self.reverse
 
     def in_order(self, gradients: Sequence[Any]) -> tuple[Any, ...]:
         """The gradients of inputs, contexts and weights, lists that may be empty, and of hx, in the
@@ -189,7 +235,7 @@ class Form(NamedTuple):
         inputs, contexts, weights, hx = gradients
         return (
             *(inputs or [None] * self.groups),
-            *(contexts or [None] * self.groups),
+            *(contexts or [None] * self.contexts),
             *(weights or [None] * self.weights),
             *[hx] * self.has_hx,
             *[None] * self.has_lengths,
@@ -203,15 +249,15 @@ class Call(NamedTuple):
     keep: Keep
     layout: Layout = "group"
     batch_first: bool = False
-    """Inputs are `[B, T, input_size]`, and output is `[..., B, T, H]`."""
+    """Inputs are `[B, T, input_size]`, and output has B and T in this order too."""
 
 
 class Step(NamedTuple):
-    """One step of one weight set: input `[B, input_size]`, context `[B, context_size]` and hx
-    `[B, H]`, None for zeros; the options are those of `Problem`."""
+    """One step of one weight set: input `[B, input_size]`, context `[B, context_size]`, None
+    without, and hx `[B, H]`, None for zeros; the options are those of `Problem`."""
 
     input: Tensor
-    context: Tensor
+    context: Tensor | None
     weights: Weights
     hx: Tensor | None = None
     mix: str = "gated"
@@ -221,7 +267,7 @@ class Step(NamedTuple):
         """The step with `function` applied to each tensor."""
         return Step(
             function(self.input),
-            function(self.context),
+            None if self.context is None else function(self.context),
             self.weights.map(function),
             None if self.hx is None else function(self.hx),
             self.mix,
@@ -230,19 +276,20 @@ class Step(NamedTuple):
 
     def tensors(self) -> list[Tensor]:
         """All tensors that there are."""
-        tensors = [self.input, self.context, *self.weights.tensors()]
-        return tensors if self.hx is None else [*tensors, self.hx]
+        operands = self.input, self.context, *self.weights, self.hx
+        return [tensor for tensor in operands if tensor is not None]
 
     def form(self) -> Form:
         """The form of `tensors`."""
-        weights = 2 + 6 if self.weights.norm_weight is not None else 6
-        return Form(1, weights, self.hx is not None, False, self.mix, self.eps)
+        weights, has_context = len(self.weights.tensors()), self.context is not None
+        return Form(1, weights, has_context, self.hx is not None, False, self.mix, self.eps)
 
     def problem(self) -> Problem:
         """The step as a sequence of one."""
         hx = None if self.hx is None else self.hx.unsqueeze(0)
         inputs = [self.input.unsqueeze(0)]
-        return Problem(inputs, [self.context], [self.weights], hx, None, self.mix, self.eps)
+        contexts = [] if self.context is None else [self.context]
+        return Problem(inputs, contexts, [self.weights], hx, None, self.mix, self.eps)
 
 
 class Cotangents(NamedTuple):
@@ -274,7 +321,8 @@ class Need(NamedTuple):
 
 class Gradients(NamedTuple):
     """The gradients of a call's operands, in their shapes and dtypes; inputs and weights are empty
-    where they are not needed, and hx `[G, B, H]` is there also where the call has none."""
+    where they are not needed, contexts where the call has none, and hx `[G, B, H]` is there also
+    where the call has none."""
 
     inputs: list[Tensor]
     contexts: list[Tensor]

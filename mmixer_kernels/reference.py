@@ -8,7 +8,7 @@ engines), `MCU` the module.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -17,20 +17,23 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from . import arguments
-from .problem import GATES, Problem, Weights, compute_dtype
+from .problem import Problem, Weights, compute_dtype, gates
 
+INITS = ("uniform", "orthogonal")
 _FIELDS = Weights._fields
+_RECURRENT = ("weight_r", "weight_z", "weight_h")
 
 
 def mcu(
     input: Tensor,
-    context: Tensor,
+    context: Tensor | None,
     weights: Weights,
     hx: Tensor | None = None,
     lengths: Tensor | None = None,
     *,
     mix: str = "gated",
     eps: float = 1e-5,
+    reverse: bool = False,
     layer_norm: Callable[..., Tensor] = F.layer_norm,
     loop: Callable[..., tuple[Tensor, Tensor]] | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -38,10 +41,12 @@ def mcu(
 
     Args:
         input: f `[T, B, input_size]`.
-        context: g `[B, context_size]`.
+        context: g `[B, context_size]`, None where the weights have no `weight_g`: Eq. 8-10 fall
+            away, and f_tilde is f_bar.
         hx: h_0 `[B, H]`, zeros when None.
         lengths: `[B]`; past a sample's length the output is 0 and the state stands still.
         mix: "gated" (Eq. 9-10) or "concat" (Table 3, experiment II).
+        reverse: from each sample's last step to its first; output stands at the steps of the input.
         layer_norm: PyTorch's, which is fast and can be differentiated twice by autograd (its third
             derivative is wrong, and so is forward mode over forward mode, seen in 2.11 and 2.14),
             or this module's, any number of times in either way.
@@ -51,24 +56,28 @@ def mcu(
         output `[T, B, H]` and h_n `[B, H]`, in the dtype of `input`.
     """
     dtype = input.dtype
-    f, g = (x.to(compute_dtype(dtype)) for x in (_without_padding(input, lengths), context))
+    f = _without_padding(input, lengths).to(compute_dtype(dtype))
     w = weights.map(lambda x: x.to(f.dtype))
+    rows = gates(context is not None)
 
     def norm(a: Tensor, gate: str, w: Weights) -> Tensor:
         if w.norm_weight is None or w.norm_bias is None:
             return a
-        row = GATES.index(gate)
+        row = rows.index(gate)
         return layer_norm(a, a.shape[-1:], w.norm_weight[row], w.norm_bias[row], eps)
 
     f_bar = torch.tanh(norm(F.linear(f, w.weight_f), "f", w))  # Eq. 7
-    g_bar = torch.tanh(norm(F.linear(g, w.weight_g), "g", w))  # Eq. 8
-    joint = torch.cat([f_bar, g_bar.expand_as(f_bar)], dim=-1)
-    mixed = norm(F.linear(joint, w.weight_s), "s", w)
-    if mix == "gated":
-        s = torch.sigmoid(mixed)  # Eq. 9
-        f_tilde = s * f_bar + (1 - s) * g_bar  # Eq. 10
-    else:
-        f_tilde = mixed
+    f_tilde = f_bar
+    if context is not None and w.weight_g is not None and w.weight_s is not None:
+        g = context.to(f.dtype)
+        g_bar = torch.tanh(norm(F.linear(g, w.weight_g), "g", w))  # Eq. 8
+        joint = torch.cat([f_bar, g_bar.expand_as(f_bar)], dim=-1)
+        mixed = norm(F.linear(joint, w.weight_s), "s", w)
+        if mix == "gated":
+            s = torch.sigmoid(mixed)  # Eq. 9
+            f_tilde = s * f_bar + (1 - s) * g_bar  # Eq. 10
+        else:
+            f_tilde = mixed
 
     def step(h: Tensor, x: Tensor, valid: Tensor | None, w: Weights) -> tuple[Tensor, Tensor]:
         r = torch.sigmoid(norm(F.linear(x + h, w.weight_r), "r", w))  # Eq. 11
@@ -82,7 +91,11 @@ def mcu(
 
     h_0 = f_tilde.new_zeros(f_tilde.shape[1:]) if hx is None else hx.to(f.dtype)
     valid = None if lengths is None else _valid(input, lengths)
+    if reverse:  # A sample's state stands still before its last step.
+        f_tilde, valid = f_tilde.flip(0), None if valid is None else valid.flip(0)
     h_n, output = (loop or in_order)(step, h_0, f_tilde, valid, w)
+    if reverse:
+        output = output.flip(0)
     return output.to(dtype), h_n.to(dtype)
 
 
@@ -92,17 +105,25 @@ def mcu_group(problem: Problem, **options: Any) -> tuple[Tensor, Tensor]:
     Args:
         options: `layer_norm` and `loop` of `mcu`.
     """
-    inputs, contexts, weights, _, lengths, mix, eps = problem
-    results = [
-        mcu(*operands, lengths, mix=mix, eps=eps, **options)
-        for operands in zip(inputs, contexts, weights, problem.states, strict=True)
-    ]
+    groups = each_group(problem)
+    results = [mcu(*operands, **(keywords | options)) for operands, keywords in groups]
     # The result of torch.stack is a view, which autograd's functions do not let change in place.
     output, h_n = (
         torch.cat([tensor.unsqueeze(0) for tensor in tensors])
         for tensors in zip(*results, strict=True)
     )
     return output, h_n
+
+
+_Operands = tuple[Tensor, Tensor | None, Weights, Tensor | None, Tensor | None]
+
+
+def each_group(problem: Problem) -> Iterator[tuple[_Operands, dict[str, Any]]]:
+    """The arguments of `mcu`, without `layer_norm` and `loop`, for each weight set."""
+    inputs, _, sets, _, lengths, mix, eps, _ = problem
+    contexts, states, directions = problem.each_context, problem.states, problem.directions
+    for x, g, w, h, reverse in zip(inputs, contexts, sets, states, directions, strict=True):
+        yield (x, g, w, h, lengths), {"mix": mix, "eps": eps, "reverse": reverse}
 
 
 def in_order(
@@ -136,14 +157,15 @@ def mcu_backward(
     grad_output: Tensor,
     grad_h_n: Tensor,
     input: Tensor,
-    context: Tensor,
+    context: Tensor | None,
     weights: Weights,
     hx: Tensor | None = None,
     lengths: Tensor | None = None,
     *,
     mix: str = "gated",
     eps: float = 1e-5,
-) -> tuple[Tensor, Tensor, Weights, Tensor]:
+    reverse: bool = False,
+) -> tuple[Tensor, Tensor | None, Weights, Tensor]:
     """The gradient of `mcu`, derived by hand; the forward is computed again.
 
     Returns:
@@ -151,16 +173,17 @@ def mcu_backward(
         arguments (hx: `[B, H]`, also when it was None).
     """
     dtype = input.dtype
-    f, g = (x.to(compute_dtype(dtype)) for x in (_without_padding(input, lengths), context))
+    f = _without_padding(input, lengths).to(compute_dtype(dtype))
     w = weights.map(lambda x: x.to(f.dtype))
     hidden_size = w.hidden_size
-    norm_grads = {gate: [f.new_zeros(hidden_size), f.new_zeros(hidden_size)] for gate in GATES}
+    rows = gates(context is not None)
+    norm_grads = {gate: [f.new_zeros(hidden_size), f.new_zeros(hidden_size)] for gate in rows}
 
     def norm(a: Tensor, gate: str) -> tuple[Tensor, Tensor, Tensor]:
         """LN(a), and what its gradient needs: x_hat and 1 / standard deviation."""
         if w.norm_weight is None or w.norm_bias is None:
             return a, a, torch.ones_like(a[..., :1])
-        row = GATES.index(gate)
+        row = rows.index(gate)
         centred = a - a.mean(-1, keepdim=True)
         r_std = torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
         x_hat = centred * r_std
@@ -171,7 +194,7 @@ def mcu_backward(
             return dy
         norm_grads[gate][0] = norm_grads[gate][0] + (dy * x_hat).flatten(0, -2).sum(0)
         norm_grads[gate][1] = norm_grads[gate][1] + dy.flatten(0, -2).sum(0)
-        u = dy * w.norm_weight[GATES.index(gate)]
+        u = dy * w.norm_weight[rows.index(gate)]
         projected = x_hat * (u * x_hat).mean(-1, keepdim=True)
         return r_std * (u - u.mean(-1, keepdim=True) - projected)
 
@@ -179,17 +202,22 @@ def mcu_backward(
         return da.flatten(0, -2).T @ x.flatten(0, -2)
 
     y_f, x_hat_f, r_std_f = norm(F.linear(f, w.weight_f), "f")
-    y_g, x_hat_g, r_std_g = norm(F.linear(g, w.weight_g), "g")
-    f_bar, g_bar = torch.tanh(y_f), torch.tanh(y_g)
-    w_sf, w_sg = w.weight_s[:, :hidden_size], w.weight_s[:, hidden_size:]
-    y_s, x_hat_s, r_std_s = norm(F.linear(f_bar, w_sf) + F.linear(g_bar, w_sg), "s")
-    s = torch.sigmoid(y_s)
-    f_tilde = s * f_bar + (1 - s) * g_bar if mix == "gated" else y_s
+    f_tilde = f_bar = torch.tanh(y_f)
+    if context is not None and w.weight_g is not None and w.weight_s is not None:
+        g = context.to(f.dtype)
+        y_g, x_hat_g, r_std_g = norm(F.linear(g, w.weight_g), "g")
+        g_bar = torch.tanh(y_g)
+        w_sf, w_sg = w.weight_s[:, :hidden_size], w.weight_s[:, hidden_size:]
+        y_s, x_hat_s, r_std_s = norm(F.linear(f_bar, w_sf) + F.linear(g_bar, w_sg), "s")
+        s = torch.sigmoid(y_s)
+        f_tilde = s * f_bar + (1 - s) * g_bar if mix == "gated" else y_s
 
     steps, batch = f.shape[:2]
     valid = torch.ones(steps, batch, 1, dtype=torch.bool, device=f.device)
     if lengths is not None:
         valid = _valid(f, lengths)
+    if reverse:
+        f_tilde, valid, grad_output = f_tilde.flip(0), valid.flip(0), grad_output.flip(0)
 
     h = f.new_zeros(batch, hidden_size) if hx is None else hx.to(f.dtype)
     tape = []
@@ -219,33 +247,32 @@ def mcu_backward(
         dw_h = dw_h + weight_grad(da_h, r * h + x)
         steps_df_tilde.append(dv + du)
         dh = torch.where(valid[t], d * (1 - z) + dv * r + du, dh)
-    df_tilde = torch.stack(steps_df_tilde[::-1])
+    df_tilde = torch.stack(steps_df_tilde if reverse else steps_df_tilde[::-1])
 
-    if mix == "gated":
-        ds = df_tilde * (f_bar - g_bar)  # Eq. 10
-        df_bar = df_tilde * s
-        dg_bar = (df_tilde * (1 - s)).sum(0)
-        da_s = norm_backward(ds * s * (1 - s), x_hat_s, r_std_s, "s")  # Eq. 9
-    else:
-        df_bar, dg_bar = torch.zeros_like(f_bar), torch.zeros_like(g_bar)
-        da_s = norm_backward(df_tilde, x_hat_s, r_std_s, "s")
-    df_bar = df_bar + da_s @ w_sf
-    dg_bar = dg_bar + da_s.sum(0) @ w_sg
+    df_bar = df_tilde
+    grad_context = dw_g = dw_s = None
+    if context is not None and w.weight_g is not None:
+        if mix == "gated":
+            ds = df_tilde * (f_bar - g_bar)  # Eq. 10
+            df_bar = df_tilde * s
+            dg_bar = (df_tilde * (1 - s)).sum(0)
+            da_s = norm_backward(ds * s * (1 - s), x_hat_s, r_std_s, "s")  # Eq. 9
+        else:
+            df_bar, dg_bar = torch.zeros_like(f_bar), torch.zeros_like(g_bar)
+            da_s = norm_backward(df_tilde, x_hat_s, r_std_s, "s")
+        df_bar = df_bar + da_s @ w_sf
+        dg_bar = dg_bar + da_s.sum(0) @ w_sg
+        da_g = norm_backward(dg_bar * (1 - g_bar * g_bar), x_hat_g, r_std_g, "g")  # Eq. 8
+        dw_g = weight_grad(da_g, g)
+        dw_s = torch.cat([weight_grad(da_s, f_bar), weight_grad(da_s.sum(0), g_bar)], dim=1)
+        grad_context = (da_g @ w.weight_g).to(context.dtype)
     da_f = norm_backward(df_bar * (1 - f_bar * f_bar), x_hat_f, r_std_f, "f")  # Eq. 7
-    da_g = norm_backward(dg_bar * (1 - g_bar * g_bar), x_hat_g, r_std_g, "g")  # Eq. 8
 
-    grads = Weights(
-        weight_grad(da_f, f),
-        weight_grad(da_g, g),
-        torch.cat([weight_grad(da_s, f_bar), weight_grad(da_s.sum(0), g_bar)], dim=1),
-        dw_r,
-        dw_z,
-        dw_h,
-    )
+    grads = Weights(weight_grad(da_f, f), dw_g, dw_s, dw_r, dw_z, dw_h)
     if w.norm_weight is not None:
         scale, shift = zip(*norm_grads.values(), strict=True)
         grads = grads._replace(norm_weight=torch.stack(scale), norm_bias=torch.stack(shift))
-    grad_input, grad_context = (da_f @ w.weight_f).to(dtype), (da_g @ w.weight_g).to(context.dtype)
+    grad_input = (da_f @ w.weight_f).to(dtype)
     return grad_input, grad_context, grads.to_dtypes_of(weights), dh.to(dtype)
 
 
@@ -254,21 +281,38 @@ class MCU(nn.Module):
 
     Args:
         input_size: d_f, the size of a step's features.
-        context_size: (N-1) d_c, the size of the action content of the other modalities.
+        context_size: (N-1) d_c, the size of the action content of the other modalities. 0 is a
+            unit without context: Eq. 8-10 fall away, f_tilde is f_bar, and mix is not used.
         hidden_size: d_h.
         layer_norm: False replaces every LN by the identity.
         mix: "gated" is Eq. 9-10; "concat" is Table 3's experiment II, LN(W_s [f_bar || g_bar]).
         batch_first: input and output are `[B, T, ...]` instead of `[T, B, ...]`.
         eps: added to LayerNorm's variance.
+        init: the initial values of the recurrent weights, `weight_r`, `weight_z` and `weight_h`:
+            "uniform" as in `nn.GRU`, or "orthogonal", each a random orthogonal matrix.
 
     Raises:
-        ValueError: a size below 1, an unknown mix, or an eps that is not positive.
+        ValueError: a size below 1 (context_size: below 0), an unknown mix or init, or an eps that
+            is not positive.
         TypeError: a dtype that is not float64, float32, bfloat16 or float16, or a layer_norm or
             batch_first that is no bool.
 
     The parameters are those of `Weights`; initial values as in `nn.GRU`: weights uniform in
     (-1/sqrt(H), 1/sqrt(H)), norms 1 and 0. As in the paper, projections have no bias.
     """
+
+    weight_f: Tensor
+    weight_g: Tensor | None
+    weight_s: Tensor | None
+    weight_r: Tensor
+    weight_z: Tensor
+    weight_h: Tensor
+    norm_weight: Tensor | None
+    norm_bias: Tensor | None
+    num_layers = 1
+    """As in `nn.GRU`, whose users ask for it."""
+    bidirectional = False
+    bias = False
 
     def __init__(
         self,
@@ -280,6 +324,7 @@ class MCU(nn.Module):
         mix: str = "gated",
         batch_first: bool = False,
         eps: float = 1e-5,
+        init: str = "uniform",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -291,40 +336,25 @@ class MCU(nn.Module):
         }
         arguments.check_sizes(sizes)
         arguments.check_options(mix, eps)
+        arguments.check_choice("init", init, INITS)
         arguments.check_bool("layer_norm", layer_norm)
         arguments.check_bool("batch_first", batch_first)
         if dtype is not None:
             arguments.check_dtype("dtype", dtype)
         self.input_size, self.context_size, self.hidden_size = sizes.values()
         self.layer_norm, self.mix, self.batch_first, self.eps = layer_norm, mix, batch_first, eps
-
-        def parameter(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-
-        self.weight_f = parameter(hidden_size, input_size)
-        self.weight_g = parameter(hidden_size, context_size)
-        self.weight_s = parameter(hidden_size, 2 * hidden_size)
-        self.weight_r = parameter(hidden_size, hidden_size)
-        self.weight_z = parameter(hidden_size, hidden_size)
-        self.weight_h = parameter(hidden_size, hidden_size)
-        if layer_norm:
-            self.norm_weight = parameter(len(GATES), hidden_size)
-            self.norm_bias = parameter(len(GATES), hidden_size)
-        else:
-            self.register_parameter("norm_weight", None)
-            self.register_parameter("norm_bias", None)
+        self.init = init
+        for name, shape in shapes(input_size, context_size, hidden_size, layer_norm).items():
+            parameter = None
+            if shape is not None:
+                parameter = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+            self.register_parameter(name, parameter)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws new weights, uniform(-1/sqrt(H), 1/sqrt(H)), and resets the norms to 1 and 0."""
-        bound = 1 / math.sqrt(self.hidden_size)
+        """Draws new weights, as `init` says, and resets the norms to 1 and 0."""
         for name, parameter in self.named_parameters(recurse=False):
-            if name == "norm_weight":
-                nn.init.ones_(parameter)
-            elif name == "norm_bias":
-                nn.init.zeros_(parameter)
-            else:
-                nn.init.uniform_(parameter, -bound, bound)
+            initialize(name, parameter, self.init)
 
     def weights(self) -> Weights:
         """The parameters as one weight set."""
@@ -337,7 +367,7 @@ class MCU(nn.Module):
     def forward(
         self,
         input: Tensor | PackedSequence,
-        context: Tensor,
+        context: Tensor | None = None,
         hx: Tensor | None = None,
         lengths: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
@@ -346,7 +376,8 @@ class MCU(nn.Module):
         Args:
             input: `[T, B, input_size]`, `[B, T, input_size]` when batch_first,
                 `[T, input_size]` unbatched, or a PackedSequence.
-            context: `[B, context_size]`, or `[context_size]` unbatched.
+            context: `[B, context_size]`, or `[context_size]` unbatched. A unit without context
+                takes hx in its place, as `nn.GRU` does.
             hx: initial state `[1, B, H]` (`[1, H]` unbatched), zeros when None.
             lengths: integers `[B]` in 1..T: past a sample's length the input is not used, the
                 output is 0 and h_n is the sample's own last valid step.
@@ -357,10 +388,12 @@ class MCU(nn.Module):
         Raises:
             ValueError: a wrong shape, device or length. TypeError: a wrong dtype.
         """
+        context, hx = arguments.context_and_hx(self.context_size, context, hx)
         weights = self.weights()
         layout = arguments.Layout.of(input, self.batch_first)
         input, context, hx, lengths = layout.arrange(input, context, hx, lengths)
-        problem = Problem([input], [context], [weights], hx, lengths, self.mix, self.eps)
+        contexts = [] if context is None else [context]
+        problem = Problem([input], contexts, [weights], hx, lengths, self.mix, self.eps)
         arguments.check(problem)
         output, h_n = mcu_group(problem)
         return layout.restore(output.squeeze(0), h_n)
@@ -375,11 +408,50 @@ class MCU(nn.Module):
     def extra_repr(self) -> str:
         """The sizes, and the options that are not at their defaults."""
         text = f"{self.input_size}, {self.context_size}, {self.hidden_size}"
-        defaults = {"layer_norm": True, "mix": "gated", "batch_first": False, "eps": 1e-5}
+        defaults = {
+            "layer_norm": True,
+            "mix": "gated",
+            "batch_first": False,
+            "eps": 1e-5,
+            "init": "uniform",
+        }
         for name, default in defaults.items():
             if getattr(self, name) != default:
                 text += f", {name}={getattr(self, name)!r}"
         return text
+
+
+def shapes(
+    input_size: int, context_size: int, hidden_size: int, layer_norm: bool
+) -> dict[str, tuple[int, int] | None]:
+    """The shape of each field of a weight set, None for what is not there."""
+    has_context = context_size > 0
+    square = hidden_size, hidden_size
+    norm = (len(gates(has_context)), hidden_size) if layer_norm else None
+    return {
+        "weight_f": (hidden_size, input_size),
+        "weight_g": (hidden_size, context_size) if has_context else None,
+        "weight_s": (hidden_size, 2 * hidden_size) if has_context else None,
+        "weight_r": square,
+        "weight_z": square,
+        "weight_h": square,
+        "norm_weight": norm,
+        "norm_bias": norm,
+    }
+
+
+def initialize(name: str, parameter: Tensor, init: str) -> None:
+    """Draws the field `name` of a weight set: weights uniform(-1/sqrt(H), 1/sqrt(H)), or the
+    recurrent ones orthogonal where init says so; norms are 1 and 0."""
+    if name == "norm_weight":
+        nn.init.ones_(parameter)
+    elif name == "norm_bias":
+        nn.init.zeros_(parameter)
+    elif init == "orthogonal" and name in _RECURRENT:
+        nn.init.orthogonal_(parameter)
+    else:
+        bound = 1 / math.sqrt(parameter.shape[0])
+        nn.init.uniform_(parameter, -bound, bound)
 
 
 def _valid(input: Tensor, lengths: Tensor) -> Tensor:

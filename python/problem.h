@@ -220,12 +220,23 @@ struct Form {
 
   explicit Form(py::handle call) {
     enum { form, keep_field, layout_field, batch_first_field };
-    enum { groups_field, weights_field, hx_field, lengths_field, mix_field, eps_field };
+    enum {
+      groups_field,
+      weights_field,
+      context_field,
+      hx_field,
+      lengths_field,
+      mix_field,
+      eps_field
+    };
     const py::handle tuple = item(call, form);
     fields::assign(groups, "groups", item(tuple, groups_field));
     fields::assign(weights, "weights", item(tuple, weights_field));
     fields::assign(has_hx, "has_hx", item(tuple, hx_field));
     fields::assign(has_lengths, "has_lengths", item(tuple, lengths_field));
+    bool has_context;
+    fields::assign(has_context, "has_context", item(tuple, context_field));
+    require(has_context, "contexts", "be given");
     mix = item(tuple, mix_field), eps = item(tuple, eps_field);
     fields::assign(keep, "keep", item(call, keep_field));
     fields::assign(batch_first, "batch_first", item(call, batch_first_field));

@@ -55,7 +55,7 @@ def backward(
     _check_devices([saved, *(x for x in grads if x is not None), *problem.tensors()])
     needs = [
         *[need.input] * form.groups,
-        *[True] * form.groups,
+        *[True] * form.contexts,
         *[need.weights] * form.weights,
         *[True] * form.has_hx,
         *[False] * form.has_lengths,
@@ -66,7 +66,7 @@ def backward(
     except (TypeError, ValueError):
         found = run(call, stored(problem, dtype).tensors(), saved.contiguous(), grads, needs)
     inputs, contexts, weights, grad_hx, *_ = form.fill(found)
-    sets = Weights.sets(weights, form.groups) if need.weights else []
+    sets = Weights.sets(weights, form.groups, form.has_context) if need.weights else []
     return Gradients(
         list(inputs) if need.input else [],
         list(contexts),
@@ -90,17 +90,13 @@ def stored(problem: Problem, dtype: torch.dtype) -> Problem:
     rows, the weight sets contiguous and each kind in one dtype, lengths in int64. It is checked
     first, since a conversion would hide what is wrong."""
     arguments.check(problem)
-    inputs, contexts, weights, hx, lengths, mix, eps = problem
-    if lengths is not None:
-        lengths = lengths.to(torch.int64).contiguous()
-    return Problem(
-        [rows(input, dtype) for input in inputs],
-        [rows(context, dtype) for context in contexts],
-        stored_weights(weights, dtype),
-        None if hx is None else rows(hx, dtype),
-        lengths,
-        mix,
-        eps,
+    inputs, contexts, weights, hx, lengths, *_ = problem
+    return problem._replace(
+        inputs=[rows(input, dtype) for input in inputs],
+        contexts=[rows(context, dtype) for context in contexts],
+        weights=stored_weights(weights, dtype),
+        hx=None if hx is None else rows(hx, dtype),
+        lengths=None if lengths is None else lengths.to(torch.int64).contiguous(),
     )
 
 
@@ -109,8 +105,9 @@ def stored_step(step: Step, dtype: torch.dtype) -> Step:
     arguments.check_step(step)
     input, context, weights, hx, mix, eps = step
     (weights,) = stored_weights([weights], dtype)
+    context = None if context is None else rows(context, dtype)
     hx = None if hx is None else rows(hx, dtype)
-    return Step(rows(input, dtype), rows(context, dtype), weights, hx, mix, eps)
+    return Step(rows(input, dtype), context, weights, hx, mix, eps)
 
 
 def rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -155,8 +152,9 @@ def stored_weights(weights: Sequence[Weights], dtype: torch.dtype) -> list[Weigh
     norms = _common(dtype, (x for group in weights for x in group.norms()))
 
     def convert(group: Weights) -> Weights:
-        tensors = [x.to(matrices).contiguous() for x in group.matrices()]
-        return Weights(*tensors, *(x.to(norms).contiguous() for x in group.norms()))
+        dtypes = [matrices] * 6 + [norms] * 2
+        pairs = zip(group, dtypes, strict=True)
+        return Weights._make(None if x is None else x.to(to).contiguous() for x, to in pairs)
 
     return [convert(group) for group in weights]
 

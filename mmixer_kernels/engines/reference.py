@@ -34,17 +34,15 @@ def backward(
     problem: Problem, saved: Tensor, keep: Keep, cotangents: Cotangents, need: Need
 ) -> Gradients:
     """The gradients, by ordinary operations, so that they can be differentiated again."""
-    inputs, contexts, weights, _, lengths, mix, eps = problem
+    groups = zip(*cotangents.filled(problem), reference.each_group(problem), strict=True)
     results = [
-        reference.mcu_backward(dy, dh, x, context, w, h_0, lengths, mix=mix, eps=eps)
-        for dy, dh, x, context, w, h_0 in zip(
-            *cotangents.filled(problem), inputs, contexts, weights, problem.states, strict=True
-        )
+        reference.mcu_backward(dy, dh, *operands, **keywords)
+        for dy, dh, (operands, keywords) in groups
     ]
     grads = [list(each) for each in zip(*results, strict=True)]
     return Gradients(
         grads[0] if need.input else [],
-        grads[1],
+        grads[1] if problem.has_context else [],
         grads[2] if need.weights else [],
         torch.stack(grads[3]),
     )
