@@ -22,19 +22,17 @@ def forward(
 ) -> tuple[Any, Any]:
     """The rule of `mcu_forward`, which is `run_forward` or has its arguments. Nothing is saved for
     `backward`, which computes it again."""
-    operands, (mix, eps, reverse, engine, keep) = arguments[:5], arguments[5:]
-    calls = _Calls.of(info, in_dims, operands)
-    if calls is not None:
-        reverse = calls.join_directions(reverse)
+    operands, (*options, keep) = arguments[:5], arguments[5:]
 
     def call(*operands: Any) -> tuple[Tensor, Tensor]:
         inputs, contexts, weights, hx, _ = operands
         tensors = [*inputs, *contexts, *weights, *([] if hx is None else [hx])]
         needs_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
         kept = keep if needs_gradient else "nothing"
-        output, h_n, _ = run_forward(*operands, mix, eps, reverse, engine, kept)
+        output, h_n, _ = run_forward(*operands, *options, kept)
         return output, h_n
 
+    calls = _Calls.of(info, in_dims, operands)
     if calls is None:
         (output, h_n), dims = _one_after_another(call, info, in_dims, operands)
     else:
@@ -52,19 +50,17 @@ def backward(
 ) -> tuple[Any, Any]:
     """The rule of `mcu_backward`, which is `run_backward` or has its arguments."""
     grad_output, grad_h_n, _, *operands = arguments[:8]
-    mix, eps, reverse, engine, keep, need_input, need_weights = arguments[8:]
+    *options, need_input, need_weights = arguments[8:]
     dims = in_dims[3:8]
-    calls = _Calls.of(info, dims, operands, need_weights)
-    if calls is not None:
-        reverse = calls.join_directions(reverse)
 
     def call(grad_output: Tensor, grad_h_n: Tensor, *operands: Any) -> Any:
-        forward_arguments = *operands, mix, eps, reverse, engine, keep
+        forward_arguments = *operands, *options
         saved = run_forward(*forward_arguments)[2]
         return run_backward(
             grad_output, grad_h_n, saved, *forward_arguments, need_input, need_weights
         )
 
+    calls = _Calls.of(info, dims, operands, need_weights)
     if calls is None:
         tensors = grad_output, grad_h_n, *operands
         return _one_after_another(call, info, (*in_dims[:2], *dims), tensors)
@@ -143,10 +139,6 @@ class _Calls(NamedTuple):
             None if hx is None else self.join(hx, dims[3], 1),
             lengths if lengths is None or self.as_groups else self.join(lengths, dims[4], 0),
         ]
-
-    def join_directions(self, reverse: Sequence[bool]) -> list[bool]:
-        """The `reverse` of all calls."""
-        return [x for x in reverse for _ in range(self.number if self.as_groups else 1)]
 
     def join(self, tensor: Tensor, dim: _Dim, samples: int) -> Tensor:
         """One tensor of all calls, whose dimension `samples` counts samples, and 0 groups."""

@@ -93,8 +93,7 @@ def mcu(
     layout = arguments.Layout.of(input, batch_first)
     input, context, hx, lengths = layout.arrange(input, context, hx, lengths, count)
     contexts = [] if context is None else [context] * count
-    reverse = () if count == 1 else (False, True)
-    problem = Problem([input] * count, contexts, sets, hx, lengths, mix, eps, reverse)
+    problem = Problem([input] * count, contexts, sets, hx, lengths, mix, eps, count == 2)
     output, h_n = _run(problem, engine, recompute, "sequence" if count == 1 else "concatenated")
     features = output.squeeze(0) if count == 1 else output.permute(1, 2, 0, 3).flatten(2)
     return layout.restore(features, h_n)

@@ -21,7 +21,7 @@ from .problem import Cotangents, Keep, Need, Problem, Step
 
 _PROBLEM = (  # Problem.flat, in words
     "Tensor[] inputs, Tensor[] contexts, Tensor[] weights, Tensor? hx, Tensor? lengths, "
-    "str mix, float eps, bool[] reverse"
+    "str mix, float eps, bool bidirectional"
 )
 _library = torch.library.Library("mmixer_kernels", "DEF")
 _library.define(

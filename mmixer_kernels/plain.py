@@ -43,9 +43,8 @@ def sequence(
     own = _tensors(sets[0])
     if len(sets) == 1:
         return _sequences([input], contexts, own, hx, lengths, options, "sequence")
-    own, reverse = [*own, *_tensors(sets[1])], (False, True)
-    operands = [input, input], contexts * 2, own, hx, lengths
-    return _sequences(*operands, options, "concatenated", reverse)
+    operands = [input, input], contexts * 2, [*own, *_tensors(sets[1])], hx, lengths
+    return _sequences(*operands, options, "concatenated", bidirectional=True)
 
 
 def group(
@@ -99,7 +98,7 @@ def _sequences(
     lengths: Tensor | None,
     options: Options,
     layout: Layout,
-    reverse: tuple[bool, ...] = (),
+    bidirectional: bool = False,
 ) -> tuple[Tensor, Tensor] | None:
     """`_unchecked` of sequences."""
     tensors = [*inputs, *contexts, *weights]
@@ -108,7 +107,7 @@ def _sequences(
     if lengths is not None:
         tensors.append(lengths)
     are_there = len(contexts) > 0, hx is not None, lengths is not None
-    form = Form(len(inputs), len(weights), *are_there, options[0], options[2], reverse)
+    form = Form(len(inputs), len(weights), *are_there, options[0], options[2], bidirectional)
     results: tuple[Tensor, Tensor] | None = _unchecked(form, tensors, options, layout)
     return results
 

@@ -111,8 +111,8 @@ class Problem(NamedTuple):
     lengths: integers `[B]`, None where all are T.
     mix: "gated" (Eq. 9-10) or "concat" (Table 3, experiment II).
     eps: LayerNorm's.
-    reverse: for each weight set whether it runs from each sample's last step to its first; its
-        output stands at the steps of its input all the same. Empty where none does.
+    bidirectional: the second half of the weight sets runs from each sample's last step to its
+        first; their output stands at the steps of their inputs all the same.
     """
 
     inputs: Sequence[Tensor]
@@ -122,7 +122,7 @@ class Problem(NamedTuple):
     lengths: Tensor | None = None
     mix: str = "gated"
     eps: float = 1e-5
-    reverse: Sequence[bool] = ()
+    bidirectional: bool = False
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:
@@ -152,7 +152,8 @@ class Problem(NamedTuple):
     @property
     def directions(self) -> Sequence[bool]:
         """For each weight set whether it runs in reverse."""
-        return self.reverse or [False] * len(self.inputs)
+        groups = len(self.inputs)
+        return [self.bidirectional and 2 * i >= groups for i in range(groups)]
 
     @property
     def states(self) -> Sequence[Tensor | None]:
@@ -169,7 +170,7 @@ class Problem(NamedTuple):
             None if self.lengths is None else function(self.lengths),
             self.mix,
             self.eps,
-            self.reverse,
+            self.bidirectional,
         )
 
     def tensors(self) -> list[Tensor]:
@@ -183,8 +184,8 @@ class Problem(NamedTuple):
 
     def flat(self) -> tuple[Any, ...]:
         """The fields as a dispatcher op takes them, with one list of all sets' tensors."""
-        inputs, contexts, weights, *rest, reverse = self
-        return list(inputs), list(contexts), Weights.flat(weights), *rest, list(reverse)
+        inputs, contexts, weights, *rest = self
+        return list(inputs), list(contexts), Weights.flat(weights), *rest
 
     @classmethod
     def of_flat(
@@ -205,14 +206,14 @@ class Form(NamedTuple):
     has_lengths: bool
     mix: str
     eps: float
-    reverse: tuple[bool, ...] = ()
+    bidirectional: bool = False
 
     @classmethod
     def of(cls, flat: Sequence[Any]) -> Form:
         """The form of a call in the fields of `Problem.flat`."""
-        inputs, contexts, weights, hx, lengths, mix, eps, reverse = flat
+        inputs, contexts, weights, hx, lengths, *options = flat
         tensors = len(inputs), len(weights), bool(contexts), hx is not None, lengths is not None
-        return cls(*tensors, mix, eps, tuple(reverse))
+        return cls(*tensors, *options)
 
     @property
     def contexts(self) -> int:
@@ -227,7 +228,7 @@ class Form(NamedTuple):
         hx = values[third] if self.has_hx else None
         lengths = values[third + self.has_hx] if self.has_lengths else None
         lists = values[:first], values[first:second], values[second:third]
-        return *lists, hx, lengths, self.mix, self.eps, self.reverse
+        return *lists, hx, lengths, self.mix, self.eps, self.bidirectional
 
     def in_order(self, gradients: Sequence[Any]) -> tuple[Any, ...]:
         """The gradients of inputs, contexts and weights, lists that may be empty, and of hx, in the
