@@ -9,8 +9,8 @@ import triton.language as tl
 kernel = triton.jit(do_not_specialize=["G", "T", "B", "rows", "gate"])
 
 
-# The rows of the norms `[2 G, NORM_ROWS, H]`, in the order of `problem.GATES`: 6, without context 4,
-# without LayerNorm 0. Those of the recurrent gates count from the end, as -1 does in Python.
+# The rows of norm_weight and norm_bias, of which there are NORM_ROWS: 6, or 4 without context, or 0
+# without LayerNorm. The recurrent gates' count from the end, as -1 does in Python.
 NORM_F, NORM_G, NORM_S, NORM_R, NORM_Z, NORM_H = (
     tl.constexpr(row) for row in (0, 1, 2, -3, -2, -1)
 )

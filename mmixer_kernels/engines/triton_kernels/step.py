@@ -64,14 +64,14 @@ def step(
     for first in range(0, H, BLOCK_N):
         h = first + tl.arange(0, BLOCK_N)[None, :]
         mask, offset = (b < B) & (h < H), b * H + h
-        if not HAS_CONTEXT:
-            x = tanh(normalised(a, mean, std, norms, 1, 0, NORM_F, offset, mask, H, h, NORM_ROWS))
-        else:
+        if HAS_CONTEXT:
             x = normalised(a, mean, std, norms, 1, 0, NORM_S, offset, mask, H, h, NORM_ROWS)
             if not CONCAT:
                 f = tl.load(f_g + (b * 2 * H + h), mask=mask, other=0).to(x.dtype)
                 g = tl.load(f_g + (b * 2 * H + H + h), mask=mask, other=0).to(x.dtype)
                 x = g + sigmoid(x) * (f - g)
+        else:
+            x = tanh(normalised(a, mean, std, norms, 1, 0, NORM_F, offset, mask, H, h, NORM_ROWS))
         tl.store(mixed + offset, x, mask=mask)
         if HAS_HX:
             x += tl.load(hx + (b * stride_hx + h), mask=mask, other=0).to(x.dtype)
