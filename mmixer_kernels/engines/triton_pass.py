@@ -194,7 +194,7 @@ class Pass:
             **self.product_options,
             **norm_rows,
             "HAS_LENGTHS": lengths is not None,
-            "REVERSE": tuple(problem.reverse),
+            "BIDIRECTIONAL": problem.bidirectional,
             "BLOCK_B": BLOCK_B,
         }
         self.tiles = -(-self.B // BLOCK_B)  # programs of the recurrence per weight set

@@ -39,7 +39,7 @@ OPTIONS = {
     "HAS_MORE": (True, False, "grad_y_more"),
     "HAS_HX": (True, False, "hx"),
     "HAS_LENGTHS": (True, False, "lengths"),
-    "REVERSE": ((False, True), (), ""),
+    "BIDIRECTIONAL": (True, False, ""),
     "CONCAT": (True, False, ""),
 }
 """Options of the kernels with and without what they are for, and the arguments that are None

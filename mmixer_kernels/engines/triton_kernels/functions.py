@@ -99,17 +99,6 @@ def of_set(matrices, group, gate: tl.constexpr, SETS: tl.constexpr):
 
 
 @triton.jit
-def runs_in_reverse(group, REVERSE: tl.constexpr):
-    """Whether a weight set's sequence runs from its last step to its first; REVERSE says it of
-    each, and is empty where none does."""
-    reverse = group < 0
-    for i in tl.static_range(len(REVERSE)):
-        if REVERSE[i]:
-            reverse = reverse | (group == i)
-    return reverse
-
-
-@triton.jit
 def multiply(
     total, x, row_stride, b, matrix, stride_k, stride_h, B, K, H, h,
     BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,

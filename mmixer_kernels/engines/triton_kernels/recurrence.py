@@ -1,7 +1,9 @@
 """The recurrence and its gradient. A program owns BLOCK_B samples of one weight set for the whole
 sequence. It works on BLOCK_N columns at a time, so that its registers do not depend on the hidden
 size; what passes from columns to columns goes through memory (its own rows, in L1 and L2, a barrier
-between). The weights are read again at each step, from L2, which is what bounds it."""
+between). The weights are read again at each step, from L2, which is what bounds it. With
+BIDIRECTIONAL the second half of the weight sets runs from the last step to the first, in the same
+launch: every table is in the order of the inputs' steps."""
 
 from __future__ import annotations
 
@@ -19,7 +21,6 @@ from .functions import (
     norm_scale,
     normalised,
     of_set,
-    runs_in_reverse,
     sigmoid,
     tanh,
 )
@@ -29,7 +30,7 @@ from .functions import (
 def recurrence(
     input_gates, matrices, norms, hx, lengths, states, operands, a, T, B, H,
     eps: tl.constexpr, SETS: tl.constexpr, NORM_ROWS: tl.constexpr, HAS_HX: tl.constexpr,
-    HAS_LENGTHS: tl.constexpr, REVERSE: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_LENGTHS: tl.constexpr, BIDIRECTIONAL: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Eq. 11-14 over the sequence. operands: `[2, G, B, H]`, for h and for r h; a: likewise, the
@@ -53,7 +54,7 @@ def recurrence(
         if HAS_HX:
             start = tl.load(previous + (b * H + h), mask=mask, other=0).to(operand)
         tl.store(operand_h + (b * H + h), start, mask=mask)
-    reverse = runs_in_reverse(group, REVERSE)
+    reverse = BIDIRECTIONAL & (2 * group >= SETS)
     for step in range(T):
         t = tl.where(reverse, T - 1 - step, step)
         gate = input_gates + (group * T + t) * 3 * size
@@ -147,7 +148,7 @@ def recurrence_backward(
     grad_output, stride_group, stride_step, stride_sample,
     grad_h, grad_gates, grad_f_tilde, grad_norm, dy, T, B, H,
     SETS: tl.constexpr, NORM_ROWS: tl.constexpr, HAS_LENGTHS: tl.constexpr,
-    REVERSE: tl.constexpr, PRECISION: tl.constexpr,
+    BIDIRECTIONAL: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """grad_h: of h_n, in the end of hx. grad_norm: `[G, 2, 3, tiles, H]`. dy: `[2, G, B, H]`, of
@@ -166,7 +167,7 @@ def recurrence_backward(
     norm_r = grad_norm + (group * 6 * tiles + tile) * H if NORM_ROWS else grad_norm
     norm_z = norm_r + tiles * H if NORM_ROWS else grad_norm
     norm_h = norm_r + 2 * tiles * H if NORM_ROWS else grad_norm
-    reverse = runs_in_reverse(group, REVERSE)
+    reverse = BIDIRECTIONAL & (2 * group >= SETS)
     for step in range(T):
         t = tl.where(reverse, step, T - 1 - step)
         x_r = x_hat + (group * 3 * T + t) * size
