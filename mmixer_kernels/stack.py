@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -135,7 +136,7 @@ class FusedMCUStack(Unit):
             layout = arguments.Layout.of(input, batch_first)
             input, context, hx, lengths = layout.arrange(input, context, hx, lengths, len(sets))
             batch_first = False
-        elif hx is not None:
+        elif hx is not None and not isinstance(hx, torch.fx.Proxy):
             arguments.Layout.of(input, batch_first).check_states(hx, len(sets))
         output: Tensor = input
         directions = 2 if self.bidirectional else 1
@@ -160,8 +161,7 @@ class FusedMCUStack(Unit):
                 engine=self.engine,
                 recompute=self.recompute,
             )
-            assert isinstance(result, Tensor)  # as no layer's input is packed
-            output = result
+            output = cast(Tensor, result)  # as no layer's input is packed
             states.append(h_n)
         # Of a step, the last state is the output as well.
         h_n = states[0] if len(states) == 1 and not is_step else torch.cat(states)
