@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import prune
 
-from mmixer_kernels import CellStream, FusedMCU, FusedMCUCell, FusedMCUStack
+from mmixer_kernels import CellStream, FusedMCU, FusedMCUCell, FusedMCUStack, functional
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")
 
@@ -119,6 +119,13 @@ def test_a_step_of_a_stack_is_a_sequence_of_one() -> None:
         torch.testing.assert_close(traced(FRAMES, CONTEXT), stack(FRAMES, CONTEXT))
         with pytest.raises(ValueError, match=r"context must be \[B, context_size\]"):
             stack(FRAMES[:1], CONTEXT[None])
+        with pytest.raises(ValueError, match=r"lengths must be in 1\.\.1"):
+            stack(FRAMES[:1], CONTEXT, lengths=torch.tensor([1, 2]))
+
+
+def test_a_stream_of_a_stack_takes_the_engines_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(functional, "mcu")
+    assert CellStream(FusedMCUStack(5, 0, 9, 2))(FRAMES[0, :1]).shape == (1, 9)
 
 
 @pytest.mark.parametrize("cell", [BARE, FusedMCUStack(5, 0, 9, 2)])
