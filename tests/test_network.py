@@ -109,7 +109,12 @@ def test_stream_classifiers_leave_the_network_alone():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(feature_sizes=[4], num_classes=2), "two modalities or more, but has 1"),
+        (
+            dict(feature_sizes=[4], num_classes=2),
+            'must name two modalities or more with content="cross", but has 1',
+        ),
+        (dict(feature_sizes=[], num_classes=2), "must name one modality or more, but is empty"),
+        (dict(feature_sizes=[4, 4], num_classes=2, init="zeros"), "init must be one of uniform,"),
         (
             dict(feature_sizes=[4, 0], num_classes=2),
             r"feature_sizes\[1\] must be a positive int",
