@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
+from functools import partial
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -13,7 +16,7 @@ from mmixer_kernels import reference
 from mmixer_kernels.engines import cuda
 from mmixer_kernels.functional import mcu
 from mmixer_kernels.problem import Problem as Call
-from mmixer_kernels.problem import Weights
+from mmixer_kernels.problem import Weights, gates
 
 
 class Size(NamedTuple):
@@ -35,34 +38,48 @@ ODD_SIZES = [
 
 
 class Problem(NamedTuple):
-    """Operands in float64, and random gradients of output and h_n."""
+    """Operands in float64, and random gradients of output and h_n; context is None for a size
+    without. Both directions have states and gradients `[2, B, H]`, and output `[T, B, 2H]`."""
 
     input: Tensor
-    context: Tensor
+    context: Tensor | None
     weights: Weights
     hx: Tensor | None
     lengths: Tensor | None
     grad_output: Tensor
     grad_h_n: Tensor
+    weights_reverse: Weights | None = None
 
     def operands(self) -> dict[str, Tensor]:
         named = {"input": self.input, "context": self.context, "hx": self.hx}
-        return {k: v for k, v in (named | self.weights._asdict()).items() if v is not None}
+        named |= self.weights._asdict()
+        if self.weights_reverse is not None:
+            named |= {f"{k}_reverse": v for k, v in self.weights_reverse._asdict().items()}
+        return {k: v for k, v in named.items() if v is not None}
 
     def call(self, mix: str = "gated") -> Call:
         """The same as an engine takes it."""
+        contexts = [] if self.context is None else [self.context]
+        if self.weights_reverse is not None:
+            sets = [self.weights, self.weights_reverse]
+            both = [self.input] * 2, contexts * 2, sets, self.hx, self.lengths
+            return Call(*both, mix, bidirectional=True)
         hx = None if self.hx is None else self.hx[None]
-        return Call([self.input], [self.context], [self.weights], hx, self.lengths, mix)
+        return Call([self.input], contexts, [self.weights], hx, self.lengths, mix)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Problem:
+        """The same with `function` applied to each tensor."""
+        fields = self._asdict().items()
+        tensors = {name: function(x) for name, x in fields if isinstance(x, Tensor)}
+        sets = {name: x.map(function) for name, x in fields if isinstance(x, Weights)}
+        return self._replace(**tensors, **sets)
 
     def to(self, dtype: torch.dtype) -> Problem:
         """The same values, rounded to dtype (lengths stay)."""
-        weights = self.weights.map(lambda x: x.to(dtype))
-        tensors = {k: v.to(dtype) for k, v in self._asdict().items() if torch.is_tensor(v)}
-        return self._replace(**{**tensors, "weights": weights, "lengths": self.lengths})
+        return self.map(lambda x: x.to(dtype))._replace(lengths=self.lengths)
 
     def on(self, device: str) -> Problem:
-        tensors = {k: v.to(device) for k, v in self._asdict().items() if torch.is_tensor(v)}
-        return self._replace(**tensors, weights=self.weights.map(lambda x: x.to(device)))
+        return self.map(lambda x: x.to(device))
 
     def strided(self) -> Problem:
         """The same values, every second element of memory that is otherwise NaN."""
@@ -72,9 +89,7 @@ class Problem(NamedTuple):
             wide[..., ::2] = x
             return wide[..., ::2]
 
-        names = ("input", "context", "hx", "grad_output", "grad_h_n")
-        tensors = {name: spread(getattr(self, name)) for name in names}
-        return self._replace(**tensors, weights=self.weights.map(spread))
+        return self.map(spread)._replace(lengths=self.lengths)
 
     def expanded(self) -> Problem:
         """One value for all samples, and one gradient for all of the output."""
@@ -88,9 +103,16 @@ class Problem(NamedTuple):
 
 
 def problem(
-    size: Size, *, layer_norm: bool = True, lengths: bool = False, dtype: torch.dtype | None = None
+    size: Size,
+    *,
+    layer_norm: bool = True,
+    lengths: bool = False,
+    bidirectional: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> Problem:
+    """A problem of that size, without context where that size is 0."""
     steps, batch, input, context, hidden = size
+    directions = (2,) if bidirectional else ()
 
     def randn(*shape: int) -> Tensor:
         return torch.randn(shape, dtype=torch.float64)
@@ -98,45 +120,64 @@ def problem(
     def weight(*shape: int) -> Tensor:
         return (torch.rand(shape, dtype=torch.float64) * 2 - 1) / hidden**0.5
 
-    norms = (1 + 0.3 * randn(6, hidden), 0.3 * randn(6, hidden)) if layer_norm else (None, None)
+    def weights() -> Weights:
+        rows = len(gates(context > 0))
+        return Weights(
+            weight(hidden, input),
+            weight(hidden, context) if context else None,
+            weight(hidden, 2 * hidden) if context else None,
+            weight(hidden, hidden),
+            weight(hidden, hidden),
+            weight(hidden, hidden),
+            1 + 0.3 * randn(rows, hidden) if layer_norm else None,
+            0.3 * randn(rows, hidden) if layer_norm else None,
+        )
+
     sample = Problem(
         randn(steps, batch, input),
-        randn(batch, context),
-        Weights(
-            weight(hidden, input),
-            weight(hidden, context),
-            weight(hidden, 2 * hidden),
-            weight(hidden, hidden),
-            weight(hidden, hidden),
-            weight(hidden, hidden),
-            *norms,
-        ),
-        randn(batch, hidden),
+        randn(batch, context) if context else None,
+        weights(),
+        randn(*directions, batch, hidden),
         torch.randint(1, steps + 1, (batch,)) if lengths else None,
-        randn(steps, batch, hidden),
-        randn(batch, hidden),
+        randn(steps, batch, hidden * (1 + bidirectional)),
+        randn(*directions, batch, hidden),
+        weights() if bidirectional else None,
     )
     return sample if dtype is None else sample.to(dtype)
 
 
 def run(engine: str, mix: str = "gated", batch_first: bool = False, recompute: bool = False):  # type: ignore[no-untyped-def]
-    """The engine with `reference.mcu`'s shapes of hx and h_n."""
+    """The engine with `reference.mcu`'s shapes of hx and h_n, or with those of two directions."""
 
     def function(input, context, weights, hx, lengths):  # type: ignore[no-untyped-def]
+        is_one = isinstance(weights, Weights)
         output, h_n = mcu(
             input.transpose(0, 1) if batch_first else input,
             context,
             weights,
-            None if hx is None else hx[None],
+            hx[None] if is_one and hx is not None else hx,
             lengths,
             mix=mix,
             batch_first=batch_first,
             engine=engine,
             recompute=recompute,
         )
-        return (output.transpose(0, 1) if batch_first else output), h_n[0]
+        return (output.transpose(0, 1) if batch_first else output), h_n[0] if is_one else h_n
 
     return function
+
+
+def run_reference(input, context, weights, hx, lengths, mix="gated"):  # type: ignore[no-untyped-def]
+    """The reference of one direction or, with two weight sets, of both."""
+    if isinstance(weights, Weights):
+        return reference.mcu(input, context, weights, hx, lengths, mix=mix)
+    states = [None, None] if hx is None else hx
+    results = [
+        reference.mcu(input, context, w, h, lengths, mix=mix, reverse=reverse)
+        for w, h, reverse in zip(weights, states, (False, True), strict=True)
+    ]
+    outputs, h_n = zip(*results, strict=True)
+    return torch.cat(outputs, -1), torch.stack(h_n)
 
 
 def op_operands(  # type: ignore[no-untyped-def]
@@ -172,10 +213,14 @@ def forget_cuda_calls() -> None:
 
 
 def with_gradients(function, p: Problem) -> dict[str, Tensor]:  # type: ignore[no-untyped-def]
-    """output, h_n and every gradient of function(input, context, weights, hx, lengths)."""
+    """output, h_n and every gradient of function(input, context, weights, hx, lengths), whose
+    weights are two sets for both directions."""
     named = {name: x.detach().requires_grad_() for name, x in p.operands().items()}
     weights = Weights(*(named.get(name) for name in Weights._fields))
-    output, h_n = function(named["input"], named["context"], weights, named.get("hx"), p.lengths)
+    if p.weights_reverse is not None:
+        weights = weights, Weights(*(named.get(f"{name}_reverse") for name in Weights._fields))
+    context, hx = named.get("context"), named.get("hx")
+    output, h_n = function(named["input"], context, weights, hx, p.lengths)
     grads = torch.autograd.grad((output, h_n), list(named.values()), (p.grad_output, p.grad_h_n))
     results = {"output": output.detach(), "h_n": h_n.detach()}
     results.update((f"grad {name}", grad) for name, grad in zip(named, grads, strict=True))
@@ -189,16 +234,13 @@ def reference_results(p: Problem, mix: str = "gated") -> dict[str, Tensor]:
     In one thread: of many tiny operations the threads would wait for whichever processor is busy.
     """
 
-    def run(input, context, weights, hx, lengths):  # type: ignore[no-untyped-def]
-        return reference.mcu(input, context, weights, hx, lengths, mix=mix)
-
     p = p.to(torch.float64)
     key = _fingerprint(p, mix)
     if key not in _truths:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            _truths[key] = with_gradients(run, p)
+            _truths[key] = with_gradients(partial(run_reference, mix=mix), p)
         finally:
             torch.set_num_threads(threads)
     return dict(_truths[key])
@@ -210,7 +252,8 @@ _truths: dict[bytes, dict[str, Tensor]] = {}
 def _fingerprint(p: Problem, mix: str) -> bytes:
     """Equal for equal values and shapes."""
     digest = hashlib.sha256(mix.encode())
-    for x in (*p.weights, *(x for x in p if not isinstance(x, Weights))):
+    sets = [x for x in p if isinstance(x, Weights)]
+    for x in (*chain(*sets), *(x for x in p if not isinstance(x, Weights))):
         digest.update(str(None if x is None else x.shape).encode())
         if x is not None:
             digest.update(x.detach().cpu().contiguous().numpy().tobytes())

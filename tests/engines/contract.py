@@ -13,7 +13,6 @@ import torch
 from helpers import Problem, Size, problem, reference_results, relative_errors, with_gradients
 from torch import Tensor
 
-from mmixer_kernels import reference
 from mmixer_kernels.engines import get, native_of
 from mmixer_kernels.functional import mcu, mcu_cell, mcu_group
 from mmixer_kernels.problem import Cotangents, Keep, Need, Weights
@@ -44,13 +43,20 @@ class Options(NamedTuple):
     layer_norm: bool
     lengths: bool
     hx: bool
+    without_context: bool = False
 
     def words(self) -> list[str]:
         """The mix, and the names of what there is."""
         return [self.mix, *(name for name, x in self._asdict().items() if x is True)]
 
-    def problem(self, size: Size, dtype: torch.dtype) -> Problem:
-        p = problem(size, layer_norm=self.layer_norm, lengths=self.lengths, dtype=dtype)
+    def problem(self, size: Size, dtype: torch.dtype, bidirectional: bool = False) -> Problem:
+        p = problem(
+            size._replace(context=0) if self.without_context else size,
+            layer_norm=self.layer_norm,
+            lengths=self.lengths,
+            bidirectional=bidirectional,
+            dtype=dtype,
+        )
         return p if self.hx else p._replace(hx=None)
 
 
@@ -61,8 +67,10 @@ OPTIONS = [
     Options("concat", True, True, False),
     Options("concat", False, False, False),
     Options("concat", False, True, True),
+    Options("gated", True, True, True, without_context=True),
+    Options("gated", False, False, False, without_context=True),
 ]
-"""Each pair of values, and what users have most."""
+"""Each pair of values, and what users have most; a call without context does not read mix."""
 
 
 def eager(device: str, dtype: torch.dtype, mix: str = "gated") -> Callable[..., Any]:
@@ -71,7 +79,7 @@ def eager(device: str, dtype: torch.dtype, mix: str = "gated") -> Callable[..., 
 
     def function(*operands: Any) -> tuple[Tensor, Tensor]:
         with torch.autocast(device, dtype) if narrow else nullcontext():
-            return reference.mcu(*operands, mix=mix)
+            return helpers.run_reference(*operands, mix=mix)
 
     return function
 
@@ -174,6 +182,12 @@ class Contract:
             self.check(options.problem(size, precision.dtype), precision, options.mix)
 
     @in_every_precision
+    def test_error_of_both_directions(self, precision: Precision, options: Options) -> None:
+        """The second runs from each sample's own last step."""
+        p = options.problem(self.SIZE, precision.dtype, bidirectional=True)
+        self.check(p, precision, options.mix)
+
+    @in_every_precision
     def test_error_is_no_larger_than_eager_pytorch(self, precision: Precision) -> None:
         """The bound has no floor, but where eager PyTorch computes in more precision than the
         engine: it is the truth in float64, and on a CPU its float32 is float32 whatever is asked
@@ -257,14 +271,19 @@ class Contract:
 
     @pytest.mark.parametrize("mix", ["gated", "concat"])
     def test_recompute_gives_the_same_bits(self, precision: Precision, mix: str) -> None:
-        p = problem(self.SIZE, lengths=True, dtype=precision.dtype)
-        equal(self.results(p, mix, recompute=True), self.results(p, mix))
+        keywords = {"lengths": True, "dtype": precision.dtype}
+        for p in (
+            problem(self.SIZE, **keywords),
+            problem(self.SIZE._replace(context=0), bidirectional=True, **keywords),
+        ):
+            equal(self.results(p, mix, recompute=True), self.results(p, mix))
 
     def test_strided_and_expanded_operands(self, precision: Precision) -> None:
-        p = problem(self.SIZE, dtype=precision.dtype)
-        self.check(p, precision, batch_first=True)
-        self.check(p.strided(), precision)
-        self.check(p.expanded(), precision)
+        for bidirectional in (False, True):
+            p = problem(self.SIZE, bidirectional=bidirectional, dtype=precision.dtype)
+            self.check(p, precision, batch_first=True)
+            self.check(p.strided(), precision)
+            self.check(p.expanded(), precision)
 
     def test_a_sample_ends_at_its_length(self, precision: Precision) -> None:
         """Nothing past it is read, the output there is 0, and h_n is the last valid step."""
@@ -347,8 +366,9 @@ class Contract:
         for a, b in zip(first, second, strict=True):
             assert torch.equal(a, b)
 
-    def test_only_what_is_needed_is_computed(self, precision: Precision) -> None:
-        call, cotangents = self.call_of(2, precision)
+    @pytest.mark.parametrize("has_context", [True, False])
+    def test_only_what_is_needed_is_computed(self, precision: Precision, has_context: bool) -> None:
+        call, cotangents = self.call_of(2, precision, has_context)
         engine = get(self.ENGINE)
         keep: Keep = "gates"
         with torch.no_grad():
@@ -366,22 +386,27 @@ class Contract:
                     for a, b in zip(ours, theirs, strict=True):
                         assert torch.equal(a, b), need
 
-    def call_of(self, groups: int, precision: Precision) -> tuple[Call, Cotangents]:
+    def call_of(
+        self, groups: int, precision: Precision, has_context: bool
+    ) -> tuple[Call, Cotangents]:
         """A call of so many weight sets as the engine takes it."""
         T, B, f, c, H = self.SIZE
-        sizes = [Size(T, B, f + g, c - g, H) for g in range(groups)]
+        sizes = [Size(T, B, f + g, (c - g) * has_context, H) for g in range(groups)]
         problems = [problem(size, dtype=precision.dtype).on(self.DEVICE) for size in sizes]
         call = Call(
             [p.input for p in problems],
-            [p.context for p in problems],
+            [p.context for p in problems if p.context is not None],
             [p.weights for p in problems],
             torch.stack([p.hx for p in problems if p.hx is not None]),
         )
         output = torch.stack([p.grad_output for p in problems])
         return call, Cotangents(output, torch.stack([p.grad_h_n for p in problems]))
 
-    def test_the_saved_size_is_what_forward_saves(self, precision: Precision) -> None:
-        call, _ = self.call_of(3, precision)
+    @pytest.mark.parametrize("has_context", [True, False])
+    def test_the_saved_size_is_what_forward_saves(
+        self, precision: Precision, has_context: bool
+    ) -> None:
+        call, _ = self.call_of(3, precision, has_context)
         engine = get(self.ENGINE)
         keeps: tuple[Keep, ...] = ("nothing", "states", "gates")
         with torch.no_grad():

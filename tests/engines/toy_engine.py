@@ -14,7 +14,16 @@ import torch
 from torch import Tensor
 
 from mmixer_kernels.engines.protocol import EngineState
-from mmixer_kernels.problem import GATES, Cotangents, Gradients, Keep, Need, Problem, Weights
+from mmixer_kernels.problem import (
+    GATES,
+    Cotangents,
+    Gradients,
+    Keep,
+    Need,
+    Problem,
+    Weights,
+    gates,
+)
 
 NAME = "toy"
 DEVICES = ("cpu",)
@@ -41,11 +50,12 @@ def forward(problem: Problem, keep: Keep) -> tuple[Tensor, Tensor, Tensor]:
         unit = _Unit(problem, g)
         f_tilde, _ = unit.prologue(np.where(valid, unit.input, 0))
         h = unit.hx
-        for t in range(steps):
+        for t in unit.order:
             h_next, _ = unit.step(f_tilde[t], h)
             h = every[t] = np.where(valid[t], h_next, h)
     output = torch.where(torch.from_numpy(valid), states, 0.0).to(problem.dtype)
-    h_n = states[:, -1].to(problem.dtype, copy=True)
+    last = [0 if reverse else -1 for reverse in problem.directions]
+    h_n = torch.stack([x[t] for x, t in zip(states, last, strict=True)]).to(problem.dtype)
     return output, h_n, states.flatten() if keep != "nothing" else states.new_empty(0)
 
 
@@ -61,12 +71,14 @@ def backward(
         f_tilde, through_prologue = unit.prologue(np.where(valid, unit.input, 0))
         d_output, dh = _array(grad_output[g], problem), _array(grad_h_n[g], problem)
         d_f_tilde = np.empty_like(f_tilde)
-        for t in reversed(range(len(f_tilde))):
-            _, through_step = unit.step(f_tilde[t], states[g, t - 1] if t else unit.hx)
+        for t, last in zip(unit.order[::-1], [*unit.order[-2::-1], None], strict=True):
+            before = unit.hx if last is None else states[g, last]
+            _, through_step = unit.step(f_tilde[t], before)
             d_f_tilde[t], before = through_step(np.where(valid[t], dh + d_output[t], 0))
             dh = before + np.where(valid[t], 0, dh)
         d_input, d_context = through_prologue(d_f_tilde)
-        gradients.contexts.append(_like(problem.contexts[g], d_context))
+        if problem.has_context:
+            gradients.contexts.append(_like(problem.contexts[g], d_context))
         gradients.hx[g] = torch.from_numpy(dh)
         if need.input:
             gradients.inputs.append(_like(problem.inputs[g], d_input))
@@ -82,9 +94,11 @@ class _Unit:
     """One weight set with its sequence, in the compute dtype, and its weights' gradients."""
 
     def __init__(self, problem: Problem, g: int) -> None:
-        _, _, batch, hidden = problem.sizes
+        _, steps, batch, hidden = problem.sizes
+        self.order = range(steps)[:: -1 if problem.directions[g] else 1]
         self.input = _array(problem.inputs[g], problem)
-        self.context = _array(problem.contexts[g], problem)
+        self.rows = gates(problem.has_context)
+        self.context = _array(problem.contexts[g], problem) if problem.has_context else None
         self.weights = problem.weights[g].map(lambda weight: _array(weight, problem))
         self.grads = self.weights.map(np.zeros_like)
         state = problem.states[g]
@@ -100,7 +114,7 @@ class _Unit:
         a = x @ weight.T
         y, through_norm = a, lambda dy: dy
         if self.weights.norm_weight is not None:
-            y, through_norm = self.norm(a, index)
+            y, through_norm = self.norm(a, self.rows.index(gate))
 
         def backward(dy: Array) -> Array:
             da = through_norm(dy)
@@ -126,10 +140,13 @@ class _Unit:
         return normal * scale + self.weights.norm_bias[row], backward
 
     def prologue(self, f: Array) -> Value:
-        """Equations 7-10: f_tilde of all steps."""
+        """Equations 7-10: f_tilde of all steps, which is f_bar without context."""
         a_f, through_f = self.product(f, "f")
+        f_bar = np.tanh(a_f)
+        if self.context is None:
+            return f_bar, lambda d: (through_f(d * (1 - f_bar**2)), None)
         a_g, through_g = self.product(self.context, "g")
-        f_bar, g_bar = np.tanh(a_f), np.tanh(a_g)
+        g_bar = np.tanh(a_g)
         joint = np.concatenate([f_bar, np.broadcast_to(g_bar, f_bar.shape)], -1)
         mixed, through_s = self.product(joint, "s")
         s = _sigmoid(mixed)
