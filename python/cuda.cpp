@@ -36,9 +36,9 @@ struct Cuda {
   static int64_t backward_workspace_size(const Problem& p, const Options& o, bool need_weights) {
     return cuda::backward_workspace_size(p, *o.plan.value, need_weights);
   }
-  static void forward(const Problem& p, const Options& o, void* output, void* h_n, void* saved,
+  static void forward(const Problem& p, const Options& o, const Results& results, void* saved,
                       void* workspace) {
-    cuda::forward(p, *o.plan.value, output, h_n, saved, workspace, o.stream);
+    cuda::forward(p, *o.plan.value, results.output, results.h_n, saved, workspace, o.stream);
   }
   static void backward(const Problem& p, const Options& o, const Cotangents& cotangents,
                        const void* saved, const GroupGradient* gradients, void* grad_hx,

@@ -37,9 +37,9 @@ struct Cpu {
   static int64_t backward_workspace_size(const Problem& p, const Options&, bool need_weights) {
     return bytes(cpu::backward_workspace_size(p, need_weights), p);
   }
-  static void forward(const Problem& p, const Options& o, void* output, void* h_n, void* saved,
+  static void forward(const Problem& p, const Options& o, const Results& results, void* saved,
                       void* workspace) {
-    cpu::forward(with(p, o), output, h_n, saved, workspace);
+    cpu::forward(with(p, o), results, saved, workspace);
   }
   static void backward(const Problem& p, const Options& o, const Cotangents& cotangents,
                        const void* saved, const GroupGradient* gradients, void* grad_hx,

@@ -89,12 +89,13 @@ py::object forward(const Forward<Engine>& c) {
     saved = new_empty(like, p.dtype == compute_dtype(p) ? nullptr : float32, Engine::saved_size(p));
   }
   const py::object workspace = new_bytes(like, Engine::forward_workspace_size(p, c));
-  void *const to_output = address(output), *const to_h_n = address(h_n),
-              *const to_saved = saved.is_none() ? nullptr : address(saved),
-              *const scratch = address(workspace);
+  const int64_t step = p.batch * p.hidden;
+  const mmixer::Results results{address(output), p.steps * step, step, p.hidden, address(h_n)};
+  void *const to_saved = saved.is_none() ? nullptr : address(saved), *const scratch =
+                                                                         address(workspace);
   {
     const py::gil_scoped_release release;
-    Engine::forward(p, c, to_output, to_h_n, to_saved, scratch);
+    Engine::forward(p, c, results, to_saved, scratch);
   }
   if (form.batch_first) swap_steps_and_samples(output, form.layout == Layout::group);
   if (form.layout == Layout::step) h_n = py::none();

@@ -25,7 +25,7 @@ void read_team(const float* memory, int64_t size, int64_t rounds, int threads) {
   run_team(threads, body);
 }
 
-double recurrence_seconds(const Problem& p, float* output, float* workspace) {
+double recurrence_seconds(const Problem& p, const Results& results, float* workspace) {
   using Clock = std::chrono::steady_clock;
   const Schedule schedule(p.steps, p.batch, p.lengths);
   const Saved<float> saved(nullptr, p);
@@ -34,7 +34,7 @@ double recurrence_seconds(const Problem& p, float* output, float* workspace) {
   auto body = [&](Member& member) {
     forward_begin(member, p, schedule, buffers);
     const auto start = Clock::now();
-    forward_steps(member, p, schedule, buffers, saved, output);
+    forward_steps(member, p, schedule, buffers, saved, results);
     if (member.index() == 0) seconds = std::chrono::duration<double>(Clock::now() - start).count();
   };
   run_team(team_size(p), body);

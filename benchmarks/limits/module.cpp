@@ -26,12 +26,14 @@ double recurrence_seconds(const RecurrenceSeconds& c) {
   const from_python::Items tensors(c.tensors.ptr());
   const OwnProblem own = from_python::problem(from_python::Form(c.call), tensors);
   Problem problem = own.problem();
+  const int64_t step = problem.batch * problem.hidden;
+  const Results results{c.output, problem.steps * step, step, problem.hidden, nullptr};
   problem.threads = c.threads;
   const py::object workspace =
       passes::new_bytes(tensors[0], cpu::forward_workspace_size(problem) * int64_t(sizeof(float)));
   float* const scratch = static_cast<float*>(passes::address(workspace));
   const py::gil_scoped_release release;
-  return limits().recurrence_seconds(problem, c.output, scratch);
+  return limits().recurrence_seconds(problem, results, scratch);
 }
 
 }  // namespace

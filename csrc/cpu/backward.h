@@ -62,11 +62,12 @@ struct Backward {
   T r_std(Gate gate, int64_t g, int64_t row) const { return saved.r_std[gate](g, 0)[row]; }
 
   // Null where the gradient is zero.
-  const T* grad_output(int64_t g, int64_t t, int64_t sample) const {
+  const T* grad_output(int64_t g, int64_t t, int64_t rank) const {
     const Cotangents& o = cotangents;
     if (!o.grad_output) return nullptr;
     return static_cast<const T*>(o.grad_output) + g * o.grad_output_stride_group +
-           t * o.grad_output_stride_step + sample * o.grad_output_stride_sample;
+           schedule.step(t, rank, p.group[g].reverse) * o.grad_output_stride_step +
+           schedule.sample[rank] * o.grad_output_stride_sample;
   }
   const T* grad_h_n(int64_t g, int64_t sample) const {
     const Cotangents& o = cotangents;
@@ -82,8 +83,9 @@ struct Backward {
 
   // dy becomes da, in place.
   void through_norm(Gate gate, T* dy, int64_t g, int64_t row, int64_t rank) const {
+    const int norm = norm_row(gate, p.has_context);
     normalize_backward(b.norms(g, gate), dy, x_hat(gate, g, row), r_std(gate, g, row),
-                       b.norm_gradient(g, rank, gate, 0), b.norm_gradient(g, rank, gate, 1),
+                       b.norm_gradient(g, rank, norm, 0), b.norm_gradient(g, rank, norm, 1),
                        p.hidden);
   }
 
@@ -164,15 +166,35 @@ struct Backward {
       T* h = b.h_0(g, rank);
       for (int64_t j = 0; j < H; j += lanes<T>)
         store(h + j, h_0 ? load(h_0 + j, H - j) : Vector<T>{});
-      for (int gate = 0; gate < gates; gate++)
-        for (int which : {0, 1})
-          std::fill_n(b.norm_gradient(g, rank, Gate(gate), which), b.norm_grad.width, T(0));
+      const int64_t norms = norm_rows(p.has_context);
+      std::fill_n(b.norm_gradient(g, rank, 0, 0), norms * 2 * b.norm_grad.width, T(0));
       std::fill_n(b.dh(g, rank), b.dh.width, T(0));
+      if (!p.has_context) continue;
       std::fill_n(b.dg(g, rank), b.dg.width, T(0));
       std::fill_n(b.da_s_sum(g, rank), b.da_s_sum.width, T(0));
     }
     member.barrier();
     if (again) compute_gates_again(member);
+    if (p.has_context)
+      prepare_mix(member);
+    else
+      prepare_f_bar(member);
+    member.barrier();
+  }
+
+  void prepare_f_bar(const Member& member) const {
+    const int64_t rows = schedule.rows();
+    for (int64_t i = member.begin(p.groups * rows); i < member.end(p.groups * rows); i++) {
+      const int64_t g = i / rows, row = i % rows;
+      const Norm<T> norm = b.norms(g, gate_f);
+      const T* x = x_hat(gate_f, g, row);
+      T* f_bar = b.f_bar(g, row);
+      for (int64_t j = 0; j < p.hidden; j += lanes<T>) store(f_bar + j, tanh(norm(x, j)));
+    }
+  }
+
+  void prepare_mix(Member& member) const {
+    const int64_t H = p.hidden;
     for (int64_t i = member.begin(p.groups * p.batch); i < member.end(p.groups * p.batch); i++) {
       const int64_t g = i / p.batch, rank = i % p.batch;
       const Norm<T> norm = b.norms(g, gate_g);
@@ -199,7 +221,6 @@ struct Backward {
         }
       }
     }
-    member.barrier();
   }
 
   void recurrence(Member& member, const Slice* slices, int64_t count) const {
@@ -229,11 +250,10 @@ struct Backward {
     for (int64_t t = p.steps - 1; t >= 0; t--) {
       each_active(member, slices, count, schedule, t, [&](int64_t g, int64_t rank) {
         const int64_t row = schedule.first_row[t] + rank;
-        const int64_t sample = schedule.sample[rank];
         const bool is_last = rank >= schedule.active(t + 1);
         if (!is_last) finish_step(t + 1, g, rank);
-        const T* d_out = grad_output(g, t, sample);
-        const T* d_last = grad_h_n(g, sample);
+        const T* d_out = grad_output(g, t, rank);
+        const T* d_last = grad_h_n(g, schedule.sample[rank]);
         const T *x_z = x_hat(gate_z, g, row), *x_h = x_hat(gate_h, g, row);
         const T *x_r = x_hat(gate_r, g, row), *h = h_before(g, t, rank);
         const Norm<T> norm_r = b.norms(g, gate_r), norm_z = b.norms(g, gate_z),
@@ -276,15 +296,12 @@ struct Backward {
     });
   }
 
-  // Computes da_s, da_f, da_g and the gradients of input and context from df_tilde.
-  void mix(Member& member) const {
+  // Computes df_bar, dg_bar and da_s from df_tilde; ends with a barrier.
+  void unmix(Member& member) const {
     const int64_t H = p.hidden;
     const int64_t states = p.groups * p.batch, rows = schedule.rows();
 
     for (int64_t g = 0; g < p.groups; g++) {
-      const int64_t D = p.group[g].input_size, C = p.group[g].context_size;
-      if (gradient[g].input) pack(member, g, gate_f, 0, D, D, b.weight_f);
-      if (gradient[g].context) pack(member, g, gate_g, 0, C, C, b.weight_g);
       pack(member, g, gate_s, 0, 2 * H, H, b.weight_sf);
       pack(member, g, gate_s, H, 2 * H, H, b.weight_sg);
     }
@@ -322,6 +339,19 @@ struct Backward {
           H, [&](int64_t rank) { return b.dg(g, rank); }, true);
     }
     member.barrier();
+  }
+
+  // Computes da_f, da_g and the gradients of input and context; df_tilde is df_bar without context.
+  void mix(Member& member) const {
+    const int64_t H = p.hidden;
+    const int64_t states = p.groups * p.batch, rows = schedule.rows();
+
+    for (int64_t g = 0; g < p.groups; g++) {
+      const int64_t D = p.group[g].input_size, C = p.group[g].context_size;
+      if (gradient[g].input) pack(member, g, gate_f, 0, D, D, b.weight_f);
+      if (gradient[g].context) pack(member, g, gate_g, 0, C, C, b.weight_g);
+    }
+    if (p.has_context) unmix(member);
     for (int64_t i = member.begin(states); i < member.end(states); i++) {
       const int64_t g = i / p.batch, rank = i % p.batch;
       const auto project = [&](Gate gate, const T* bar, T* d, int64_t row) {
@@ -333,7 +363,7 @@ struct Backward {
         const int64_t row = schedule.first_row[t] + rank;
         project(gate_f, b.f_bar(g, row), b.df(g, row), row);
       }
-      project(gate_g, b.g_bar(g, rank), b.dg(g, rank), rank);
+      if (p.has_context) project(gate_g, b.g_bar(g, rank), b.dg(g, rank), rank);
     }
     member.barrier();
     for (int64_t g = 0; g < p.groups; g++) {
@@ -343,8 +373,9 @@ struct Backward {
         gemm<T>(
             member, [&](int64_t row) { return b.df(g, row); }, 1, rows, b.weight_f(g), D, H,
             [&](int64_t row) {
-              const int64_t sample = schedule.sample[schedule.rank_of_row(row)];
-              return d_input + (schedule.step_of_row[row] * p.batch + sample) * D;
+              const int64_t rank = schedule.rank_of_row(row);
+              const int64_t step = schedule.step(schedule.step_of_row[row], rank, group.reverse);
+              return d_input + (step * p.batch + schedule.sample[rank]) * D;
             });
         for (int64_t rank = member.begin(p.batch); rank < member.end(p.batch); rank++)
           for (int64_t t = schedule.length[rank]; t < p.steps; t++)
@@ -381,11 +412,9 @@ struct Backward {
         return [f = b.f_bar(g, row)](int64_t j) { return load(f + j); };
       };
       const auto input = [&](int64_t row) {
-        const int64_t sample = schedule.sample[schedule.rank_of_row(row)];
-        return [x = static_cast<const T*>(group.input) +
-                    schedule.step_of_row[row] * group.input_stride_step +
-                    sample * group.input_stride_sample,
-                D = group.input_size](int64_t j) { return load(x + j, D - j); };
+        return [x = input_row<T>(group, schedule, row), D = group.input_size](int64_t j) {
+          return load(x + j, D - j);
+        };
       };
       const auto context = [&](int64_t rank) {
         return [x = static_cast<const T*>(group.context) +
@@ -404,17 +433,20 @@ struct Backward {
       gradient_of(gate_r, 0, H, b.da_r, rows, u, H);
       gradient_of(gate_z, 0, H, b.da_z, rows, u, H);
       gradient_of(gate_h, 0, H, b.da_h, rows, v, H);
-      gradient_of(gate_s, 0, 2 * H, b.da_s, rows, f_bar, H);
-      gradient_of(gate_s, H, 2 * H, b.da_s_sum, p.batch, g_bar, H);
       gradient_of(gate_f, 0, group.input_size, b.df, rows, input, group.input_size);
-      gradient_of(gate_g, 0, group.context_size, b.dg, p.batch, context, group.context_size);
+      if (p.has_context) {
+        gradient_of(gate_s, 0, 2 * H, b.da_s, rows, f_bar, H);
+        gradient_of(gate_s, H, 2 * H, b.da_s_sum, p.batch, g_bar, H);
+        gradient_of(gate_g, 0, group.context_size, b.dg, p.batch, context, group.context_size);
+      }
       if (!b.norms.enabled) continue;
-      for (int64_t i = member.begin(gates * 2); i < member.end(gates * 2); i++) {
+      const int64_t norms = norm_rows(p.has_context) * 2;
+      for (int64_t i = member.begin(norms); i < member.end(norms); i++) {
         T* target = static_cast<T*>(i % 2 ? grad.norm_bias : grad.norm_weight) + i / 2 * H;
         for (int64_t j = 0; j < H; j += lanes<T>) {
           Vector<T> total{};
           for (int64_t rank = 0; rank < p.batch; rank++)
-            total += load(b.norm_gradient(g, rank, Gate(i / 2), int(i % 2)) + j);
+            total += load(b.norm_gradient(g, rank, i / 2, int(i % 2)) + j);
           store(target + j, total, H - j);
         }
       }

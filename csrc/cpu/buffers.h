@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <initializer_list>
 #include <optional>
 
 #include "gemm.h"
@@ -59,7 +60,7 @@ struct Table {
 
 // Forward's values that backward needs: the states, x_hat of each gate (without LayerNorm the
 // pre-activation) and the norms' 1 / standard deviation. These are six tables of T x B rows and one
-// of B.
+// of B; without context five of T x B.
 template <class T>
 struct Saved {
   Table<T> x_hat[gates], h;
@@ -72,6 +73,7 @@ struct Saved {
   }
   void take_gates(Arena<T>& arena, const Problem& p) {
     for (int gate = 0; gate < gates; gate++) {
+      if (!has_gate(gate, p.has_context)) continue;
       const int64_t rows = gate == gate_g ? p.batch : p.steps * p.batch;
       x_hat[gate] = Table<T>(arena, p.groups, rows, p.hidden);
       r_std[gate] = Table<T>(arena, p.groups, 1, rows);
@@ -112,33 +114,36 @@ void with_stored(Dtype dtype, const void* operand, Body body) {
 template <class T>
 struct Norms {
   Table<T> scale, shift;
-  bool enabled;
+  bool enabled, has_context;
 
   Norms(Arena<T>& arena, const Problem& p)
-      : scale(arena, p.groups, gates, p.hidden),
-        shift(arena, p.groups, gates, p.hidden),
-        enabled(p.group && p.group[0].norm_weight) {}
+      : scale(arena, p.groups, norm_rows(p.has_context), p.hidden),
+        shift(arena, p.groups, norm_rows(p.has_context), p.hidden),
+        enabled(p.group && p.group[0].norm_weight),
+        has_context(p.has_context) {}
 
   Norm<T> operator()(int64_t group, Gate gate) const {
-    return {scale(group, gate), shift(group, gate), enabled};
+    const int row = norm_row(gate, has_context);
+    return {scale(group, row), shift(group, row), enabled};
   }
 
   void fill(const Member& member, const Problem& p) const {
-    for (int64_t i = member.begin(p.groups * gates); i < member.end(p.groups * gates); i++) {
-      const int64_t g = i / gates, gate = i % gates;
+    for (int64_t i = member.begin(p.groups * scale.rows); i < member.end(p.groups * scale.rows);
+         i++) {
+      const int64_t g = i / scale.rows, row = i % scale.rows;
       if (enabled) {
-        const int64_t first = gate * p.hidden;
+        const int64_t first = row * p.hidden;
         const auto widen = [&](const void* norm, T* target) {
           with_stored<T>(p.norm_dtype, norm, [&](const auto* values) {
             for (int64_t j = 0; j < p.hidden; j += lanes<T>)
               store(target + j, load(values + first + j, p.hidden - j));
           });
         };
-        widen(p.group[g].norm_weight, scale(g, gate));
-        widen(p.group[g].norm_bias, shift(g, gate));
+        widen(p.group[g].norm_weight, scale(g, row));
+        widen(p.group[g].norm_bias, shift(g, row));
       } else {
-        std::fill_n(scale(g, gate), p.hidden, T(1));
-        std::fill_n(shift(g, gate), p.hidden, T(0));
+        std::fill_n(scale(g, row), p.hidden, T(1));
+        std::fill_n(shift(g, row), p.hidden, T(0));
       }
     }
   }
@@ -170,7 +175,7 @@ struct ForwardBuffers {
   Norms<T> norms;
   Panels<T> weight_f, weight_s, weight_r, weight_z, weight_h;  // none for a single step
   Table<T> f_tilde;                                            // per row: f_bar, then f_tilde
-  Table<T> g_bar, s_g;    // per rank; s_g = W_s's context half times g_bar
+  Table<T> g_bar, s_g;    // per rank, with context; s_g = W_s's context half times g_bar
   Table<T> h, u, v, z;    // per rank: state, f_tilde + h, r h + f_tilde, update gate
   Table<T> x_hat[gates];  // kept, or scratch: per row for f and s, else per rank
   Table<T> r_std[gates];  // empty unless x_hat is kept
@@ -183,7 +188,7 @@ struct ForwardBuffers {
     if (p.steps > 1) {
       const auto mix = [&](Arena<T>& phase) {
         weight_f = Panels<T>(phase, p, widest_input(p), p.hidden);
-        weight_s = Panels<T>(phase, p, p.hidden, p.hidden);
+        if (p.has_context) weight_s = Panels<T>(phase, p, p.hidden, p.hidden);
       };
       const auto recurrence = [&](Arena<T>& phase) {
         for (Panels<T>* panels : {&weight_r, &weight_z, &weight_h})
@@ -192,16 +197,22 @@ struct ForwardBuffers {
       arena.share(mix, recurrence);
     }
     f_tilde = Table<T>(arena, p.groups, all, p.hidden);
-    for (Table<T>* table : {&g_bar, &s_g, &h, &u, &v, &z})
-      *table = Table<T>(arena, p.groups, p.batch, p.hidden);
+    for (Table<T>* table : {&h, &u, &v, &z}) *table = Table<T>(arena, p.groups, p.batch, p.hidden);
+    if (p.has_context)
+      for (Table<T>* table : {&g_bar, &s_g}) *table = Table<T>(arena, p.groups, p.batch, p.hidden);
     if (keep) {
       for (int gate = 0; gate < gates; gate++) {
         x_hat[gate] = saved.x_hat[gate];
         r_std[gate] = saved.r_std[gate];
       }
     } else {
-      x_hat[gate_f] = x_hat[gate_s] = Table<T>(arena, p.groups, all, p.hidden);
-      for (Gate gate : {gate_g, gate_r, gate_z, gate_h})
+      // f_bar takes the place of its x_hat, unless that of s follows it there.
+      x_hat[gate_f] = p.has_context ? Table<T>(arena, p.groups, all, p.hidden) : f_tilde;
+      if (p.has_context) {
+        x_hat[gate_s] = x_hat[gate_f];
+        x_hat[gate_g] = Table<T>(arena, p.groups, p.batch, p.hidden);
+      }
+      for (Gate gate : {gate_r, gate_z, gate_h})
         x_hat[gate] = Table<T>(arena, p.groups, p.batch, p.hidden);
     }
   }
@@ -222,26 +233,29 @@ struct BackwardBuffers {
   Arena<T> arena;
   Norms<T> norms;
   Panels<T> weight_f, weight_g, weight_sf, weight_sg, weight_r, weight_z, weight_h;
-  Table<T> f_bar, f_tilde;              // per row
+  Table<T> f_bar, f_tilde;              // per row; one without context
   Table<T> da_r, da_z, da_h;            // per row
-  Table<T> da_s;                        // per row: s, then da_s
+  Table<T> da_s;                        // per row, with context: s, then da_s
   Table<T> df;                          // per row: df_tilde, df_bar, then da_f
-  Table<T> dg, da_s_sum;                // per rank: dg_bar, then da_g; sum over t of da_s
-  Table<T> g_bar, h_0, dh, r, dv, du;   // per rank
-  Table<T> norm_grad;                   // per rank: 6 gates x (scale, shift)
+  Table<T> h_0, dh, r, dv, du;          // per rank
+  Table<T> g_bar;                       // per rank, with context
+  Table<T> dg, da_s_sum;                // also: dg_bar, then da_g; sum over t of da_s
+  Table<T> norm_grad;                   // per rank: the norms' rows x (scale, shift)
   T *left = nullptr, *right = nullptr;  // packed operands of a weight gradient
 
   BackwardBuffers(Arena<T> memory, const Problem& p, bool need_weights)
       : arena(memory), norms(arena, p) {
     const int64_t all = p.steps * p.batch, input = widest_input(p);
     int64_t context = 0;
-    for (int64_t g = 0; g < p.groups; g++) context = std::max(context, p.group[g].context_size);
+    for (int64_t g = 0; g < p.groups && p.has_context; g++)
+      context = std::max(context, p.group[g].context_size);
     const auto recurrence = [&](Arena<T>& phase) {
       for (Panels<T>* panels : {&weight_r, &weight_z, &weight_h})
         *panels = Panels<T>(phase, p, p.hidden, p.hidden);
     };
     const auto mix = [&](Arena<T>& phase) {
       weight_f = Panels<T>(phase, p, p.hidden, input);
+      if (!p.has_context) return;
       weight_g = Panels<T>(phase, p, p.hidden, context);
       weight_sf = Panels<T>(phase, p, p.hidden, p.hidden);
       weight_sg = Panels<T>(phase, p, p.hidden, p.hidden);
@@ -253,14 +267,21 @@ struct BackwardBuffers {
       right = phase.take(panels_size<T>(rows, std::max({p.hidden, input, context})));
     };
     arena.share(recurrence, mix, weights);
-    for (Table<T>* table : {&f_bar, &f_tilde, &da_r, &da_z, &da_h, &da_s, &df})
-      *table = Table<T>(arena, p.groups, all, p.hidden);
-    for (Table<T>* table : {&dg, &da_s_sum, &g_bar, &h_0, &dh, &r, &dv, &du})
-      *table = Table<T>(arena, p.groups, p.batch, p.hidden);
-    norm_grad = Table<T>(arena, p.groups, p.batch * gates * 2, p.hidden);
+    const auto take = [&](std::initializer_list<Table<T>*> tables, int64_t rows) {
+      for (Table<T>* table : tables) *table = Table<T>(arena, p.groups, rows, p.hidden);
+    };
+    take({&f_tilde, &da_r, &da_z, &da_h, &df}, all);
+    take({&h_0, &dh, &r, &dv, &du}, p.batch);
+    f_bar = f_tilde;
+    if (p.has_context) {
+      take({&f_bar, &da_s}, all);
+      take({&g_bar, &dg, &da_s_sum}, p.batch);
+    }
+    take({&norm_grad}, p.batch * norms.scale.rows * 2);
   }
-  T* norm_gradient(int64_t group, int64_t rank, Gate gate, int which) const {
-    return norm_grad(group, (rank * gates + gate) * 2 + which);
+  // Of a row of the norms; which is 0 for scale and 1 for shift.
+  T* norm_gradient(int64_t group, int64_t rank, int64_t row, int which) const {
+    return norm_grad(group, (rank * norms.scale.rows + row) * 2 + which);
   }
 };
 

@@ -57,7 +57,7 @@ const Engine& engine(const Problem& p) {
 const Engine& engine_with_groups(const Problem& p) {
   const Engine& found = engine(p);
   for (int64_t g = 0; g < p.groups; g++)
-    require(p.group[g].input_size > 0 && p.group[g].context_size > 0,
+    require(p.group[g].input_size > 0 && (!p.has_context || p.group[g].context_size > 0),
             "input_size and context_size must be positive");
   for (int64_t b = 0; p.lengths && b < p.batch; b++)
     require(p.lengths[b] >= 1 && p.lengths[b] <= p.steps, "lengths must be in 1..T");
@@ -78,8 +78,8 @@ int64_t backward_workspace_size(const Problem& p, bool need_weights) {
   return engine_with_groups(p).backward_workspace_size(p, need_weights);
 }
 
-void forward(const Problem& p, void* output, void* h_n, void* saved, void* workspace) {
-  engine_with_groups(p).forward(p, Schedule(p.steps, p.batch, p.lengths), output, h_n, saved,
+void forward(const Problem& p, const Results& results, void* saved, void* workspace) {
+  engine_with_groups(p).forward(p, Schedule(p.steps, p.batch, p.lengths), results, saved,
                                 workspace);
 }
 

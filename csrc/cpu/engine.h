@@ -23,9 +23,9 @@ int64_t saved_size(const Problem& problem);
 int64_t forward_workspace_size(const Problem& problem);
 int64_t backward_workspace_size(const Problem& problem, bool need_weights);
 
-// Writes output [G, T, B, H] and h_n [G, B, H], contiguous, which may be one where T is 1; saved is
-// null where Problem::keep is nothing.
-void forward(const Problem& problem, void* output, void* h_n, void* saved, void* workspace);
+// Writes the results, whose output and h_n may be one where T is 1; saved is null where
+// Problem::keep is nothing.
+void forward(const Problem& problem, const Results& results, void* saved, void* workspace);
 
 // Writes gradient [G] and, unless it is null, grad_hx [G, B, H], contiguous.
 void backward(const Problem& problem, const Cotangents& cotangents, const void* saved,

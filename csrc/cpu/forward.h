@@ -123,13 +123,36 @@ void pack(const Member& member, const Problem& p, Gate gate, const Panels<T>& pa
 template <class T>
 void pack_mix(const Member& member, const Problem& p, const ForwardBuffers<T>& b) {
   pack(member, p, gate_f, b.weight_f);
-  pack(member, p, gate_s, b.weight_s);
+  if (p.has_context) pack(member, p, gate_s, b.weight_s);
+}
+
+template <class T>
+void pack_recurrence(const Member& member, const Problem& p, const ForwardBuffers<T>& b) {
+  pack(member, p, gate_r, b.weight_r);
+  pack(member, p, gate_z, b.weight_z);
+  pack(member, p, gate_h, b.weight_h);
+}
+
+// The input of a row of the schedule.
+template <class T>
+const T* input_row(const Group& group, const Schedule& schedule, int64_t row) {
+  const int64_t rank = schedule.rank_of_row(row);
+  const int64_t step = schedule.step(schedule.step_of_row[row], rank, group.reverse);
+  return static_cast<const T*>(group.input) + step * group.input_stride_step +
+         schedule.sample[rank] * group.input_stride_sample;
+}
+
+// A sample's row of output at a step.
+template <class T>
+T* output_row(const Results& results, int64_t g, int64_t t, int64_t sample) {
+  return static_cast<T*>(results.output) + g * results.output_stride_group +
+         t * results.output_stride_step + sample * results.output_stride_sample;
 }
 
 template <class T>
 void forward_recurrence(Member& member, const Problem& p, const Schedule& schedule,
                         const ForwardBuffers<T>& b, const Saved<T>& saved, const Slice* slices,
-                        int64_t count, T* output) {
+                        int64_t count, const Results& results) {
   const int64_t H = p.hidden;
   for (int64_t t = 0; t < p.steps; t++) {
     const int64_t first = schedule.first_row[t];
@@ -186,7 +209,8 @@ void forward_recurrence(Member& member, const Problem& p, const Schedule& schedu
       const T* z = b.z(g, rank);
       T *h = b.h(g, rank), *u = b.u(g, rank);
       T* h_saved = p.keep == Keep::nothing ? nullptr : saved.h(g, first + rank);
-      T* out = output + ((g * p.steps + t) * p.batch + schedule.sample[rank]) * H;
+      const int64_t step = schedule.step(t, rank, p.group[g].reverse);
+      T* out = output_row<T>(results, g, step, schedule.sample[rank]);
       for (int64_t j = 0; j < H; j += lanes<T>) {
         const Vector<T> h_tilde = tanh(norm(found.normalize(x_h, j), j));       // Eq. 14
         const Vector<T> next = interpolate(load(z + j), h_tilde, load(h + j));  // Eq. 13
@@ -201,8 +225,8 @@ void forward_recurrence(Member& member, const Problem& p, const Schedule& schedu
   }
 }
 
-// Computes f_bar, g_bar, s and f_tilde of every row (Eq. 7-10), and packs the recurrence's weights;
-// ends with a barrier.
+// Computes f_bar, g_bar, s and f_tilde of every row (Eq. 7-10; without context Eq. 7 alone), and
+// packs the recurrence's weights; ends with a barrier.
 template <class T>
 void forward_mix(Member& member, const Problem& p, const Schedule& schedule,
                  const ForwardBuffers<T>& b) {
@@ -221,14 +245,10 @@ void forward_mix(Member& member, const Problem& p, const Schedule& schedule,
   for (int64_t g = 0; g < p.groups; g++) {
     const Group& group = p.group[g];
     project<T>(
-        member, p,
-        [&](int64_t row) {
-          return static_cast<const T*>(group.input) +
-                 schedule.step_of_row[row] * group.input_stride_step +
-                 schedule.sample[schedule.rank_of_row(row)] * group.input_stride_sample;
-        },
-        rows, group.weight[gate_f], group.input_size, group.input_size, b.weight_f(g),
+        member, p, [&](int64_t row) { return input_row<T>(group, schedule, row); }, rows,
+        group.weight[gate_f], group.input_size, group.input_size, b.weight_f(g),
         [&](int64_t row) { return b.x_hat[gate_f](g, row); });
+    if (!p.has_context) continue;
     project<T>(
         member, p,
         [&](int64_t rank) {
@@ -239,7 +259,12 @@ void forward_mix(Member& member, const Problem& p, const Schedule& schedule,
         [&](int64_t rank) { return b.x_hat[gate_g](g, rank); });
   }
   member.barrier();
-  activate(gate_f, b.f_tilde, rows);   // Eq. 7
+  activate(gate_f, b.f_tilde, rows);  // Eq. 7
+  if (!p.has_context) {
+    pack_recurrence(member, p, b);
+    member.barrier();
+    return;
+  }
   activate(gate_g, b.g_bar, p.batch);  // Eq. 8
   member.barrier();
   for (int64_t g = 0; g < p.groups; g++) {
@@ -254,9 +279,7 @@ void forward_mix(Member& member, const Problem& p, const Schedule& schedule,
     });
   }
   member.barrier();
-  pack(member, p, gate_r, b.weight_r);
-  pack(member, p, gate_z, b.weight_z);
-  pack(member, p, gate_h, b.weight_h);
+  pack_recurrence(member, p, b);
   const auto of_s = [&](int64_t i) {
     const int64_t g = i / rows, row = i % rows;
     T* x = b.x_hat[gate_s](g, row);
@@ -308,26 +331,26 @@ void forward_begin(Member& member, const Problem& p, const Schedule& schedule,
 // Runs the recurrence of all groups and samples; ends with a barrier.
 template <class T>
 void forward_steps(Member& member, const Problem& p, const Schedule& schedule,
-                   const ForwardBuffers<T>& b, const Saved<T>& saved, T* output) {
+                   const ForwardBuffers<T>& b, const Saved<T>& saved, const Results& results) {
   share_samples(member, p, [&](Member& team, const Slice* slices, int64_t count) {
-    forward_recurrence(team, p, schedule, b, saved, slices, count, output);
+    forward_recurrence(team, p, schedule, b, saved, slices, count, results);
   });
   member.barrier();
 }
 
 template <class T>
 void forward_team(Member& member, const Problem& p, const Schedule& schedule,
-                  const ForwardBuffers<T>& b, const Saved<T>& saved, T* output, T* h_n) {
+                  const ForwardBuffers<T>& b, const Saved<T>& saved, const Results& results) {
   const int64_t H = p.hidden, states = p.groups * p.batch;
   forward_begin(member, p, schedule, b);
-  forward_steps(member, p, schedule, b, saved, output);
+  forward_steps(member, p, schedule, b, saved, results);
   if (p.keep != Keep::nothing) saved.clear_rest(member, p.groups, schedule.rows(), H);
   for (int64_t i = member.begin(states); i < member.end(states); i++) {
     const int64_t g = i / p.batch, rank = i % p.batch, sample = schedule.sample[rank];
-    for (int64_t j = 0; j < H; j += lanes<T>)
-      store(h_n + (g * p.batch + sample) * H + j, load(b.h(g, rank) + j), H - j);
+    T* h_n = static_cast<T*>(results.h_n) + (g * p.batch + sample) * H;
+    for (int64_t j = 0; j < H; j += lanes<T>) store(h_n + j, load(b.h(g, rank) + j), H - j);
     for (int64_t t = schedule.length[rank]; t < p.steps; t++)
-      std::fill_n(output + ((g * p.steps + t) * p.batch + sample) * H, H, T(0));
+      std::fill_n(output_row<T>(results, g, t, sample), H, T(0));
   }
 }
 

@@ -22,14 +22,11 @@ int64_t backward_workspace_size(const Problem& p, bool need_weights) {
 }
 
 template <class T>
-void forward(const Problem& p, const Schedule& schedule, void* output, void* h_n,
-             void* saved_memory, void* workspace) {
+void forward(const Problem& p, const Schedule& schedule, const Results& results, void* saved_memory,
+             void* workspace) {
   const Saved<T> saved(static_cast<T*>(saved_memory), p);
   const ForwardBuffers<T> buffers(Arena<T>(static_cast<T*>(workspace)), p, saved);
-  auto body = [&](Member& member) {
-    forward_team(member, p, schedule, buffers, saved, static_cast<T*>(output),
-                 static_cast<T*>(h_n));
-  };
+  auto body = [&](Member& member) { forward_team(member, p, schedule, buffers, saved, results); };
   run_team(team_size(p), body);
 }
 

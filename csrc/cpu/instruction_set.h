@@ -11,8 +11,7 @@ struct Engine {
   int64_t (*saved_size)(const Problem&);
   int64_t (*forward_workspace_size)(const Problem&);
   int64_t (*backward_workspace_size)(const Problem&, bool need_weights);
-  void (*forward)(const Problem&, const Schedule&, void* output, void* h_n, void* saved,
-                  void* workspace);
+  void (*forward)(const Problem&, const Schedule&, const Results&, void* saved, void* workspace);
   void (*backward)(const Problem&, const Schedule&, const Cotangents&, const void* saved,
                    const GroupGradient*, void* grad_hx, void* workspace);
 };

@@ -7,7 +7,8 @@
 namespace mmixer::cpu {
 
 // Samples are ranked by length, longest first, so that those active at a step are a prefix. Row
-// `first_row[t] + rank` is (step t, sample[rank]); past a sample's length there is no row.
+// `first_row[t] + rank` is the t-th step of sample[rank] that is computed; past a sample's length
+// there is no row.
 struct Schedule {
   Schedule(int64_t steps, int64_t batch, const int64_t* lengths);
 
@@ -16,6 +17,11 @@ struct Schedule {
   // The number of samples active at step t; 0 at t = T.
   int64_t active(int64_t t) const {
     return t < int64_t(first_row.size()) - 1 ? first_row[t + 1] - first_row[t] : 0;
+  }
+
+  // Where the t-th step that is computed stands in the caller's tensors.
+  int64_t step(int64_t t, int64_t rank, bool reverse) const {
+    return reverse ? length[rank] - 1 - t : t;
   }
 
   std::vector<int64_t> sample;     // [B], of each rank

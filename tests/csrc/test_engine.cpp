@@ -36,7 +36,7 @@ std::string text_of(double x) {
   return text;
 }
 
-// A group's tensors in the order of Group and GroupGradient; the norms' rows have that of weights.
+// A group's tensors in the order of Group and GroupGradient.
 constexpr int input = 0, context = 1, weight_f = 2, weight_g = 3, weight_s = 4, weight_r = 5;
 constexpr int weight_z = 6, weight_h = 7, norm_weight = 8, norm_bias = 9, tensors = 10;
 
@@ -58,14 +58,16 @@ struct Case {
   int64_t groups, steps, batch, hidden;
   unsigned flags;
   bool concat = flags & 1, layer_norm = flags & 2, has_lengths = flags & 4, has_hx = flags & 8;
-  bool strided = flags & 16;
+  bool strided = flags & 16, has_context = !(flags & 64);
   std::vector<int64_t> lengths;
-  std::vector<Values> operands;  // the tensors of each group (norms may be empty), then hx
+  // The tensors of each group, empty where the form has none, then hx.
+  std::vector<Values> operands;
   Values grad_output, grad_h_n;
 
   int64_t input_size(int64_t g) const { return std::array{6, 17, 131}[(g + batch) % 3]; }
   int64_t context_size(int64_t g) const { return std::array{33, 2, 9}[(g + batch) % 3]; }
   int64_t length(int64_t b) const { return has_lengths ? lengths[b] : steps; }
+  bool reverse(int64_t g) const { return flags >> (7 + g) & 1; }
   const Values& of(int64_t g, int tensor) const { return operands[g * tensors + tensor]; }
 
   Case(int64_t groups, int64_t steps, int64_t batch, int64_t hidden, unsigned flags)
@@ -83,11 +85,14 @@ struct Case {
     for (int64_t g = 0; g < groups; g++) {
       const int64_t D = input_size(g), C = context_size(g);
       operands.push_back(draw(steps * batch * D, 0, 1.7));
-      operands.push_back(draw(batch * C, 0, 1.7));
-      for (int64_t columns : {D, C, 2 * H, H, H, H})
-        operands.push_back(draw(H * columns, 0, 1.7 / std::sqrt(columns)));
-      operands.push_back(draw(layer_norm ? 6 * H : 0, 1, 0.3));
-      operands.push_back(draw(layer_norm ? 6 * H : 0, 0, 0.3));
+      operands.push_back(draw(has_context ? batch * C : 0, 0, 1.7));
+      const int64_t columns[] = {D, C, 2 * H, H, H, H};
+      for (int gate = 0; gate < gates; gate++)
+        operands.push_back(draw(has_gate(gate, has_context) ? H * columns[gate] : 0, 0,
+                                1.7 / std::sqrt(columns[gate])));
+      const int64_t norms = layer_norm ? norm_rows(has_context) * H : 0;
+      operands.push_back(draw(norms, 1, 0.3));
+      operands.push_back(draw(norms, 0, 0.3));
     }
     operands.push_back(draw(groups * batch * H, 0, has_hx ? 1 : 0));
     grad_output = draw(groups * steps * batch * H, 0, 1);
@@ -102,10 +107,12 @@ struct Case {
   }
 
   std::string text() const {
+    std::string directions;
+    for (int64_t g = 0; g < groups; g++) directions += reverse(g) ? '<' : '>';
     return "G" + std::to_string(groups) + " T" + std::to_string(steps) + " B" +
            std::to_string(batch) + " H" + std::to_string(hidden) + (concat ? " concat" : "") +
            (layer_norm ? " norm" : "") + (has_lengths ? " lengths" : "") + (has_hx ? " hx" : "") +
-           (strided ? " strided" : "");
+           (strided ? " strided" : "") + (has_context ? " context " : " ") + directions;
   }
 };
 
@@ -133,12 +140,27 @@ struct Placed {
                   memory.data() + i / (b * c) * stride[0] + i / c % b * stride[1] +
                       i % c * stride[2]);
   }
+
+  // The values of memory that is written, in order; checks that what lies between rows is not.
+  std::vector<T> read(int64_t a, int64_t b, int64_t c, const std::string& what) const {
+    std::vector<T> values, rest = memory;
+    const int64_t size =
+        int64_t(memory.size()) - (a - 1) * stride[0] - (b - 1) * stride[1] - (c - 1) * stride[2];
+    for (int64_t i = 0; i < a * b * c; i++) {
+      const int64_t first = i / (b * c) * stride[0] + i / c % b * stride[1] + i % c * stride[2];
+      values.insert(values.end(), memory.data() + first, memory.data() + first + size);
+      std::fill_n(rest.data() + first, size, T(nan));
+    }
+    check(std::all_of(rest.begin(), rest.end(), [](T x) { return std::isnan(x); }),
+          what + ": memory between the rows of output is written");
+    return values;
+  }
 };
 
 // output, h_n, the gradients in the order of Case::operands (empty where not wanted), and what
 // forward saved (empty with recompute, which saves less).
 template <class T>
-using Results = std::vector<std::vector<T>>;
+using Tensors = std::vector<std::vector<T>>;
 
 template <class T>
 bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
@@ -147,7 +169,7 @@ bool same_bits(const std::vector<T>& a, const std::vector<T>& b) {
 }
 
 template <class T>
-Results<T> run(const Case& c, const Options& options) {
+Tensors<T> run(const Case& c, const Options& options) {
   const int64_t G = c.groups, B = c.batch, H = c.hidden;
   std::vector<Placed<T>> placed;
   std::vector<std::vector<T>> stored;
@@ -165,6 +187,7 @@ Results<T> run(const Case& c, const Options& options) {
   constexpr Dtype dtype = sizeof(T) == sizeof(float) ? Dtype::float32 : Dtype::float64;
   Problem p{};
   p.groups = G, p.steps = c.steps, p.batch = B, p.hidden = H;
+  p.has_context = c.has_context;
   p.mix = c.concat ? Mix::concat : Mix::gated;
   p.dtype = dtype;
   p.weight_dtype = options.bfloat16 ? Dtype::bfloat16 : dtype;
@@ -180,10 +203,13 @@ Results<T> run(const Case& c, const Options& options) {
     group.input = in.memory.data();
     group.input_stride_step = in.stride[1], group.input_stride_sample = in.stride[2];
     group.input_size = c.input_size(g);
-    const Placed<T>& context_rows = place(c.of(g, context), 1, 1);
-    group.context = context_rows.memory.data();
-    group.context_stride_sample = context_rows.stride[2];
-    group.context_size = c.context_size(g);
+    group.reverse = c.reverse(g);
+    if (c.has_context) {
+      const Placed<T>& context_rows = place(c.of(g, context), 1, 1);
+      group.context = context_rows.memory.data();
+      group.context_stride_sample = context_rows.stride[2];
+      group.context_size = c.context_size(g);
+    }
     const bool bfloat16_norms = p.norm_dtype == Dtype::bfloat16;
     for (int gate = 0; gate < gates; gate++)
       group.weight[gate] = store(c.of(g, weight_f + gate), options.bfloat16);
@@ -196,11 +222,15 @@ Results<T> run(const Case& c, const Options& options) {
     p.hx = hx.memory.data(), p.hx_stride_group = hx.stride[0], p.hx_stride_sample = hx.stride[2];
 
   const auto fresh = [](int64_t size) { return std::vector<T>(size, T(nan)); };
-  Results<T> results{fresh(G * c.steps * B * H), fresh(G * B * H)};
+  Tensors<T> results{{}, fresh(G * B * H)};
   std::vector<T> saved = fresh(saved_size(p));
   std::vector<T> workspace = fresh(forward_workspace_size(p));
-  forward(p, results[0].data(), results[1].data(), options.backward ? saved.data() : nullptr,
-          workspace.data());
+  Placed<T> output(Values(G * c.steps * B * H, nan), G, c.steps, B, c.strided);
+  forward(p,
+          {output.memory.data(), output.stride[0], output.stride[1], output.stride[2],
+           results[1].data()},
+          options.backward ? saved.data() : nullptr, workspace.data());
+  results[0] = output.read(G, c.steps, B, c.text());
   if (!options.backward) return results;
 
   std::vector<GroupGradient> gradients(G);
@@ -235,10 +265,11 @@ Results<T> run(const Case& c, const Options& options) {
   return results;
 }
 
-// Output and h_n by equations 7-14, as in mmixer_kernels/reference.py.
-Results<double> reference(const Case& c) {
+// Output and h_n by equations 7-14, as in mmixer_kernels/reference.py; a group that runs in reverse
+// begins with each sample's last step.
+Tensors<double> reference(const Case& c) {
   const int64_t H = c.hidden;
-  Results<double> results{Values(c.grad_output.size(), 0), Values(c.grad_h_n.size())};
+  Tensors<double> results{Values(c.grad_output.size(), 0), Values(c.grad_h_n.size())};
   for (int64_t g = 0; g < c.groups; g++)
     for (int64_t b = 0; b < c.batch; b++) {
       const auto row = [](const Values& x, int64_t number, int64_t size) {
@@ -254,8 +285,9 @@ Results<double> reference(const Case& c) {
         double mean = 0, variance = 0;
         for (double value : y) mean += value / H;
         for (double value : y) variance += (value - mean) * (value - mean) / H;
-        const Values scale = row(c.of(g, norm_weight), weight - weight_f, H);
-        const Values shift = row(c.of(g, norm_bias), weight - weight_f, H);
+        const int64_t norm = norm_row(weight - weight_f, c.has_context);
+        const Values scale = row(c.of(g, norm_weight), norm, H);
+        const Values shift = row(c.of(g, norm_bias), norm, H);
         for (int64_t j = 0; j < H; j++)
           y[j] = (y[j] - mean) / std::sqrt(variance + eps) * scale[j] + shift[j];
         return y;
@@ -265,18 +297,25 @@ Results<double> reference(const Case& c) {
         for (size_t j = 0; j < z.size(); j++) z[j] += y[j];
         return z;
       };
+      const auto squash = [](Values x) {
+        for (double& value : x) value = std::tanh(value);
+        return x;
+      };
       const auto sigmoid = [](double x) { return 1 / (1 + std::exp(-x)); };
       const auto mix = [](double gate, double x, double y) { return gate * x + (1 - gate) * y; };
       Values h = row(c.operands.back(), g * c.batch + b, H);
-      Values g_bar = project(weight_g, row(c.of(g, context), b, c.context_size(g)));
-      for (double& x : g_bar) x = std::tanh(x);
-      for (int64_t t = 0; t < c.length(b); t++) {
-        Values joint = project(weight_f, row(c.of(g, input), t * c.batch + b, c.input_size(g)));
-        for (double& x : joint) x = std::tanh(x);
+      const auto mixed = [&](Values joint) {
+        const Values g_bar = squash(project(weight_g, row(c.of(g, context), b, c.context_size(g))));
         joint.insert(joint.end(), g_bar.begin(), g_bar.end());
         Values f = project(weight_s, joint);
         for (int64_t j = 0; j < H; j++)
           if (!c.concat) f[j] = mix(sigmoid(f[j]), joint[j], g_bar[j]);
+        return f;
+      };
+      for (int64_t i = 0; i < c.length(b); i++) {
+        const int64_t t = c.reverse(g) ? c.length(b) - 1 - i : i;
+        Values f = squash(project(weight_f, row(c.of(g, input), t * c.batch + b, c.input_size(g))));
+        if (c.has_context) f = mixed(f);
         const Values r = project(weight_r, sum(f, h)), z = project(weight_z, sum(f, h));
         Values v = f;
         for (int64_t j = 0; j < H; j++) v[j] += sigmoid(r[j]) * h[j];
@@ -292,7 +331,7 @@ Results<double> reference(const Case& c) {
 // Checks that errors are below `bound` times the result's largest value; leaves out what forward
 // saved.
 template <class A>
-void check_close(const Results<A>& a, const Results<double>& b, double bound,
+void check_close(const Tensors<A>& a, const Tensors<double>& b, double bound,
                  const std::string& what) {
   for (size_t i = 0; i < std::min(a.size(), b.size() - 1); i++) {
     double error = 0, largest = 0.1;
@@ -305,7 +344,7 @@ void check_close(const Results<A>& a, const Results<double>& b, double bound,
   }
 }
 
-double functional(const Case& c, const Results<double>& results) {
+double functional(const Case& c, const Tensors<double>& results) {
   double sum = 0;
   for (size_t i = 0; i < c.grad_output.size(); i++)
     if (!std::isnan(c.grad_output[i])) sum += c.grad_output[i] * results[0][i];
@@ -314,7 +353,7 @@ double functional(const Case& c, const Results<double>& results) {
 }
 
 // Compares the gradient with the slope along a random direction of all operands.
-void check_gradient(const Case& c, const Results<double>& results, const std::string& what) {
+void check_gradient(const Case& c, const Tensors<double>& results, const std::string& what) {
   constexpr double step = 1e-6;
   Options forward_only;
   forward_only.backward = false;
@@ -339,10 +378,10 @@ void check_gradient(const Case& c, const Results<double>& results, const std::st
 
 // Returns the results of one thread, and checks that other options give the same bits.
 template <class T>
-Results<T> check_options(const Case& c, bool bfloat16, const std::string& what) {
+Tensors<T> check_options(const Case& c, bool bfloat16, const std::string& what) {
   Options options;
   options.bfloat16 = bfloat16;
-  const Results<T> alone = run<T>(c, options);
+  const Tensors<T> alone = run<T>(c, options);
   for (const std::vector<T>& values : alone)
     check(std::all_of(values.begin(), values.end(), [](T x) { return std::isfinite(x); }),
           what + ": not all results are finite");
@@ -351,7 +390,7 @@ Results<T> check_options(const Case& c, bool bfloat16, const std::string& what) 
     options.recompute = variant == 1 || variant == 2 || variant == 4;
     options.need_input = variant < 2 || variant == 4;
     options.need_weights = variant < 3;
-    const Results<T> other = run<T>(c, options);
+    const Tensors<T> other = run<T>(c, options);
     for (size_t i = 0; i < alone.size(); i++)
       check(other[i].empty() || same_bits(other[i], alone[i]),
             what + ": result " + std::to_string(i) + " differs with " +
@@ -365,14 +404,14 @@ Results<T> check_options(const Case& c, bool bfloat16, const std::string& what) 
 
 void check_calls_at_once(const Case& c, const std::string& what) {
   Options options;
-  const Results<float> expected = run<float>(c, options);
+  const Tensors<float> expected = run<float>(c, options);
   options.threads = 2;
-  Results<float> results[2];
+  Tensors<float> results[2];
   std::vector<std::thread> threads;
-  for (Results<float>& result : results)
+  for (Tensors<float>& result : results)
     threads.emplace_back([&] { result = run<float>(c, options); });
   for (std::thread& thread : threads) thread.join();
-  for (const Results<float>& result : results)
+  for (const Tensors<float>& result : results)
     for (size_t i = 0; i < expected.size(); i++)
       check(same_bits(result[i], expected[i]), what + ": calls at once differ");
 }
@@ -391,7 +430,9 @@ int main() {
         const unsigned flags = random();
         cases.emplace_back(flags & 32 ? 1 : 3, T, B, H, flags);
       }
-  cases.emplace_back(1, 41, 13, 5, 2 | 16);  // more rows than a weight gradient packs at a time
+  // These have more rows than a weight gradient packs at a time.
+  cases.emplace_back(1, 41, 13, 5, 2 | 16);
+  cases.emplace_back(1, 41, 13, 5, 2 | 4 | 64 | 128);
   const size_t first_team = cases.size();
   // These are large enough for teams of two and of four. Each member takes samples of its own where
   // there are 32, eight at a time, and where there are 13, four at a time in the team of four.
@@ -399,13 +440,17 @@ int main() {
   cases.emplace_back(3, 3, 13, 61, 1 | 4);
   cases.emplace_back(1, 2, 32, 65, 2 | 8);
   cases.emplace_back(1, 1, 5, 170, 2 | 16);
+  // Both directions, each by a member of its own in the team of two.
+  cases.emplace_back(2, 3, 4, 105, 2 | 4 | 8 | 64 | 256);
+  cases.emplace_back(2, 3, 13, 61, 4 | 16 | 64 | 256);
+  cases.emplace_back(2, 2, 32, 65, 2 | 256);
   for (size_t number = 0; number < cases.size(); number++) {
     const Case& c = cases[number];
-    const Results<double> truth = reference(c);
+    const Tensors<double> truth = reference(c);
     for (const std::string& set : instruction_sets()) {
       use_instruction_set(set);
       const std::string what = set + " " + c.text();
-      const Results<double> exact = check_options<double>(c, false, what + " double");
+      const Tensors<double> exact = check_options<double>(c, false, what + " double");
       check_close(truth, exact, 1e-13, what + " double");
       check_gradient(c, exact, what);
       for (bool bfloat16 : {false, true}) {
