@@ -71,8 +71,9 @@ Kernel recurrence_forward(Path path, int samples) {
     std::vector<uint64_t> packets(B / variant.samples * plan(variant, H, false).packets / 8,
                                   ~uint64_t(0));
     ForwardArguments a{};
-    a.weights = weights.data(), a.input_gates = input.data(), a.norms = norms.data();
+    a.weights = weights.data(), a.input_gates = input.data(), a.norms = {norms.data(), true};
     a.hx = hx.data(), a.output = output.x.data(), a.h_n = h_n.x.data();
+    a.output_stride = {0, B * H, H}, a.first_reverse = 1;
     a.states = states.x.data(), a.packets = packets.data();
     a.G = 1, a.T = T, a.B = B, a.H = H, a.eps = 1e-5f;
     recurrence(variant, B / variant.samples, a, false, nullptr);
@@ -93,7 +94,8 @@ Kernel recurrence_backward(Path path, int samples) {
                                   ~uint64_t(0));
     BackwardArguments a{};
     a.weights = weights.data(), a.x_hat = x_hat.data(), a.projected = projected.data();
-    a.r_std = r_std.data(), a.norms = norms.data(), a.states = states.data();
+    a.r_std = r_std.data(), a.norms = {norms.data(), true}, a.states = states.data();
+    a.first_reverse = 1;
     a.grad_output = grad_output.data(), a.grad_output_stride = {0, B * H, H};
     a.grad_h_n = grad_h_n.data(), a.grad_h_n_stride_sample = H, a.grad_gates = da.x.data();
     a.grad_f_tilde = f_tilde.x.data(), a.grad_hx = hx.x.data(), a.grad_norm = norm.x.data();
@@ -130,6 +132,7 @@ Kernel prepare_weights() {
         prepare_arguments(weights.data(), hidden * hidden * sizeof(float), Dtype::float32, hidden);
     a.norm[0][0] = norms.data(), a.norm[0][1] = norms.data() + 6 * hidden;
     a.matrices = matrices.x.data(), a.split_weights = terms.data(), a.norms = out_norms.x.data();
+    a.has_context = true;
     a.Hp = padded, a.terms = 2;
     prepare(a, nullptr);
     a = prepare_arguments(doubles.data(), many * many * sizeof(double), Dtype::float64, many);
@@ -148,9 +151,9 @@ Kernel row_wise() {
           norms = random_floats(12 * hidden)] {
     Output da(count * hidden), norm(2 * 2 * hidden);
     NormTanhBackwardArguments a{};
-    a.G = 1, a.H = hidden, a.norms = norms.data(), a.eps = 1e-5;
-    a.part[0] = {{count, 2}, gate_f, a_f.data(), grad.data(), nullptr, da.x.data(), norm.x.data()};
-    a.part[1] = {{1, 0}, gate_g, nullptr, nullptr, nullptr, nullptr, nullptr};
+    a.G = 1, a.H = hidden, a.norms = {norms.data(), true}, a.eps = 1e-5;
+    a.part[0] = {{count, 2, 1, 1}, gate_f,      a_f.data(),   grad.data(),
+                 nullptr,          da.x.data(), norm.x.data()};
     norm_tanh_backward(a, nullptr);
     Bits bits;
     da.append_to(bits);
