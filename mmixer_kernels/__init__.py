@@ -5,6 +5,7 @@ from . import onnx as onnx
 from .engines import EngineState, engines
 from .modules import FusedMCU, FusedMCUCell
 from .network import MMixer, StreamClassifiers
+from .stack import FusedMCUStack
 from .streaming import CellStream
 from .version import __version__ as __version__
 
@@ -13,6 +14,7 @@ __all__ = [
     "EngineState",
     "FusedMCU",
     "FusedMCUCell",
+    "FusedMCUStack",
     "MMixer",
     "StreamClassifiers",
     "engines",

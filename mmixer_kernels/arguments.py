@@ -77,11 +77,7 @@ class Layout(NamedTuple):
             if context.ndim != dims:
                 raise ValueError(f"context must be {expected}, but has shape {list(context.shape)}")
         if hx is not None:
-            check_tensor("hx", hx)
-            if hx.ndim != dims + 1 or hx.shape[0] != states:
-                expected = "B, H]" if self.batched else "H] for unbatched input"
-                expected = f"[{states}, {expected}"
-                raise ValueError(f"hx must be {expected}, but has shape {list(hx.shape)}")
+            self.check_states(hx, states)
         if isinstance(input, PackedSequence):
             if lengths is not None:
                 raise ValueError("lengths must be None when input is a PackedSequence")
@@ -107,6 +103,14 @@ class Layout(NamedTuple):
             context = None if context is None else context.unsqueeze(0)
             return input.unsqueeze(1), context, hx, None
         return input.transpose(0, 1) if self.batch_first else input, context, hx, lengths
+
+    def check_states(self, hx: Tensor, states: int) -> None:
+        """ValueError unless hx is `[states, B, H]`, or `[states, H]` unbatched; TypeError where it
+        is no tensor."""
+        check_tensor("hx", hx)
+        if hx.ndim != (3 if self.batched else 2) or hx.shape[0] != states:
+            expected = f"[{states}, B, H]" if self.batched else f"[{states}, H] for unbatched input"
+            raise ValueError(f"hx must be {expected}, but has shape {list(hx.shape)}")
 
     def restore(self, output: Tensor, h_n: Tensor) -> tuple[Tensor | PackedSequence, Tensor]:
         """Output `[T, B, D]` and h_n `[states, B, H]` in the caller's layout."""
@@ -342,8 +346,8 @@ def _check_set(
             )
     if weights.has_context and context is None:
         raise TypeError(
-            f"{named('context')} must be a Tensor, [B, context_size], beside weights that have "
-            "weight_g, but is None: give one, or make the unit with context_size=0"
+            f"{named('context')} must be a Tensor, but is a NoneType: give one, [B, context_size], "
+            "or make the unit with context_size=0"
         )
     if context is not None and not weights.has_context:
         raise ValueError(
@@ -403,18 +407,18 @@ def check_lengths(lengths: Tensor, steps: int, batch: int, input: Tensor) -> Non
         raise ValueError(
             f"lengths must be on input's device, {input.device}, but is on {lengths.device}"
         )
-    if (
-        lengths.device.type != "cpu"
-        or batch == 0
-        or torch.compiler.is_compiling()
-        or _is_wrapped(lengths)
-    ):
+    if lengths.device.type != "cpu" or batch == 0 or not can_look_at(lengths):
         return
     if int(lengths.min()) < 1 or int(lengths.max()) > steps:
         raise ValueError(
             f"lengths must be in 1..{steps} (T), but has values from {int(lengths.min())} "
             f"to {int(lengths.max())}"
         )
+
+
+def can_look_at(tensor: Tensor) -> bool:
+    """Whether the tensor has values to look at: it has not in torch.compile and transforms."""
+    return not (tensor.is_meta or torch.compiler.is_compiling() or _is_wrapped(tensor))
 
 
 def check_memory(call: Problem | Step, tensors: Sequence[Tensor]) -> None:

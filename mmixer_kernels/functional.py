@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import NoReturn
 
+import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import handle_torch_function, has_torch_function
@@ -18,7 +19,7 @@ from . import arguments, autocast, ops, plain
 from .engines import choose
 from .problem import Layout, Problem, Step, Weights
 
-__all__ = ["Weights", "mcu", "mcu_cell", "mcu_group"]
+__all__ = ["Weights", "mask_to_lengths", "mcu", "mcu_cell", "mcu_group"]
 
 
 def mcu(
@@ -248,6 +249,46 @@ def mcu_cell(
     step = autocast.cast(Step(input, context, weights, hx, mix, eps), input.device.type)
     arguments.check_step(step)
     return ops.run_step(step, choose(engine, step.input))
+
+
+def mask_to_lengths(mask: Tensor) -> Tensor:
+    """The `lengths` of a padded batch, of the mask that other libraries take.
+
+    Args:
+        mask: bool `[B, T]`, True where a sample has a step: on its first steps, at least one.
+
+    Returns:
+        lengths, int64 `[B]`, on the mask's device.
+
+    Raises:
+        ValueError: another shape, a sample without a step, or one with a hole or with padding on
+        its left. TypeError: another dtype, or what is no tensor.
+
+    The values are looked at, for which a GPU is waited for; torch.compile and transforms of
+    torch.func, which cannot look, take the mask as it is.
+
+    >>> mask_to_lengths(torch.tensor([[True, True, False], [True, False, False]]))
+    tensor([2, 1])
+    """
+    arguments.check_tensor("mask", mask)
+    if mask.dtype != torch.bool:
+        name = str(mask.dtype).removeprefix("torch.")
+        raise TypeError(f"mask must be bool, but is {name}: convert it with .bool()")
+    if mask.ndim != 2:
+        raise ValueError(f"mask must be [B, T], but has shape {list(mask.shape)}")
+    lengths = mask.sum(1)
+    if arguments.can_look_at(mask):
+        steps = torch.arange(mask.shape[1], device=mask.device)
+        wrong = ((steps < lengths[:, None]) != mask).any(1) | (lengths == 0)
+        if bool(wrong.any()):
+            sample = int(wrong.nonzero()[0])
+            row = mask[sample].nonzero().squeeze(1).tolist()
+            raise ValueError(
+                "mask must be True on each sample's first steps, one at least, and False on the "
+                f"rest, but that of sample {sample} is True at the steps {row}: move its steps to "
+                "the front, or leave the sample out"
+            )
+    return lengths
 
 
 def _refuse_weights(name: str, weights: object) -> NoReturn:

@@ -118,10 +118,6 @@ class FusedMCU(MCU):
             recompute=self.recompute,
         )
 
-    def flatten_parameters(self) -> None:
-        """Does nothing: the engines take the parameters where they lie. `nn.GRU`, which lays its
-        own out for cuDNN, has this method, so that programs call it on any recurrent layer."""
-
     def extra_repr(self) -> str:
         """The sizes, and the options that are not at their defaults."""
         text = super().extra_repr()

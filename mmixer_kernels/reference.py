@@ -7,21 +7,17 @@ engines), `MCU` the module.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from . import arguments
 from .problem import Problem, Weights, compute_dtype, gates
-
-INITS = ("uniform", "orthogonal")
-_FIELDS = Weights._fields
-_RECURRENT = ("weight_r", "weight_z", "weight_h")
+from .unit import Unit
 
 
 def mcu(
@@ -276,7 +272,7 @@ def mcu_backward(
     return grad_input, grad_context, grads.to_dtypes_of(weights), dh.to(dtype)
 
 
-class MCU(nn.Module):
+class MCU(Unit):
     """Multi-modal Contextualization Unit (Eq. 7-14) with `nn.GRU`'s conventions, in plain PyTorch.
 
     Args:
@@ -309,10 +305,6 @@ class MCU(nn.Module):
     weight_h: Tensor
     norm_weight: Tensor | None
     norm_bias: Tensor | None
-    num_layers = 1
-    """As in `nn.GRU`, whose users ask for it."""
-    bidirectional = False
-    bias = False
 
     def __init__(
         self,
@@ -328,41 +320,23 @@ class MCU(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        sizes = {
-            "input_size": input_size,
-            "context_size": context_size,
-            "hidden_size": hidden_size,
-        }
-        arguments.check_sizes(sizes)
-        arguments.check_options(mix, eps)
-        arguments.check_choice("init", init, INITS)
-        arguments.check_bool("layer_norm", layer_norm)
-        arguments.check_bool("batch_first", batch_first)
-        if dtype is not None:
-            arguments.check_dtype("dtype", dtype)
-        self.input_size, self.context_size, self.hidden_size = sizes.values()
-        self.layer_norm, self.mix, self.batch_first, self.eps = layer_norm, mix, batch_first, eps
-        self.init = init
-        for name, shape in shapes(input_size, context_size, hidden_size, layer_norm).items():
-            parameter = None
-            if shape is not None:
-                parameter = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-            self.register_parameter(name, parameter)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draws new weights, as `init` says, and resets the norms to 1 and 0."""
-        for name, parameter in self.named_parameters(recurse=False):
-            initialize(name, parameter, self.init)
+        super().__init__(
+            input_size,
+            context_size,
+            hidden_size,
+            {"": input_size},
+            layer_norm=layer_norm,
+            mix=mix,
+            batch_first=batch_first,
+            eps=eps,
+            init=init,
+            device=device,
+            dtype=dtype,
+        )
 
     def weights(self) -> Weights:
         """The parameters as one weight set."""
-        # nn.Module's attribute access costs as much as a small step's products, eight times.
-        parameters = self._parameters
-        if tuple(parameters) == _FIELDS:
-            return Weights._make(parameters.values())
-        return Weights(*(getattr(self, name) for name in Weights._fields))
+        return Weights._make(self._fields())  # type: ignore[arg-type]
 
     def forward(
         self,
@@ -397,61 +371,6 @@ class MCU(nn.Module):
         arguments.check(problem)
         output, h_n = mcu_group(problem)
         return layout.restore(output.squeeze(0), h_n)
-
-    def __prepare_scriptable__(self) -> NoReturn:
-        """Raises the TypeError that `torch.jit.script`, which asks for this, ends with."""
-        raise TypeError(
-            f"{type(self).__name__} cannot be scripted: use torch.jit.trace, torch.export or "
-            "torch.compile"
-        )
-
-    def extra_repr(self) -> str:
-        """The sizes, and the options that are not at their defaults."""
-        text = f"{self.input_size}, {self.context_size}, {self.hidden_size}"
-        defaults = {
-            "layer_norm": True,
-            "mix": "gated",
-            "batch_first": False,
-            "eps": 1e-5,
-            "init": "uniform",
-        }
-        for name, default in defaults.items():
-            if getattr(self, name) != default:
-                text += f", {name}={getattr(self, name)!r}"
-        return text
-
-
-def shapes(
-    input_size: int, context_size: int, hidden_size: int, layer_norm: bool
-) -> dict[str, tuple[int, int] | None]:
-    """The shape of each field of a weight set, None for what is not there."""
-    has_context = context_size > 0
-    square = hidden_size, hidden_size
-    norm = (len(gates(has_context)), hidden_size) if layer_norm else None
-    return {
-        "weight_f": (hidden_size, input_size),
-        "weight_g": (hidden_size, context_size) if has_context else None,
-        "weight_s": (hidden_size, 2 * hidden_size) if has_context else None,
-        "weight_r": square,
-        "weight_z": square,
-        "weight_h": square,
-        "norm_weight": norm,
-        "norm_bias": norm,
-    }
-
-
-def initialize(name: str, parameter: Tensor, init: str) -> None:
-    """Draws the field `name` of a weight set: weights uniform(-1/sqrt(H), 1/sqrt(H)), or the
-    recurrent ones orthogonal where init says so; norms are 1 and 0."""
-    if name == "norm_weight":
-        nn.init.ones_(parameter)
-    elif name == "norm_bias":
-        nn.init.zeros_(parameter)
-    elif init == "orthogonal" and name in _RECURRENT:
-        nn.init.orthogonal_(parameter)
-    else:
-        bound = 1 / math.sqrt(parameter.shape[0])
-        nn.init.uniform_(parameter, -bound, bound)
 
 
 def _valid(input: Tensor, lengths: Tensor) -> Tensor:

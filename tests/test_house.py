@@ -15,7 +15,7 @@ FLOORS = (
     "autocast arguments reference",
     "engines",
     "dispatch batching derivatives flops onnx ops plain",
-    "functional modules streaming",
+    "functional modules stack streaming",
     "network",
     "data training",
     "trained experiments tuning",

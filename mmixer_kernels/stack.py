@@ -1,0 +1,189 @@
+"""`FusedMCUStack`: layers and directions, as `nn.GRU` has them."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence
+
+from . import arguments, functional
+from .engines import check_name
+from .problem import Weights
+from .unit import Unit
+
+
+class FusedMCUStack(Unit):
+    """Layers of MCUs in one or both directions, where a deep or bidirectional `nn.GRU` would stand.
+
+    Each layer's input is the output of the layer below; each gets the same context. The two
+    directions of a layer are one call of the engine.
+
+    Args:
+        input_size: the size of a step's features.
+        context_size: the size of the context; 0 for none, as in `FusedMCU`.
+        hidden_size: H, of each layer and direction.
+        num_layers: L.
+        bidirectional: a second weight set of each layer runs from each sample's own last step to
+            its first; D below is 2 instead of 1.
+        dropout: the probability with which each layer's output but the last's is dropped in
+            training; the values come from PyTorch's default generator, as `nn.GRU`'s do.
+        batch_first, layer_norm, mix, eps, init, engine, recompute, device, dtype: as in `FusedMCU`.
+
+    Raises:
+        ValueError: a size below 1 (context_size: below 0), a dropout outside of 0..1, an unknown
+            mix, init or engine, or an eps that is not positive.
+        TypeError: a dtype that is not float64, float32, bfloat16 or float16, or a bidirectional,
+            layer_norm, batch_first or recompute that is no bool.
+
+    A dropout beside a single layer, which has nothing to drop, gives a UserWarning, as `nn.GRU`'s
+    does. Parameters are those of `FusedMCU` with `nn.GRU`'s suffixes: `weight_f_l0` of the first
+    layer, `weight_f_l0_reverse` of its second direction, and so on. The first layer's weight_f is
+    `[H, input_size]`, that of the others `[H, D H]`.
+
+    >>> stack = FusedMCUStack(64, 0, 128, num_layers=2, bidirectional=True)
+    >>> output, h_n = stack(torch.randn(16, 8, 64))
+    >>> output.shape, h_n.shape
+    (torch.Size([16, 8, 256]), torch.Size([4, 8, 128]))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        context_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        bidirectional: bool = False,
+        dropout: float = 0.0,
+        batch_first: bool = False,
+        layer_norm: bool = True,
+        mix: str = "gated",
+        eps: float = 1e-5,
+        init: str = "uniform",
+        engine: str = "auto",
+        recompute: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        arguments.check_sizes({"num_layers": num_layers})
+        arguments.check_bool("bidirectional", bidirectional)
+        arguments.check_bool("recompute", recompute)
+        _check_dropout(dropout, num_layers)
+        check_name(engine)
+        suffixes = ("", "_reverse") if bidirectional else ("",)
+        super().__init__(
+            input_size,
+            context_size,
+            hidden_size,
+            {
+                f"_l{layer}{suffix}": len(suffixes) * hidden_size if layer else input_size
+                for layer in range(num_layers)
+                for suffix in suffixes
+            },
+            layer_norm=layer_norm,
+            mix=mix,
+            batch_first=batch_first,
+            eps=eps,
+            init=init,
+            device=device,
+            dtype=dtype,
+        )
+        self.num_layers, self.bidirectional, self.dropout = num_layers, bidirectional, dropout
+        self.engine, self.recompute = engine, recompute
+
+    def weights(self) -> list[Weights]:
+        """The weight sets in `nn.GRU`'s order: of each layer one, or one per direction."""
+        fields, size = self._fields(), len(Weights._fields)
+        return [Weights(*fields[i : i + size]) for i in range(0, len(fields), size)]  # type: ignore[arg-type]
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        context: Tensor | None = None,
+        hx: Tensor | None = None,
+        lengths: Tensor | None = None,
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        """Encodes a sequence in the light of `context`.
+
+        Args:
+            input: `[T, B, input_size]`, `[B, T, input_size]` when batch_first,
+                `[T, input_size]` unbatched, or a PackedSequence; in the parameters' dtype, or
+                float32 beside bfloat16 parameters.
+            context: `[B, context_size]`, or `[context_size]` unbatched. A unit without context
+                takes hx in its place, as `nn.GRU` does.
+            hx: initial states `[L D, B, H]` (`[L D, H]` unbatched), zeros when None.
+            lengths: integers `[B]` in 1..T: past a sample's length the input is not used, the
+                output is 0 and h_n is the state after the sample's own last valid step, of a
+                second direction after its first.
+
+        Returns:
+            output, like input with D H features, and h_n `[L D, B, H]` (`[L D, H]` unbatched).
+
+        Raises:
+            ValueError: a wrong shape, device or length. TypeError: a wrong dtype, or what is no
+            tensor. RuntimeError: the engine asked for cannot run here.
+        """
+        context, hx = arguments.context_and_hx(self.context_size, context, hx)
+        sets = self.weights()
+        layout = None
+        batch_first = self.batch_first
+        if isinstance(input, PackedSequence):
+            layout = arguments.Layout.of(input, batch_first)
+            input, context, hx, lengths = layout.arrange(input, context, hx, lengths, len(sets))
+            batch_first = False
+        elif hx is not None:
+            arguments.Layout.of(input, batch_first).check_states(hx, len(sets))
+        output: Tensor = input
+        directions = 2 if self.bidirectional else 1
+        states = []
+        for first in range(0, len(sets), directions):
+            if first and self.dropout:
+                output = F.dropout(output, self.dropout, self.training)
+            result, h_n = functional.mcu(
+                output,
+                context,
+                (sets[first], sets[first + 1]) if self.bidirectional else sets[first],
+                None if hx is None else hx[first : first + directions],
+                lengths,
+                mix=self.mix,
+                batch_first=batch_first,
+                eps=self.eps,
+                engine=self.engine,
+                recompute=self.recompute,
+            )
+            assert isinstance(result, Tensor)  # as no layer's input is packed
+            output = result
+            states.append(h_n)
+        h_n = states[0] if len(states) == 1 else torch.cat(states)
+        return (output, h_n) if layout is None else layout.restore(output, h_n)
+
+    def extra_repr(self) -> str:
+        """The sizes, and the options that are not at their defaults."""
+        text = super().extra_repr()
+        defaults = {
+            "num_layers": 1,
+            "bidirectional": False,
+            "dropout": 0.0,
+            "engine": "auto",
+            "recompute": False,
+        }
+        for name, default in defaults.items():
+            if getattr(self, name) != default:
+                text += f", {name}={getattr(self, name)!r}"
+        return text
+
+
+def _check_dropout(dropout: object, num_layers: int) -> None:
+    """ValueError unless it is a probability; a UserWarning where nothing is dropped."""
+    is_number = isinstance(dropout, int | float) and type(dropout) is not bool
+    if not is_number or not 0 <= dropout <= 1:  # type: ignore[operator]
+        raise ValueError(f"dropout must be a number in 0..1, but is {dropout!r}")
+    if dropout and num_layers == 1:
+        warnings.warn(
+            f"dropout={dropout!r} has no effect with num_layers=1, as it stands between layers: "
+            "leave it out, or drop the output yourself",
+            stacklevel=3,
+        )
