@@ -77,7 +77,9 @@ py::object forward(const Forward<Engine>& c) {
       output = new_empty(like, nullptr, p.groups, p.steps, p.batch, p.hidden);
       break;
     case Layout::sequence: output = new_empty(like, nullptr, p.steps, p.batch, p.hidden); break;
-    case Layout::step: output = new_empty(like, nullptr, p.batch, p.hidden);
+    case Layout::step: output = new_empty(like, nullptr, p.batch, p.hidden); break;
+    case Layout::concatenated:
+      output = new_empty(like, nullptr, p.steps, p.batch, p.groups * p.hidden);
   }
   if (form.layout == Layout::step)
     h_n = output;  // the same values
@@ -89,8 +91,10 @@ py::object forward(const Forward<Engine>& c) {
     saved = new_empty(like, p.dtype == compute_dtype(p) ? nullptr : float32, Engine::saved_size(p));
   }
   const py::object workspace = new_bytes(like, Engine::forward_workspace_size(p, c));
-  const int64_t step = p.batch * p.hidden;
-  const mmixer::Results results{address(output), p.steps * step, step, p.hidden, address(h_n)};
+  const bool is_concatenated = form.layout == Layout::concatenated;
+  const int64_t sample = is_concatenated ? p.groups * p.hidden : p.hidden, step = p.batch * sample;
+  const mmixer::Results results{address(output), is_concatenated ? p.hidden : p.steps * step, step,
+                                sample, address(h_n)};
   void *const to_saved = saved.is_none() ? nullptr : address(saved), *const scratch =
                                                                          address(workspace);
   {
@@ -132,13 +136,14 @@ inline Cotangents cotangents(const Form& form, const mmixer::Problem& p, py::han
     result.output = with_rows(output);
     const auto fill = [&](const auto& tensor, size_t first) {
       const size_t step = first + form.batch_first, sample = first + !form.batch_first;
+      const int64_t sets = form.layout == Layout::concatenated ? p.groups : 1;
       from_python::require(tensor.shape[step] == p.steps && tensor.shape[sample] == p.batch &&
-                               tensor.shape[first + 2] == p.hidden &&
+                               tensor.shape[first + 2] == sets * p.hidden &&
                                (first == 0 || tensor.shape[0] == p.groups),
                            "grad_output", "have output's shape");
       from_python::require(tensor.dtype == p.dtype, "grad_output", "have output's dtype");
       result.grad_output = tensor.address;
-      result.grad_output_stride_group = first ? tensor.stride[0] : 0;
+      result.grad_output_stride_group = first ? tensor.stride[0] : p.hidden;
       result.grad_output_stride_step = tensor.stride[step];
       result.grad_output_stride_sample = tensor.stride[sample];
     };
@@ -147,6 +152,7 @@ inline Cotangents cotangents(const Form& form, const mmixer::Problem& p, py::han
         fill(from_python::Tensor<4>("grad_output", result.output.ptr()), 1);
         break;
       case Layout::sequence:
+      case Layout::concatenated:
         fill(from_python::Tensor<3>("grad_output", result.output.ptr()), 0);
         break;
       case Layout::step: {
@@ -208,7 +214,7 @@ py::object backward(const Backward<Engine>& c) {
   const bool of_no_hx = needs.size() == tensors.size() + 1;
   from_python::require(needs.size() == tensors.size() || (of_no_hx && !form.has_hx), "needs",
                        "be as many as tensors");
-  const int64_t groups = form.groups, first_weight = 2 * groups;
+  const int64_t groups = form.groups, first_weight = form.first_weight();
   const int64_t hx = first_weight + form.weights;
   const auto any = [&](int64_t first, int64_t count) {
     bool found = false;
@@ -224,7 +230,7 @@ py::object backward(const Backward<Engine>& c) {
       results[g] = is_step ? new_empty(tensors[g], nullptr, p.batch, size)
                            : new_empty(tensors[g], nullptr, p.steps, p.batch, size);
     }
-  if (any(groups, groups))
+  if (any(groups, form.contexts()))
     for (int64_t g = 0; g < groups; g++)
       results[groups + g] = new_empty(tensors[g], nullptr, p.batch, p.group[g].context_size);
   if (need_weights) {
@@ -249,12 +255,15 @@ py::object backward(const Backward<Engine>& c) {
   std::vector<mmixer::GroupGradient> gradients(groups);
   for (int64_t g = 0; g < groups; g++) {
     mmixer::GroupGradient& gradient = gradients[g];
-    gradient.input = memory(g), gradient.context = memory(groups + g);
+    gradient.input = memory(g);
+    if (form.has_context) gradient.context = memory(groups + g);
     const int64_t first = first_weight + g * form.set_size();
-    for (int gate = 0; gate < mmixer::gates; gate++) gradient.weight[gate] = memory(first + gate);
-    if (form.set_size() == mmixer::gates) continue;
-    gradient.norm_weight = memory(first + mmixer::gates);
-    gradient.norm_bias = memory(first + mmixer::gates + 1);
+    for (int gate = 0; gate < mmixer::gates; gate++)
+      if (mmixer::has_gate(gate, form.has_context))
+        gradient.weight[gate] = memory(first + from_python::matrix_of(gate, form.has_context));
+    const int64_t norms = first + from_python::matrices_of(form.has_context);
+    if (norms == first + form.set_size()) continue;
+    gradient.norm_weight = memory(norms), gradient.norm_bias = memory(norms + 1);
   }
   const py::object workspace =
       new_bytes(tensors[0], Engine::backward_workspace_size(p, c, need_weights));

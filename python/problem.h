@@ -42,10 +42,10 @@ struct Names<mmixer::Keep> {
 };
 
 // problem.py's Layout: the shapes of a call's results.
-enum class Layout { group, sequence, step };
+enum class Layout { group, sequence, step, concatenated };
 template <>
 struct Names<Layout> {
-  static constexpr const char* of[] = {"group", "sequence", "step"};
+  static constexpr const char* of[] = {"group", "sequence", "step", "concatenated"};
 };
 
 enum class LengthsDtype { int64 };
@@ -177,28 +177,37 @@ inline std::array<int64_t, mmixer::gates> columns_of(const mmixer::Group& group,
   return {group.input_size, group.context_size, 2 * hidden, hidden, hidden, hidden};
 }
 
-// The tensors of a weight set, six matrices and two norms or none. The first set gives its dtypes
+// The number of a weight set's matrices, whose order is that of the norms' rows.
+inline int64_t matrices_of(bool has_context) { return mmixer::norm_rows(has_context); }
+inline int64_t matrix_of(int gate, bool has_context) { return mmixer::norm_row(gate, has_context); }
+
+// The tensors of a weight set, its matrices and two norms or none. The first set gives its dtypes
 // to the Problem.
 inline void weights(PyObject* const* set, int64_t size, mmixer::Problem& p, mmixer::Group& group,
                     bool is_first) {
-  const bool has_norms = size == mmixer::gates + 2;
-  require(has_norms || size == mmixer::gates, "a weight set", "have six matrices, and two norms");
+  const int64_t matrices = matrices_of(p.has_context);
+  const bool has_norms = size == matrices + 2;
+  require(has_norms || size == matrices, "a weight set",
+          p.has_context ? "have six matrices, and two norms"
+                        : "have four matrices without context, and two norms");
   if (is_first) {
     static PyObject* const dtype_name = fields::interned("dtype");
     static PyObject* const shape_name = fields::interned("shape");
     const char* const name = weight_names[mmixer::gate_r];
-    p.hidden = Tensor<2>::numbers(name, get(set[mmixer::gate_r], shape_name))[0];
-    p.weight_dtype = fields::enumerator<Dtype>(name, get(set[mmixer::gate_r], dtype_name).ptr());
+    PyObject* const weight_r = set[matrix_of(mmixer::gate_r, p.has_context)];
+    p.hidden = Tensor<2>::numbers(name, get(weight_r, shape_name))[0];
+    p.weight_dtype = fields::enumerator<Dtype>(name, get(weight_r, dtype_name).ptr());
     p.norm_dtype = fields::enumerator<Dtype>("norm_bias", get(set[size - 1], dtype_name).ptr());
   }
   const auto columns = columns_of(group, p.hidden);
   for (int gate = 0; gate < mmixer::gates; gate++)
-    group.weight[gate] =
-        contiguous(weight_names[gate], set[gate], {p.hidden, columns[gate]}, p.weight_dtype);
+    if (mmixer::has_gate(gate, p.has_context))
+      group.weight[gate] = contiguous(weight_names[gate], set[matrix_of(gate, p.has_context)],
+                                      {p.hidden, columns[gate]}, p.weight_dtype);
   if (!has_norms) return;
-  const std::array<int64_t, 2> shape = {mmixer::gates, p.hidden};
-  group.norm_weight = contiguous("norm_weight", set[mmixer::gates], shape, p.norm_dtype);
-  group.norm_bias = contiguous("norm_bias", set[mmixer::gates + 1], shape, p.norm_dtype);
+  const std::array<int64_t, 2> shape = {mmixer::norm_rows(p.has_context), p.hidden};
+  group.norm_weight = contiguous("norm_weight", set[matrices], shape, p.norm_dtype);
+  group.norm_bias = contiguous("norm_bias", set[matrices + 1], shape, p.norm_dtype);
 }
 
 inline void options(py::handle mix, py::handle eps, mmixer::Problem& p) {
@@ -212,10 +221,11 @@ inline void options(py::handle mix, py::handle eps, mmixer::Problem& p) {
 // A call without its tensors: the fields of problem.py's Call and of the Form in it.
 struct Form {
   int64_t groups, weights;
-  bool has_hx, has_lengths;
+  bool has_context, has_hx, has_lengths;
   py::handle mix, eps;
+  bool bidirectional;  // the second half of the sets runs in reverse
   mmixer::Keep keep;
-  bool batch_first;  // inputs are [B, T, input_size], and output [..., B, T, H]
+  bool batch_first;  // inputs are [B, T, input_size], and output has B and T in this order too
   Layout layout;
 
   explicit Form(py::handle call) {
@@ -227,40 +237,44 @@ struct Form {
       hx_field,
       lengths_field,
       mix_field,
-      eps_field
+      eps_field,
+      bidirectional_field
     };
     const py::handle tuple = item(call, form);
     fields::assign(groups, "groups", item(tuple, groups_field));
     fields::assign(weights, "weights", item(tuple, weights_field));
+    fields::assign(has_context, "has_context", item(tuple, context_field));
     fields::assign(has_hx, "has_hx", item(tuple, hx_field));
     fields::assign(has_lengths, "has_lengths", item(tuple, lengths_field));
-    bool has_context;
-    fields::assign(has_context, "has_context", item(tuple, context_field));
-    require(has_context, "contexts", "be given");
     mix = item(tuple, mix_field), eps = item(tuple, eps_field);
+    fields::assign(bidirectional, "bidirectional", item(tuple, bidirectional_field));
     fields::assign(keep, "keep", item(call, keep_field));
     fields::assign(batch_first, "batch_first", item(call, batch_first_field));
     fields::assign(layout, "layout", item(call, layout_field));
     require(groups > 0 && weights > 0 && weights % groups == 0, "weights", "be sets");
-    require(layout == Layout::group || groups == 1, "layout", "be group with more than one set");
+    require(!bidirectional || groups % 2 == 0, "bidirectional", "be of an even number of sets");
+    require(layout == Layout::group || layout == Layout::concatenated || groups == 1, "layout",
+            "be group or concatenated with more than one set");
     require(layout != Layout::step || !(batch_first || has_lengths), "layout",
             "not be step with batch_first or lengths");
   }
 
   int64_t set_size() const { return weights / groups; }
-  int64_t tensors() const { return 2 * groups + weights + has_hx + has_lengths; }
+  int64_t contexts() const { return has_context ? groups : 0; }
+  int64_t first_weight() const { return groups + contexts(); }  // among the tensors
+  int64_t tensors() const { return first_weight() + weights + has_hx + has_lengths; }
 };
 
 // A call's Problem, whose tensors are those of problem.py's Problem.tensors().
 inline OwnProblem problem(const Form& form, const Items& tensors) {
   require(tensors.size() == form.tensors(), "tensors", "be as many as the form says");
-  const int64_t groups = form.groups, first_weight = 2 * groups;
+  const int64_t groups = form.groups, first_weight = form.first_weight();
   OwnProblem p{};
-  p.keep = form.keep;
+  p.has_context = form.has_context, p.keep = form.keep;
   p.list.reserve(groups);
   for (int64_t g = 0; g < groups; g++) {
-    const Tensor<2> context("context", tensors[groups + g]);
     mmixer::Group group{};
+    group.reverse = form.bidirectional && 2 * g >= groups;
     Dtype dtype;
     int64_t steps = 1, batch;
     if (form.layout == Layout::step) {
@@ -278,10 +292,14 @@ inline OwnProblem problem(const Form& form, const Items& tensors) {
     }
     if (g == 0) p.steps = steps, p.batch = batch, p.dtype = dtype;
     require(steps == p.steps && batch == p.batch, "inputs", "agree in T and B");
-    require(context.shape[0] == p.batch, "context", "have input's batch size");
-    require(dtype == p.dtype && context.dtype == p.dtype, "inputs and contexts", "agree in dtype");
-    group.context = context.address;
-    group.context_stride_sample = context.stride[0], group.context_size = context.shape[1];
+    require(dtype == p.dtype, "inputs and contexts", "agree in dtype");
+    if (form.has_context) {
+      const Tensor<2> context("context", tensors[groups + g]);
+      require(context.shape[0] == p.batch, "context", "have input's batch size");
+      require(context.dtype == p.dtype, "inputs and contexts", "agree in dtype");
+      group.context = context.address;
+      group.context_stride_sample = context.stride[0], group.context_size = context.shape[1];
+    }
     weights(&tensors[first_weight + g * form.set_size()], form.set_size(), p, group, g == 0);
     p.list.push_back(group);
   }

@@ -62,8 +62,11 @@ def saved_size(problem: Problem, keep: Keep) -> int:
     rows = steps * batch
     if keep == "states":
         return groups * rows * padded(hidden)
-    row_tables = (6 * rows + batch) * padded(hidden)
-    return groups * row_tables + 5 * padded(groups * padded(rows)) + padded(groups * padded(batch))
+    of_row = 5 if problem.has_context else 4  # gates with a value per row; g has one per sample
+    size = groups * (of_row + 1) * rows * padded(hidden) + of_row * padded(groups * padded(rows))
+    if problem.has_context:
+        size += groups * batch * padded(hidden) + padded(groups * padded(batch))
+    return size
 
 
 def run_forward(call: Call, tensors: Sequence[Tensor]) -> native.Results:
