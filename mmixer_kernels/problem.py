@@ -151,7 +151,7 @@ class Problem(NamedTuple):
 
     @property
     def directions(self) -> Sequence[bool]:
-        """For each weight set whether it runs in reverse."""
+        """Each weight set's answer to whether it runs in reverse."""
         groups = len(self.inputs)
         return [self.bidirectional and 2 * i >= groups for i in range(groups)]
 

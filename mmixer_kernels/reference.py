@@ -336,7 +336,7 @@ class MCU(Unit):
 
     def weights(self) -> Weights:
         """The parameters as one weight set."""
-        return Weights._make(self._fields())  # type: ignore[arg-type]
+        return Weights._make(self._fields())
 
     def forward(
         self,

@@ -68,7 +68,7 @@ class FusedMCUStack(Unit):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        arguments.check_sizes({"num_layers": num_layers})
+        arguments.check_sizes({"hidden_size": hidden_size, "num_layers": num_layers})
         arguments.check_bool("bidirectional", bidirectional)
         arguments.check_bool("recompute", recompute)
         _check_dropout(dropout, num_layers)

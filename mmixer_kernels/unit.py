@@ -1,4 +1,4 @@
-"""What all modules of the unit have: its options, its parameters and their initial values."""
+"""The options, parameters and initial values of a unit, which all of its modules have."""
 
 from __future__ import annotations
 

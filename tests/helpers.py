@@ -20,7 +20,7 @@ class Size(NamedTuple):
     steps: int
     batch: int
     input: int
-    context: int
+    context: int  # 0: without context
     hidden: int
 
 
@@ -34,11 +34,14 @@ ODD_SIZES = [
 ]
 
 
+WITHOUT_CONTEXT = [size._replace(context=0) for size in ODD_SIZES]
+
+
 class Problem(NamedTuple):
     """Operands in float64, and random gradients of output and h_n."""
 
     input: Tensor
-    context: Tensor
+    context: Tensor | None
     weights: Weights
     hx: Tensor | None
     lengths: Tensor | None
@@ -52,7 +55,8 @@ class Problem(NamedTuple):
     def call(self, mix: str = "gated") -> Call:
         """The same as an engine takes it."""
         hx = None if self.hx is None else self.hx[None]
-        return Call([self.input], [self.context], [self.weights], hx, self.lengths, mix)
+        contexts = [] if self.context is None else [self.context]
+        return Call([self.input], contexts, [self.weights], hx, self.lengths, mix)
 
     def to(self, dtype: torch.dtype) -> Problem:
         """The same values, rounded to dtype (lengths stay)."""
@@ -72,15 +76,15 @@ class Problem(NamedTuple):
             wide[..., ::2] = x
             return wide[..., ::2]
 
-        names = ("input", "context", "hx", "grad_output", "grad_h_n")
-        tensors = {name: spread(getattr(self, name)) for name in names}
+        named = {k: v for k, v in self._asdict().items() if torch.is_tensor(v) and k != "lengths"}
+        tensors = {name: spread(tensor) for name, tensor in named.items()}
         return self._replace(**tensors, weights=self.weights.map(spread))
 
     def expanded(self) -> Problem:
         """One value for all samples, and one gradient for all of the output."""
         return self._replace(
             input=self.input[:1, :1].expand_as(self.input),
-            context=self.context[:1].expand_as(self.context),
+            context=None if self.context is None else self.context[:1].expand_as(self.context),
             hx=self.hx[:1, :1].expand_as(self.hx),
             grad_output=self.grad_output.new_ones(()).expand_as(self.grad_output),
             grad_h_n=self.grad_h_n.new_zeros(()).expand_as(self.grad_h_n),
@@ -98,14 +102,17 @@ def problem(
     def weight(*shape: int) -> Tensor:
         return (torch.rand(shape, dtype=torch.float64) * 2 - 1) / hidden**0.5
 
-    norms = (1 + 0.3 * randn(6, hidden), 0.3 * randn(6, hidden)) if layer_norm else (None, None)
+    rows = 6 if context else 4
+    norms = (None, None)
+    if layer_norm:
+        norms = 1 + 0.3 * randn(rows, hidden), 0.3 * randn(rows, hidden)
     sample = Problem(
         randn(steps, batch, input),
-        randn(batch, context),
+        randn(batch, context) if context else None,
         Weights(
             weight(hidden, input),
-            weight(hidden, context),
-            weight(hidden, 2 * hidden),
+            weight(hidden, context) if context else None,
+            weight(hidden, 2 * hidden) if context else None,
             weight(hidden, hidden),
             weight(hidden, hidden),
             weight(hidden, hidden),
@@ -140,19 +147,26 @@ def run(engine: str, mix: str = "gated", batch_first: bool = False, recompute: b
 
 
 def op_operands(  # type: ignore[no-untyped-def]
-    groups=1, hx=True, lengths=True, layer_norm=True, device="cpu"
+    groups=1,
+    hx=True,
+    lengths=True,
+    layer_norm=True,
+    device="cpu",
+    context=True,
+    bidirectional=False,
 ):
-    """Arguments of mcu_forward up to eps, and gradients of output and h_n, in float64."""
-    size = Size(2, 2, 2, 3, 3)
+    """Arguments of mcu_forward up to bidirectional, and gradients of output and h_n, in float64."""
+    size = Size(2, 2, 2, 3 if context else 0, 3)
     problems = [problem(size, layer_norm=layer_norm).on(device) for _ in range(groups)]
     arguments = (
         [p.input.requires_grad_() for p in problems],
-        [p.context.requires_grad_() for p in problems],
+        [p.context.requires_grad_() for p in problems if p.context is not None],
         [x.requires_grad_() for p in problems for x in p.weights.tensors()],
         torch.stack([p.hx for p in problems]).requires_grad_() if hx else None,
         torch.randint(1, size.steps + 1, (size.batch,)).to(device) if lengths else None,
         "gated",
         1e-5,
+        bidirectional,
     )
     grads = (
         torch.stack([p.grad_output for p in problems]),
@@ -175,7 +189,9 @@ def with_gradients(function, p: Problem) -> dict[str, Tensor]:  # type: ignore[n
     """output, h_n and every gradient of function(input, context, weights, hx, lengths)."""
     named = {name: x.detach().requires_grad_() for name, x in p.operands().items()}
     weights = Weights(*(named.get(name) for name in Weights._fields))
-    output, h_n = function(named["input"], named["context"], weights, named.get("hx"), p.lengths)
+    output, h_n = function(
+        named["input"], named.get("context"), weights, named.get("hx"), p.lengths
+    )
     grads = torch.autograd.grad((output, h_n), list(named.values()), (p.grad_output, p.grad_h_n))
     results = {"output": output.detach(), "h_n": h_n.detach()}
     results.update((f"grad {name}", grad) for name, grad in zip(named, grads, strict=True))

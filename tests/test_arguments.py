@@ -11,14 +11,22 @@ import torch
 from helpers import Size, problem
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from mmixer_kernels import CellStream, FusedMCU, FusedMCUCell, MMixer, StreamClassifiers
-from mmixer_kernels.functional import mcu, mcu_cell, mcu_group
+from mmixer_kernels import (
+    CellStream,
+    FusedMCU,
+    FusedMCUCell,
+    FusedMCUStack,
+    MMixer,
+    StreamClassifiers,
+)
+from mmixer_kernels.functional import mask_to_lengths, mcu, mcu_cell, mcu_group
 from mmixer_kernels.reference import MCU
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")
 
 P = problem(Size(4, 3, 5, 6, 7), dtype=torch.float32)
 X, C, W, H = P.input, P.context, P.weights, P.hx[None]
+BARE = problem(Size(4, 3, 5, 0, 7), dtype=torch.float32).weights  # without context
 
 WRONG_CALLS = [
     ({"input": X[0, 0]}, ValueError, r"input must be \[T, B, input_size\], or .* has shape \[5\]"),
@@ -90,20 +98,23 @@ def test_wrong_options(options, error, message):
     ):
         with pytest.raises(error, match=message):
             call()
-    for module in (FusedMCU, FusedMCUCell, MCU):
+    for module in (FusedMCU, FusedMCUCell, FusedMCUStack, MCU):
         with pytest.raises(error, match=message):
             module(5, 6, 7, **options)
 
 
-@pytest.mark.parametrize("module", [FusedMCU, FusedMCUCell, MCU])
+@pytest.mark.parametrize("module", [FusedMCU, FusedMCUCell, FusedMCUStack, MCU])
 def test_wrong_sizes(module):
     for sizes, name in (
         ((0, 6, 7), "input_size"),
-        ((5, -1, 7), "context_size"),
         ((5, 6, 2.5), "hidden"),
         ((5, 6, True), "hidden"),
+        ((5, -1, 7), "context_size"),
+        ((5, False, 7), "context_size"),
+        ((5, None, 7), "context_size"),
     ):
-        with pytest.raises(ValueError, match=f"{name}.* must be a positive int, but is"):
+        must = "an int from 0 on" if name == "context_size" else "a positive int"
+        with pytest.raises(ValueError, match=f"{name}.* must be {must}, but is"):
             module(*sizes)
 
 
@@ -115,6 +126,7 @@ def test_an_unknown_engine():
         lambda: mcu_group([X], [C], [W], engine="fast"),
         lambda: FusedMCU(5, 6, 7, engine="fast"),
         lambda: FusedMCUCell(5, 6, 7, engine="fast"),
+        lambda: FusedMCUStack(5, 6, 7, engine="fast"),
         lambda: MMixer([5, 5], 3, engine="fast"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -154,7 +166,14 @@ WRONG_WEIGHTS = [
         ValueError,
         r"norm_bias must have shape \[6, 7\] .* has \[5, 7\]",
     ),
-    (W._replace(norm_bias=None), ValueError, "norm_weight and norm_bias must both be given"),
+    (W._replace(norm_bias=None), ValueError, "norm_weight and .*norm_bias must both be given"),
+    (W._replace(weight_g=None), ValueError, "weight_g and .*weight_s must both be given"),
+    (BARE, ValueError, r"context.* must be None beside weights without weight_g .* shape \[3, 6\]"),
+    (
+        W._replace(weight_g=None, weight_s=None),
+        ValueError,
+        "context.* must be None beside weights without weight_g",
+    ),
     (
         W._replace(weight_r=W.weight_r.double()),
         TypeError,
@@ -214,6 +233,83 @@ def test_unbatched_and_packed_mistakes():
         mcu(narrow, C, W)
     with pytest.raises(TypeError, match=r"input must be float64, .* but is int64"):
         mcu(pack_padded_sequence(X.long(), torch.tensor([4, 3, 2])), C, W)
+
+
+def test_mistakes_without_context():
+    for unit in (FusedMCU(5, 0, 7), MCU(5, 0, 7), FusedMCUStack(5, 0, 7)):
+        with pytest.raises(ValueError, match="context must be None, since this unit has none"):
+            unit(X, C, H)
+        with pytest.raises(ValueError, match=r"hx must be \[1, B, H\], but has shape \[3, 6\]"):
+            unit(X, C)
+    with pytest.raises(TypeError, match=r"contexts\[0\] must be a Tensor, but is a NoneType"):
+        mcu_group([X], None, [W])
+    with pytest.raises(ValueError, match=r"contexts\[0\] must be None beside weights without"):
+        mcu_group([X], [C], [BARE])
+    with pytest.raises(ValueError, match=r"inputs and weights must have one entry .* 2 and 1"):
+        mcu_group([X, X], None, [BARE])
+    with pytest.raises(ValueError, match="weights must all have weight_g and weight_s, or none"):
+        mcu_group([X, X], None, [BARE, W])
+
+
+def test_mistakes_in_both_directions():
+    for weights, error, message in (
+        ((W, W, W), TypeError, "weights must be .*Weights, but is a tuple"),
+        ((W, None), TypeError, r"weights\[1\] must be .*Weights, but is a NoneType"),
+        ((W, BARE), ValueError, "weights must all have weight_g and weight_s, or none"),
+        (
+            (W, W._replace(weight_z=W.weight_z[:, :2])),
+            ValueError,
+            r"weights\[1\].weight_z must have shape \[7, 7\]",
+        ),
+    ):
+        with pytest.raises(error, match=message):
+            mcu(X, C, weights)
+    with pytest.raises(ValueError, match=r"hx must be \[2, B, H\], but has shape \[1, 3, 7\]"):
+        mcu(X, C, (W, W), H)
+    with pytest.raises(ValueError, match=r"input must have 5 features \(input_size\), but has 4"):
+        mcu(X[..., :4], C, (W, W))
+
+
+def test_stack_mistakes():
+    for options, error, message in (
+        ({"num_layers": 0}, ValueError, "num_layers must be a positive int, but is 0"),
+        ({"bidirectional": 1}, TypeError, "bidirectional must be True or False, but is 1"),
+        ({"dropout": 1.5}, ValueError, r"dropout must be a number in 0\.\.1, but is 1.5"),
+        ({"dropout": True}, ValueError, r"dropout must be a number in 0\.\.1, but is True"),
+        ({"dropout": float("nan")}, ValueError, r"dropout must be a number in 0\.\.1"),
+        ({"init": "zeros"}, ValueError, "init must be one of uniform, orthogonal, but is 'zeros'"),
+    ):
+        with pytest.raises(error, match=message):
+            FusedMCUStack(5, 6, 7, **options)
+    with pytest.warns(UserWarning, match="dropout=0.5 has no effect with num_layers=1"):
+        FusedMCUStack(5, 6, 7, dropout=0.5)
+    stack = FusedMCUStack(5, 6, 7, num_layers=2, bidirectional=True)
+    for hx, message in (
+        (H, r"hx must be \[4, B, H\], but has shape \[1, 3, 7\]"),
+        (torch.zeros(4, 2, 7), r"hx must have shape \[3, 7\]"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            stack(X, C, hx)
+    with pytest.raises(ValueError, match=r"hx must be \[4, H\] for unbatched input"):
+        stack(X[:, 0], C[0], H)
+    with pytest.raises(TypeError, match="input must be a Tensor or a PackedSequence, but is a Non"):
+        stack(None, C)
+
+
+def test_masks():
+    mask = torch.tensor([[True, True, False], [True, False, False], [True, True, True]])
+    assert mask_to_lengths(mask).tolist() == [2, 1, 3]
+    assert mask_to_lengths(mask[:0]).tolist() == []
+    for wrong, error, message in (
+        ([[1, 0]], TypeError, "mask must be a Tensor, but is a list"),
+        (mask.long(), TypeError, r"mask must be bool, but is int64: convert it with .bool\(\)"),
+        (mask[0], ValueError, r"mask must be \[B, T\], but has shape \[3\]"),
+        (mask[:, 1:], ValueError, r"one at least, .* that of sample 1 is True at the steps \[\]"),
+        (mask.flip(1), ValueError, r"that of sample 0 is True at the steps \[1, 2\]"),
+        (mask[:, [0, 2, 1]], ValueError, r"that of sample 0 is True at the steps \[0, 2\]"),
+    ):
+        with pytest.raises(error, match=message):
+            mask_to_lengths(wrong)
 
 
 def test_cell_mistakes():
@@ -456,6 +552,8 @@ WRONG: dict[str, list[Any]] = {
     "choice": [None, 1, True, "x", "", ["gated"], ARRAY, X],
     "eps": [None, "1e-5", True, 0, -1e-5, float("inf"), float("nan"), [1e-5], ARRAY, X, 1e-5j],
     "size": [None, "4", 2.5, 0, -1, True, [4], ARRAY, X],
+    "size or 0": [None, "4", 2.5, -1, True, False, [4], ARRAY, X],
+    "probability": [None, "0.5", -0.1, 2, True, float("nan"), [0.5], ARRAY, X],
     "sizes": [None, 4, {4: 4}, [4], [4, None], [4, 0], "44", ARRAY],
     "dtype": ["float32", float, torch.int64, torch.complex64, torch.bool, ARRAY],
     "module": [None, "x", torch.nn.Linear(1, 1), FusedMCU],
@@ -464,9 +562,10 @@ WRONG: dict[str, list[Any]] = {
 KINDS = {
     **{name: "tensor" for name in ("input", "context", "hx", "lengths")},
     **{name: "tensors" for name in ("inputs", "contexts", "features", "streams")},
-    **{name: "bool" for name in ("layer_norm", "batch_first", "recompute")},
-    **{name: "choice" for name in ("mix", "engine", "unit", "summarizer", "content")},
-    **{name: "size" for name in ("input_size", "context_size", "hidden_size", "num_classes")},
+    **{name: "bool" for name in ("layer_norm", "batch_first", "recompute", "bidirectional")},
+    **{name: "choice" for name in ("mix", "engine", "unit", "summarizer", "content", "init")},
+    **{name: "size" for name in ("input_size", "hidden_size", "num_classes", "num_layers")},
+    **{"context_size": "size or 0", "dropout": "probability"},
     **{"eps": "eps", "feature_sizes": "sizes", "dtype": "dtype", "weights": "set"},
     **{"cell": "module", "network": "module"},
 }
@@ -487,6 +586,12 @@ def entrances() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "FusedMCU()": (FusedMCU(5, 6, 7), sequence),
         "FusedMCUCell": (FusedMCUCell, sizes),
         "FusedMCUCell()": (cell, step),
+        "FusedMCU() without context": (FusedMCU(5, 0, 7), {"input": X, "hx": H}),
+        "FusedMCUStack": (FusedMCUStack, {**sizes, "num_layers": 2, "dropout": 0.5}),
+        "FusedMCUStack()": (
+            FusedMCUStack(5, 6, 7, bidirectional=True),
+            {**sequence, "hx": torch.cat([H, H])},
+        ),
         "mcu": (mcu, {**sequence, "weights": W}),
         "mcu_cell": (mcu_cell, {**step, "weights": W}),
         "mcu_group": (mcu_group, {**group, "hx": torch.cat([H, H])}),
@@ -508,6 +613,8 @@ def test_every_argument_of_a_wrong_kind_is_named(entrance: str) -> None:
     call(**right)
     names = [*right, *(name for name in inspect.signature(call).parameters if name in KINDS)]
     for name in dict.fromkeys(names):
+        if (entrance, name) == ("FusedMCU() without context", "context"):
+            continue  # which stands for hx there
         kind = "sets" if (entrance, name) == ("mcu_group", "weights") else KINDS[name]
         optional = name in ("hx", "lengths") or entrance == "CellStream.reset"
         wrong = WRONG[kind] if kind != "tensor" or optional else [None, *WRONG[kind]]

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = "mmixer_kernels"
 FLOORS = (
     "version problem errors atomic stop command provenance",
-    "autocast arguments reference",
+    "autocast arguments unit reference",
     "engines",
     "dispatch batching derivatives flops onnx ops plain",
     "functional modules stack streaming",

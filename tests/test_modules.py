@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from mmixer_kernels import FusedMCU, FusedMCUCell, modules, network
+from mmixer_kernels import FusedMCU, FusedMCUCell, functional, modules, network, stack
 from mmixer_kernels.reference import MCU
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")
 
 
 def test_examples_in_docstrings():
-    for module in (modules, network):
+    for module in (functional, modules, network, stack):
         result = doctest.testmod(module, extraglobs={"torch": torch})
         assert result.attempted
         assert not result.failed
