@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
+from functools import partial
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -43,14 +46,18 @@ class Problem(NamedTuple):
     input: Tensor
     context: Tensor | None
     weights: Weights
-    hx: Tensor | None
+    hx: Tensor | None  # `[B, H]`; of both directions `[2, B, H]`, as h_n
     lengths: Tensor | None
     grad_output: Tensor
     grad_h_n: Tensor
+    weights_reverse: Weights | None = None  # of the other direction, where there is one
 
     def operands(self) -> dict[str, Tensor]:
         named = {"input": self.input, "context": self.context, "hx": self.hx}
-        return {k: v for k, v in (named | self.weights._asdict()).items() if v is not None}
+        named |= self.weights._asdict()
+        if self.weights_reverse is not None:
+            named |= {f"{k}_reverse": v for k, v in self.weights_reverse._asdict().items()}
+        return {k: v for k, v in named.items() if v is not None}
 
     def call(self, mix: str = "gated") -> Call:
         """The same as an engine takes it."""
@@ -58,15 +65,23 @@ class Problem(NamedTuple):
         contexts = [] if self.context is None else [self.context]
         return Call([self.input], contexts, [self.weights], hx, self.lengths, mix)
 
+    def map(self, function: Callable[[Tensor], Tensor]) -> Problem:
+        """The problem with the function applied to each tensor but lengths."""
+        mapped = {}
+        for name, value in self._asdict().items():
+            if isinstance(value, Weights):
+                mapped[name] = value.map(function)
+            elif value is not None and name != "lengths":
+                mapped[name] = function(value)
+        return self._replace(**mapped)
+
     def to(self, dtype: torch.dtype) -> Problem:
-        """The same values, rounded to dtype (lengths stay)."""
-        weights = self.weights.map(lambda x: x.to(dtype))
-        tensors = {k: v.to(dtype) for k, v in self._asdict().items() if torch.is_tensor(v)}
-        return self._replace(**{**tensors, "weights": weights, "lengths": self.lengths})
+        """The same values, rounded to dtype."""
+        return self.map(lambda x: x.to(dtype))
 
     def on(self, device: str) -> Problem:
-        tensors = {k: v.to(device) for k, v in self._asdict().items() if torch.is_tensor(v)}
-        return self._replace(**tensors, weights=self.weights.map(lambda x: x.to(device)))
+        lengths = None if self.lengths is None else self.lengths.to(device)
+        return self.map(lambda x: x.to(device))._replace(lengths=lengths)
 
     def strided(self) -> Problem:
         """The same values, every second element of memory that is otherwise NaN."""
@@ -76,25 +91,29 @@ class Problem(NamedTuple):
             wide[..., ::2] = x
             return wide[..., ::2]
 
-        named = {k: v for k, v in self._asdict().items() if torch.is_tensor(v) and k != "lengths"}
-        tensors = {name: spread(tensor) for name, tensor in named.items()}
-        return self._replace(**tensors, weights=self.weights.map(spread))
+        return self.map(spread)
 
     def expanded(self) -> Problem:
         """One value for all samples, and one gradient for all of the output."""
         return self._replace(
             input=self.input[:1, :1].expand_as(self.input),
             context=None if self.context is None else self.context[:1].expand_as(self.context),
-            hx=self.hx[:1, :1].expand_as(self.hx),
+            hx=self.hx[..., :1, :1].expand_as(self.hx),
             grad_output=self.grad_output.new_ones(()).expand_as(self.grad_output),
             grad_h_n=self.grad_h_n.new_zeros(()).expand_as(self.grad_h_n),
         )
 
 
 def problem(
-    size: Size, *, layer_norm: bool = True, lengths: bool = False, dtype: torch.dtype | None = None
+    size: Size,
+    *,
+    layer_norm: bool = True,
+    lengths: bool = False,
+    bidirectional: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> Problem:
     steps, batch, input, context, hidden = size
+    directions = (2,) if bidirectional else ()
 
     def randn(*shape: int) -> Tensor:
         return torch.randn(shape, dtype=torch.float64)
@@ -118,32 +137,47 @@ def problem(
             weight(hidden, hidden),
             *norms,
         ),
-        randn(batch, hidden),
+        randn(*directions, batch, hidden),
         torch.randint(1, steps + 1, (batch,)) if lengths else None,
-        randn(steps, batch, hidden),
-        randn(batch, hidden),
+        randn(steps, batch, 2 * hidden if bidirectional else hidden),
+        randn(*directions, batch, hidden),
+        problem(size, layer_norm=layer_norm).weights if bidirectional else None,
     )
     return sample if dtype is None else sample.to(dtype)
 
 
 def run(engine: str, mix: str = "gated", batch_first: bool = False, recompute: bool = False):  # type: ignore[no-untyped-def]
-    """The engine with `reference.mcu`'s shapes of hx and h_n."""
+    """The engine with `exact`'s shapes of hx and h_n."""
 
     def function(input, context, weights, hx, lengths):  # type: ignore[no-untyped-def]
+        one = isinstance(weights, Weights)
         output, h_n = mcu(
             input.transpose(0, 1) if batch_first else input,
             context,
             weights,
-            None if hx is None else hx[None],
+            hx[None] if one and hx is not None else hx,
             lengths,
             mix=mix,
             batch_first=batch_first,
             engine=engine,
             recompute=recompute,
         )
-        return (output.transpose(0, 1) if batch_first else output), h_n[0]
+        return (output.transpose(0, 1) if batch_first else output), h_n[0] if one else h_n
 
     return function
+
+
+def exact(input, context, weights, hx, lengths, mix="gated"):  # type: ignore[no-untyped-def]
+    """`reference.mcu`, or of two weight sets both directions as `mcu` returns them."""
+    if isinstance(weights, Weights):
+        return reference.mcu(input, context, weights, hx, lengths, mix=mix)
+    states = [None, None] if hx is None else hx
+    results = [
+        reference.mcu(input, context, w, h, lengths, mix=mix, reverse=reverse)
+        for w, h, reverse in zip(weights, states, (False, True), strict=True)
+    ]
+    outputs, last = zip(*results, strict=True)
+    return torch.cat(outputs, dim=-1), torch.stack(last)
 
 
 def op_operands(  # type: ignore[no-untyped-def]
@@ -189,9 +223,11 @@ def with_gradients(function, p: Problem) -> dict[str, Tensor]:  # type: ignore[n
     """output, h_n and every gradient of function(input, context, weights, hx, lengths)."""
     named = {name: x.detach().requires_grad_() for name, x in p.operands().items()}
     weights = Weights(*(named.get(name) for name in Weights._fields))
-    output, h_n = function(
-        named["input"], named.get("context"), weights, named.get("hx"), p.lengths
-    )
+    if p.weights_reverse is not None:
+        reverse = (named.get(f"{name}_reverse") for name in Weights._fields)
+        weights = weights, Weights(*reverse)
+    context, hx = named.get("context"), named.get("hx")
+    output, h_n = function(named["input"], context, weights, hx, p.lengths)
     grads = torch.autograd.grad((output, h_n), list(named.values()), (p.grad_output, p.grad_h_n))
     results = {"output": output.detach(), "h_n": h_n.detach()}
     results.update((f"grad {name}", grad) for name, grad in zip(named, grads, strict=True))
@@ -204,17 +240,13 @@ def reference_results(p: Problem, mix: str = "gated") -> dict[str, Tensor]:
 
     In one thread: of many tiny operations the threads would wait for whichever processor is busy.
     """
-
-    def run(input, context, weights, hx, lengths):  # type: ignore[no-untyped-def]
-        return reference.mcu(input, context, weights, hx, lengths, mix=mix)
-
     p = p.to(torch.float64)
     key = _fingerprint(p, mix)
     if key not in _truths:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            _truths[key] = with_gradients(run, p)
+            _truths[key] = with_gradients(partial(exact, mix=mix), p)
         finally:
             torch.set_num_threads(threads)
     return dict(_truths[key])
@@ -226,7 +258,7 @@ _truths: dict[bytes, dict[str, Tensor]] = {}
 def _fingerprint(p: Problem, mix: str) -> bytes:
     """Equal for equal values and shapes."""
     digest = hashlib.sha256(mix.encode())
-    for x in (*p.weights, *(x for x in p if not isinstance(x, Weights))):
+    for x in chain.from_iterable(x if isinstance(x, Weights) else [x] for x in p):
         digest.update(str(None if x is None else x.shape).encode())
         if x is not None:
             digest.update(x.detach().cpu().contiguous().numpy().tobytes())

@@ -5,7 +5,7 @@ Backward keeps the states alone and computes the gates again, as products over a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -35,14 +35,17 @@ def step(step: Step) -> Tensor:
     input, context, weights, hx, mix, eps = step
     B, H = input.shape[0], weights.hidden_size
     dtype, compute = input.dtype, compute_dtype(input.dtype)
-    input, context = native.rows(input, dtype), native.rows(context, dtype)
+    input = native.rows(input, dtype)
+    has_context = context is not None
+    context = input if context is None else native.rows(context, dtype)
     state = input if hx is None else native.rows(hx, dtype)
-    matrices = [matrix.contiguous() for matrix in weights.matrices()]
+    matrices = weights.map(Tensor.contiguous)[: len(GATES)]
     norms = None
     if weights.norm_weight is not None:
         norms = torch.cat(weights.norms()).to(compute)
     output = input.new_empty(B, H)
-    f_g, state_operand = input.new_empty(B, 2 * H), torch.empty_like(output)
+    f_g = input.new_empty(B, 2 * H) if has_context else None
+    state_operand = torch.empty_like(output)
     mixed, a = (input.new_empty(*shape, dtype=compute) for shape in ((B, H), (2, B, H)))
     with native.device_of(input):
         triton_kernels.step[(-(-B // BLOCK_B),)](
@@ -50,9 +53,10 @@ def step(step: Step) -> Tensor:
             *(*matrices, norms, f_g, state_operand, mixed, a, output),
             *(B, input.shape[1], context.shape[1], H),
             eps=eps,
-            HAS_NORM=norms is not None,
+            NORM_ROWS=0 if weights.norm_weight is None else weights.norm_weight.shape[0],
+            HAS_CONTEXT=has_context,
             HAS_HX=hx is not None,
-            CONCAT=mix == "concat",
+            CONCAT=has_context and mix == "concat",
             BLOCK_B=BLOCK_B,
             **_product_options(H, input),
         )
@@ -67,7 +71,8 @@ def forward(problem: Problem, keep: Keep) -> tuple[Tensor, Tensor, Tensor | None
         output = states.to(this.dtype, copy=save or this.valid is not None)
         if this.valid is not None:
             output.masked_fill_(~this.valid, 0)
-        h_n = states[:, -1].to(this.dtype, copy=True)
+        ends = [0 if reverse else -1 for reverse in this.reverse]
+        h_n = torch.stack([x[end] for x, end in zip(states, ends, strict=True)]).to(this.dtype)
     return output, h_n, states.view(-1) if save else None
 
 
@@ -93,17 +98,24 @@ def backward(problem: Problem, saved: Tensor, cotangents: Cotangents, need: Need
     )
 
 
+class Mixture(NamedTuple):
+    """What a call with context makes of it: equations 8-10."""
+
+    a_g: Tensor  # `[G, B, H]`
+    a_s: Tensor  # `[G, T B, H]`: the share of f_bar in W_s's product
+    a_s_context: Tensor  # `[G, B, H]`: the share of g_bar
+    g_bar: Tensor  # `[G, B, H]`, an operand
+    f_tilde: Tensor  # `[G, T B, H]`, an operand
+
+
 class Prologue(NamedTuple):
     """Equations 7-10, and the share of f_tilde in the recurrent gates. What is called an operand
     has the dtype of products' operands, all else is in the compute dtype."""
 
     a_f: Tensor  # `[G, T B, H]`
-    a_g: Tensor  # `[G, B, H]`
-    a_s: Tensor  # `[G, T B, H]`: the share of f_bar in W_s's product
-    a_s_context: Tensor  # `[G, B, H]`: the share of g_bar
     f_bar: Tensor  # `[G, T B, H]`, an operand
-    g_bar: Tensor  # `[G, B, H]`, an operand
-    f_tilde: Tensor  # `[G, T B, H]`, an operand
+    mixture: Mixture | None
+    f_tilde: Tensor  # `[G, T B, H]`, an operand: without context f_bar itself
     input_gates: Tensor  # `[G, T B, 3 H]`
 
 
@@ -126,13 +138,22 @@ class RecurrenceGradient(NamedTuple):
     norm: Tensor | None  # `[G, 2, 3, n, H]`: of norm_weight and norm_bias, in n summands
 
 
+class MixtureGradient(NamedTuple):
+    """The gradient through equations 8-10."""
+
+    f_bar: list[Tensor]  # one or two that add up to it
+    contexts: list[Tensor]
+    weights: Sequence[tuple[Tensor | None, Tensor | None]]  # W_g, W_s
+    norms: list[Tensor | None]  # g s, `Pass._norm_sums`
+
+
 class PrologueGradient(NamedTuple):
     """The results of the prologue's backward."""
 
     inputs: list[Tensor]
     contexts: list[Tensor]
-    weights: list[tuple[Tensor, Tensor, Tensor]]  # W_f, W_g, W_s
-    norms: list[Tensor]  # f g s: `[G, 2, H]`
+    weights: list[tuple[Tensor, Tensor | None, Tensor | None]]  # W_f, W_g, W_s
+    norms: list[Tensor]  # f, with context f g s: `[G, 2, H]`
 
 
 class Pass:
@@ -140,7 +161,8 @@ class Pass:
     of a pass. Rows are (step, sample)."""
 
     def __init__(self, problem: Problem) -> None:
-        inputs, self.contexts, sets, hx, lengths, mix, eps = problem
+        inputs, self.contexts, sets, hx, lengths, mix, eps, _ = problem
+        self.reverse = problem.directions
         self.G, self.T, self.B, self.H = problem.sizes
         self.dtype, self.compute = problem.dtype, problem.compute_dtype
         self.lengths = self.valid = None
@@ -153,32 +175,41 @@ class Pass:
         self.inputs = [x.reshape(self.T * self.B, -1) for x in inputs]
         self.hx = None if hx is None else hx.to(self.compute).contiguous()
         matrices = [[x.contiguous().to(self.dtype) for x in w.matrices()] for w in sets]
-        self.weights_f, self.weights_g, weights_s, *_ = zip(*matrices, strict=True)
-        self.weights_sf = [w[:, : self.H] for w in weights_s]  # the half that f_bar has
-        self.weights_sg = [w[:, self.H :] for w in weights_s]  # the half that g_bar has
-        self.recurrent = tuple(x for w in matrices for x in w[GATES.index("r") :])
-        self.norms = None  # `[2 G, 6, H]`
+        self.weights_f = [f for f, *_ in matrices]
+        if problem.has_context:
+            self.weights_g = [g for _, g, *_ in matrices]
+            self.weights_sf = [s[:, : self.H] for _, _, s, *_ in matrices]  # the half for f_bar
+            self.weights_sg = [s[:, self.H :] for _, _, s, *_ in matrices]  # the half for g_bar
+        self.recurrent = tuple(x for w in matrices for x in w[-3:])
+        self.norms = None  # `[2 G, NORM_ROWS, H]`
         if sets[0].norm_weight is not None:
             norms = [w.norm_weight for w in sets] + [w.norm_bias for w in sets]
             self.norms = torch.stack([x for x in norms if x is not None]).to(self.compute)
-        has_norm = {"HAS_NORM": self.norms is not None}
+        norm_rows = {"NORM_ROWS": 0 if self.norms is None else self.norms.shape[1]}
         self.eps, self.mix = eps, mix
         block = max(16, 1 << (self.H - 1).bit_length())
-        self.row_options = {"eps": eps, **has_norm, "BLOCK_H": block}
+        self.row_options = {"eps": eps, **norm_rows, "BLOCK_H": block}
         self.product_options = {"SETS": self.G, **_product_options(self.H, inputs[0])}
         self.recurrence_options = {
             **self.product_options,
-            **has_norm,
+            **norm_rows,
             "HAS_LENGTHS": lengths is not None,
+            "BIDIRECTIONAL": problem.bidirectional,
             "BLOCK_B": BLOCK_B,
         }
         self.tiles = -(-self.B // BLOCK_B)  # programs of the recurrence per weight set
 
     def prologue(self) -> Prologue:
-        """The prologue, by four products of torch, three kernels between and one product more."""
+        """The prologue: four products of torch, without context one, and kernels between."""
         a_f = grouped_product(self.inputs, [w.T for w in self.weights_f])
+        f_bar = self._norm_tanh(a_f, "f")
+        mixture = self._mixture(f_bar) if self.contexts else None
+        f_tilde = f_bar if mixture is None else mixture.f_tilde
+        return Prologue(a_f, f_bar, mixture, f_tilde, self._gate_products(f_tilde, 0, 3))
+
+    def _mixture(self, f_bar: Tensor) -> Mixture:
         a_g = grouped_product(self.contexts, [w.T for w in self.weights_g])
-        f_bar, g_bar = self._norm_tanh(a_f, "f"), self._norm_tanh(a_g, "g")
+        g_bar = self._norm_tanh(a_g, "g")
         a_s = grouped_product(f_bar, [w.T for w in self.weights_sf])
         a_s_context = grouped_product(g_bar, [w.T for w in self.weights_sg])
         f_tilde, rows = torch.empty_like(f_bar), f_bar.shape[1]
@@ -187,8 +218,7 @@ class Pass:
             CONCAT=self.mix == "concat",
             **self.row_options,
         )
-        input_gates = self._gate_products(f_tilde, 0, 3)
-        return Prologue(a_f, a_g, a_s, a_s_context, f_bar, g_bar, f_tilde, input_gates)
+        return Mixture(a_g, a_s, a_s_context, g_bar, f_tilde)
 
     def recurrence(self, input_gates: Tensor) -> Tensor:
         """The states `[G, T, B, H]`."""
@@ -207,7 +237,13 @@ class Pass:
     def gates(self, prologue: Prologue, states: Tensor) -> Gates:
         """The gates of all steps."""
         first = self.hx[:, None] if self.hx is not None else torch.zeros_like(states[:, :1])
-        previous = torch.cat([first, states[:, :-1]], dim=1).flatten(1, 2)
+        previous = torch.cat(
+            [
+                part
+                for x, y, reverse in zip(first, states, self.reverse, strict=True)
+                for part in ((y[1:], x) if reverse else (x, y[:-1]))
+            ]
+        ).view(self.G, -1, self.H)
         operand = previous.to(self.dtype)
         x_hat = self._empty(self.G, 3, self.T, self.B, self.H)
         r_std = self._empty(self.G, 3, self.T, self.B)
@@ -250,43 +286,55 @@ class Pass:
         self, prologue: Prologue, grad_f_tilde: Tensor, need: Need
     ) -> PrologueGradient:
         """The gradient of all that the prologue reads but W_r, W_z and W_h."""
+        if prologue.mixture is None:
+            of_context = [(None, None)] * self.G if need.weights else []
+            mixture = MixtureGradient([grad_f_tilde], [], of_context, [])
+        else:
+            mixture = self._mixture_backward(prologue.f_bar, prologue.mixture, grad_f_tilde, need)
+        da_f, norm_f = self._norm_tanh_backward(prologue.a_f, mixture.f_bar, "f")
+        return PrologueGradient(
+            [product(da_f[g], w) for g, w in enumerate(self.weights_f)] if need.input else [],
+            mixture.contexts,
+            [(product(da_f[g].T, self.inputs[g]), *w) for g, w in enumerate(mixture.weights)],
+            [x.sum(1) for x in (norm_f, *mixture.norms) if x is not None],
+        )
+
+    def _mixture_backward(
+        self, f_bar: Tensor, mixture: Mixture, grad_f_tilde: Tensor, need: Need
+    ) -> MixtureGradient:
         rows, shape = self.T * self.B, (self.G, self.T, self.B, self.H)
-        da_s, norm_s = torch.empty_like(prologue.f_bar), self._norm_sums(rows)
-        f_bar = g_bar = None  # their gradients through Eq. 10
+        da_s, norm_s = torch.empty_like(f_bar), self._norm_sums(rows)
+        to_f_bar = to_g_bar = None  # the gradients through Eq. 10
         if self.mix == "gated":
-            f_bar, g_bar = self._empty(*shape), self._empty(*shape)
+            to_f_bar, to_g_bar = self._empty(*shape), self._empty(*shape)
         triton_kernels.mix_backward[min(rows, _MOST_SUMMANDS), self.G](
-            *(prologue.a_s, prologue.a_s_context, self.norms, prologue.f_bar, prologue.g_bar),
-            *(grad_f_tilde, da_s, f_bar, g_bar, norm_s, self.G, rows, self.B, self.H),
+            *(mixture.a_s, mixture.a_s_context, self.norms, f_bar, mixture.g_bar),
+            *(grad_f_tilde, da_s, to_f_bar, to_g_bar, norm_s, self.G, rows, self.B, self.H),
             CONCAT=self.mix == "concat",
             **self.row_options,
         )
         through_s = grouped_product(da_s, self.weights_sf)
-        to_f_bar = [x for x in (f_bar, through_s) if x is not None]
-        da_f, norm_f = self._norm_tanh_backward(prologue.a_f, to_f_bar, "f")
         da_s_context = da_s.view(shape).sum(1, dtype=self.compute)
         wide_weights = [w.to(self.compute) for w in self.weights_sg]
-        to_g_bar = [grouped_product(da_s_context, wide_weights)]
-        if g_bar is not None:
-            to_g_bar.append(g_bar.sum(1))
-        da_g, norm_g = self._norm_tanh_backward(prologue.a_g, to_g_bar, "g")
+        all_to_g_bar = [grouped_product(da_s_context, wide_weights)]
+        if to_g_bar is not None:
+            all_to_g_bar.append(to_g_bar.sum(1))
+        da_g, norm_g = self._norm_tanh_backward(mixture.a_g, all_to_g_bar, "g")
 
         weights = []
         if need.weights:
-            wide_g_bar = prologue.g_bar.to(self.compute)
+            wide_g_bar = mixture.g_bar.to(self.compute)
             for g in range(self.G):
                 halves = (
-                    product(da_s[g].T, prologue.f_bar[g]),
+                    product(da_s[g].T, f_bar[g]),
                     product(da_s_context[g].T, wide_g_bar[g]),
                 )
-                weight_f = product(da_f[g].T, self.inputs[g])
-                weight_g = product(da_g[g].T, self.contexts[g])
-                weights.append((weight_f, weight_g, torch.cat(halves, dim=1)))
-        return PrologueGradient(
-            [product(da_f[g], w) for g, w in enumerate(self.weights_f)] if need.input else [],
+                weights.append((product(da_g[g].T, self.contexts[g]), torch.cat(halves, dim=1)))
+        return MixtureGradient(
+            [through_s] if to_f_bar is None else [to_f_bar, through_s],
             [product(da_g[g], w) for g, w in enumerate(self.weights_g)],
             weights,
-            [x.sum(1) for x in (norm_f, norm_g, norm_s) if x is not None],
+            [norm_g, norm_s],
         )
 
     def _empty(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:

@@ -32,14 +32,18 @@ OPERANDS = (
 )
 """Operands of products, in their dtype."""
 ALSO = (("x", "products"), ("y", "norm_tanh"), ("hx", "step"))
+SETS = 2
 OPTIONS = {
-    "HAS_NORM": "norms grad_norm",
-    "HAS_MORE": "grad_y_more",
-    "HAS_HX": "hx",
-    "HAS_LENGTHS": "lengths",
-    "CONCAT": "",
+    "NORM_ROWS": (6, 0, "norms grad_norm"),
+    "HAS_CONTEXT": (True, False, "context weight_g weight_s f_g"),
+    "HAS_MORE": (True, False, "grad_y_more"),
+    "HAS_HX": (True, False, "hx"),
+    "HAS_LENGTHS": (True, False, "lengths"),
+    "BIDIRECTIONAL": (True, False, ""),
+    "CONCAT": (True, False, ""),
 }
-"""Options of the kernels, and the arguments that are None without them."""
+"""Options of the kernels with and without what they are for, and the arguments that are None
+without."""
 SIZES = "G T B H F C rows gate"
 KERNELS = (
     "norm_tanh norm_tanh_backward mix mix_backward reset_gate update_gate products step "
@@ -49,7 +53,6 @@ KERNELS = (
 
 WITH_PRODUCTS = "products step recurrence recurrence_backward"
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
-SETS = 2
 Signature = dict[str, Any]
 
 
@@ -100,7 +103,8 @@ def resources(target: GPUTarget, dtypes: Sequence[str]) -> None:
             launch: dict[str, Any] = triton_tuning.default(DTYPES[operand])._asdict()
             precision = "tf32" if target.backend == "cuda" and operand == "fp32" else "ieee"
             choice = {"SETS": SETS, "PRECISION": precision, "eps": 1e-5, "FIRST": 0, "COUNT": 2}
-            choice |= {"HAS_NORM": True, "HAS_LENGTHS": True, "HAS_HX": True, "CONCAT": False}
+            choice |= {option: value for option, (value, *_) in OPTIONS.items()}
+            choice |= {"CONCAT": False}
             choice |= {"BLOCK_B": triton_pass.BLOCK_B, "BLOCK_M": triton_pass.BLOCK_M}
             choice |= {key: launch.pop(key) for key in ("BLOCK_N", "BLOCK_K")}
             types = types_of(kernel, operand)
@@ -146,10 +150,10 @@ def everything(target: GPUTarget) -> int:
                 constants = {
                     key: value for key, value in blocks.items() if types.get(key) == "constexpr"
                 }
-                for option, names in OPTIONS.items():
+                for option, (value, other, names) in OPTIONS.items():
                     if option not in types:
                         continue
-                    constants[option] = chosen
+                    constants[option] = value if chosen else other
                     absent = names if not chosen else ""
                     if option == "CONCAT" and chosen:
                         absent = "grad_f_bar grad_g_bar"

@@ -13,7 +13,6 @@ import torch
 from helpers import Problem, Size, problem, reference_results, relative_errors, with_gradients
 from torch import Tensor
 
-from mmixer_kernels import reference
 from mmixer_kernels.engines import get, native_of
 from mmixer_kernels.functional import mcu, mcu_cell, mcu_group
 from mmixer_kernels.problem import Cotangents, Keep, Need, Weights
@@ -44,23 +43,31 @@ class Options(NamedTuple):
     layer_norm: bool
     lengths: bool
     hx: bool
+    context: bool = True
+    bidirectional: bool = False
 
     def words(self) -> list[str]:
         """The mix, and the names of what there is."""
         return [self.mix, *(name for name, x in self._asdict().items() if x is True)]
 
     def problem(self, size: Size, dtype: torch.dtype) -> Problem:
-        p = problem(size, layer_norm=self.layer_norm, lengths=self.lengths, dtype=dtype)
-        return p if self.hx else p._replace(hx=None)
+        _, layer_norm, lengths, hx, context, bidirectional = self
+        size = size if context else size._replace(context=0)
+        p = problem(
+            size, layer_norm=layer_norm, lengths=lengths, bidirectional=bidirectional, dtype=dtype
+        )
+        return p if hx else p._replace(hx=None)
 
 
 OPTIONS = [
     Options("gated", True, True, True),
     Options("gated", True, False, True),
-    Options("gated", False, True, False),
+    Options("gated", False, True, False, bidirectional=True),
     Options("concat", True, True, False),
-    Options("concat", False, False, False),
+    Options("concat", False, False, False, bidirectional=True),
     Options("concat", False, True, True),
+    Options("gated", True, True, True, context=False, bidirectional=True),
+    Options("gated", False, False, False, context=False),
 ]
 """Each pair of values, and what users have most."""
 
@@ -71,7 +78,7 @@ def eager(device: str, dtype: torch.dtype, mix: str = "gated") -> Callable[..., 
 
     def function(*operands: Any) -> tuple[Tensor, Tensor]:
         with torch.autocast(device, dtype) if narrow else nullcontext():
-            return reference.mcu(*operands, mix=mix)
+            return helpers.exact(*operands, mix=mix)
 
     return function
 
@@ -255,27 +262,29 @@ class Contract:
         monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
         equal(self.results(p), expected)
 
-    @pytest.mark.parametrize("mix", ["gated", "concat"])
-    def test_recompute_gives_the_same_bits(self, precision: Precision, mix: str) -> None:
-        p = problem(self.SIZE, lengths=True, dtype=precision.dtype)
-        equal(self.results(p, mix, recompute=True), self.results(p, mix))
+    def test_recompute_gives_the_same_bits(self, precision: Precision, options: Options) -> None:
+        p = options.problem(self.SIZE, precision.dtype)
+        equal(self.results(p, options.mix, recompute=True), self.results(p, options.mix))
 
-    def test_strided_and_expanded_operands(self, precision: Precision) -> None:
-        p = problem(self.SIZE, dtype=precision.dtype)
+    @pytest.mark.parametrize("bidirectional", [False, True])
+    def test_strided_and_expanded_operands(self, precision: Precision, bidirectional: bool) -> None:
+        p = problem(self.SIZE, bidirectional=bidirectional, dtype=precision.dtype)
         self.check(p, precision, batch_first=True)
         self.check(p.strided(), precision)
         self.check(p.expanded(), precision)
 
     def test_a_sample_ends_at_its_length(self, precision: Precision) -> None:
-        """Nothing past it is read, the output there is 0, and h_n is the last valid step."""
-        T, B, *_ = self.SIZE
-        p = problem(self.SIZE, dtype=precision.dtype)
+        """Nothing past it is read, the output there is 0, and h_n is the last valid step, or the
+        first of the other direction."""
+        T, B, _, _, H = self.SIZE
+        p = problem(self.SIZE, bidirectional=True, dtype=precision.dtype)
         lengths = torch.tensor([(2, T, 1)[b % 3] for b in range(B)])
         p = p._replace(lengths=lengths)
         clean = self.results(p)
         padding = torch.arange(T)[:, None] >= lengths
         assert (clean["output"][padding] == 0).all()
-        assert torch.equal(clean["h_n"], clean["output"][lengths - 1, torch.arange(B)])
+        last = clean["output"][lengths - 1, torch.arange(B), :H]
+        assert torch.equal(clean["h_n"], torch.stack([last, clean["output"][0, :, H:]]))
         dirty = p._replace(
             input=p.input.masked_fill(padding[..., None], torch.nan),
             grad_output=p.grad_output.masked_fill(padding[..., None], torch.nan),
@@ -296,13 +305,16 @@ class Contract:
         for name in ("h_n", "grad context", "grad hx"):
             assert torch.equal(dirty[name][others], clean[name][others]), name
 
-    def test_bfloat16_weights_beside_float32(self, precision: Precision) -> None:
+    @pytest.mark.parametrize("context", [True, False])
+    def test_bfloat16_weights_beside_float32(self, precision: Precision, context: bool) -> None:
         """Results are as near to float64 on the rounded weights as with float32 weights."""
-        p = problem(self.SIZE, dtype=torch.float32)
+        size = self.SIZE if context else self.SIZE._replace(context=0)
+        p = problem(size, dtype=torch.float32)
         wide, narrow = PRECISIONS["float32"].floor, PRECISIONS["bfloat16"].floor
         for norms in (torch.bfloat16, torch.float32):
-            matrices = (x.bfloat16() for x in p.weights.matrices())
-            weights = Weights(*matrices, *(x.to(norms) for x in p.weights.norms()))
+            norm_weight, norm_bias = (x.to(norms) for x in p.weights.norms())
+            weights = p.weights.map(torch.Tensor.bfloat16)
+            weights = weights._replace(norm_weight=norm_weight, norm_bias=norm_bias)
             q = p._replace(weights=weights)
             results, truth = self.results(q), reference_results(q)
             theirs = with_gradients(eager(self.DEVICE, torch.float32), q.on(self.DEVICE))
@@ -316,12 +328,14 @@ class Contract:
         with torch.no_grad():
             _, _, saved = get(self.ENGINE).forward(call, "gates")
             grads = get(self.ENGINE).backward(call, saved, "gates", cotangents, Need(True, True))
-        for grad, weight in zip(grads.weights[0], call.weights[0], strict=True):
+        pairs = zip(Weights.flat(grads.weights), Weights.flat(call.weights), strict=True)
+        for grad, weight in pairs:
             assert grad.dtype == weight.dtype  # autograd itself would convert one that is not
 
     @in_every_precision
     def test_a_cell_is_a_sequence_of_one(self, precision: Precision, options: Options) -> None:
         """An engine may have a shorter way for a step without gradients."""
+        options = options._replace(bidirectional=False)
         p = options.problem(self.SIZE._replace(steps=1), precision.dtype)
         narrow = p._replace(weights=p.weights.map(torch.Tensor.bfloat16))
         for operands in (p, narrow) if precision.dtype == torch.float32 else (p,):
@@ -347,8 +361,9 @@ class Contract:
         for a, b in zip(first, second, strict=True):
             assert torch.equal(a, b)
 
-    def test_only_what_is_needed_is_computed(self, precision: Precision) -> None:
-        call, cotangents = self.call_of(2, precision)
+    @pytest.mark.parametrize("context", [True, False])
+    def test_only_what_is_needed_is_computed(self, precision: Precision, context: bool) -> None:
+        call, cotangents = self.call_of(2, precision, context)
         engine = get(self.ENGINE)
         keep: Keep = "gates"
         with torch.no_grad():
@@ -357,6 +372,7 @@ class Contract:
             for need in (Need(False, True), Need(True, False), Need(False, False)):
                 part = engine.backward(call, saved, keep, cotangents, need)
                 assert len(part.inputs) == 2 * need.input
+                assert len(part.contexts) == 2 * context
                 assert len(part.weights) == 2 * need.weights
                 pairs = [(part.contexts, whole.contexts), ([part.hx], [whole.hx])]
                 pairs += [(part.inputs, whole.inputs)] if need.input else []
@@ -366,22 +382,52 @@ class Contract:
                     for a, b in zip(ours, theirs, strict=True):
                         assert torch.equal(a, b), need
 
-    def call_of(self, groups: int, precision: Precision) -> tuple[Call, Cotangents]:
+    @pytest.mark.parametrize("context", [True, False])
+    def test_half_of_the_weight_sets_runs_in_reverse(
+        self, precision: Precision, context: bool
+    ) -> None:
+        call, cotangents = self.call_of(4, precision, context)
+        lengths = torch.randint(1, self.SIZE.steps + 1, (self.SIZE.batch,)).to(self.DEVICE)
+        call = call._replace(lengths=lengths, bidirectional=True)
+
+        def results(name: str, call: Call, cotangents: Cotangents) -> Results:
+            engine = get(name)
+            output, h_n, saved = engine.forward(call, "gates")
+            grads = engine.backward(call, saved, "gates", cotangents, Need(True, True))
+            tensors = [*grads.inputs, *grads.contexts, *Weights.flat(grads.weights), grads.hx]
+            return {"output": output, "h_n": h_n} | {f"grad {i}": x for i, x in enumerate(tensors)}
+
+        def double(x: Tensor) -> Tensor:
+            return x.double() if x.is_floating_point() else x
+
+        with torch.no_grad():
+            ours = results(self.ENGINE, call, cotangents)
+            theirs = results("reference", call, cotangents)
+            truth = results("reference", call.map(double), Cotangents(*map(double, cotangents)))
+        assert ours.keys() == truth.keys()
+        compare(ours, theirs, truth, precision.floor)
+
+    def call_of(
+        self, groups: int, precision: Precision, context: bool = True
+    ) -> tuple[Call, Cotangents]:
         """A call of so many weight sets as the engine takes it."""
         T, B, f, c, H = self.SIZE
-        sizes = [Size(T, B, f + g, c - g, H) for g in range(groups)]
+        sizes = [Size(T, B, f + g, c + g if context else 0, H) for g in range(groups)]
         problems = [problem(size, dtype=precision.dtype).on(self.DEVICE) for size in sizes]
         call = Call(
             [p.input for p in problems],
-            [p.context for p in problems],
+            [p.context for p in problems if p.context is not None],
             [p.weights for p in problems],
             torch.stack([p.hx for p in problems if p.hx is not None]),
         )
         output = torch.stack([p.grad_output for p in problems])
         return call, Cotangents(output, torch.stack([p.grad_h_n for p in problems]))
 
-    def test_the_saved_size_is_what_forward_saves(self, precision: Precision) -> None:
-        call, _ = self.call_of(3, precision)
+    @pytest.mark.parametrize("context", [True, False])
+    def test_the_saved_size_is_what_forward_saves(
+        self, precision: Precision, context: bool
+    ) -> None:
+        call, _ = self.call_of(3, precision, context)
         engine = get(self.ENGINE)
         keeps: tuple[Keep, ...] = ("nothing", "states", "gates")
         with torch.no_grad():

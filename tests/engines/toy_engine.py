@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mmixer_kernels.engines.protocol import EngineState
-from mmixer_kernels.problem import GATES, Cotangents, Gradients, Keep, Need, Problem, Weights
+from mmixer_kernels.problem import Cotangents, Gradients, Keep, Need, Problem, Weights, gates
 
 NAME = "toy"
 DEVICES = ("cpu",)
@@ -36,16 +36,17 @@ def saved_size(problem: Problem, keep: Keep) -> int:
 def forward(problem: Problem, keep: Keep) -> tuple[Tensor, Tensor, Tensor]:
     groups, steps, batch, hidden = problem.sizes
     states = torch.empty(groups, steps, batch, hidden, dtype=problem.compute_dtype)
+    h_n = torch.empty(groups, batch, hidden, dtype=problem.dtype)
     valid = _valid(problem)
     for g, every in enumerate(states.numpy()):
         unit = _Unit(problem, g)
         f_tilde, _ = unit.prologue(np.where(valid, unit.input, 0))
         h = unit.hx
-        for t in range(steps):
+        for t in unit.steps:
             h_next, _ = unit.step(f_tilde[t], h)
             h = every[t] = np.where(valid[t], h_next, h)
+        h_n[g] = torch.from_numpy(h)
     output = torch.where(torch.from_numpy(valid), states, 0.0).to(problem.dtype)
-    h_n = states[:, -1].to(problem.dtype, copy=True)
     return output, h_n, states.flatten() if keep != "nothing" else states.new_empty(0)
 
 
@@ -61,12 +62,14 @@ def backward(
         f_tilde, through_prologue = unit.prologue(np.where(valid, unit.input, 0))
         d_output, dh = _array(grad_output[g], problem), _array(grad_h_n[g], problem)
         d_f_tilde = np.empty_like(f_tilde)
-        for t in reversed(range(len(f_tilde))):
-            _, through_step = unit.step(f_tilde[t], states[g, t - 1] if t else unit.hx)
+        previous = [unit.hx, *states[g, unit.steps[:-1]]]
+        for t, h in zip(reversed(unit.steps), reversed(previous), strict=True):
+            _, through_step = unit.step(f_tilde[t], h)
             d_f_tilde[t], before = through_step(np.where(valid[t], dh + d_output[t], 0))
             dh = before + np.where(valid[t], 0, dh)
         d_input, d_context = through_prologue(d_f_tilde)
-        gradients.contexts.append(_like(problem.contexts[g], d_context))
+        if problem.has_context:
+            gradients.contexts.append(_like(problem.contexts[g], d_context))
         gradients.hx[g] = torch.from_numpy(dh)
         if need.input:
             gradients.inputs.append(_like(problem.inputs[g], d_input))
@@ -82,9 +85,11 @@ class _Unit:
     """One weight set with its sequence, in the compute dtype, and its weights' gradients."""
 
     def __init__(self, problem: Problem, g: int) -> None:
-        _, _, batch, hidden = problem.sizes
+        _, steps, batch, hidden = problem.sizes
+        self.steps = list(range(steps))[:: -1 if problem.directions[g] else 1]
         self.input = _array(problem.inputs[g], problem)
-        self.context = _array(problem.contexts[g], problem)
+        self.context = _array(problem.contexts[g], problem) if problem.has_context else None
+        self.gates = gates(problem.has_context)
         self.weights = problem.weights[g].map(lambda weight: _array(weight, problem))
         self.grads = self.weights.map(np.zeros_like)
         state = problem.states[g]
@@ -95,12 +100,11 @@ class _Unit:
 
     def product(self, x: Array, gate: str) -> Value:
         """LN(W x) of one gate's weight."""
-        index = GATES.index(gate)
-        weight, d_weight = self.weights[index], self.grads[index]
+        weight, d_weight = (getattr(w, f"weight_{gate}") for w in (self.weights, self.grads))
         a = x @ weight.T
         y, through_norm = a, lambda dy: dy
         if self.weights.norm_weight is not None:
-            y, through_norm = self.norm(a, index)
+            y, through_norm = self.norm(a, self.gates.index(gate))
 
         def backward(dy: Array) -> Array:
             da = through_norm(dy)
@@ -126,10 +130,13 @@ class _Unit:
         return normal * scale + self.weights.norm_bias[row], backward
 
     def prologue(self, f: Array) -> Value:
-        """Equations 7-10: f_tilde of all steps."""
+        """Equations 7-10: f_tilde of all steps, which is f_bar without context."""
         a_f, through_f = self.product(f, "f")
+        f_bar = np.tanh(a_f)
+        if self.context is None:
+            return f_bar, lambda d: (through_f(d * (1 - f_bar**2)), None)
         a_g, through_g = self.product(self.context, "g")
-        f_bar, g_bar = np.tanh(a_f), np.tanh(a_g)
+        g_bar = np.tanh(a_g)
         joint = np.concatenate([f_bar, np.broadcast_to(g_bar, f_bar.shape)], -1)
         mixed, through_s = self.product(joint, "s")
         s = _sigmoid(mixed)

@@ -9,8 +9,11 @@ import triton.language as tl
 kernel = triton.jit(do_not_specialize=["G", "T", "B", "rows", "gate"])
 
 
-# The rows of the norms, in the order of `problem.GATES`.
-NORM_F, NORM_G, NORM_S, NORM_R, NORM_Z, NORM_H = (tl.constexpr(row) for row in range(6))
+# The rows of norm_weight and norm_bias, of which there are NORM_ROWS: 6, or 4 without context, or 0
+# without LayerNorm. The recurrent gates' count from the end, as -1 does in Python.
+NORM_F, NORM_G, NORM_S, NORM_R, NORM_Z, NORM_H = (
+    tl.constexpr(row) for row in (0, 1, 2, -3, -2, -1)
+)
 
 # Triton's interpreter, which the tests use, multiplies bfloat16 operands' bits as integers.
 WIDEN = tl.constexpr(triton.knobs.runtime.interpret)
@@ -32,9 +35,9 @@ def tanh(x):
 
 
 @triton.jit
-def normalise(x, mask, H, eps: tl.constexpr, HAS_NORM: tl.constexpr):
+def normalise(x, mask, H, eps: tl.constexpr, NORM_ROWS: tl.constexpr):
     """x_hat and 1 / standard deviation of each row; without LayerNorm x and 1."""
-    if HAS_NORM:
+    if NORM_ROWS:
         mean = tl.sum(x, axis=1, keep_dims=True) / H
         x = tl.where(mask, x - mean, 0)
         r_std = 1 / tl.sqrt(tl.sum(x * x, axis=1, keep_dims=True) / H + eps)
@@ -44,28 +47,30 @@ def normalise(x, mask, H, eps: tl.constexpr, HAS_NORM: tl.constexpr):
 
 
 @triton.jit
-def norm_scale(norms, G, group, gate, H, h, HAS_NORM: tl.constexpr):
+def norm_scale(norms, G, group, gate, H, h, NORM_ROWS: tl.constexpr):
     """A gate's norm_weight; without LayerNorm 1."""
-    if HAS_NORM:
-        return tl.load(norms + (group * 6 + gate) * H + h, mask=h < H, other=0)
+    if NORM_ROWS:
+        row = group * NORM_ROWS + (gate + NORM_ROWS) % NORM_ROWS
+        return tl.load(norms + row * H + h, mask=h < H, other=0)
     else:
         return 1
 
 
 @triton.jit
-def affine(x_hat, norms, G, group, gate, H, h, HAS_NORM: tl.constexpr):
+def affine(x_hat, norms, G, group, gate, H, h, NORM_ROWS: tl.constexpr):
     """x_hat times a gate's norm_weight plus its norm_bias; without LayerNorm x_hat."""
-    if HAS_NORM:
-        shift = tl.load(norms + ((G + group) * 6 + gate) * H + h, mask=h < H, other=0)
-        return x_hat * norm_scale(norms, G, group, gate, H, h, HAS_NORM) + shift
+    if NORM_ROWS:
+        row = (G + group) * NORM_ROWS + (gate + NORM_ROWS) % NORM_ROWS
+        shift = tl.load(norms + row * H + h, mask=h < H, other=0)
+        return x_hat * norm_scale(norms, G, group, gate, H, h, NORM_ROWS) + shift
     else:
         return x_hat
 
 
 @triton.jit
-def norm_backward(dy, x_hat, r_std, scale, mask, H, HAS_NORM: tl.constexpr):
+def norm_backward(dy, x_hat, r_std, scale, mask, H, NORM_ROWS: tl.constexpr):
     """The gradient of LayerNorm's operand; without LayerNorm dy."""
-    if HAS_NORM:
+    if NORM_ROWS:
         u = tl.where(mask, dy * scale, 0)
         mean_u = tl.sum(u, axis=1, keep_dims=True) / H
         mean_u_x_hat = tl.sum(u * x_hat, axis=1, keep_dims=True) / H
@@ -76,10 +81,10 @@ def norm_backward(dy, x_hat, r_std, scale, mask, H, HAS_NORM: tl.constexpr):
 
 @triton.jit
 def store_norm_sums(
-    grad_norm, grad_scale, grad_shift, summand, H, h, mask, HAS_NORM: tl.constexpr
+    grad_norm, grad_scale, grad_shift, summand, H, h, mask, NORM_ROWS: tl.constexpr
 ):  # fmt: skip
     """One summand `[2, H]` of the gradient of a gate's norm."""
-    if HAS_NORM:
+    if NORM_ROWS:
         tl.store(grad_norm + summand * 2 * H + h, grad_scale, mask=mask)
         tl.store(grad_norm + (summand * 2 + 1) * H + h, grad_shift, mask=mask)
 
@@ -119,7 +124,7 @@ def multiply(
 @triton.jit
 def linear(
     a, start, x, x_stride, matrix, b, B, K, H, eps: tl.constexpr,
-    HAS_START: tl.constexpr, HAS_NORM: tl.constexpr, PRECISION: tl.constexpr,
+    HAS_START: tl.constexpr, NORM_ROWS: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_B: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """a = x W^T, added to a gate's share in the input gates where there is a start; returns each
@@ -139,7 +144,7 @@ def linear(
             total = tl.load(start + (b * 3 * H + h), mask=mask, other=0)
         total = multiply(total, x, x_stride, b, matrix, 1, K, B, K, H, h, BLOCK_K, PRECISION)
         tl.store(a + (b * H + h), total, mask=mask)
-        if HAS_NORM:
+        if NORM_ROWS:
             count = tl.minimum(BLOCK_N, H - first)
             mean_here = tl.sum(tl.where(h < H, total, 0), axis=1, keep_dims=True) / count
             centred = tl.where(h < H, total - mean_here, 0)
@@ -147,14 +152,14 @@ def linear(
             squares += tl.sum(centred * centred, axis=1, keep_dims=True)
             squares += (mean_here - mean) * (mean_here - mean) * share * first
             mean += (mean_here - mean) * share
-    if HAS_NORM:
+    if NORM_ROWS:
         return mean, 1 / tl.sqrt(squares / H + eps)
     else:
         return mean, mean + 1
 
 
 @triton.jit
-def normalised(a, mean, r_std, norms, G, group, gate, offset, mask, H, h, HAS_NORM: tl.constexpr):
+def normalised(a, mean, r_std, norms, G, group, gate, offset, mask, H, h, NORM_ROWS: tl.constexpr):
     """LN of what `linear` left in a."""
     x = (tl.load(a + offset, mask=mask, other=0) - mean) * r_std
-    return affine(x, norms, G, group, gate, H, h, HAS_NORM)
+    return affine(x, norms, G, group, gate, H, h, NORM_ROWS)
