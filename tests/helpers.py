@@ -37,9 +37,6 @@ ODD_SIZES = [
 ]
 
 
-WITHOUT_CONTEXT = [size._replace(context=0) for size in ODD_SIZES]
-
-
 class Problem(NamedTuple):
     """Operands in float64, and random gradients of output and h_n."""
 
@@ -61,8 +58,12 @@ class Problem(NamedTuple):
 
     def call(self, mix: str = "gated") -> Call:
         """The same as an engine takes it."""
-        hx = None if self.hx is None else self.hx[None]
         contexts = [] if self.context is None else [self.context]
+        if self.weights_reverse is not None:
+            sets = [self.weights, self.weights_reverse]
+            both = [self.input] * 2, contexts * 2, sets, self.hx, self.lengths
+            return Call(*both, mix, bidirectional=True)
+        hx = None if self.hx is None else self.hx[None]
         return Call([self.input], contexts, [self.weights], hx, self.lengths, mix)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Problem:

@@ -15,9 +15,11 @@ from mmixer_kernels import _native
 from mmixer_kernels.problem import Call, Form
 
 G, T, B, F, C, H = 2, 3, 2, 4, 5, 6
-FORM = Form(G, 8 * G, has_hx=True, has_lengths=True, mix="gated", eps=1e-5)
+FORM = Form(G, 8 * G, has_context=True, has_hx=True, has_lengths=True, mix="gated", eps=1e-5)
 MATRICES = [(H, F), (H, C), (H, 2 * H), (H, H), (H, H), (H, H), (6, H), (6, H)]
 SHAPES = [*[(T, B, F)] * G, *[(B, C)] * G, *MATRICES * G, (G, B, H)]
+BESIDE = Call(FORM, "gates", "concatenated")
+WITHOUT_CONTEXT = FORM._replace(weights=6 * G, has_context=False)
 HX, LENGTHS = len(SHAPES) - 1, len(SHAPES)
 WEIGHT_F, WEIGHT_R, NORM_WEIGHT = 2 * G, 2 * G + 3, 2 * G + 6
 
@@ -26,9 +28,20 @@ def tensors() -> list[Tensor]:
     return [*(torch.zeros(shape) for shape in SHAPES), torch.tensor([3, 1])]
 
 
+def tensors_without_context() -> list[Tensor]:
+    one = [(H, F), (H, H), (H, H), (H, H), (4, H), (4, H)]
+    sets = [torch.zeros(shape) for shape in one * G]
+    return [*tensors()[:G], *sets, *tensors()[HX:]]
+
+
 def forward(operands: list[Any], call: Any = None, **other: Any) -> Any:
     fields = {"call": call or Call(FORM, "gates"), "tensors": operands, "threads": 1, **other}
     return _native.forward(**fields)
+
+
+def backward(operands: list[Any], call: Any = None, **other: Any) -> Any:
+    fields = {"call": call or Call(FORM, "gates"), "tensors": operands, "threads": 1}
+    return _native.backward(**{"grad_output": None, "grad_h_n": None} | fields | other)
 
 
 def test_results_have_the_shapes_that_the_call_asks_for() -> None:
@@ -39,8 +52,39 @@ def test_results_have_the_shapes_that_the_call_asks_for() -> None:
     assert (output.shape, saved) == ((G, B, T, H), None)
     one = [x for x, shape in zip(tensors(), SHAPES, strict=False) if shape != (G, B, H)]
     one = [one[0], one[G], *one[2 * G : 2 * G + 8]]
-    form = Form(1, 8, has_hx=False, has_lengths=False, mix="concat", eps=1e-5)
+    form = FORM._replace(groups=1, weights=8, has_hx=False, has_lengths=False, mix="concat")
     assert forward(one, Call(form, "nothing", "sequence"))[0].shape == (T, B, H)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_outputs_beside_each_other(batch_first: bool) -> None:
+    """Each is that of its weight set, and so is each gradient."""
+    torch.manual_seed(0)
+    operands = [x + torch.randn_like(x) for x in tensors_without_context()[:-1]]
+    operands.append(tensors()[LENGTHS])
+    form = WITHOUT_CONTEXT._replace(bidirectional=True)
+    calls = Call(form, "gates"), Call(form, "gates", "concatenated", batch_first)
+    cotangent = torch.randn(G, T, B, H)
+    results = []
+    for call in calls:
+        beside = call.layout == "concatenated"
+        grad_output = torch.cat([*cotangent], -1) if beside else cotangent
+        given = list(operands)
+        if call.batch_first:
+            given[:G] = [x.transpose(0, 1) for x in given[:G]]
+            grad_output = grad_output.transpose(0, 1)
+        output, h_n, saved = forward(given, call)
+        needs = [True] * len(given)
+        grads = backward(given, call, saved=saved, grad_output=grad_output, needs=needs)
+        if call.batch_first:
+            output = output.transpose(0, 1)
+            grads = [*(x.transpose(0, 1) for x in grads[:G]), *grads[G:]]
+        if beside:
+            assert output.shape == (T, B, G * H)
+            output = torch.stack(output.split(H, -1))
+        results.append([output, h_n, saved, *grads[:-1]])
+    for apart, beside in zip(*results, strict=True):
+        assert torch.equal(apart, beside)
 
 
 @pytest.mark.parametrize(
@@ -66,6 +110,7 @@ def test_results_have_the_shapes_that_the_call_asks_for() -> None:
         (WEIGHT_R, torch.zeros(H), ValueError, "weight_r must have two dimensions"),
         (WEIGHT_R, None, AttributeError, "shape"),
         (NORM_WEIGHT, torch.zeros(5, H), ValueError, "norm_weight must have the shape"),
+        (NORM_WEIGHT, torch.zeros(4, H), ValueError, "norm_weight must have the shape"),
         (HX, torch.zeros(1, B, H), ValueError, r"hx must be \[G, B, H\]"),
         (HX, torch.zeros(G, B, H).double(), ValueError, "hx must have input's dtype"),
         (LENGTHS, torch.tensor([3, 1, 1]), ValueError, r"lengths must be \[B\]"),
@@ -90,6 +135,25 @@ def test_a_tensor_that_does_not_fit_is_named(
 
 
 @pytest.mark.parametrize(
+    ("place", "wrong", "message"),
+    [
+        (1, torch.zeros(T, B, F).double(), "inputs and contexts must agree in dtype"),
+        (G + 1, torch.zeros(H, 2 * H), "weight_r must have the shape"),
+        (G + 4, torch.zeros(6, H), "norm_weight must have the shape"),
+        (-2, torch.zeros(B, H), "hx must have three dimensions"),
+    ],
+)
+def test_a_tensor_that_does_not_fit_a_call_without_context_is_named(
+    place: int, wrong: Tensor, message: str
+) -> None:
+    operands = tensors_without_context()
+    assert forward(operands, Call(WITHOUT_CONTEXT, "nothing"))[0].shape == (G, T, B, H)
+    operands[place] = wrong
+    with pytest.raises(ValueError, match=message):
+        forward(operands, Call(WITHOUT_CONTEXT, "nothing"))
+
+
+@pytest.mark.parametrize(
     ("form", "error", "message"),
     [
         ({"mix": "sum"}, TypeError, "mix must be one of gated, concat, not 'sum'"),
@@ -105,6 +169,11 @@ def test_a_tensor_that_does_not_fit_is_named(
         ({"weights": 14}, ValueError, "tensors must be as many as the form says"),
         ({"weights": 13}, ValueError, "weights must be sets"),
         ({"has_hx": 1}, TypeError, "has_hx must be True or False, not 1"),
+        ({"has_context": 1}, TypeError, "has_context must be True or False, not 1"),
+        ({"has_context": False}, ValueError, "tensors must be as many as the form says"),
+        ({"has_context": False, "weights": 9 * G}, ValueError, "a weight set must have four"),
+        ({"bidirectional": 1}, TypeError, "bidirectional must be True or False, not 1"),
+        ({"groups": 1, "bidirectional": True}, ValueError, "bidirectional must be of an even"),
     ],
 )
 def test_a_form_that_does_not_fit_is_named(
@@ -119,7 +188,7 @@ def test_a_form_that_does_not_fit_is_named(
     [
         ({"call": (1, 2)}, TypeError, "must be a named tuple of problem.py"),
         ({"call": Call(FORM, "all")}, TypeError, "keep must be one of nothing, .*, not 'all'"),  # type: ignore[arg-type]
-        ({"call": Call(FORM, "gates", "sequence")}, ValueError, "layout must be group with more"),
+        ({"call": Call(FORM, "gates", "sequence")}, ValueError, "layout must be group or concat"),
         ({"tensors": 1}, TypeError, "must be a sequence"),
         ({"threads": 2**31}, ValueError, "threads is too large: 2147483648"),
         ({"threads": "1"}, TypeError, "threads must be an integer, not '1'"),
@@ -161,18 +230,11 @@ def test_a_list_that_changes_during_the_call() -> None:
 def test_gradients_of_what_is_needed() -> None:
     operands = tensors()
     saved = forward(operands)[2]
+    ones = torch.ones(G, T, B, H)
 
     def needed(*places: int, more: tuple[bool, ...] = ()) -> list[int]:
-        needs = [place in places for place in range(len(operands))]
-        grads = _native.backward(
-            call=Call(FORM, "gates"),
-            tensors=operands,
-            saved=saved,
-            grad_output=torch.ones(G, T, B, H),
-            grad_h_n=None,
-            needs=[*needs, *more],
-            threads=1,
-        )
+        needs = [*(place in places for place in range(len(operands))), *more]
+        grads = backward(operands, saved=saved, grad_output=ones, needs=needs)
         for place, grad in enumerate(grads):
             assert grad is None or grad.shape == operands[place].shape
         return [place for place, grad in enumerate(grads) if grad is not None]
@@ -196,22 +258,23 @@ def test_what_backward_gets_is_named_where_it_does_not_fit() -> None:
         ({"grad_output": torch.ones(G, T, B, H + 1)}, "grad_output must have output's shape"),
         ({"grad_output": torch.ones(G, T, B, H).double()}, "grad_output must have output's dtype"),
         ({"grad_h_n": torch.ones(1, B, H)}, "grad_h_n must have h_n's shape"),
+        (
+            {"call": BESIDE, "grad_output": torch.ones(T, B, H)},
+            "grad_output must have output's shape",
+        ),
+        (
+            {"call": BESIDE, "grad_output": torch.ones(G, T, B, H)},
+            "grad_output must have three dimensions",
+        ),
     ]:
-        given = {"saved": saved, "grad_output": None, "grad_h_n": None, **wrong}
         needs = [True] * len(operands)
         with pytest.raises(ValueError, match=message):
-            _native.backward(
-                call=Call(FORM, "gates"),
-                tensors=operands,
-                needs=needs,
-                threads=1,
-                **given,
-            )
+            backward(operands, **{"saved": saved, "needs": needs, **wrong})
 
 
 @pytest.mark.parametrize("place", [0, 1, -1])
 def test_a_step_that_does_not_fit_is_named(place: int) -> None:
-    form = Form(1, 8, has_hx=True, has_lengths=False, mix="gated", eps=1e-5)
+    form = FORM._replace(groups=1, weights=8, has_lengths=False)
     call = Call(form, "nothing", "step")
     operands = [torch.zeros(x) for x in [(B, F), (B, C), *MATRICES, (B, H)]]
     output, h_n, saved = forward(operands, call)
@@ -240,15 +303,8 @@ def test_nothing_is_kept_of_the_values() -> None:
     counts = [sys.getrefcount(x) for x in watched]
     for _ in range(50):
         saved = forward(operands, call)[2]
-        _native.backward(
-            call=call,
-            tensors=operands,
-            saved=saved,
-            grad_output=torch.zeros(1).expand(G, T, B, H),
-            grad_h_n=None,
-            needs=[True] * len(operands),
-            threads=1,
-        )
+        zeros = torch.zeros(1).expand(G, T, B, H)
+        backward(operands, call, saved=saved, grad_output=zeros, needs=[True] * len(operands))
         with pytest.raises(ValueError, match="weights must be sets"):
             forward(operands, Call(FORM._replace(weights=13), "gates"))
     assert [sys.getrefcount(x) for x in watched] == counts

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mmixer_kernels import _native, reference
 from mmixer_kernels.engines import cpu
 from mmixer_kernels.functional import mcu, mcu_group
-from mmixer_kernels.problem import Problem, Step, Weights
+from mmixer_kernels.problem import Problem, Step
 
 run = partial(helpers.run, "cpu")
 INSTRUCTION_SETS = _native.build_info()["instruction_sets_here"]
@@ -178,14 +178,47 @@ def test_group_is_its_members():
         assert torch.equal(grad, single)
 
 
+@pytest.mark.parametrize("without_context", [False, True])
+def test_a_direction_is_a_call_of_its_own(instruction_set, threads, without_context):
+    """Both directions in one call give the bits of two, the second on the samples' steps in
+    reverse."""
+    torch.set_num_threads(2)
+    size = Size(5, 9, 20, 0 if without_context else 11, 128)
+    p = problem(size, lengths=True, bidirectional=True, dtype=torch.float32)
+    both = with_gradients(run(), p)
+    steps, H = torch.arange(size.steps)[:, None], size.hidden
+    turned = torch.where(steps < p.lengths, p.lengths - 1 - steps, steps)[..., None]
+
+    def turn(x):
+        return x.gather(0, turned.expand_as(x))
+
+    def direction(d, weights, turn):
+        parts = {"grad_output": turn(p.grad_output.split(H, -1)[d]), "grad_h_n": p.grad_h_n[d]}
+        parts |= {"input": turn(p.input), "hx": p.hx[d], "weights": weights}
+        return with_gradients(run(), p._replace(weights_reverse=None, **parts))
+
+    first = direction(0, p.weights, lambda x: x)
+    second = direction(1, p.weights_reverse, turn)
+    for d, (name, one) in enumerate({"": first, "_reverse": second}.items()):
+        assert torch.equal(both["h_n"][d], one["h_n"])
+        assert torch.equal(both["grad hx"][d], one["grad hx"])
+        for weight in p.weights._asdict():
+            if f"grad {weight}" in one:
+                assert torch.equal(both[f"grad {weight}{name}"], one[f"grad {weight}"]), weight
+    output = torch.cat([first["output"], turn(second["output"])], -1)
+    assert torch.equal(both["output"], output)
+    assert torch.equal(both["grad input"], first["grad input"] + turn(second["grad input"]))
+
+
 @pytest.mark.parametrize("size", [(1, 1, 1, 1), (2, 3, 5, 17), (3, 8, 4, 64)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("keep", ["states", "gates"])
-def test_forward_writes_all_that_is_saved_and_no_more(size, dtype, keep, monkeypatch):
+@pytest.mark.parametrize("context_size", [2, 0])
+def test_forward_writes_all_that_is_saved_and_no_more(size, dtype, keep, context_size, monkeypatch):
     groups, steps, batch, hidden = size
     inputs = [torch.randn(steps, batch, 3, dtype=dtype)] * groups
-    contexts = [torch.randn(batch, 2, dtype=dtype)] * groups
-    weights = [Weights(*(x.to(dtype) for x in _weights(3, 2, hidden)))] * groups
+    contexts = [torch.randn(batch, 2, dtype=dtype)] * groups if context_size else []
+    weights = [_weights(3, context_size, hidden).map(lambda x: x.to(dtype))] * groups
     call = Problem(inputs, contexts, weights)
     size = cpu.saved_size(call, keep)
     longer = SimpleNamespace(**vars(_native))
@@ -198,7 +231,7 @@ def test_forward_writes_all_that_is_saved_and_no_more(size, dtype, keep, monkeyp
 
 @every_option
 def test_recompute_gives_the_same_bits(instruction_set, dtype, mix, layer_norm, lengths):
-    for size in [*ODD_SIZES, Size(6, 30, 13, 7, 96)]:
+    for size in [*ODD_SIZES, Size(6, 30, 13, 7, 96), Size(6, 30, 13, 0, 96)]:
         p = problem(size, layer_norm=layer_norm, lengths=lengths, dtype=dtype)
         expected = with_gradients(run(mix), p)
         for name, value in with_gradients(run(mix, recompute=True), p).items():
@@ -218,7 +251,8 @@ def test_bfloat16_weights_are_not_copied(steps):
 @pytest.mark.parametrize("mix", ["gated", "concat"])
 @pytest.mark.parametrize("layer_norm", [True, False])
 def test_step_is_a_sequence_of_one(instruction_set, threads, dtype, mix, layer_norm):
-    for size in ODD_SIZES:
+    without_context = [Size(1, 1, 1, 0, 1), Size(3, 2, 3, 0, 33)]
+    for size in [*ODD_SIZES, *without_context]:
         p = problem(size, layer_norm=layer_norm, dtype=dtype)
         input = torch.stack([p.input[0]] * 2, dim=-1)[..., 0]  # strided
         for hx in (None, p.hx):
@@ -291,4 +325,4 @@ def test_lengths_are_checked_where_the_values_are():
 
 def _weights(input_size, context_size, hidden):
     unit = reference.MCU(input_size, context_size, hidden)
-    return Weights(*(x.detach() for x in unit.weights()))
+    return unit.weights().map(torch.Tensor.detach)
