@@ -130,25 +130,30 @@ struct Matrix {
 // there.
 //
 // What has the size of a weight or of a context is copied where that makes one product of all
-// weight sets; everything is where its dtype is not the operands' or its rows are not evenly apart,
-// and inputs where lengths mask them.
+// weight sets, W_f where all have one input, as both directions do; everything is where its dtype
+// is not the operands' or its rows are not evenly apart, and inputs where lengths mask them.
 class Sources {
  public:
   std::vector<Matrix> input, context;      // [T B, input_size], [B, context_size]
   std::vector<Matrix> weight_f, weight_g;  // [H, input_size], [H, context_size]
   Matrix weight_s, wide_weight_sg;         // [G][H, 2H]; its g half, wide: [G][H, H], for backward
   bool one_context;                        // contexts and W_g of all sets go into one product
+  bool one_input;                          // likewise an input that all sets have, and W_f
   std::vector<Copy> copies;
 
   // inputs: input and context are read.
   Sources(Arena& arena, const Problem& p, bool inputs, bool backward)
-      : weight_s{}, wide_weight_sg{}, one_context(p.has_context) {
+      : weight_s{}, wide_weight_sg{}, one_context(p.has_context), one_input(p.groups > 1) {
     const Sizes s(p);
-    for (int64_t g = 0; g < s.G; g++)
+    for (int64_t g = 0; g < s.G; g++) {
       one_context = one_context && p.group[g].context_size == p.group[0].context_size;
+      one_input = one_input && has_same_input(p.group[g], p.group[0]);
+    }
     const bool stacked = s.G > 1 && one_context, stored = p.weight_dtype == p.dtype;
     const Dtype wide = s.wide;
     void *contexts = nullptr, *weights_g = nullptr, *weights_s = nullptr, *weights_sg = nullptr;
+    void* const weights_f =
+        one_input ? s.take_operands(arena, s.G * s.H * p.group[0].input_size) : nullptr;
     const int64_t C = p.group[0].context_size;
     if (stacked) {
       if (inputs) contexts = s.take_operands(arena, s.G * s.B * C);
@@ -169,7 +174,7 @@ class Sources {
              p.dtype, 0});
         return Matrix{target, columns};
       };
-      weight_f.push_back(matrix(gate_f, F, nullptr));
+      weight_f.push_back(matrix(gate_f, F, element(weights_f, p.dtype, g * s.H * F)));
       if (s.has_context)
         weight_g.push_back(matrix(gate_g, C, element(weights_g, p.dtype, g * s.H * C)));
       const int64_t size_s = 2 * s.H * s.H;
@@ -178,15 +183,7 @@ class Sources {
         add({element(weight(gate_s), p.weight_dtype, s.H), element(weights_sg, wide, g * s.H * s.H),
              1, s.H, s.H, 0, 2 * s.H, 0, s.H, nullptr, p.weight_dtype, wide, 0});
       if (!inputs) continue;
-      input.push_back(
-          {group.input, s.T > 1 && s.B == 1 ? group.input_stride_step : group.input_stride_sample});
-      const bool even =
-          s.T == 1 || s.B == 1 || group.input_stride_step == s.B * group.input_stride_sample;
-      if (p.lengths || !even || !may_be_read(input.back(), s.rows, F)) {
-        input.back() = {s.take_operands(arena, s.rows * F), F};
-        add({group.input, const_cast<void*>(input.back().p), s.T, s.B, F, group.input_stride_step,
-             group.input_stride_sample, s.B * F, F, p.lengths, p.dtype, p.dtype, 0});
-      }
+      input.push_back(g > 0 && one_input ? input.front() : input_of(arena, p, s, group));
       if (!s.has_context) continue;
       context.push_back({group.context, group.context_stride_sample});
       if (stacked || !may_be_read(context.back(), s.B, C)) {
@@ -205,6 +202,25 @@ class Sources {
 
  private:
   void add(const Copy& copy) { copies.push_back(copy); }
+
+  static bool has_same_input(const Group& a, const Group& b) {
+    return a.input == b.input && a.input_size == b.input_size &&
+           a.input_stride_step == b.input_stride_step &&
+           a.input_stride_sample == b.input_stride_sample;
+  }
+
+  Matrix input_of(Arena& arena, const Problem& p, const Sizes& s, const Group& group) {
+    const int64_t F = group.input_size;
+    Matrix input = {group.input,
+                    s.T > 1 && s.B == 1 ? group.input_stride_step : group.input_stride_sample};
+    const bool even =
+        s.T == 1 || s.B == 1 || group.input_stride_step == s.B * group.input_stride_sample;
+    if (!p.lengths && even && may_be_read(input, s.rows, F)) return input;
+    void* const target = s.take_operands(arena, s.rows * F);
+    add({group.input, target, s.T, s.B, F, group.input_stride_step, group.input_stride_sample,
+         s.B * F, F, p.lengths, p.dtype, p.dtype, 0});
+    return {target, F};
+  }
 
   // Products take no rows that overlap. A single row may have any stride.
   static bool may_be_read(Matrix& matrix, int64_t rows, int64_t columns) {
@@ -376,8 +392,16 @@ struct BackwardBuffers {
     if (!need_weights) return;
     grad_matrices = s.take_wide(arena, s.G * step_gates * s.H * s.H);
     if (s.has_context && (s.G > 1 || !direct)) grad_weight_sf = s.take_wide(arena, s.G * s.H * s.H);
-    for (int64_t g = 0; g < s.G && !direct; g++)
-      grad_weight_f[g] = s.take_wide(arena, s.H * p.group[g].input_size);
+    if (!direct || sources.one_input)
+      for (int64_t g = 0; g < s.G; g++) {
+        const int64_t size = s.H * p.group[g].input_size;
+        if (!sources.one_input)
+          grad_weight_f[g] = s.take_wide(arena, size);
+        else if (g == 0)
+          grad_weight_f[g] = s.take_wide(arena, s.G * size);
+        else
+          grad_weight_f[g] = element(grad_weight_f[0], s.wide, g * size);
+      }
   }
 };
 

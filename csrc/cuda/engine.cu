@@ -21,11 +21,11 @@
 //   update_gate | V | recurrence_backward | norm_tanh_backward of f | da_f W_f (n) | da_f^T x (n) |
 //   da^T of r, z and h | finish
 //
-// Weight sets that run in reverse go through the same launches as the others, beside them.
-//
-// Contexts of unequal sizes take a product per weight set. On path step the recurrence is two
-// products and two kernels per step. More weight sets, or more copies, than a launch takes
-// (arguments.h), take more launches of prepare and finish.
+// Weight sets that run in reverse go through the same launches as the others, beside them. Where
+// all have one input, as both directions do, x W_f^T and da_f^T x are one product each. Contexts of
+// unequal sizes take a product per weight set. On path step the recurrence is two products and two
+// kernels per step. More weight sets, or more copies, than a launch takes (arguments.h), take more
+// launches of prepare and finish.
 #include "engine.h"
 
 #include <algorithm>
@@ -145,12 +145,12 @@ class Pass {
   // Eq. 7-10.
   void run_prologue(const Sources& sources, const Prologue& x, const Prepared& prepared) const {
     const int64_t all = s.rows * H, state = int64_t(B) * H;
-    for (int g = 0; g < G; g++) {
+    of_sets(sources.one_input, [&](int g, int batch) {
       const Matrix &input = sources.input[g], &weight = sources.weight_f[g];
       const int64_t F = p.group[g].input_size;
-      multiply(1, s.rows, H, F, {input.p, input.stride, 0, false},
-               {weight.p, weight.stride, 0, true}, wide_at(x.a_f, g * all), H, 0);
-    }
+      multiply(batch, s.rows, H, F, {input.p, input.stride, 0, false},
+               {weight.p, weight.stride, H * F, true}, wide_at(x.a_f, g * all), H, all);
+    });
     NormTanhArguments y{};
     y.norms = norm_table(prepared), y.dtype = s.operand, y.G = G, y.H = H, y.eps = p.eps;
     if (!s.has_context) {
@@ -502,15 +502,18 @@ class BackwardPass : Pass {
 
   void weight_gradients(std::vector<Copy>& copies) const {
     const int64_t two = 2 * int64_t(H), size = int64_t(H) * H;
-    for (int g = 0; g < G; g++) {
+    of_sets(b.sources.one_input, [&](int g, int batch) {
       const Matrix& input = b.sources.input[g];
       const int64_t F = p.group[g].input_size;
-      void *const there = b.grad_weight_f[g], *const to = gradient[g].weight[gate_f];
-      multiply(1, H, F, s.rows, {at(b.grad_a_f, g * all), H, 0, true},
-               {input.p, input.stride, 0, false}, there ? there : to, F, 0, s.operand,
-               there ? s.wide : p.weight_dtype);
-      if (there) copies.push_back(whole(there, s.wide, to, p.weight_dtype, H * F));
-    }
+      void* const there = b.grad_weight_f[g];
+      multiply(batch, H, F, s.rows, {at(b.grad_a_f, g * all), H, all, true},
+               {input.p, input.stride, 0, false}, there ? there : gradient[g].weight[gate_f], F,
+               H * F, s.operand, there ? s.wide : p.weight_dtype);
+    });
+    for (int g = 0; g < G; g++)
+      if (b.grad_weight_f[g])
+        copies.push_back(whole(b.grad_weight_f[g], s.wide, gradient[g].weight[gate_f],
+                               p.weight_dtype, H * p.group[g].input_size));
     if (s.has_context) {
       void* const there = b.grad_weight_sf;
       multiply(G, H, H, s.rows, {b.grad_a_s, H, all, true}, {b.prologue.f_bar, H, all, false},
