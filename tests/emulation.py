@@ -63,7 +63,7 @@ def launches(emulated: ModuleType, call: Callable[[], object]) -> dict[str, int]
     call()  # what only a first call does
     emulated.clear_launches()
     with (
-        mock.patch.object(dispatch, "_is_profiled", lambda: False),
+        mock.patch.object(dispatch, "_is_profiled", return_value=False),
         profile(activities=[ProfilerActivity.CPU], acc_events=True) as recorded,
     ):
         call()
