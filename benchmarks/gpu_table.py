@@ -58,7 +58,7 @@ PROBE = {
     ),
     "cell": (
         "The kernel of one step by itself",
-        ("hidden", "batch", "us", "not_finite", "differ", "runs"),
+        ("hidden", "context", "batch", "us", "not_finite", "differ", "runs"),
     ),
 }
 """Kinds of the probe's records in the order of the text: title and columns of each one's table."""
