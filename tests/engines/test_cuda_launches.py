@@ -30,7 +30,7 @@ def counting(emulator: ModuleType) -> ModuleType:
     return emulator
 
 
-CallAndLeaves = tuple[Callable[[], tuple[Tensor, Tensor]], list[Tensor]]
+CallAndLeaves = tuple[Callable[[], Any], list[Tensor]]
 """A call, and all that has a gradient."""
 
 
