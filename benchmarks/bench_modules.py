@@ -6,7 +6,7 @@ import problems
 import pytest
 import torch
 from conftest import Compare
-from problems import PASSES, Size
+from problems import PASSES, Size, StackForm
 
 CPU = torch.device("cpu")
 SIZES = [
@@ -21,6 +21,11 @@ SIZES = [
     Size(8, 8, 128),
     Size(16, 8, 128),
 ]
+STACKS = {
+    "one layer": StackForm(),
+    "both directions": StackForm(bidirectional=True),
+    "two layers": StackForm(num_layers=2),
+}
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -29,6 +34,18 @@ def test_fused_mcu(compare: Compare, size: Size, passes: str, threads: int) -> N
     error = problems.check_sequence(size, "cpu", CPU, threads)
     contenders = problems.sequence_contenders(size, passes, "cpu", CPU)
     compare(f"FusedMCU, {passes}", str(size), contenders, threads=threads, error=error)
+
+
+@pytest.mark.parametrize("size", [Size(64, 8, 512), Size(16, 32, 256)], ids=str)
+@pytest.mark.parametrize("form", STACKS)
+@pytest.mark.parametrize("passes", PASSES)
+def test_stack_without_context(
+    compare: Compare, size: Size, form: str, passes: str, threads: int
+) -> None:
+    error = problems.check_stack(size, STACKS[form], "cpu", CPU, threads)
+    contenders = problems.stack_contenders(size, STACKS[form], passes, "cpu", CPU)
+    table = f"FusedMCUStack without context, {form}, {passes}"
+    compare(table, str(size), contenders, threads=threads, error=error)
 
 
 @pytest.mark.parametrize("weights", ["float32", "bfloat16"])

@@ -13,7 +13,7 @@ import torch
 from timing import Contender
 from torch import Tensor, nn
 
-from mmixer_kernels import FusedMCU, FusedMCUCell, functional, reference
+from mmixer_kernels import FusedMCU, FusedMCUCell, FusedMCUStack, functional, reference
 from mmixer_kernels.reference import Weights
 
 TOLERANCE = 1e-4
@@ -197,6 +197,60 @@ def check_sequence(
         ),
         tolerance,
     )
+
+
+class StackForm(NamedTuple):
+    num_layers: int = 1
+    bidirectional: bool = False
+
+
+def stack_contenders(
+    size: Size, form: StackForm, passes: str, engine: str, device: torch.device
+) -> list[Contender]:
+    """FusedMCUStack without context, then nn.GRU of the same layers and directions, and FusedMCU
+    without and with context."""
+    torch.manual_seed(0)
+    operands = sequence_operands(size, device)
+    H, options = size.hidden, form._asdict()
+    stack = FusedMCUStack(H, 0, H, **options, engine=engine, device=device)
+    gru = nn.GRU(H, H, **options, device=device)
+    unit = FusedMCU(H, 0, H, engine=engine, device=device)
+    with_context = FusedMCU(H, H, H, engine=engine, device=device)
+    return [
+        contender("FusedMCUStack", stack, operands[:1], passes),
+        contender("nn.GRU", gru, operands[:1], passes),
+        contender("FusedMCU", unit, operands[:1], passes),
+        contender("FusedMCU with context", with_context, operands, passes),
+    ]
+
+
+@functools.cache
+def check_stack(
+    size: Size, form: StackForm, engine: str, device: torch.device, threads: int
+) -> float:
+    """`check` of the FusedMCUStack of `stack_contenders`, once for each number of threads."""
+    torch.manual_seed(0)
+    H, directions = size.hidden, 1 + form.bidirectional
+    stack = FusedMCUStack(H, 0, H, **form._asdict(), engine=engine, device=device)
+
+    def truth(input: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
+        sets = Weights.sets(weights, form.num_layers * directions, has_context=False)
+        output = input
+        states: list[Tensor] = []
+        for i in range(0, len(sets), directions):
+            results = [
+                reference.mcu(output, None, weight_set, reverse=reverse)
+                for weight_set, reverse in zip(
+                    sets[i : i + directions], (False, True), strict=False
+                )
+            ]
+            outputs, h_n = zip(*results, strict=True)
+            output = torch.cat(outputs, -1)
+            states += h_n
+        return output, torch.stack(states)
+
+    operands = {"input": sequence_operands(size, device)[0], **dict(stack.named_parameters())}
+    return check(Subject(lambda input, *_: stack(input), truth, operands))
 
 
 @functools.cache

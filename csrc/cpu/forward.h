@@ -83,7 +83,7 @@ void share_samples(Member& member, const Problem& p, Recurrence recurrence) {
     blocks = p.groups * blocks_of_group;
     return blocks >= 4 * size || blocks % size == 0;
   };
-  if (size > 1 && (shared_in(8) || (in_L2 && shared_in(4)))) {
+  if (shared_in(p.batch) || (size > 1 && (shared_in(8) || (in_L2 && shared_in(4))))) {
     Member alone(0, 1, nullptr);
     for (int64_t i = member.begin(blocks); i < member.end(blocks); i++) {
       const int64_t first = i % blocks_of_group * block;
