@@ -167,6 +167,14 @@ TARGETS = [
         ratio=("one call of N = 3", "one call of N = 1"),
     ),
     Target(
+        "time of both directions over one, without context",
+        1.2,
+        _cases("bfloat16"),
+        at_most=True,
+        kind="stack",
+        ratio=(OURS, "FusedMCU"),
+    ),
+    Target(
         "times as fast as N calls of nn.GRU",
         1,
         tuple(
