@@ -14,15 +14,17 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from . import arguments, functional
 from .engines import check_name
 from .modules import FusedMCU
+from .unit import INITS
 
 UNITS = ("mcu", "gru", "lstm")
 SUMMARIZERS = ("avg", "max", "gru")
-CONTENTS = ("cross", "self")
+CONTENTS = ("cross", "self", "none")
 _OF_MCU = {
     "summarizer": "avg",
     "content": "cross",
     "mix": "gated",
     "layer_norm": True,
+    "init": "uniform",
     "engine": "auto",
 }
 """The options that only unit "mcu" uses, with their defaults."""
@@ -70,34 +72,38 @@ class Summarizer(nn.Module):
 
 
 class MMixer(nn.Module):
-    """Modality Mixer network on feature sequences (Eq. 2-5), N >= 2 modalities.
+    """Modality Mixer network on feature sequences (Eq. 2-5).
 
     Args:
-        feature_sizes: d_f of each modality.
+        feature_sizes: d_f of each of the N modalities: two or more for content "cross", and one or
+            more for all else.
         num_classes: K.
         hidden_size: d_h.
         unit: "mcu", or Table 2's "gru" and "lstm": one per modality without action content.
         summarizer: ASO, "avg", "max" or "gru" (Table 1).
         content: "cross" gives each MCU the other modalities' contents (Eq. 3), "self" its own
-            (Table 4's MCU-self).
-        mix, layer_norm: the MCU's, see `FusedMCU` (Table 3).
+            (Table 4's MCU-self). "none" is units without context, and no summarizers: the
+            modalities meet in the classifier alone, as with the units of Table 2.
+        mix, layer_norm, init: the MCU's, see `FusedMCU` (Table 3).
         batch_first: features are `[B, T, d_f]` instead of `[T, B, d_f]`.
         engine: the MCU's engine.
         device, dtype: of the parameters.
 
-    Units "gru" and "lstm" have no use for summarizer, content, mix, layer_norm and engine: they
-    must be valid all the same, and a UserWarning names those that are not at their defaults.
+    Units "gru" and "lstm" have no use for summarizer, content, mix, layer_norm, init and engine,
+    and content "none" has none for summarizer and mix: they must be valid all the same, and a
+    UserWarning names those that are not at their defaults.
 
     Raises:
-        ValueError: fewer than two modalities, a size below 1 or an unknown option.
+        ValueError: too few modalities, a size below 1 or an unknown option.
         TypeError: feature_sizes that are no sequence, a layer_norm or batch_first that is no bool,
             or a dtype that is not float64, float32, bfloat16 or float16.
 
     `units` may be hooked, parametrised, sharded, compiled, wrapped or replaced like any modules:
-    each is then called, as `unit(features, content, lengths=lengths)` with features
-    `[T, B, d_f]` (`[B, T, d_f]` where `unit.batch_first` is True), and returns (output, h_n) with
-    h_n `[1, B, hidden_size]`. While all are `FusedMCU` as they were made, with the same options,
-    which are read from the units at each call, they are one call of the engine.
+    each is then called, as `unit(features, content, lengths=lengths)`, or with content "none" as
+    `unit(features, lengths=lengths)`, with features `[T, B, d_f]` (`[B, T, d_f]` where
+    `unit.batch_first` is True), and returns (output, h_n) with h_n `[1, B, hidden_size]`. While all
+    are `FusedMCU` as they were made, with the same options, which are read from the units at each
+    call, they are one call of the engine.
 
     >>> network = MMixer([512, 512], num_classes=60)
     >>> network([torch.randn(8, 16, 512), torch.randn(8, 16, 512)]).shape
@@ -115,6 +121,7 @@ class MMixer(nn.Module):
         content: str = "cross",
         mix: str = "gated",
         layer_norm: bool = True,
+        init: str = "uniform",
         batch_first: bool = True,
         engine: str = "auto",
         device: torch.device | str | None = None,
@@ -123,17 +130,15 @@ class MMixer(nn.Module):
         super().__init__()
         arguments.check_sequence("feature_sizes", feature_sizes, "a sequence of sizes")
         sizes = list(feature_sizes)
-        if len(sizes) < 2:
-            raise ValueError(
-                f"feature_sizes must name two modalities or more, but has {len(sizes)}: "
-                "M-Mixer mixes modalities"
-            )
+        if not sizes:
+            raise ValueError("feature_sizes must name one modality or more, but is empty")
         named = {f"feature_sizes[{i}]": size for i, size in enumerate(sizes)}
         arguments.check_sizes({**named, "num_classes": num_classes, "hidden_size": hidden_size})
         arguments.check_choice("unit", unit, UNITS)
         arguments.check_choice("content", content, CONTENTS)
         arguments.check_choice("summarizer", summarizer, SUMMARIZERS)
         arguments.check_choice("mix", mix, arguments.MIXES)
+        arguments.check_choice("init", init, INITS)
         check_name(engine)
         arguments.check_bool("layer_norm", layer_norm)
         arguments.check_bool("batch_first", batch_first)
@@ -141,12 +146,30 @@ class MMixer(nn.Module):
             arguments.check_dtype("dtype", dtype)
         self.feature_sizes, self.hidden_size = sizes, hidden_size
         self.unit, self.content, self.batch_first = unit, content, batch_first
-        if unit == "mcu":
-            self.summarizers = nn.ModuleList(
-                Summarizer(summarizer, size, device=device, dtype=dtype) for size in sizes
+        of_context: dict[str, object] = {"summarizer": summarizer, "mix": mix}
+        if unit != "mcu":
+            of_mcu = {"content": content, "layer_norm": layer_norm, "init": init, "engine": engine}
+            _warn_unused(f'unit="{unit}"', {**of_context, **of_mcu}, 'unit="mcu"')
+            recurrent = nn.GRU if unit == "gru" else nn.LSTM
+            self.units = nn.ModuleList(
+                recurrent(size, hidden_size, batch_first=True, device=device, dtype=dtype)
+                for size in sizes
             )
-            others = [sum(sizes) - size for size in sizes]
-            contexts = others if content == "cross" else sizes
+        else:
+            if content == "cross" and len(sizes) == 1:
+                raise ValueError(
+                    'feature_sizes must name two modalities or more with content="cross", but '
+                    'has 1: take content="self" or content="none"'
+                )
+            if content == "none":
+                _warn_unused('content="none"', of_context, 'content="cross" or content="self"')
+                contexts = [0] * len(sizes)
+            else:
+                self.summarizers = nn.ModuleList(
+                    Summarizer(summarizer, size, device=device, dtype=dtype) for size in sizes
+                )
+                others = [sum(sizes) - size for size in sizes]
+                contexts = others if content == "cross" else sizes
             self.units = nn.ModuleList(
                 FusedMCU(
                     size,
@@ -154,25 +177,12 @@ class MMixer(nn.Module):
                     hidden_size,
                     layer_norm=layer_norm,
                     mix=mix,
+                    init=init,
                     engine=engine,
                     device=device,
                     dtype=dtype,
                 )
                 for size, context in zip(sizes, contexts, strict=True)
-            )
-        else:
-            given = (summarizer, content, mix, layer_norm, engine)
-            for (name, default), value in zip(_OF_MCU.items(), given, strict=True):
-                if value != default:
-                    warnings.warn(
-                        f'unit="{unit}" does not use {name}={value!r}: leave it out, or take '
-                        'unit="mcu"',
-                        stacklevel=2,
-                    )
-            recurrent = nn.GRU if unit == "gru" else nn.LSTM
-            self.units = nn.ModuleList(
-                recurrent(size, hidden_size, batch_first=True, device=device, dtype=dtype)
-                for size in sizes
             )
         joint_size = len(sizes) * hidden_size
         self.classifier = nn.Linear(joint_size, num_classes, device=device, dtype=dtype)
@@ -198,19 +208,12 @@ class MMixer(nn.Module):
             return [
                 _last_state(unit, f, lengths) for unit, f in zip(self.units, features, strict=True)
             ]
-        contents = [
-            summarizer(f, lengths) for summarizer, f in zip(self.summarizers, features, strict=True)
-        ]  # Eq. 2
-        if self.content == "cross":
-            contents = [
-                torch.cat(contents[:i] + contents[i + 1 :], dim=-1) for i in range(len(contents))
-            ]  # Eq. 3
+        contents = self._contents(features, lengths)
         units = list(self.units)  # Eq. 4
         if not _are_one_call(units):
-            calls = zip(units, features, contents, strict=True)
             return [
-                self._state(i, unit, f, content, lengths)
-                for i, (unit, f, content) in enumerate(calls)
+                self._state(i, f, () if contents is None else (contents[i],), lengths)
+                for i, f in enumerate(features)
             ]
         mcus = cast(list[FusedMCU], units)
         _, h_n = functional.mcu_group(
@@ -226,13 +229,25 @@ class MMixer(nn.Module):
         )
         return list(h_n.unbind(0))
 
+    def _contents(self, features: Sequence[Tensor], lengths: Tensor | None) -> list[Tensor] | None:
+        """Each unit's content of `[B, T, d_f]` (Eq. 2-3); None for units without context."""
+        if self.content == "none":
+            return None
+        contents = [
+            summarizer(f, lengths) for summarizer, f in zip(self.summarizers, features, strict=True)
+        ]
+        if self.content == "self":
+            return contents
+        return [torch.cat(contents[:i] + contents[i + 1 :], dim=-1) for i in range(len(contents))]
+
     def _state(
-        self, i: int, unit: nn.Module, features: Tensor, content: Tensor, lengths: Tensor | None
+        self, i: int, features: Tensor, content: Sequence[Tensor], lengths: Tensor | None
     ) -> Tensor:
-        """`[B, H]`, the last state of units[i] on `[B, T, d_f]`."""
+        """`[B, H]`, the last state of units[i] on `[B, T, d_f]` and its content, if it gets one."""
+        unit = self.units[i]
         batch_first = getattr(unit, "batch_first", False)
         result = unit(
-            features if batch_first else features.transpose(0, 1), content, lengths=lengths
+            features if batch_first else features.transpose(0, 1), *content, lengths=lengths
         )
         h_n = result[1] if isinstance(result, tuple) and len(result) == 2 else None
         expected = [1, len(features), self.hidden_size]
@@ -318,6 +333,16 @@ class StreamClassifiers(nn.Module):
         return [
             weight(stream.detach()) for weight, stream in zip(self.weights, streams, strict=True)
         ]
+
+
+def _warn_unused(chosen: str, options: dict[str, object], instead: str) -> None:
+    """A UserWarning for each option that is not at its default, which `chosen` has no use for."""
+    for name, value in options.items():
+        if value != _OF_MCU[name]:
+            warnings.warn(
+                f"{chosen} does not use {name}={value!r}: leave it out, or take {instead}",
+                stacklevel=3,
+            )
 
 
 def _are_one_call(units: Sequence[nn.Module]) -> bool:

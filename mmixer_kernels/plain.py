@@ -235,7 +235,8 @@ def _by_ops(
         if call.form.has_hx:
             tensors[-1] = tensors[-1].unsqueeze(0)
     if grad_output is not None and call.layout == "concatenated":
-        grad_output = grad_output.unflatten(-1, (groups, -1)).permute(2, 0, 1, 3)
+        # What the vmap of torch.autograd knows; it has no unflatten.
+        grad_output = torch.stack(grad_output.chunk(groups, -1))
     elif grad_output is not None and call.layout != "group":
         grad_output = grad_output[None, None] if is_step else grad_output[None]
     inputs, contexts, weights, hx = derivatives.of_forward(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from . import arguments, functional
+from . import arguments, dispatch, functional
 from .engines import check_name
 from .problem import Weights
 from .unit import Unit
@@ -130,11 +131,12 @@ class FusedMCUStack(Unit):
         sets = self.weights()
         layout = None
         batch_first = self.batch_first
-        if isinstance(input, PackedSequence):
+        is_step = self._is_step(input, lengths)
+        if is_step or isinstance(input, PackedSequence):
             layout = arguments.Layout.of(input, batch_first)
             input, context, hx, lengths = layout.arrange(input, context, hx, lengths, len(sets))
             batch_first = False
-        elif hx is not None:
+        elif hx is not None and not isinstance(hx, torch.fx.Proxy):
             arguments.Layout.of(input, batch_first).check_states(hx, len(sets))
         output: Tensor = input
         directions = 2 if self.bidirectional else 1
@@ -142,11 +144,16 @@ class FusedMCUStack(Unit):
         for first in range(0, len(sets), directions):
             if first and self.dropout:
                 output = F.dropout(output, self.dropout, self.training)
+            own_hx = None if hx is None else hx[first : first + directions]
+            if is_step:
+                output = self._step(output, context, sets[first], own_hx)
+                states.append(output)
+                continue
             result, h_n = functional.mcu(
                 output,
                 context,
                 (sets[first], sets[first + 1]) if self.bidirectional else sets[first],
-                None if hx is None else hx[first : first + directions],
+                own_hx,
                 lengths,
                 mix=self.mix,
                 batch_first=batch_first,
@@ -154,11 +161,38 @@ class FusedMCUStack(Unit):
                 engine=self.engine,
                 recompute=self.recompute,
             )
-            assert isinstance(result, Tensor)  # as no layer's input is packed
-            output = result
+            output = cast(Tensor, result)  # as no layer's input is packed
             states.append(h_n)
-        h_n = states[0] if len(states) == 1 else torch.cat(states)
+        # Of a step, the last state is the output as well.
+        h_n = states[0] if len(states) == 1 and not is_step else torch.cat(states)
         return (output, h_n) if layout is None else layout.restore(output, h_n)
+
+    def _is_step(self, input: object, lengths: Tensor | None) -> bool:
+        """Whether the engines' shorter way fits: a step of a stream, say. What is traced may be
+        called with more steps."""
+        return (
+            not (self.bidirectional or torch.is_grad_enabled())
+            and lengths is None
+            and isinstance(input, Tensor)
+            and input.dim() == 3
+            and dispatch.is_plain([input])
+            and input.shape[1 if self.batch_first else 0] == 1
+        )
+
+    def _step(
+        self, input: Tensor, context: Tensor | None, weights: Weights, hx: Tensor | None
+    ) -> Tensor:
+        """Output `[1, B, H]` of a layer after input `[1, B, F]`."""
+        state = functional.mcu_cell(
+            input.squeeze(0),
+            context,
+            weights,
+            None if hx is None else hx.squeeze(0),
+            mix=self.mix,
+            eps=self.eps,
+            engine=self.engine,
+        )
+        return state.unsqueeze(0)
 
     def extra_repr(self) -> str:
         """The sizes, and the options that are not at their defaults."""

@@ -5,25 +5,32 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import dispatch
+from . import arguments, dispatch
 from .arguments import check_like_weight, check_tensor
 from .modules import FusedMCUCell
+from .stack import FusedMCUStack
 
 
 class CellStream:
-    """Feeds a `FusedMCUCell` one step after another, without gradients.
+    """Feeds a `FusedMCUCell`, or all layers of a `FusedMCUStack`, one step after another, without
+    gradients.
 
     On a GPU the step is captured once in a CUDA graph, so that a call costs a copy of the input and
     the start of the graph; the graph reads the cell's parameters where they lie, so that they may
     change in place but not move. On a CPU a call is the cell's.
 
     Args:
-        cell: in the dtype and on the device of what comes.
-        context: `[B, context_size]`, the other modalities' action content.
-        hx: the first state `[B, H]`, zeros when None.
+        cell: in the dtype and on the device of what comes, which is float32 or bfloat16 beside
+            bfloat16 parameters, as context and hx are. A stack must have one direction, and be in
+            eval mode where it has a dropout between layers.
+        context: `[B, context_size]`, the other modalities' action content; None for a cell without
+            context.
+        hx: the first state `[B, H]`, of a stack `[L, B, H]`, zeros when None.
+        batch_size: B where neither context nor hx says it; 1 when None. Without either of them what
+            comes has the parameters' dtype.
 
     Raises:
-        ValueError, TypeError: as `FusedMCUCell`, and ValueError for what requires a gradient.
+        ValueError, TypeError: as the cell, and ValueError for what requires a gradient.
         RuntimeError: a tracer or a transform of torch.func looks on, which could not follow.
 
     >>> cell = FusedMCUCell(64, 64, 128)
@@ -32,30 +39,42 @@ class CellStream:
     ...     state = stream(frame)
     >>> state.shape
     torch.Size([1, 128])
+
+    >>> stream = CellStream(FusedMCUStack(64, 0, 128, num_layers=2))
+    >>> stream(torch.randn(1, 64)).shape, stream.state.shape
+    (torch.Size([1, 128]), torch.Size([2, 1, 128]))
     """
 
-    def __init__(self, cell: FusedMCUCell, context: Tensor, hx: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        cell: FusedMCUCell | FusedMCUStack,
+        context: Tensor | None = None,
+        hx: Tensor | None = None,
+        *,
+        batch_size: int | None = None,
+    ) -> None:
         _check_untransformed()
-        if not isinstance(cell, FusedMCUCell):
-            raise TypeError(f"cell must be a FusedMCUCell, but is a {type(cell).__name__}")
-        check_tensor("context", context)
-        _check_constant("context", context)
-        if context.ndim != 2:
-            raise ValueError(
-                f"context must be [B, context_size], but has shape {list(context.shape)}"
-            )
-        if context.shape[1] != cell.context_size:
-            raise ValueError(
-                f"context must have {cell.context_size} features (context_size), but has shape "
-                f"{list(context.shape)}"
-            )
-        check_like_weight("context", context, cell.weight_r)
+        _check_cell(cell)
+        _check_context(cell, context)
+        weight = cell.weights()[0].weight_r if isinstance(cell, FusedMCUStack) else cell.weight_r
+        for name, operand in {"context": context, "hx": hx}.items():
+            if operand is not None:
+                check_tensor(name, operand)
+                _check_constant(name, operand)
+                check_like_weight(name, operand, weight)
+        like = next((x for x in (context, hx) if x is not None), weight)
+        batch = _batch_size(batch_size, context, hx)
         self.cell = cell
-        self._context = context.detach().clone()
-        self._input = context.new_zeros(context.shape[0], cell.input_size)
-        self._state = context.new_zeros(context.shape[0], cell.hidden_size)
+        self._context = like.new_empty(0) if context is None else context.detach().clone()
+        self._input = like.new_zeros(batch, cell.input_size)
+        is_stack = isinstance(cell, FusedMCUStack)
+        layers = (cell.num_layers,) if is_stack else ()
+        self._state = like.new_zeros(*layers, batch, cell.hidden_size)
+        self._output = self._state[-1] if is_stack else self._state
         self._graph: torch.cuda.CUDAGraph | None = None
-        if context.is_cuda and len(context):  # a graph of nothing cannot be captured
+        if hx is not None:
+            _check_like("hx", hx, self._state)
+        if self._input.is_cuda and batch:  # a graph of nothing cannot be captured
             self._capture()
         else:
             self._step()  # so that a wrong argument shows here on either device
@@ -63,7 +82,7 @@ class CellStream:
 
     @property
     def state(self) -> Tensor:
-        """The last state `[B, H]`, a copy of its own."""
+        """The last state `[B, H]`, of a stack `[L, B, H]`, a copy of its own."""
         return self._state.clone()
 
     def reset(self, context: Tensor | None = None, hx: Tensor | None = None) -> None:
@@ -74,6 +93,7 @@ class CellStream:
             hx: the first state, zeros when None.
         """
         if context is not None:
+            _check_context(self.cell, context)
             _check_like("context", context, self._context)
         if hx is not None:
             _check_like("hx", hx, self._state)
@@ -85,19 +105,27 @@ class CellStream:
             self._state.copy_(hx.detach())
 
     def __call__(self, input: Tensor) -> Tensor:
-        """The next state `[B, H]` after `input [B, input_size]`; the next call overwrites it."""
+        """The next state `[B, H]` after `input [B, input_size]`, of a stack the last layer's; the
+        next call overwrites it."""
         _check_untransformed()
+        _check_mode(self.cell)
         _check_like("input", input, self._input)
         self._input.copy_(input.detach())
         if self._graph is None:
             self._step()
         else:
             self._graph.replay()
-        return self._state
+        return self._output
 
     @torch.no_grad()
     def _step(self) -> None:
-        self._state.copy_(self.cell(self._input, self._context, self._state))
+        context = self._context if self.cell.context_size else None
+        if isinstance(self.cell, FusedMCUStack):
+            sequence = self._input.unsqueeze(1 if self.cell.batch_first else 0)
+            _, state = self.cell(sequence, context, self._state)
+        else:
+            state = self.cell(self._input, context, self._state)
+        self._state.copy_(state)
 
     def _capture(self) -> None:
         """Warmed up on another stream, as captures want it."""
@@ -122,6 +150,61 @@ def _check_untransformed() -> None:
         )
 
 
+def _check_cell(cell: object) -> None:
+    """Raises unless a step of it depends on no later one, and on no chance."""
+    if not isinstance(cell, FusedMCUCell | FusedMCUStack):
+        raise TypeError(
+            f"cell must be a FusedMCUCell or a FusedMCUStack, but is a {type(cell).__name__}"
+        )
+    if cell.bidirectional:
+        raise ValueError(
+            "cell must have one direction, but is bidirectional, and its second direction begins "
+            "with the last step: gather the steps and call the stack"
+        )
+    _check_mode(cell)
+
+
+def _check_mode(cell: FusedMCUCell | FusedMCUStack) -> None:
+    if isinstance(cell, FusedMCUStack) and cell.training and cell.dropout and cell.num_layers > 1:
+        raise ValueError(
+            f"cell must be in eval mode, since a CellStream drops nothing between layers, but is "
+            f"in training mode with dropout={cell.dropout!r}: call .eval() first"
+        )
+
+
+def _check_context(cell: FusedMCUCell | FusedMCUStack, context: Tensor | None) -> None:
+    size = cell.context_size
+    if size == 0:
+        if context is None:
+            return
+        raise ValueError(
+            "context must be None, since this cell has none (context_size=0): leave it out, and "
+            "give a first state as hx"
+        )
+    context = check_tensor("context", context)
+    if context.ndim != 2:
+        raise ValueError(f"context must be [B, context_size], but has shape {list(context.shape)}")
+    if context.shape[1] != size:
+        raise ValueError(
+            f"context must have {size} features (context_size), but has shape {list(context.shape)}"
+        )
+
+
+def _batch_size(given: int | None, context: Tensor | None, hx: Tensor | None) -> int:
+    """That of context or hx, which the given one must equal; else the given one, or 1."""
+    if given is not None:
+        arguments.check_sizes({"batch_size": given})
+    for name, operand in {"context": context, "hx": hx}.items():
+        if operand is not None and operand.ndim > 1:
+            batch = operand.shape[-2]
+            if given not in (None, batch):
+                raise ValueError(
+                    f"batch_size must be {name}'s, {batch}, but is {given}: leave it out"
+                )
+            return batch
+    return 1 if given is None else given
+
+
 def _check_constant(name: str, source: Tensor) -> None:
     if source.requires_grad and torch.is_grad_enabled():
         raise ValueError(
@@ -136,7 +219,8 @@ def _check_like(name: str, source: Tensor, target: Tensor) -> None:
     if source.shape != target.shape or source.dtype != target.dtype:
         raise ValueError(
             f"{name} must be {list(target.shape)} {target.dtype}, but is {list(source.shape)} "
-            f"{source.dtype}"
+            f"{source.dtype}: the stream's batch size and dtype are those of the context, or hx, "
+            "that it was made with"
         )
     if source.device != target.device:
         raise ValueError(f"{name} must be on {target.device}, but is on {source.device}")

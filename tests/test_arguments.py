@@ -371,7 +371,7 @@ def test_group_mistakes():
 
 def test_stream_mistakes():
     cell = FusedMCUCell(5, 6, 7)
-    with pytest.raises(TypeError, match="cell must be a FusedMCUCell, but is a FusedMCU"):
+    with pytest.raises(TypeError, match="a FusedMCUCell or a FusedMCUStack, but is a FusedMCU"):
         CellStream(FusedMCU(5, 6, 7), C)
     with pytest.raises(TypeError, match="context must be a Tensor, but is a list"):
         CellStream(cell, [1.0])

@@ -15,12 +15,18 @@ SIZE, CALLS = Size(3, 2, 3, 2, 4), 3
 GROUPS = 2
 
 
-def operands(hx=True, lengths=True, layer_norm=True):
-    """Operands of `run`, and of several calls with them."""
-    problems = [problem(SIZE, layer_norm=layer_norm) for _ in range(GROUPS)]
+FORMS = ("groups", "directions", "directions without context")
+
+
+def operands(form="groups", hx=True, lengths=True, layer_norm=True):
+    """Operands of `run`, and of several calls with them: of two weight sets, each with an input of
+    its own or both with one."""
+    size = SIZE._replace(context=0) if form.endswith("without context") else SIZE
+    problems = [problem(size, layer_norm=layer_norm) for _ in range(GROUPS)]
+    own = problems if form == "groups" else problems[:1]
     one = {
-        "inputs": [p.input for p in problems],
-        "contexts": [p.context for p in problems],
+        "inputs": [p.input for p in own],
+        "contexts": [p.context for p in own if p.context is not None],
         "weights": [p.weights.tensors() for p in problems],
     }
     if hx:
@@ -32,33 +38,37 @@ def operands(hx=True, lengths=True, layer_norm=True):
     return one, many
 
 
+def sets_of(operands):
+    has_context = bool(operands["contexts"])
+    return [Weights.sets(tensors, 1, has_context)[0] for tensors in operands["weights"]]
+
+
 def run(operands, engine="cpu", **options):
-    weights = [Weights(*tensors) for tensors in operands["weights"]]
-    return mcu_group(
-        operands["inputs"],
-        operands["contexts"],
-        weights,
-        operands.get("hx"),
-        operands.get("lengths"),
-        engine=engine,
-        **options,
-    )
+    options |= {"hx": operands.get("hx"), "lengths": operands.get("lengths"), "engine": engine}
+    inputs, contexts, sets = operands["inputs"], operands["contexts"], sets_of(operands)
+    if len(inputs) == len(sets):
+        return mcu_group(inputs, contexts, sets, **options)
+    return mcu(inputs[0], contexts[0] if contexts else None, tuple(sets), **options)
 
 
 def equations(operands, mix="gated", **_):
+    inputs, contexts, sets = operands["inputs"], operands["contexts"], sets_of(operands)
+    are_groups = len(inputs) == len(sets)
     results = [
         reference.mcu(
-            operands["inputs"][g],
-            operands["contexts"][g],
-            Weights(*operands["weights"][g]),
+            inputs[g if are_groups else 0],
+            contexts[g if are_groups else 0] if contexts else None,
+            sets[g],
             operands["hx"][g] if "hx" in operands else None,
             operands.get("lengths"),
             mix=mix,
+            reverse=g == 1 and not are_groups,
             layer_norm=reference.layer_norm,
         )
         for g in range(GROUPS)
     ]
-    return tuple(torch.stack(tensors) for tensors in zip(*results, strict=True))
+    outputs, states = zip(*results, strict=True)
+    return torch.stack(outputs) if are_groups else torch.cat(outputs, -1), torch.stack(states)
 
 
 def batched(names, one, many):
@@ -108,45 +118,52 @@ NAMES = [
     ("weights", "inputs", "hx"),
     ("weights", "lengths"),
 ]
+FORMED = [
+    pytest.param(form, names, id=f"{form}: {'+'.join(names)}")
+    for form in FORMS
+    for names in NAMES
+    if names != ("contexts",) or not form.endswith("without context")
+]
+every_form = pytest.mark.parametrize(("form", "names"), FORMED)
 
 
 def assert_close(results, truth):
     torch.testing.assert_close(results, truth, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("names", NAMES, ids="+".join)
+@every_form
 @pytest.mark.parametrize("layer_norm", [True, False])
-def test_vmap(names, layer_norm):
-    one, many = operands(layer_norm=layer_norm)
+def test_vmap(form, names, layer_norm):
+    one, many = operands(form, layer_norm=layer_norm)
     chosen, dims = batched(names, one, many)
     results = torch.vmap(run, in_dims=(dims,))(chosen)
     assert_close(results, each_call(equations, names, one, many))
 
 
-@pytest.mark.parametrize("names", NAMES, ids="+".join)
+@every_form
 @pytest.mark.parametrize("recompute", [False, True])
-def test_gradient_in_vmap(names, recompute):
+def test_gradient_in_vmap(form, names, recompute):
     """A vmap over gradients gives each call's own."""
-    one, many = operands()
+    one, many = operands(form)
     chosen, dims = batched(names, one, many)
     ours = gradient(lambda x: run(x, recompute=recompute))
     results = torch.vmap(ours, in_dims=(dims,))(chosen)
     assert_close(results, each_call(gradient(equations), names, one, many))
 
 
-@pytest.mark.parametrize("names", NAMES, ids="+".join)
-def test_gradient_of_vmap(names):
+@every_form
+def test_gradient_of_vmap(form, names):
     """The gradient of a vmap is that of all calls."""
-    one, many = operands()
+    one, many = operands(form)
     chosen, dims = batched(names, one, many)
     results = gradient(torch.vmap(run, in_dims=(dims,)))(chosen)
     truth = gradient(lambda x: torch.vmap(equations, in_dims=(dims,))(x))(chosen)
     assert_close(results, truth)
 
 
-@pytest.mark.parametrize("names", NAMES, ids="+".join)
-def test_backward_through_vmap(names):
-    one, many = operands()
+@every_form
+def test_backward_through_vmap(form, names):
+    one, many = operands(form)
     chosen, dims = batched(names, one, many)
     chosen = {**chosen, **pytree.tree_map(torch.Tensor.requires_grad_, differentiable(chosen))}
     wanted = pytree.tree_leaves(differentiable(chosen))
@@ -167,10 +184,11 @@ def test_backward_through_vmap_computes_no_forward_again():
     assert torch.ops.mmixer_kernels.mcu_forward not in counter.get_flop_counts()["Global"]
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("lengths", [False, True])
-def test_batched_gradients(lengths):
+def test_batched_gradients(form, lengths):
     """The vmap of torch.autograd, nested as in a second derivative of several directions."""
-    one, _ = operands(lengths=lengths)
+    one, _ = operands(form, lengths=lengths)
     wanted = pytree.tree_leaves(pytree.tree_map(torch.Tensor.requires_grad_, differentiable(one)))
 
     def directions(function):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmixer_kernels import export, onnx, train
+from mmixer_kernels import evaluate, export, onnx, predict, train
 from mmixer_kernels.data import SyntheticOptions
 from mmixer_kernels.problem import Problem
 from mmixer_kernels.trained.restore import restore
@@ -82,6 +82,24 @@ def test_the_file_names_modalities_and_classes(exported: Path) -> None:
     files = {"about.json": ""}
     torch.export.load(exported / "m.pt2", extra_files=files)
     assert json.loads(files["about.json"]) == {key: json.loads(text) for key, text in about.items()}
+
+
+@pytest.mark.slow
+def test_every_command_takes_a_network_without_context(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--model.content", "none", "--model.init", "orthogonal", "--device", "cpu"]
+    assert train.main([*TINY, *arguments, "--output", str(tmp_path)]) == 0
+    path = str(tmp_path / "best.pt")
+    assert evaluate.main([path, "--streams", "--missing"]) == 0
+    assert predict.main([path, "--index", "0", "--output", str(tmp_path / "predictions.png")]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"{name} stream alone" in printed for name in SHAPES)
+    network, inputs = restore(Path(path)).model, batch(3, 5)
+    for name, loaded in (("m.onnx", run_onnx), ("m.pt2", run_torch)):
+        assert command(path, "--output", tmp_path / name) == 0
+        with torch.no_grad():
+            torch.testing.assert_close(loaded(tmp_path / name, inputs), network(inputs))
 
 
 @pytest.mark.parametrize("unit", ["gru", "lstm"])

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.utils import parametrize, prune
 
-from mmixer_kernels import FusedMCU, FusedMCUCell, MMixer
+from mmixer_kernels import FusedMCU, FusedMCUCell, FusedMCUStack, MMixer
 from mmixer_kernels.engines import of_device
+from mmixer_kernels.reference import MCU
 
 T, B, F, C, H, CLASSES = 2, 3, 2, 4, 5, 6
 SHAPES: dict[str, tuple[dict[str, bool], dict[str, tuple[int, ...]]]] = {
@@ -99,6 +100,42 @@ def _cases() -> Iterator[tuple[str, Case]]:
     yield "MMixer-cpu-without_norm", mixer(engine="cpu", layer_norm=False)
     yield "MMixer-cpu-time_first", mixer(False, engine="cpu", summarizer="max")
     yield "MMixer-gru", mixer(unit="gru")
+    yield from _without_context()
+    yield from _stacks()
+
+
+def _without_context() -> Iterator[tuple[str, Case]]:
+    """The first state stands in the context's place, as nn.GRU has it."""
+    shapes, of_cells = (
+        {name: shape for name, shape in table.items() if name != "context"}
+        for table in (SHAPES[""][1], SHAPES_OF_CELLS[""])
+    )
+    yield "MCU-bare", Case(MCU, (F, 0, H), {}, shapes)
+    for engine in ("cpu", "reference"):
+        yield f"FusedMCU-{engine}-bare", Case(FusedMCU, (F, 0, H), {"engine": engine}, shapes)
+    yield "FusedMCUCell-cpu-bare", Case(FusedMCUCell, (F, 0, H), {"engine": "cpu"}, of_cells)
+
+
+def _stacks() -> Iterator[tuple[str, Case]]:
+    """Stacks of two layers: in both directions with a context, and without one in each layout."""
+    both = {"num_layers": 2, "bidirectional": True}
+    for name, (options, shapes) in SHAPES.items():
+        own = {key: shape for key, shape in shapes.items() if key != "context"}
+        if "hx" in own:
+            own["hx"] = (4, *own["hx"][1:])
+        if not name:
+            yield "GRU-stack", Case(nn.GRU, (F, H), both, own)
+            options = {"engine": "reference"}
+            yield "FusedMCUStack-reference", Case(FusedMCUStack, (F, 0, H), both | options, own)
+            own = shapes | own
+        options = both | options | {"engine": "cpu"}
+        yield (
+            f"FusedMCUStack-cpu{name}",
+            Case(FusedMCUStack, (F, 0 if name else C, H), options, own),
+        )
+    one = {"num_layers": 2, "engine": "cpu", "recompute": True}
+    shapes = {"input": (T, B, F), "hx": (2, B, H)}
+    yield "FusedMCUStack-cpu-one_direction", Case(FusedMCUStack, (F, 0, H), one, shapes)
 
 
 CASES = dict(_cases())
@@ -419,7 +456,7 @@ def derivative(
     return tuple((a - b) / 2e-6 for a, b in zip(above, below, strict=True))
 
 
-@every_module()
+@every_module(("MCU", "that of PyTorch's layer_norm, which the reference has, is wrong"))
 def test_third_derivative(case: Case) -> None:
     function, primals, tangents = directional(case)
 

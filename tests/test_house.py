@@ -90,7 +90,7 @@ def test_parameter_lists_of_ops_and_engines_are_short() -> None:
 
 def test_a_docstring_s_first_sentence_has_its_subject() -> None:
     wrong = []
-    for folder in (PACKAGE, "tests", "benchmarks"):
+    for folder in (PACKAGE, "tests", "benchmarks", "examples"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module):

@@ -27,8 +27,13 @@ def features(sizes=(6, 5), batch=3, steps=7):
     return [torch.randn(batch, steps, size) for size in sizes]
 
 
-@pytest.mark.parametrize("sizes", [(6, 5), (6, 5, 4), (3, 3, 3, 3)])
-@pytest.mark.parametrize("content", ["cross", "self"])
+@pytest.mark.parametrize(
+    ("sizes", "content"),
+    [
+        *itertools.product([(6, 5), (6, 5, 4), (3, 3, 3, 3)], ["cross", "self", "none"]),
+        *(((6,), "self"), ((6,), "none")),
+    ],
+)
 def test_equations_2_to_5(sizes, content):
     mixer = MMixer(sizes, 10, hidden_size=8, content=content)
     x = features(sizes)
@@ -36,10 +41,14 @@ def test_equations_2_to_5(sizes, content):
     states = []
     for i, unit in enumerate(mixer.units):
         others = [c for j, c in enumerate(contents) if j != i]
-        context = torch.cat(others, -1) if content == "cross" else contents[i]
-        plain = MCU(sizes[i], context.shape[1], 8, batch_first=True)
+        context = {
+            "cross": lambda others=others: [torch.cat(others, -1)],
+            "self": lambda i=i: [contents[i]],
+            "none": list,
+        }[content]()
+        plain = MCU(sizes[i], sum(c.shape[1] for c in context), 8, batch_first=True)
         plain.load_state_dict(unit.state_dict())
-        states.append(plain(x[i], context)[1][0])
+        states.append(plain(x[i], *context)[1][0])
     for stream, state in zip(mixer.streams(x), states, strict=True):
         torch.testing.assert_close(stream, state)
     logits = torch.cat(states, -1) @ mixer.classifier.weight.T + mixer.classifier.bias
@@ -57,6 +66,32 @@ def test_equations_2_to_5(sizes, content):
 def test_every_option_trains_and_heeds_lengths(unit, summarizer, content, mix, layer_norm):
     options = {"summarizer": summarizer, "content": content, "mix": mix, "layer_norm": layer_norm}
     _check_training_and_lengths(MMixer((6, 5, 4), 10, hidden_size=8, unit=unit, **options))
+
+
+@pytest.mark.parametrize("layer_norm", [True, False])
+def test_units_without_context_train_and_heed_lengths(layer_norm):
+    mixer = MMixer((6, 5, 4), 10, hidden_size=8, content="none", layer_norm=layer_norm)
+    _check_training_and_lengths(mixer)
+    with_context = MMixer((6, 5, 4), 10, hidden_size=8, layer_norm=layer_norm)
+    assert not {"weight_g", "weight_s"} & {n.split(".")[-1] for n in mixer.state_dict()}
+    assert mixer.state_dict().keys() < with_context.state_dict().keys()
+
+
+@pytest.mark.parametrize("unit", ["gru", "lstm"])
+def test_one_modality_suffices_to_late_fusion(unit):
+    mixer, (x,) = MMixer([6], 10, hidden_size=8, unit=unit), features((6,))
+    state = mixer.units[0](x)[1]
+    torch.testing.assert_close(mixer.streams([x]), [(state if unit == "gru" else state[0])[0]])
+    assert mixer([x]).shape == (3, 10)
+
+
+def test_orthogonal_recurrent_weights():
+    for init in ("orthogonal", "uniform"):
+        mixer = MMixer((6, 5), 10, hidden_size=8, init=init)
+        for unit in mixer.units:
+            for weight in (unit.weight_r, unit.weight_z, unit.weight_h):
+                is_orthogonal = torch.allclose(weight @ weight.T, torch.eye(8), atol=1e-5)
+                assert is_orthogonal == (init == "orthogonal")
 
 
 @pytest.mark.parametrize("unit", ["gru", "lstm"])
@@ -109,7 +144,12 @@ def test_stream_classifiers_leave_the_network_alone():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (dict(feature_sizes=[4], num_classes=2), "two modalities or more, but has 1"),
+        (
+            dict(feature_sizes=[4], num_classes=2),
+            'must name two modalities or more with content="cross", but has 1',
+        ),
+        (dict(feature_sizes=[], num_classes=2), "must name one modality or more, but is empty"),
+        (dict(feature_sizes=[4, 4], num_classes=2, init="zeros"), "init must be one of uniform,"),
         (
             dict(feature_sizes=[4, 0], num_classes=2),
             r"feature_sizes\[1\] must be a positive int",
@@ -147,7 +187,10 @@ def test_wrong_features(unit):
         mixer(x, torch.tensor([0, 1, 2]))
 
 
-def test_three_modalities_are_one_native_call(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("content", ["cross", "none"])
+def test_three_modalities_are_one_native_call(
+    content: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if not engines()["cpu"].available:
         pytest.skip(engines()["cpu"].reason)
     calls: list[str] = []
@@ -164,7 +207,7 @@ def test_three_modalities_are_one_native_call(monkeypatch: pytest.MonkeyPatch) -
     watched.forward, watched.backward = counted("forward"), counted("backward")
     monkeypatch.setattr(cpu, "_native", watched)
     features = [torch.randn(2, 4, size, requires_grad=True) for size in (5, 6, 7)]
-    network = MMixer([5, 6, 7], num_classes=3, hidden_size=8, engine="cpu")
+    network = MMixer([5, 6, 7], num_classes=3, hidden_size=8, content=content, engine="cpu")
     network(features).sum().backward()
     assert calls == ["forward", "backward"]
 
@@ -276,6 +319,22 @@ def test_what_is_done_to_a_unit_shows(tool: str) -> None:
         assert parameter.grad is not None, name
 
 
+def test_what_is_done_to_a_unit_without_context_shows() -> None:
+    network, x = MMixer((6, 5), 10, hidden_size=8, content="none"), features()
+    before = network.streams(x)
+    plain = MCU(5, 0, 8, batch_first=True)
+    plain.load_state_dict(network.units[1].state_dict())
+    network.units[0].register_forward_hook(doubled)
+    network.units[1] = plain
+    for lengths in (None, torch.tensor([7, 2, 4])):
+        inputs = x[0].transpose(0, 1), x[1]
+        expected = [
+            unit(f, lengths=lengths)[1][0] for unit, f in zip(network.units, inputs, strict=True)
+        ]
+        torch.testing.assert_close(network.streams(x, lengths), expected)
+    torch.testing.assert_close(network.streams(x), [2 * before[0], before[1]])
+
+
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing")
 def test_hooks_of_every_kind_fire(monkeypatch: pytest.MonkeyPatch) -> None:
     network = MMixer((6, 5), 10, hidden_size=8)
@@ -333,9 +392,10 @@ def test_a_unit_that_returns_something_else() -> None:
             network(x)
 
 
+@pytest.mark.parametrize("content", ["cross", "none"])
 @pytest.mark.parametrize("hooked", [False, True])
-def test_compile_is_one_op(hooked: bool) -> None:
-    network, x = MMixer((6, 5), 10, hidden_size=8), features()
+def test_compile_is_one_op(hooked: bool, content: str) -> None:
+    network, x = MMixer((6, 5), 10, hidden_size=8, content=content), features()
     if hooked:
         network.units[1].register_forward_hook(doubled)
     ops: list[str] = []
@@ -399,23 +459,18 @@ def sharded(rank: int, kind: str, store: Path) -> None:
     os._exit(0)  # PyTorch's own end of a group aborts one process in fifty
 
 
-UNITS = [("mcu", "avg"), ("mcu", "max"), ("mcu", "gru"), ("gru", "avg"), ("lstm", "avg")]
+NETWORKS: list[dict[str, Any]] = [
+    *({"summarizer": kind} for kind in ("avg", "max", "gru")),
+    *({"content": "none"}, {"unit": "gru"}, {"unit": "lstm"}),
+]
 
 
-@pytest.mark.parametrize(("unit", "summarizer"), UNITS)
+@pytest.mark.parametrize("options", NETWORKS, ids=str)
 @pytest.mark.parametrize("batch_first", [True, False])
 @pytest.mark.parametrize("lengths", [None, torch.ones(0, dtype=torch.int64)])
-def test_no_samples(unit: str, summarizer: str, batch_first: bool, lengths: Tensor | None) -> None:
+def test_no_samples(options: dict[str, Any], batch_first: bool, lengths: Tensor | None) -> None:
     """An empty batch gives empty results and gradients of zero, as it does for nn.GRU."""
-    options: dict[str, Any] = {"engine": "reference", "summarizer": summarizer}
-    network = MMixer(
-        (6, 5),
-        10,
-        hidden_size=8,
-        unit=unit,
-        batch_first=batch_first,
-        **options if unit == "mcu" else {},
-    )
+    network = MMixer((6, 5), 10, hidden_size=8, batch_first=batch_first, **options)
     x = features(batch=0) if batch_first else [f.transpose(0, 1) for f in features(batch=0)]
     logits = network(x, lengths)
     assert logits.shape == (0, 10)
@@ -426,13 +481,13 @@ def test_no_samples(unit: str, summarizer: str, batch_first: bool, lengths: Tens
     assert StreamClassifiers(network)(network.streams(x, lengths))[1].shape == (0, 10)
 
 
-@pytest.mark.parametrize(("unit", "summarizer"), UNITS)
-def test_device_and_dtype(unit: str, summarizer: str) -> None:
-    options: dict[str, Any] = {"unit": unit, "summarizer": summarizer, "hidden_size": 8}
-    network = MMixer((6, 5), 10, **options, device="meta", dtype=torch.float64)
+@pytest.mark.parametrize("options", NETWORKS, ids=str)
+def test_device_and_dtype(options: dict[str, Any]) -> None:
+    sized = {**options, "hidden_size": 8}
+    network = MMixer((6, 5), 10, **sized, device="meta", dtype=torch.float64)
     assert {(p.device.type, p.dtype) for p in network.parameters()} == {("meta", torch.float64)}
-    empty = nn.utils.skip_init(MMixer, (6, 5), 10, **options)
-    full = MMixer((6, 5), 10, **options)
+    empty = nn.utils.skip_init(MMixer, (6, 5), 10, **sized)
+    full = MMixer((6, 5), 10, **sized)
     empty.load_state_dict(full.state_dict())
     assert torch.equal(empty(x := features()), full(x))
 
@@ -440,7 +495,7 @@ def test_device_and_dtype(unit: str, summarizer: str) -> None:
 def test_options_that_a_unit_has_no_use_for() -> None:
     for options in (
         *({"summarizer": "max"}, {"content": "self"}, {"mix": "concat"}, {"layer_norm": False}),
-        {"engine": "reference"},
+        *({"init": "orthogonal"}, {"engine": "reference"}),
     ):
         (name, value), *_ = options.items()
         for unit in ("gru", "lstm"):
@@ -450,6 +505,10 @@ def test_options_that_a_unit_has_no_use_for() -> None:
             warnings.simplefilter("error")
             MMixer((6, 5), 10, **options)
             MMixer((6, 5), 10, unit="gru")
+            MMixer((6, 5), 10, content="none", layer_norm=False, init="orthogonal")
+    for name, value in {"summarizer": "max", "mix": "concat"}.items():
+        with pytest.warns(UserWarning, match=f'content="none" does not use {name}={value!r}'):
+            MMixer((6, 5), 10, content="none", **{name: value})
 
 
 @pytest.mark.parametrize("make", [nn.GRU, nn.LSTM])
@@ -464,10 +523,9 @@ def test_replaced_units_of_table_2(make: Callable[..., nn.Module]) -> None:
     torch.testing.assert_close(network.streams(x), expected)
 
 
-@pytest.mark.parametrize(("unit", "summarizer"), UNITS)
-def test_another_default_device(unit: str, summarizer: str, default_device: None) -> None:
-    options: dict[str, Any] = {"unit": unit, "summarizer": summarizer, "device": "cpu"}
-    network = MMixer((6, 5), 10, hidden_size=8, **options)
+@pytest.mark.parametrize("options", NETWORKS, ids=str)
+def test_another_default_device(options: dict[str, Any], default_device: None) -> None:
+    network = MMixer((6, 5), 10, hidden_size=8, device="cpu", **options)
     lengths = torch.tensor([7, 2, 4], device="cpu")
     x = [torch.randn(3, 7, size, device="cpu") for size in (6, 5)]
     logits = network(x, lengths)

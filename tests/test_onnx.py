@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mmixer_kernels import FusedMCU, FusedMCUCell, MMixer, functional
+from mmixer_kernels import FusedMCU, FusedMCUCell, FusedMCUStack, MMixer, functional
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -66,6 +66,24 @@ def without_options() -> Around:
     return Around(lambda modules, x, c: modules[0](x, c), *units())
 
 
+def bare(**options: Any) -> Around:
+    """A unit without context, whose first state stands in the context's place."""
+    size = INPUTS[0]
+    return Around(
+        lambda modules, *inputs: modules[0](*inputs), FusedMCU(size, 0, HIDDEN, **options)
+    )
+
+
+def stack(context_size: int, **options: Any) -> Around:
+    """Two layers in both directions."""
+
+    def call(modules: Any, x: Tensor, hx: Tensor, lengths: Tensor, *context: Tensor) -> Any:
+        return modules[0](x, *(context or [None]), hx, lengths)
+
+    options = {"num_layers": 2, "bidirectional": True, **options}
+    return Around(call, FusedMCUStack(INPUTS[0], context_size, HIDDEN, **options))
+
+
 def mixer(**options: Any) -> Around:
     def call(modules: Any, *inputs: Tensor) -> Tensor:
         return modules[0](inputs[:3], *inputs[3:])
@@ -84,11 +102,12 @@ SHAPES: dict[str, tuple[str | int, ...]] = {
     "h": (1, "batch", HIDDEN),
     "s": ("batch", HIDDEN),
     "G": (3, "batch", HIDDEN),
+    "S": (4, "batch", HIDDEN),
     "n": ("batch",),
 }
 """Shapes of inputs by a letter: x, y, z sequences, X one with the batch first, u one without a
-batch, f a step; c, d, e contexts, C one without a batch; h a unit's state, s a cell's, G a group's;
-n lengths."""
+batch, f a step; c, d, e contexts, C one without a batch; h a unit's state, s a cell's, G a group's,
+S a stack's; n lengths."""
 
 
 def draw(names: str, steps: int, batch: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -154,6 +173,10 @@ CASES = {
     "cell": (lambda: FusedMCUCell(INPUTS[0], CONTEXTS[0], HIDDEN), "fcs"),
     "group": (group, "xyzcdeGn"),
     "group of another kind": (lambda: group("concat", False), "xyzcde"),
+    "without context": (bare, "xh"),
+    "cell without context": (lambda: FusedMCUCell(INPUTS[0], 0, HIDDEN), "fs"),
+    "stack": (lambda: stack(CONTEXTS[0]), "xSnc"),
+    "stack without context": (lambda: stack(0, batch_first=True, layer_norm=False), "XSn"),
     "network": (mixer, "xyz"),
     "network with lengths": (lambda: mixer(summarizer="max", content="self"), "xyzn"),
 }
@@ -167,7 +190,7 @@ def test_a_module_is_exported_for_any_batch_and_time(case: str) -> None:
     example = draw(names, STEPS, BATCH, dtype)
     shapes: Any = free(names) if isinstance(module, FusedMCUCell) else (free(names),)
     written = torch.onnx.export(module, example, dynamic_shapes=shapes, dynamo=True, verbose=False)
-    scans = 0 if names == "fcs" else sum(name in names for name in "xyzXu")
+    scans = sum(name in names for name in "xyzXu") * (4 if "S" in names else 1)
     assert operators(written)["Scan"] == scans
     content = written.model_proto.SerializeToString()
     for steps, batch in OTHER_SIZES:
@@ -190,8 +213,11 @@ def test_a_fixed_time_as_of_pytorchs_gru(make: Callable[[], nn.Module]) -> None:
             assert_as_exact(content, module, draw(names, STEPS, batch, torch.float32))
 
 
-def test_a_program_of_torch_export_that_was_saved() -> None:
-    module, names = unit().eval(), "xchn"
+@pytest.mark.parametrize(("make", "names"), [(unit, "xchn"), (lambda: stack(0), "xSn")])
+def test_a_program_of_torch_export_that_was_saved(
+    make: Callable[[], nn.Module], names: str
+) -> None:
+    module = make().eval()
     example = draw(names, STEPS, BATCH, torch.float32)
     program = torch.export.export(module, example, dynamic_shapes=(free(names),))
     file = io.BytesIO()
@@ -221,7 +247,9 @@ def test_a_narrow_dtype_carries_a_float32_state(dtype: torch.dtype) -> None:
     assert (got - expected).abs().max() <= torch.finfo(dtype).eps
 
 
-@pytest.mark.parametrize(("make", "names"), [(unit, "xchn"), (group, "xyzcdeGn")])
+@pytest.mark.parametrize(
+    ("make", "names"), [(unit, "xchn"), (group, "xyzcdeGn"), (lambda: stack(0), "xSn")]
+)
 def test_the_former_exporter_gives_the_traced_time_or_an_error(
     make: Callable[[], nn.Module], names: str
 ) -> None:

@@ -9,9 +9,10 @@ from helpers import Size, op_operands, problem, relative_errors, with_gradients
 from torch.utils.checkpoint import checkpoint
 
 from mmixer_kernels import FusedMCU, FusedMCUCell, dispatch, ops, reference
+from mmixer_kernels.derivatives import tensors_of
 from mmixer_kernels.engines import cpu, of_device
 from mmixer_kernels.functional import mcu
-from mmixer_kernels.problem import Cotangents, Need, Problem, Weights
+from mmixer_kernels.problem import Cotangents, Form, Need, Problem, Weights
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")
 
@@ -26,13 +27,14 @@ OPCHECKS = [
         engine,
         options,
         keep,
-        marks=() if options.get("groups") and keep == "gates" else pytest.mark.slow,
+        marks=pytest.mark.slow if "lengths" in options or keep == "states" else (),
     )
     for engine in ENGINES
     for options in (
         {"groups": 2},
+        {"groups": 2, "bidirectional": True, "context": False},
         {"hx": False, "lengths": False},
-        {"layer_norm": False, "lengths": False},
+        {"groups": 2, "bidirectional": True, "layer_norm": False, "lengths": False},
     )
     for keep in ("gates", "states")
 ]
@@ -72,6 +74,19 @@ def test_gradcheck_and_gradgradcheck(engine, mix, layer_norm, lengths):
 
     def run(input, context, hx, *weights):
         return mcu(input, context, Weights(*weights), hx[None], p.lengths, mix=mix, engine=engine)
+
+    assert torch.autograd.gradcheck(run, tensors)
+    assert torch.autograd.gradgradcheck(run, tensors, fast_mode=True)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("context", [False, True])
+def test_gradcheck_and_gradgradcheck_of_both_directions(engine, context):
+    arguments, _ = op_operands(groups=2, context=context, bidirectional=True)
+    form, (*tensors, lengths) = Form.of(arguments), tensors_of(arguments)
+
+    def run(*tensors):
+        return FORWARD(*form.fill([*tensors, lengths]), engine, "gates")[:2]
 
     assert torch.autograd.gradcheck(run, tensors)
     assert torch.autograd.gradgradcheck(run, tensors, fast_mode=True)

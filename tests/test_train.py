@@ -148,6 +148,21 @@ def test_resume_refuses_other_options(
     assert run("--output", copy, "--resume", "--loader.workers", 1) == 0
 
 
+def test_resume_takes_a_run_of_a_version_with_fewer_options(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    state = checkpoint.load(copy / "last.pt")
+    del state["config"]["model"]["init"]
+    checkpoint.save(state, copy / "last.pt")
+    config = copy / "config.toml"
+    config.write_text(config.read_text().replace('init = "uniform"\n', ""))
+    assert run("--output", copy, "--resume", "--model.init", "orthogonal") == 2
+    assert "--model.init was uniform, is orthogonal" in capsys.readouterr().err
+    assert run("--output", copy, "--resume") == 0
+    assert 'init = "uniform"' in config.read_text()
+
+
 def test_resume_takes_another_device_of_the_same_kind(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

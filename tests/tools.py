@@ -23,9 +23,10 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from mmixer_kernels import CellStream, FusedMCU, FusedMCUCell, MMixer
+from mmixer_kernels import CellStream, FusedMCU, FusedMCUCell, FusedMCUStack, MMixer, reference
 from mmixer_kernels.functional import mcu, mcu_cell, mcu_group
 from mmixer_kernels.reference import MCU
+from mmixer_kernels.unit import Unit
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "tools.md"
 F, C, H, K = 3, 2, 4, 3
@@ -41,6 +42,28 @@ class Cell(MCU):
 
     def forward(self, input: Tensor, context: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward(input[None], context)[1][0]
+
+
+class BareCell(Cell):
+    """A cell without context."""
+
+    def forward(self, input: Tensor, hx: Tensor) -> Tensor:  # type: ignore[override]
+        return MCU.forward(self, input[None], hx[None])[1][0]
+
+
+class Layers(FusedMCUStack):
+    """`FusedMCUStack` in both directions and without context by the reference's equations."""
+
+    def forward(self, input: Tensor, hx: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        states, sets = [], self.weights()
+        for first in range(0, len(sets), 2):
+            results = [
+                reference.mcu(input, None, sets[i], hx[i], reverse=i > first)
+                for i in (first, first + 1)
+            ]
+            input = torch.cat([output for output, _ in results], -1)
+            states += [state for _, state in results]
+        return input, torch.stack(states)
 
 
 class Stream(nn.Module):
@@ -120,6 +143,15 @@ def _stream(engine: str | None) -> nn.Module:
     return Stream(Cell(F, C, H) if engine is None else FusedMCUCell(F, C, H, engine=engine))
 
 
+def _bare_cell(engine: str | None) -> nn.Module:
+    return BareCell(F, 0, H) if engine is None else FusedMCUCell(F, 0, H, engine=engine)
+
+
+def _stack(engine: str | None) -> nn.Module:
+    kind = Layers if engine is None else FusedMCUStack
+    return kind(F, 0, H, 2, bidirectional=True, engine=engine or "auto")
+
+
 ENTRANCES = [
     Entrance("FusedMCU", *_unit(FusedMCU, MCU, steps=True)),
     Entrance("FusedMCUCell", *_unit(FusedMCUCell, Cell, steps=False)),
@@ -132,8 +164,10 @@ ENTRANCES = [
         lambda T, B: [(T, B, F), (T, B, F), (B, C), (B, C)],
     ),
     Entrance("MMixer", Network, lambda T, B: [(B, T, F), (B, T, C)]),
+    Entrance("FusedMCUStack", _stack, lambda T, B: [(T, B, F), (4, B, H)]),
+    Entrance("FusedMCUCell(F, 0, H)", _bare_cell, lambda T, B: [(B, F), (B, H)]),
 ]
-MODULES = ("FusedMCU", "FusedMCUCell", "MMixer")
+MODULES = ("FusedMCU", "FusedMCUCell", "MMixer", "FusedMCUStack", "FusedMCUCell(F, 0, H)")
 
 
 # Tools: functions of a module and operands to tensors.
@@ -182,7 +216,12 @@ class Case(NamedTuple):
 
     def unit(self) -> nn.Module:
         """The module itself, or the network's first unit."""
-        return next(x for x in self.module.modules() if isinstance(x, MCU))
+        return next(x for x in self.module.modules() if isinstance(x, Unit))
+
+    def weight_name(self) -> str:
+        """The name of the unit's last weight_r, of a stack its second layer's in reverse."""
+        names = [name for name, _ in self.unit().named_parameters()]
+        return [name for name in names if name.startswith("weight_r")][-1]
 
     def call(self) -> Any:
         return self.module(*self.operands)
@@ -486,14 +525,14 @@ def zero_tensors(case: Case) -> Any:
 
 
 def freed_storage(case: Case) -> Any:
-    case.unit().weight_r.untyped_storage().resize_(0)
+    case.unit().get_parameter(case.weight_name()).untyped_storage().resize_(0)
     with torch.no_grad():
         return case.call()
 
 
 def freed_storage_of_views(case: Case) -> Any:
     """The weights as FSDP's first version leaves them: views of one long parameter."""
-    weight = case.unit().weight_r
+    weight = case.unit().get_parameter(case.weight_name())
     whole = torch.cat([torch.zeros(1), weight.detach().flatten()]).double()
     weight.data = whole[1:].view_as(weight)
     whole.untyped_storage().resize_(0)
@@ -611,16 +650,17 @@ def hooked(case: Case) -> Any:
 
 
 def pruned(case: Case) -> Any:
-    prune.l1_unstructured(case.unit(), "weight_r", 0.5)
+    unit, name = case.unit(), case.weight_name()
+    prune.l1_unstructured(unit, name, 0.5)
     with torch.no_grad():
-        case.unit().weight_r_orig.add_(1.0)  # Results made of it before are stale.
+        unit.get_parameter(f"{name}_orig").add_(1.0)  # Results made of it before are stale.
     return gradients(case)
 
 
 def parametrized(function: Callable[..., Any]) -> Callable[[Case], Any]:
     def run(case: Case) -> Any:
         torch.manual_seed(0)
-        function(case.unit(), "weight_r")
+        function(case.unit(), case.weight_name())
         return gradients(case)
 
     return run

@@ -1,10 +1,10 @@
 """The Triton engine: the whole unit without a CUDA toolkit, for any GPU that Triton compiles for.
 
 The products with W_f, W_g, W_s and those of the weights' gradients are torch's; what stands
-between them is fused, and the recurrence is one launch, a program for 16 samples of a weight set,
-with the weights read from L2 at each step. W_r, W_z and W_h of all weight sets are read where they
-lie. A step by itself is one launch, which holds the whole unit. A new batch or length compiles
-nothing.
+between them is fused, and the recurrence of all weight sets and of both directions is one launch, a
+program for 16 samples of a weight set, with the weights read from L2 at each step. W_r, W_z and W_h
+of all weight sets are read where they lie. A step by itself is one launch, which holds the whole
+unit. A new batch or length compiles nothing.
 
 float32 products follow `torch.set_float32_matmul_precision`, or
 `torch.backends.cuda.matmul.fp32_precision`: "highest" is IEEE, else TF32.

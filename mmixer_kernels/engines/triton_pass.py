@@ -56,7 +56,7 @@ def step(step: Step) -> Tensor:
             NORM_ROWS=0 if weights.norm_weight is None else weights.norm_weight.shape[0],
             HAS_CONTEXT=has_context,
             HAS_HX=hx is not None,
-            CONCAT=has_context and mix == "concat",
+            CONCAT=mix == "concat",
             BLOCK_B=BLOCK_B,
             **_product_options(H, input),
         )
@@ -99,7 +99,7 @@ def backward(problem: Problem, saved: Tensor, cotangents: Cotangents, need: Need
 
 
 class Mixture(NamedTuple):
-    """What a call with context makes of it: equations 8-10."""
+    """The results of equations 8-10, which a call without context does not have."""
 
     a_g: Tensor  # `[G, B, H]`
     a_s: Tensor  # `[G, T B, H]`: the share of f_bar in W_s's product
@@ -139,7 +139,7 @@ class RecurrenceGradient(NamedTuple):
 
 
 class MixtureGradient(NamedTuple):
-    """The gradient through equations 8-10."""
+    """The results of the backward of equations 8-10."""
 
     f_bar: list[Tensor]  # one or two that add up to it
     contexts: list[Tensor]

@@ -14,7 +14,9 @@ from .networks import (
     LSTM,
     M_MIXER,
     MAX,
+    NO_CONTEXT,
     NO_NORM,
+    ORTHOGONAL,
     OWN_CONTENT,
     SELF,
     Network,
@@ -43,11 +45,12 @@ class Experiment:
 
 
 def _ablation(
-    table: str, title: str, heading: str, *networks: Network, labels: dict[str, str]
+    name: str, title: str, heading: str, *networks: Network, labels: dict[str, str]
 ) -> Experiment:
     def report(results: Results, networks: Sequence[Network]) -> Report:
-        papers = published.of_ablation(table, results.plan.base)
-        return ablations.compare(results, networks, labels, heading, papers)
+        papers = published.of_ablation(name, results.plan.base)
+        behind = published.behind(name)
+        return ablations.compare(results, networks, labels, heading, papers, behind)
 
     return Experiment(title, lambda base: networks, report)
 
@@ -64,7 +67,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         "table2",
         "Table 2: LSTM, GRU and MCU",
         "unit",
-        *(LSTM, GRU, M_MIXER),
+        *(LSTM, GRU, NO_CONTEXT, M_MIXER),
         labels={M_MIXER.name: "MCU"},
     ),
     "table3": _ablation(
@@ -107,6 +110,13 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "modalities": Experiment(
         "Two modalities, three and more", of_modalities, extras.modalities, ("streams",)
+    ),
+    "init": _ablation(
+        "init",
+        "Initial values of the recurrent weights",
+        "init",
+        *(ORTHOGONAL, M_MIXER),
+        labels={M_MIXER.name: "uniform"},
     ),
     "length": Experiment("Accuracy and time against T", of_lengths, extras.length),
 }

@@ -32,6 +32,7 @@ MAX = Network("max", "max pooling", ("--model.summarizer", "max"))
 GRU_SUMMARIZER = Network("gru-summarizer", "GRU", ("--model.summarizer", "gru"))
 LSTM = Network("lstm", "LSTM", ("--model.unit", "lstm"))
 GRU = Network("gru", "GRU", ("--model.unit", "gru"))
+NO_CONTEXT = Network("no-context", "MCU without context", ("--model.content", "none"))
 SELF = Network("self", "MCU-self", ("--model.content", "self"))
 # Table 3's experiments I to III are all without LayerNorm (Section 4.3.3).
 OWN_CONTENT = Network(
@@ -41,8 +42,9 @@ CONCATENATION = Network(
     "concatenation", "II: cross content", ("--model.mix", "concat", "--model.no-layer-norm")
 )
 NO_NORM = Network("no-norm", "III: mix module, cross content", ("--model.no-layer-norm",))
+ORTHOGONAL = Network("orthogonal", "orthogonal", ("--model.init", "orthogonal"))
 
-CHOSEN_HERE = ("unit", "summarizer", "content", "mix", "layer_norm")
+CHOSEN_HERE = ("unit", "summarizer", "content", "mix", "layer_norm", "init")
 """The options of the model that are the experiments' to choose."""
 
 

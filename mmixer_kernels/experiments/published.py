@@ -53,7 +53,12 @@ COMPARISONS: dict[str, list[tuple[str, str, float]]] = {
 
 def of_ablation(table: str, base: Options) -> dict[str, float]:
     """The paper's figures of a table where the data are the paper's, or else none."""
-    return ABLATIONS[table] if _is_papers(base) else {}
+    return ABLATIONS.get(table, {}) if _is_papers(base) else {}
+
+
+def behind(table: str) -> set[str]:
+    """The networks that M-Mixer is ahead of in a table of the paper."""
+    return set(ABLATIONS.get(table, {})) - {"m-mixer"}
 
 
 def of_streams(base: Options) -> dict[str, dict[str, float]]:

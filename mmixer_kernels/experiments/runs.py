@@ -165,7 +165,9 @@ class Run:
     def _finished(self) -> bool:
         if not (self.folder / "result.json").exists():
             return False
-        changed = parsing.differences(result_relevant(self.result()["config"]), self._config())
+        # An option that the training's version did not have is at its default.
+        trained = parsing.parse_config(self.result()["config"], f"{self.folder / 'result.json'}")
+        changed = parsing.differences(*map(_result_relevant, (trained, self.options)))
         if changed:
             raise UserError(
                 f"{self.folder} holds a training with other options ({'; '.join(changed)}): choose "
@@ -173,5 +175,6 @@ class Run:
             )
         return True
 
-    def _config(self) -> dict[str, Any]:
-        return result_relevant(self.options.config())
+
+def _result_relevant(options: Options) -> dict[str, Any]:
+    return result_relevant(options.config())

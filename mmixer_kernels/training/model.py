@@ -85,6 +85,7 @@ def build(options: ModelOptions, data: Data, initial: bool = True) -> Recognizer
         content=options.content,
         mix=options.mix,
         layer_norm=options.layer_norm,
+        init=options.init,
         engine=options.engine,
     )
     return Recognizer(modules, mixer, options.feature_dropout, options.dropout)

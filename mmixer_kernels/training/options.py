@@ -27,12 +27,15 @@ class ModelOptions:
     """Recurrent unit (Table 2): gru and lstm get no action content."""
     summarizer: Literal["avg", "max", "gru"] = "avg"
     """Action summarizing operator (Table 1)."""
-    content: Literal["cross", "self"] = "cross"
-    """Action content that an MCU gets: the other modalities' or its own (Table 4)."""
+    content: Literal["cross", "self", "none"] = "cross"
+    """Action content that an MCU gets: the other modalities', its own (Table 4), or none."""
     mix: Literal["gated", "concat"] = "gated"
     """Cross-modality mix-module: Eq. 9-10, or concatenation (Table 3)."""
     layer_norm: bool = True
     """LayerNorm in the MCU (Table 3)."""
+    init: Literal["uniform", "orthogonal"] = "uniform"
+    """Initial values of the MCU's recurrent weights: uniform as in nn.GRU, or orthogonal
+    matrices."""
     engine: str = "auto"
     """Engine that computes the MCU; python -m mmixer_kernels.info tells which there are and which
     can run here."""

@@ -19,7 +19,7 @@ from ..errors import UserError, user_errors
 from ..stop import Stop
 from . import checkpoint, distributed, loop, mixed_precision, model, plots, result, toml
 from .options import Options
-from .parsing import differences
+from .parsing import differences, parse_config
 
 PRODUCTS = ("last.pt", "previous.pt", "best.pt", "result.json")
 
@@ -182,7 +182,9 @@ def _resumed(options: Options) -> checkpoint.Last:
             "folder by --output"
         )
     state, path = found = checkpoint.load_last(options.output)
-    saved, now = (result_relevant(config) for config in (state["config"], options.config()))
+    # An option that the checkpoint's version did not have is at its default.
+    before = parse_config(state["config"], f"the checkpoint {path}")
+    saved, now = (result_relevant(chosen.config()) for chosen in (before, options))
     if now["optimizer"]["schedule"] == "constant" and now["epochs"] >= saved["epochs"]:
         # With a constant rate a longer run begins with the very steps of a shorter one.
         saved["epochs"] = now["epochs"]

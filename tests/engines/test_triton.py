@@ -17,7 +17,14 @@ import helpers
 import pytest
 import torch
 from contract import OPTIONS, PRECISIONS, Contract, Options
-from helpers import Size, op_operands, problem, reference_results, relative_errors
+from helpers import (
+    Size,
+    op_operands,
+    problem,
+    reference_results,
+    relative_errors,
+    with_gradients,
+)
 
 from mmixer_kernels.engines import triton as engine
 from mmixer_kernels.engines import triton_tuning
@@ -64,7 +71,7 @@ class TestContract(Contract):
     test_error_is_no_larger_than_eager_pytorch = None  # type: ignore[assignment]
 
     def options_of(self, precision: str) -> Sequence[Options]:
-        return [OPTIONS[i] for i in ((0, 2, 3) if precision == "float64" else (1,))]
+        return [OPTIONS[i] for i in ((0, 2, 3, 6, 7) if precision == "float64" else (1, 6))]
 
 
 @pytest.mark.usefixtures("runs")
@@ -80,19 +87,51 @@ def test_opcheck_of_backward() -> None:
     torch.library.opcheck(backward, call, test_utils=("test_schema", "test_faketensor"))
 
 
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[int, ...]]]:
+    """The kernels that the test launches, and their grids."""
+    launched = []
+    kernels = triton_pass.triton_kernels
+
+    class Recording:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            launched.append((self.name, grid))
+            return getattr(kernels, self.name)[grid]
+
+    recording = SimpleNamespace(**{name: Recording(name) for name in kernels.__all__})
+    monkeypatch.setattr(triton_pass, "triton_kernels", recording)
+    return launched
+
+
+@pytest.mark.usefixtures("runs")
+def test_both_directions_without_context_launch_nothing_of_it(launched: list[Any]) -> None:
+    p = problem(Size(3, 18, 5, 0, 20), bidirectional=True, dtype=torch.float32).on(DEVICE)
+    names = "norm_tanh products recurrence"
+    with torch.no_grad():
+        run()(p.input, None, (p.weights, p.weights_reverse), p.hx, None)
+    assert [name for name, _ in launched] == names.split()
+    assert launched[-1] == ("recurrence", (2, 2))
+    launched.clear()
+    with_gradients(run(), p)
+    names += (
+        " norm_tanh products products reset_gate products update_gate recurrence_backward"
+        " norm_tanh_backward"
+    )
+    assert [name for name, _ in launched] == names.split()
+
+
 @pytest.mark.usefixtures("runs")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_step_is_one_launch(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    p = problem(Size(1, 18, 9, 7, 33), dtype=dtype)
-    launched = []
-    kernel = triton_pass.triton_kernels.step
-    step = {(2,): lambda *a, **k: (launched.append(1), kernel[(2,)](*a, **k))}
-    monkeypatch.setattr(triton_pass, "triton_kernels", SimpleNamespace(step=step))
-
+@pytest.mark.parametrize("context", [7, 0])
+def test_step_is_one_launch(launched: list[Any], context: int, dtype: torch.dtype) -> None:
+    p = problem(Size(1, 18, 9, context, 33), dtype=dtype)
     with torch.no_grad():
         q = p.on(DEVICE)
         output = mcu_cell(q.input[0], q.context, q.weights, q.hx, engine="triton")
-    assert launched == [1]
+    assert launched == [("step", (2,))]
     errors = relative_errors({"h_n": output.unsqueeze(0)}, reference_results(p))
     floors = {precision.dtype: precision.floor for precision in PRECISIONS.values()}
     assert errors["h_n"] < floors[dtype]

@@ -97,6 +97,16 @@ def test_a_checkpoints_network_needs_no_pretrained_weights(monkeypatch: pytest.M
         build(ModelOptions(8), frame_data())
 
 
+def test_the_options_are_the_mixers() -> None:
+    data = SyntheticOptions(frame_size=8, frames=2).load(None, 0)
+    options = ModelOptions(
+        8, content="none", layer_norm=False, init="orthogonal", engine="reference"
+    )
+    for unit in build(options, data).mixer.units:
+        assert (unit.hidden_size, unit.context_size) == (8, 0)
+        assert (unit.layer_norm, unit.init, unit.engine) == (False, "orthogonal", "reference")
+
+
 @pytest.mark.parametrize("option", [{"extractor": "resnet18"}, {"weights": "imagenet"}])
 def test_data_with_extractors_of_its_own_takes_no_other(option: dict[str, str]) -> None:
     data = SyntheticOptions(frame_size=8, frames=2).load(None, 0)

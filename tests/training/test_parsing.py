@@ -80,7 +80,8 @@ def test_precedence(tmp_path: Path) -> None:
 def test_written_config_parses_to_the_same_options(tmp_path: Path) -> None:
     first = parse(
         "--data", "tiny", "--names", "x y", 'q"', "--limit", 1e-7, "--seed", 3, "--root",
-        "some/place", "--model.unit", "gru", "--loader.workers", 2, "--output", tmp_path / "out",
+        "some/place", "--model.content", "none", "--model.init", "orthogonal",
+        "--loader.workers", 2, "--output", tmp_path / "out",
     )  # fmt: skip
     path = tmp_path / "config.toml"
     path.write_text(toml.dumps(first.config()), encoding="utf-8")
@@ -90,6 +91,10 @@ def test_written_config_parses_to_the_same_options(tmp_path: Path) -> None:
     assert second.run.root == Path("some/place")
     assert second.output == Path("runs/tiny-3")
     assert parsing.parse_config(first.config(), "here").data == first.data
+    older = first.config()
+    del older["model"]["init"], older["model"]["content"]
+    model = parsing.parse_config(older, "here").run.model
+    assert (model.init, model.content) == ("uniform", "cross")
 
 
 @pytest.mark.parametrize(
