@@ -588,7 +588,8 @@ class Operands {
     if (backward_) {
       BackwardArguments a{};
       a.weights = weights_there_.data(), a.x_hat = inputs_there_.data();
-      a.projected = projected_.data(), a.r_std = r_std_.data(), a.norms = norms_there_.data();
+      a.projected = projected_.data(), a.r_std = r_std_.data();
+      a.norms = {norms_there_.data(), true}, a.first_reverse = 1;
       a.states = states_.data(), a.hx = hx_there_.data(), a.grad_output = grad_output_.data();
       a.grad_output_stride = {0, int64_t(batch) * H_, H_};
       a.grad_h_n = grad_h_n_.data(), a.grad_h_n_stride_sample = H_,
@@ -600,8 +601,10 @@ class Operands {
     } else {
       ForwardArguments a{};
       a.weights = weights_there_.data(), a.input_gates = inputs_there_.data();
-      a.norms = norms_there_.data(), a.hx = hx_there_.data(), a.states = states_.data();
+      a.norms = {norms_there_.data(), true}, a.first_reverse = 1;
+      a.hx = hx_there_.data(), a.states = states_.data();
       a.output = output_.data(), a.h_n = h_n_.data(), a.packets = packets;
+      a.output_stride = {0, int64_t(batch) * H_, H_};
       a.G = 1, a.T = steps, a.B = batch, a.H = H_, a.eps = 1e-5f;
       recurrence(kernel.variant, kernel.plan.teams, a, false, nullptr);
     }
@@ -755,7 +758,7 @@ int kernels(const std::string& path, const std::string& direction, const Words& 
 // ---- cell
 
 struct CellOperands {
-  const int H, batch;
+  const int H, context_size, batch;
   Problem problem{};
   Group group{};
   CellPlan chosen;
@@ -763,8 +766,10 @@ struct CellOperands {
   Array<float> norms, features, output;
   Array<uint64_t> workspace;
 
-  CellOperands(int H, int batch)
+  // context_size: H, or 0 without context.
+  CellOperands(int H, int context_size, int batch)
       : H(H),
+        context_size(context_size),
         batch(batch),
         chosen(planned()),
         norms(2 * gates * H, random_floats(2 * gates * H, -1, 1)),
@@ -781,8 +786,10 @@ struct CellOperands {
       weights.emplace_back(size, rounded);
     }
     CHECK(cudaMemset(workspace.data(), 0, size_t(chosen.workspace)));
-    group.input = group.context = problem.hx = features.data();
-    for (int gate = 0; gate < gates; gate++) group.weight[gate] = weights[gate].data();
+    group.input = problem.hx = features.data();
+    if (context_size) group.context = features.data();
+    for (int gate = 0; gate < gates; gate++)
+      if (has_gate(gate, context_size)) group.weight[gate] = weights[gate].data();
     group.norm_weight = norms.data(), group.norm_bias = norms.data() + gates * H;
   }
 
@@ -790,8 +797,8 @@ struct CellOperands {
     problem.batch = batch, problem.hidden = H, problem.eps = 1e-5;
     problem.weight_dtype = Dtype::bfloat16;
     problem.hx_stride_sample = H;
-    group.input_stride_sample = group.context_stride_sample = H;
-    group.input_size = group.context_size = H;
+    group.input_stride_sample = group.input_size = H;
+    group.context_stride_sample = group.context_size = context_size;
     return cell_plan(problem, group);
   }
 
@@ -809,9 +816,10 @@ int cell() {
   constexpr int calls = 50;
   int status = fine;
   for (const int H : {512, 45})
-    for (const int batch : {1, 8}) {
-      CellOperands operands(H, batch);
+    for (const auto& [context_size, batch] : {std::pair(H, 1), {H, 8}, {0, 1}, {0, 8}}) {
+      CellOperands operands(H, context_size, batch);
       const std::string what = "\"path\": \"cell\", \"hidden\": " + std::to_string(H) +
+                               ", \"context\": " + std::to_string(context_size) +
                                ", \"batch\": " + std::to_string(batch);
       if (operands.chosen.team_samples == 0) {
         print("{\"kind\": \"cell\", %s, \"why\": %s}", what.c_str(),
@@ -844,8 +852,10 @@ int once(const std::string& path, const std::string& direction, const Words& whi
   patience = 25;
   int count = 0;
   if (path == "cell") {
-    CellOperands(45, 8).results("\"path\": \"cell\"");
-    count++;
+    for (const int context_size : {45, 0}) {
+      CellOperands(45, context_size, 8).results("\"path\": \"cell\"");
+      count++;
+    }
   } else {
     for_kernels(path, direction, which, [&](const PersistentKernel& kernel) {
       if (kernel.plan.H == 0) return;

@@ -58,7 +58,7 @@ PROBE = {
     ),
     "cell": (
         "The kernel of one step by itself",
-        ("hidden", "batch", "us", "not_finite", "differ", "runs"),
+        ("hidden", "context", "batch", "us", "not_finite", "differ", "runs"),
     ),
 }
 """Kinds of the probe's records in the order of the text: title and columns of each one's table."""
@@ -165,6 +165,14 @@ TARGETS = [
         at_most=True,
         kind="group",
         ratio=("one call of N = 3", "one call of N = 1"),
+    ),
+    Target(
+        "time of both directions over one, without context",
+        1.2,
+        _cases("bfloat16"),
+        at_most=True,
+        kind="stack",
+        ratio=(OURS, "FusedMCU"),
     ),
     Target(
         "times as fast as N calls of nn.GRU",

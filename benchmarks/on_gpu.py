@@ -10,7 +10,8 @@ follows. Parts, in this order:
   group      the same: N = 3 beside N = 1, and the paths beside each other
   paper      the same: the paper's calls, H = 768, and the names of cuDNN's kernels
   tests      tests/engines/test_cuda_device.py, a process for each path
-  variants   bench_cuda.py: teams of 4 samples beside 8, packets of 16 bytes beside 8
+  variants   bench_cuda.py: both directions without context; teams of 4 samples beside 8, packets of
+             16 bytes beside 8
   sizes      the same: other sizes
   triton     tests of the triton engine, and benchmarks/engines/bench_triton.py
   network    benchmarks/bench_network.py
@@ -337,7 +338,8 @@ class Job:
         return _failed(verdicts)
 
     def variants(self) -> str:
-        return self.measure("variants", "engines/bench_cuda.py", 60, 40, "-k", "samples or packets")
+        selection = ("-k", "stack or samples or packets")
+        return self.measure("variants", "engines/bench_cuda.py", 90, 40, *selection)
 
     def sizes(self) -> str:
         return self.measure("sizes", "engines/bench_cuda.py", 100, 60, "-k", "size")

@@ -205,17 +205,22 @@ class StackForm(NamedTuple):
 
 
 def stack_contenders(
-    size: Size, form: StackForm, passes: str, engine: str, device: torch.device
+    size: Size,
+    form: StackForm,
+    passes: str,
+    engine: str,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
 ) -> list[Contender]:
     """FusedMCUStack without context, then nn.GRU of the same layers and directions, and FusedMCU
     without and with context."""
     torch.manual_seed(0)
-    operands = sequence_operands(size, device)
-    H, options = size.hidden, form._asdict()
-    stack = FusedMCUStack(H, 0, H, **options, engine=engine, device=device)
-    gru = nn.GRU(H, H, **options, device=device)
-    unit = FusedMCU(H, 0, H, engine=engine, device=device)
-    with_context = FusedMCU(H, H, H, engine=engine, device=device)
+    operands = sequence_operands(size, device, dtype)
+    H, options, like = size.hidden, form._asdict(), {"device": device, "dtype": dtype}
+    stack = FusedMCUStack(H, 0, H, **options, engine=engine, **like)
+    gru = nn.GRU(H, H, **options, **like)
+    unit = FusedMCU(H, 0, H, engine=engine, **like)
+    with_context = FusedMCU(H, H, H, engine=engine, **like)
     return [
         contender("FusedMCUStack", stack, operands[:1], passes),
         contender("nn.GRU", gru, operands[:1], passes),
@@ -226,12 +231,18 @@ def stack_contenders(
 
 @functools.cache
 def check_stack(
-    size: Size, form: StackForm, engine: str, device: torch.device, threads: int
+    size: Size,
+    form: StackForm,
+    engine: str,
+    device: torch.device,
+    threads: int,
+    dtype: torch.dtype = torch.float32,
+    tolerance: float = TOLERANCE,
 ) -> float:
     """`check` of the FusedMCUStack of `stack_contenders`, once for each number of threads."""
     torch.manual_seed(0)
     H, directions = size.hidden, 1 + form.bidirectional
-    stack = FusedMCUStack(H, 0, H, **form._asdict(), engine=engine, device=device)
+    stack = FusedMCUStack(H, 0, H, **form._asdict(), engine=engine, device=device, dtype=dtype)
 
     def truth(input: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
         sets = Weights.sets(weights, form.num_layers * directions, has_context=False)
@@ -249,8 +260,9 @@ def check_stack(
             states += h_n
         return output, torch.stack(states)
 
-    operands = {"input": sequence_operands(size, device)[0], **dict(stack.named_parameters())}
-    return check(Subject(lambda input, *_: stack(input), truth, operands))
+    input, _ = sequence_operands(size, device, dtype)
+    operands = {"input": input, **dict(stack.named_parameters())}
+    return check(Subject(lambda input, *_: stack(input), truth, operands), tolerance)
 
 
 @functools.cache

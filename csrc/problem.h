@@ -6,6 +6,8 @@
 
 #include <cstdint>
 
+#include "formulas.h"
+
 namespace mmixer {
 
 enum class Dtype : int { float32, float64, bfloat16, float16 };
@@ -22,13 +24,15 @@ enum class Keep { nothing, states, gates };
 enum Gate { gate_f, gate_g, gate_s, gate_r, gate_z, gate_h, gates };
 
 // Whether a gate is there: without context Eq. 8-10 fall away, and f_tilde is f_bar.
-constexpr bool has_gate(int gate, bool has_context) {
+MMIXER_HOST_DEVICE constexpr bool has_gate(int gate, bool has_context) {
   return has_context || (gate != gate_g && gate != gate_s);
 }
 
 // The rows of norm_weight and norm_bias, which are those of the gates that are there.
-constexpr int norm_rows(bool has_context) { return has_context ? gates : gates - 2; }
-constexpr int norm_row(int gate, bool has_context) {
+MMIXER_HOST_DEVICE constexpr int norm_rows(bool has_context) {
+  return has_context ? gates : gates - 2;
+}
+MMIXER_HOST_DEVICE constexpr int norm_row(int gate, bool has_context) {
   return has_context || gate == gate_f ? gate : gate - 2;
 }
 

@@ -38,7 +38,7 @@ struct Cuda {
   }
   static void forward(const Problem& p, const Options& o, const Results& results, void* saved,
                       void* workspace) {
-    cuda::forward(p, *o.plan.value, results.output, results.h_n, saved, workspace, o.stream);
+    cuda::forward(p, *o.plan.value, results, saved, workspace, o.stream);
   }
   static void backward(const Problem& p, const Options& o, const Cotangents& cotangents,
                        const void* saved, const GroupGradient* gradients, void* grad_hx,

@@ -387,7 +387,7 @@ torch.cuda.current_device = lambda: 0
 torch.cuda.is_available = lambda: True
 torch.accelerator.synchronize = lambda device: None
 functional.mcu_group = by_the_reference(functional.mcu_group)
-for name in ("FusedMCU", "FusedMCUCell", "MMixer"):
+for name in ("FusedMCU", "FusedMCUCell", "FusedMCUStack", "MMixer"):
     setattr(mmixer_kernels, name, by_the_reference(getattr(mmixer_kernels, name)))
 mmixer_kernels.engines = lambda: {
     name: EngineState(name != "cpu", "rehearsed") for name in ("cpu", "cuda", "triton")
@@ -455,7 +455,7 @@ def test_every_benchmark_of_a_gpu_runs_to_its_end(rehearsal):
     kinds = Counter(x["settings"].get("kind", "network") for x in document["comparisons"])
     assert kinds["sequence"] == 16 + 8 + 28  # test_sequence, test_wide, test_size
     assert (kinds["paper"], kinds["paths"], kinds["group"]) == (12, 4, 4)
-    assert (kinds["samples"], kinds["packets"]) == (4, 4)
+    assert (kinds["samples"], kinds["packets"], kinds["stack"]) == (4, 4, 4)
     assert (kinds["kernels"], kinds["network kernels"], kinds["network"]) == (16, 4, 4)
     assert (kinds["triton"], kinds["cell, cuda"], kinds["cell, triton"]) == (10, 2, 2)
 

@@ -207,7 +207,7 @@ PROBE = [
     {"kind": "exchange", "what": "all-gather", "wait": "acquire.cluster", "bytes": 8192, "ns": 431},
     {"kind": "l2", "what": "one-way", "cycles": 777, "ns": 400.123456},
     {"kind": "launch", "what": "cooperative", "us": 5.5},
-    {"kind": "cell", "hidden": 513, "batch": 1, "us": 6.25},
+    {"kind": "cell", "hidden": 513, "context": 0, "batch": 1, "us": 6.25},
     {"kind": "hang", "path": "step", "direction": "backward", "hidden": 128, "terms": 3},
     {"kind": "error", "what": "no kernel image"},
     {"kind": "novel", "depth": [1, 2]},

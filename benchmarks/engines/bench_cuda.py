@@ -18,7 +18,7 @@ import problems
 import pytest
 import torch
 from conftest import Compare
-from problems import PASSES, Group, Layers, Size
+from problems import PASSES, Group, Layers, Size, StackForm
 from timing import Contender, add_if_it_runs
 from torch import Tensor, nn
 
@@ -203,6 +203,25 @@ def test_samples(compare_on_gpu: Compare, passes: str, steps: int) -> None:
 def test_packets(compare_on_gpu: Compare, passes: str, steps: int) -> None:
     """Packets of 16 bytes through L2 ("wide") beside those of 8."""
     _paths(compare_on_gpu, ("wide", "cooperative"), "packets", "Packets through L2", passes, steps)
+
+
+@every_length
+@every_pass
+def test_stack(compare_on_gpu: Compare, passes: str, steps: int) -> None:
+    """Both directions without context, in one call, beside one and beside what has a context."""
+    size, form = Size(steps, BATCH, HIDDEN), StackForm(bidirectional=True)
+    chosen = _precision("bfloat16")
+    error = problems.check_stack(size, form, "cuda", GPU, 1, chosen.dtype, chosen.tolerance)
+    contenders = problems.stack_contenders(size, form, passes, "cuda", GPU, chosen.dtype)
+    compare_on_gpu(
+        f"FusedMCUStack, both directions without context, bfloat16, {passes}",
+        str(size),
+        contenders,
+        error=error,
+        settings=_settings("stack", size, "bfloat16", passes),
+        on_gpu=[x.name for x in contenders],
+        missing={},
+    )
 
 
 @every_length

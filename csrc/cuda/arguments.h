@@ -15,14 +15,25 @@ struct Strides {
   int64_t group, step, sample;
 };
 
+// LayerNorm's weights and biases, [2][G][norm_rows][H] of T; p is null without LayerNorm.
+struct NormTable {
+  const void* p;
+  bool has_context;
+};
+
+// Tables with T are in the order in which a group's steps run (order.h), if nothing else is said.
+// The groups from number first_reverse on run in reverse; it is G where none does.
+
 struct ForwardArguments {
   const uint16_t* weights;   // [G][terms][3][Hp][Hp], Hp the padded hidden size
   const float* input_gates;  // [G][T][B][3][H]: W f_tilde
-  const float* norms;        // [2][G][6][H]: weight and bias of LayerNorm; null without
-  const float* hx;           // [G][B][H] or null: zeros
-  const int64_t* lengths;    // [B] or null
+  NormTable norms;
+  const float* hx;         // [G][B][H] or null: zeros
+  const int64_t* lengths;  // [B] or null
+  int first_reverse;
   // In float32 with several terms per float, else in the terms' dtype.
-  void* output;   // [G][T][B][H], zeros past a sample's length
+  void* output;  // [G][T][B][H] with strides, in the caller's order; zeros past a sample's length
+  Strides output_stride;
   void* h_n;      // [G][B][H]
   float* states;  // [G][T][B][H], which stay past a sample's length; null: not kept
   void* packets;  // Plan::packets bytes per team that exchanges through L2
@@ -36,13 +47,14 @@ struct BackwardArguments {
   const float* x_hat;       // [G][3][T][B][H]
   const float* projected;   // V: like x_hat; null without LayerNorm
   const float* r_std;       // [G][3][T][B]
-  const float* norms;       // as in ForwardArguments
-  const float* states;      // [G][T][B][H]
-  const float* hx;          // [G][B][H] or null
+  NormTable norms;
+  const float* states;  // [G][T][B][H]
+  const float* hx;      // [G][B][H] or null
   const int64_t* lengths;
-  const void* grad_output;  // [G][T][B][H] in dtype with strides, the last 1
+  int first_reverse;
+  const void* grad_output;  // [G][T][B][H] in dtype with strides, in the caller's order
   Strides grad_output_stride;
-  const void* grad_h_n;  // [G][B][H] in dtype with strides, the last 1
+  const void* grad_h_n;  // [G][B][H] in dtype with strides
   int64_t grad_h_n_stride_group, grad_h_n_stride_sample;
   void* grad_gates;     // da: [G][3][T][B][H] in dtype
   float* grad_f_tilde;  // [G][T][B][H]
@@ -89,14 +101,16 @@ struct PrepareArguments : Copies<32> {
   // weight, or the weight in float16 and terms = 1. Hp is a multiple of 8.
   uint16_t* split_weights;
   Dtype term_dtype;
-  void* norms;  // [2][G][6][H] of T, or null
+  void* norms;  // NormTable's memory, or null
+  bool has_context;
   int G, H, Hp, terms;
 };
 
 // The end of a backward: the weights' gradients from what the kernels and products left.
 struct FinishArguments : Copies<24> {
   // This launch's sets: the gradients of W_g, W_s (of which the f half is there), W_r, W_z and W_h
-  // in weight_dtype, and of the norms in norm_dtype.
+  // in weight_dtype, and of the norms in norm_dtype. Without context
+  // what is said of W_g and W_s is not there.
   void *weight_g[most_weight_sets], *weight_s[most_weight_sets];
   const void* context[most_weight_sets];  // [B][context_size] in `operand`, with strides
   int64_t context_stride[most_weight_sets], context_size[most_weight_sets];
@@ -116,33 +130,39 @@ struct FinishArguments : Copies<24> {
   int prologue_summands[gate_r];
   const void* recurrence;
   int recurrence_summands;
+  bool has_context;
   int G, B, H;
   Dtype operand, dtype;  // of products' operands, and T
 };
 
 struct StepSumArguments {
   int G, T, B, H;
-  const void* grad_a;      // [G][T][B][H] in dtype
+  const void* grad_a;      // [G][T][B][H] in dtype, in any order of the steps
   const void* grad_g_bar;  // [G][T][B][H] of T, or null
   Dtype dtype;
   void *grad_a_sum, *grad_g_bar_sum;  // [G][B][H] of T: over the steps
 };
 
-// G weight sets have `rows` rows each, which `blocks` blocks share, at most as many as rows.
+// G weight sets have `rows` rows each, which `blocks` blocks share, at most as many as rows. A row
+// is (step, sample), in the caller's order, or a sample. One table has the order of the run: that
+// of f_tilde, or of its gradient.
 struct RowSizes {
   int rows, blocks;
+  int samples;        // B
+  int first_reverse;  // G also where no table has another order
 };
 
 // The rows of one gate.
 struct NormTanhRows : RowSizes {
   int gate;
   const void* a;  // [G][rows][H] of T
-  void* y;        // [G][rows][H] in dtype
+  void* y;        // [rows][H] in dtype of each weight set, in the order of the run
+  int64_t y_stride_group;
 };
 
 struct NormTanhArguments {
   NormTanhRows part[2];
-  const void* norms;  // [2][G][6][H] of T, or null
+  NormTable norms;
   Dtype dtype;
   int G, H;
   double eps;
@@ -151,7 +171,7 @@ struct NormTanhArguments {
 struct NormTanhBackwardRows : RowSizes {
   int gate;
   const void* a;            // [G][rows][H] of T
-  const void* grad_y;       // likewise
+  const void* grad_y;       // likewise, in the order of the run
   const void* grad_y_more;  // a second summand of y's gradient, or null
   void* grad_a;             // [G][rows][H] in dtype
   void* grad_norm;          // [G][blocks][2][H] of T; null without LayerNorm
@@ -159,28 +179,27 @@ struct NormTanhBackwardRows : RowSizes {
 
 struct NormTanhBackwardArguments {
   NormTanhBackwardRows part[2];
-  const void* norms;
+  NormTable norms;
   Dtype dtype;
   int G, H;
   double eps;
 };
 
-struct MixArguments : RowSizes {  // a row is (step, sample)
+struct MixArguments : RowSizes {
   int G, H;
-  int samples;          // B
   const void* a;        // [G][rows][H] of T: W_s's first half times f_bar
   const void* context;  // [G][B][H] of T: its second half times g_bar
-  const void* norms;
+  NormTable norms;
   const void* f_bar;  // [G][rows][H] in dtype
   const void* g_bar;  // [G][B][H] in dtype
   Dtype dtype;
   mmixer::Mix mix;
   double eps;
   // forward's alone
-  void* f_tilde;  // [rows][H] in dtype of each weight set
+  void* f_tilde;  // [rows][H] in dtype of each weight set, in the order of the run
   int64_t f_tilde_stride_group;
   // The rest is backward's alone. The gradients of f_bar and g_bar here are those through Eq. 10.
-  const void* grad_f_tilde;  // [G][rows][H] of T
+  const void* grad_f_tilde;  // [G][rows][H] of T, in the order of the run
   void* grad_a;              // [G][rows][H] in dtype
   void* grad_f_bar;          // [G][rows][H] of T; null with concat
   void* grad_g_bar;          // likewise; to be summed over the steps
@@ -198,7 +217,7 @@ struct GateArguments {
   int first_step, steps;   // this launch's; a row is (weight set, step, sample)
   Rows input[step_gates];  // of T: W f_tilde
   Rows state[step_gates];  // of T: W_r h, W_z h, W_h (r h)
-  const void* norms;
+  NormTable norms;
   void* states;  // of T; a stride of 0 per step: the last one alone
   Strides states_stride;
   const void* hx;  // [G][B][H] of T, or null
@@ -209,8 +228,10 @@ struct GateArguments {
   int64_t r_h_stride_group;
   // forward's alone
   void* operand;  // the next state as an operand: [G][B][H] in dtype
-  void* output;   // [G][T][B][H] in dtype, zeros past a sample's length
-  void* h_n;      // [G][B][H] in dtype
+  int first_reverse;
+  void* output;  // [G][T][B][H] in dtype with strides, in the caller's order; zeros past a length
+  Strides output_stride;
+  void* h_n;  // [G][B][H] in dtype
   // The rest is backward's alone: x_hat and r_std, which LayerNorm's gradient needs, x_hat again as
   // an operand (null where dtype is T), and the weights' operands f_tilde + h, again, and
   // f_tilde + r h, where they are wanted.
@@ -225,11 +246,12 @@ struct GateBackwardArguments {
   int step;           // -1: only the rest of step 0
   const void* x_hat;  // [G][3][T][B][H] of T
   const void* r_std;  // [G][3][T][B] of T
-  const void* norms;
+  NormTable norms;
   const void* states;  // [G][T][B][H] of T
   const void* hx;
   const int64_t* lengths;
-  const void* grad_output;  // [G][T][B][H] in dtype with strides, the last 1
+  int first_reverse;
+  const void* grad_output;  // [G][T][B][H] in dtype with strides, in the caller's order
   Strides grad_output_stride;
   Dtype dtype;
   const void* grad_r_h;  // [G][B][H] of T: W_h^T da_h
@@ -245,12 +267,13 @@ struct GateBackwardArguments {
 
 // A Problem of one weight set and one step, in the kernel's own sizes.
 struct CellArguments : WeightSet {
-  const void *input, *context, *hx;  // [B][F], [B][C], [B][H] or null: of dtype, with strides
+  // [B][F], [B][C] or null without context, [B][H] or null for zeros: of dtype, with strides
+  const void *input, *context, *hx;
   int64_t input_stride, context_stride, hx_stride;
   void* next_state;     // [B][H] of dtype
   uint64_t* workspace;  // zero before the first call with this H
   Dtype dtype, weight_dtype, norm_dtype;
-  int B, F, C, H;
+  int B, F, C, H;            // C = 0 without context
   int team_samples, blocks;  // per team, from cell_plan
   mmixer::Mix mix;
   double eps;

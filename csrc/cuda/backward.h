@@ -77,7 +77,8 @@ struct Backward {
     MMIXER_DEVICE Cursor(const Team<L>& team, const Element<L>& own, const Arguments& a) {
       step_size = int64_t(a.B) * a.H, gate_size = a.T * step_size;
       const int size = size_of(a.dtype);
-      dy_step = size * a.grad_output_stride.step;
+      const RunRows output(a.grad_output_stride, team.group, own.batch_sample, a.T, team.reverse);
+      dy_step = size * output.step;
       da_step = size * step_size, da_gate = size * gate_size;
       const int64_t offset = int64_t(own.batch_sample) * a.H + own.gate_row;
       const int64_t gates_end = team.group * step_gates * gate_size + gate_size + offset;
@@ -87,8 +88,7 @@ struct Backward {
       h_previous = a.states + end - step_size;
       hx = a.hx ? a.hx + team.group * step_size + offset : nullptr;
       dy = static_cast<const char*>(a.grad_output) +
-           size * (team.group * a.grad_output_stride.group + a.T * a.grad_output_stride.step +
-                   own.batch_sample * a.grad_output_stride.sample + own.gate_row);
+           size * (output.first + a.T * output.step + own.gate_row);
       da = static_cast<char*>(a.grad_gates) + size * (gates_end - step_size);
       d_f_tilde = a.grad_f_tilde + end - step_size;
     }
@@ -103,7 +103,7 @@ struct Backward {
       for (int gate = 0; gate < step_gates; gate++) {
         step.x_hat[gate] = load(x_hat + gate * gate_size);
         step.r_std[gate] = load(r_std + gate * (a.T * int64_t(a.B)));
-        if (a.norms) step.v[gate] = load(v + gate * gate_size);
+        if (a.norms.p) step.v[gate] = load(v + gate * gate_size);
       }
       step.h_previous = h_previous ? load(h_previous) : 0;
       step.dy = load_bits(dy, a.dtype);
@@ -144,7 +144,7 @@ struct Backward {
                           int64_t(team.slot) * Exchange::packets,
                       team.rank);
 
-    const bool has_norm = a.norms != nullptr;
+    const bool has_norm = a.norms.p != nullptr;
     const float inverse_size = 1.f / a.H;
     const auto mean = [&](int gate) {
       const float mean = landing.total(gate, own.sample) * inverse_size;
@@ -157,7 +157,7 @@ struct Backward {
       const int t = a.T - 1 - step;
       const Step now = next;
       const float(&x_hat)[step_gates] = now.x_hat, (&r_std)[step_gates] = now.r_std;
-      const bool valid = t < own.length;
+      const bool valid = own.steps.contain(t);
       const float d = valid ? dh + float_of_bits(now.dy, a.dtype) : 0;
       const float r = Activation::sigmoid(norms.apply(step_r, x_hat[step_r]));
       const float z = Activation::sigmoid(norms.apply(step_z, x_hat[step_z]));

@@ -1,7 +1,8 @@
 // The layout of the two blocks of memory that a pass works in: `saved`, which forward leaves for
 // backward, and the workspace. One function lays each out, with or without memory, so that sizes
 // and addresses cannot disagree. Shapes are in the order of G, T, B and H; the operands of products
-// are in Problem::dtype, all else in its wide dtype, if nothing else is said.
+// are in Problem::dtype, all else in its wide dtype, if nothing else is said. order.h says in which
+// order the steps lie.
 #pragma once
 
 #include <algorithm>
@@ -60,7 +61,7 @@ struct Sizes {
   int64_t G, T, B, H, rows;  // rows = T B
   int64_t sequence, state;   // elements of [G, T, B, H] and of [G, B, H]
   Dtype operand, wide;
-  bool has_norm;
+  bool has_norm, has_context;
 
   explicit Sizes(const Problem& p)
       : G(p.groups),
@@ -72,7 +73,8 @@ struct Sizes {
         state(G * B * H),
         operand(p.dtype),
         wide(wide_dtype(p.dtype)),
-        has_norm(p.group[0].norm_weight) {}
+        has_norm(p.group[0].norm_weight),
+        has_context(p.has_context) {}
 
   void* take_operands(Arena& arena, int64_t elements) const {
     return arena.take(operand, elements);
@@ -80,7 +82,7 @@ struct Sizes {
   void* take_wide(Arena& arena, int64_t elements) const { return arena.take(wide, elements); }
 };
 
-// The activations of Eq. 7-10.
+// The activations of Eq. 7-10. Without context a_f and f_tilde, which is f_bar, are all.
 struct Prologue {
   void *a_f, *f_bar, *a_s;      // [G, T, B, H]; f_bar is an operand
   void *a_g, *g_bar, *context;  // [G, B, H]; likewise g_bar; context: W_s's half of it times g_bar
@@ -88,9 +90,12 @@ struct Prologue {
   int64_t f_tilde_stride_group;
 
   void take(Arena& arena, const Sizes& s, bool with_f_tilde) {
-    a_f = s.take_wide(arena, s.sequence), a_s = s.take_wide(arena, s.sequence);
-    a_g = s.take_wide(arena, s.state), context = s.take_wide(arena, s.state);
-    f_bar = s.take_operands(arena, s.sequence), g_bar = s.take_operands(arena, s.state);
+    a_f = s.take_wide(arena, s.sequence);
+    if (s.has_context) {
+      a_s = s.take_wide(arena, s.sequence);
+      a_g = s.take_wide(arena, s.state), context = s.take_wide(arena, s.state);
+      f_bar = s.take_operands(arena, s.sequence), g_bar = s.take_operands(arena, s.state);
+    }
     f_tilde = with_f_tilde ? s.take_operands(arena, s.sequence) : nullptr;
     f_tilde_stride_group = s.rows * s.H;
   }
@@ -121,33 +126,41 @@ struct Matrix {
 };
 
 // The matrices that products read besides the activations, a row-major one per weight set: where
-// they lie with the caller, or copied. `copies` makes the copies.
+// they lie with the caller, or copied. `copies` makes the copies. Without context nothing of it is
+// there.
 //
 // What has the size of a weight or of a context is copied where that makes one product of all
-// weight sets; everything is where its dtype is not the operands' or its rows are not evenly apart,
-// and inputs where lengths mask them.
+// weight sets, W_f where all have one input, as both directions do; everything is where its dtype
+// is not the operands' or its rows are not evenly apart, and inputs where lengths mask them.
 class Sources {
  public:
   std::vector<Matrix> input, context;      // [T B, input_size], [B, context_size]
   std::vector<Matrix> weight_f, weight_g;  // [H, input_size], [H, context_size]
   Matrix weight_s, wide_weight_sg;         // [G][H, 2H]; its g half, wide: [G][H, H], for backward
   bool one_context;                        // contexts and W_g of all sets go into one product
+  bool one_input;                          // likewise an input that all sets have, and W_f
   std::vector<Copy> copies;
 
   // inputs: input and context are read.
-  Sources(Arena& arena, const Problem& p, bool inputs, bool backward) : one_context(true) {
+  Sources(Arena& arena, const Problem& p, bool inputs, bool backward)
+      : weight_s{}, wide_weight_sg{}, one_context(p.has_context), one_input(p.groups > 1) {
     const Sizes s(p);
-    for (int64_t g = 0; g < s.G; g++)
+    for (int64_t g = 0; g < s.G; g++) {
       one_context = one_context && p.group[g].context_size == p.group[0].context_size;
+      one_input = one_input && has_same_input(p.group[g], p.group[0]);
+    }
     const bool stacked = s.G > 1 && one_context, stored = p.weight_dtype == p.dtype;
     const Dtype wide = s.wide;
     void *contexts = nullptr, *weights_g = nullptr, *weights_s = nullptr, *weights_sg = nullptr;
+    void* const weights_f =
+        one_input ? s.take_operands(arena, s.G * s.H * p.group[0].input_size) : nullptr;
     const int64_t C = p.group[0].context_size;
     if (stacked) {
       if (inputs) contexts = s.take_operands(arena, s.G * s.B * C);
       weights_g = s.take_operands(arena, s.G * s.H * C);
     }
-    const bool copy_s = s.G > 1 || !stored, copy_sg = backward && wide != p.dtype;
+    const bool copy_s = s.has_context && (s.G > 1 || !stored);
+    const bool copy_sg = s.has_context && backward && wide != p.dtype;
     if (copy_s) weights_s = s.take_operands(arena, s.G * s.H * 2 * s.H);
     if (copy_sg) weights_sg = s.take_wide(arena, s.G * s.H * s.H);
     for (int64_t g = 0; g < s.G; g++) {
@@ -161,23 +174,17 @@ class Sources {
              p.dtype, 0});
         return Matrix{target, columns};
       };
-      weight_f.push_back(matrix(gate_f, F, nullptr));
-      weight_g.push_back(matrix(gate_g, C, element(weights_g, p.dtype, g * s.H * C)));
+      weight_f.push_back(matrix(gate_f, F, element(weights_f, p.dtype, g * s.H * F)));
+      if (s.has_context)
+        weight_g.push_back(matrix(gate_g, C, element(weights_g, p.dtype, g * s.H * C)));
       const int64_t size_s = 2 * s.H * s.H;
       if (copy_s) matrix(gate_s, 2 * s.H, element(weights_s, p.dtype, g * size_s));
       if (copy_sg)
         add({element(weight(gate_s), p.weight_dtype, s.H), element(weights_sg, wide, g * s.H * s.H),
              1, s.H, s.H, 0, 2 * s.H, 0, s.H, nullptr, p.weight_dtype, wide, 0});
       if (!inputs) continue;
-      input.push_back(
-          {group.input, s.T > 1 && s.B == 1 ? group.input_stride_step : group.input_stride_sample});
-      const bool even =
-          s.T == 1 || s.B == 1 || group.input_stride_step == s.B * group.input_stride_sample;
-      if (p.lengths || !even || !may_be_read(input.back(), s.rows, F)) {
-        input.back() = {s.take_operands(arena, s.rows * F), F};
-        add({group.input, const_cast<void*>(input.back().p), s.T, s.B, F, group.input_stride_step,
-             group.input_stride_sample, s.B * F, F, p.lengths, p.dtype, p.dtype, 0});
-      }
+      input.push_back(g > 0 && one_input ? input.front() : input_of(arena, p, s, group));
+      if (!s.has_context) continue;
       context.push_back({group.context, group.context_stride_sample});
       if (stacked || !may_be_read(context.back(), s.B, C)) {
         void* const target =
@@ -187,6 +194,7 @@ class Sources {
         context.back() = {target, C};
       }
     }
+    if (!s.has_context) return;
     weight_s = {copy_s ? weights_s : p.group[0].weight[gate_s], 2 * s.H};
     wide_weight_sg =
         copy_sg ? Matrix{weights_sg, s.H} : Matrix{element(weight_s.p, p.dtype, s.H), 2 * s.H};
@@ -194,6 +202,25 @@ class Sources {
 
  private:
   void add(const Copy& copy) { copies.push_back(copy); }
+
+  static bool has_same_input(const Group& a, const Group& b) {
+    return a.input == b.input && a.input_size == b.input_size &&
+           a.input_stride_step == b.input_stride_step &&
+           a.input_stride_sample == b.input_stride_sample;
+  }
+
+  Matrix input_of(Arena& arena, const Problem& p, const Sizes& s, const Group& group) {
+    const int64_t F = group.input_size;
+    Matrix input = {group.input,
+                    s.T > 1 && s.B == 1 ? group.input_stride_step : group.input_stride_sample};
+    const bool even =
+        s.T == 1 || s.B == 1 || group.input_stride_step == s.B * group.input_stride_sample;
+    if (!p.lengths && even && may_be_read(input, s.rows, F)) return input;
+    void* const target = s.take_operands(arena, s.rows * F);
+    add({group.input, target, s.T, s.B, F, group.input_stride_step, group.input_stride_sample,
+         s.B * F, F, p.lengths, p.dtype, p.dtype, 0});
+    return {target, F};
+  }
 
   // Products take no rows that overlap. A single row may have any stride.
   static bool may_be_read(Matrix& matrix, int64_t rows, int64_t columns) {
@@ -204,7 +231,7 @@ class Sources {
 
 // What prepare makes of the recurrent weights and the norms, and the initial states.
 struct Prepared {
-  void* norms;          // [2, G, 6, H]; null without LayerNorm
+  void* norms;          // NormTable's memory; null without LayerNorm
   void* matrices;       // [G, 3, H, H], operands
   void* split_weights;  // PrepareArguments::split_weights; null on path step
   void* packets;        // of the teams that run at once
@@ -213,7 +240,7 @@ struct Prepared {
 
   Prepared(Arena& arena, const Problem& p, const PassPlan& plan, bool backward) {
     const Sizes s(p);
-    norms = s.has_norm ? s.take_wide(arena, 2 * s.G * gates * s.H) : nullptr;
+    norms = s.has_norm ? s.take_wide(arena, 2 * s.G * norm_rows(s.has_context) * s.H) : nullptr;
     matrices = s.take_operands(arena, s.G * step_gates * s.H * s.H);
     split_weights = packets = nullptr;
     packets_size = 0;
@@ -279,15 +306,17 @@ struct BackwardBuffers {
   void* unwanted;         // an operand: the gradient of hx, [G, B, H], where the caller gets none
   void *x_hat, *r_std;    // [G, 3, T, B, H] and [G, 3, T, B]; x_hat: operands where these are wide
   void* weight_operands;  // operands, [G, 3, T, B, H]: of W_r, W_z and W_h
-  void *grad_a_s, *grad_a_f, *grad_a_g;      // operands, [G, T, B, H], again, [G, B, H]
-  void *grad_a_s_sum, *grad_g_sum, *grad_g;  // [G, B, H]
-  void* grad_norm[gate_r];                   // [G, n, 2, H] of f, g and s; null if not wanted
-  void* grad_norm_recurrence;                // [G, 2, 3, B, H]; likewise
-  void* grad_matrices;                       // [G, 3, H, H], wide; likewise
-  std::vector<void*> grad_weight_f;          // [H, input_size], wide; null where the product
-                                             // writes what the caller gets, as all below
-  void* grad_weight_sf;                      // [G, H, H], wide
-  void* grad_contexts;                       // an operand: [G, B, context_size]
+  // What is of g or s, here and below, is null without context.
+  void *grad_a_s = nullptr, *grad_a_f;                                     // operands, [G, T, B, H]
+  void* grad_a_g = nullptr;                                                // an operand, [G, B, H]
+  void *grad_a_s_sum = nullptr, *grad_g_sum = nullptr, *grad_g = nullptr;  // [G, B, H]
+  void* grad_norm[gate_r];           // [G, n, 2, H] of f, g and s; null if not wanted
+  void* grad_norm_recurrence;        // [G, 2, 3, B, H]; likewise
+  void* grad_matrices;               // [G, 3, H, H], wide; likewise
+  std::vector<void*> grad_weight_f;  // [H, input_size], wide; null where the product
+                                     // writes what the caller gets, as all below
+  void* grad_weight_sf;              // [G, H, H], wide
+  void* grad_contexts;               // an operand: [G, B, context_size]
   // Uses of the same memory, one after another. W_r and W_z times the first two operands and W_h
   // times the last two: [G, 2, T, B, 2, H] and [G, 2, T, B, H].
   void *gate_products, *candidate_products;
@@ -307,7 +336,7 @@ struct BackwardBuffers {
         prologue(saved.prologue) {
     const Sizes s(p);
     const int64_t all = step_gates * s.sequence;
-    const bool gated = p.mix == Mix::gated, is_wide = s.operand == s.wide;
+    const bool gated = s.has_context && p.mix == Mix::gated, is_wide = s.operand == s.wide;
     if (p.keep != Keep::gates) prologue.take(arena, s, false);
     operands = s.take_operands(arena, all);
     zeros = s.take_operands(arena, s.H), unwanted = s.take_operands(arena, s.state);
@@ -318,9 +347,12 @@ struct BackwardBuffers {
     x_hat = is_wide ? operands : s.take_wide(arena, all);
     r_std = s.take_wide(arena, step_gates * s.G * s.rows);
     weight_operands = need_weights ? s.take_operands(arena, all) : nullptr;
-    grad_a_s = s.take_operands(arena, s.sequence), grad_a_f = s.take_operands(arena, s.sequence);
-    grad_a_g = s.take_operands(arena, s.state);
-    for (void** x : {&grad_a_s_sum, &grad_g_sum, &grad_g}) *x = s.take_wide(arena, s.state);
+    if (s.has_context) grad_a_s = s.take_operands(arena, s.sequence);
+    grad_a_f = s.take_operands(arena, s.sequence);
+    if (s.has_context) {
+      grad_a_g = s.take_operands(arena, s.state);
+      for (void** x : {&grad_a_s_sum, &grad_g_sum, &grad_g}) *x = s.take_wide(arena, s.state);
+    }
     take_weights(p, s, need_weights);
 
     const int64_t used = arena.used();
@@ -330,7 +362,7 @@ struct BackwardBuffers {
     projected = s.take_wide(arena, all);
     grad_gates = s.take_operands(arena, all);
     grad_f_tilde = s.take_wide(arena, s.sequence);
-    grad_f = projected;
+    grad_f = s.has_context ? projected : grad_f_tilde;
     grad_f_bar = gated ? element(projected, s.wide, s.sequence) : nullptr;
     grad_g_bar = gated ? element(projected, s.wide, 2 * s.sequence) : nullptr;
     arena.go_on_behind_all();
@@ -348,7 +380,9 @@ struct BackwardBuffers {
     const bool direct = p.weight_dtype == s.wide || p.weight_dtype == s.operand;
     const bool stacked = s.G > 1 && sources.one_context, has_norm = s.has_norm && need_weights;
     for (int gate = gate_f; gate < gate_r; gate++)
-      grad_norm[gate] = has_norm ? s.take_wide(arena, s.G * summands(s, gate) * 2 * s.H) : nullptr;
+      grad_norm[gate] = has_norm && has_gate(gate, s.has_context)
+                            ? s.take_wide(arena, s.G * summands(s, gate) * 2 * s.H)
+                            : nullptr;
     grad_norm_recurrence =
         has_norm ? s.take_wide(arena, s.G * 2 * step_gates * s.B * s.H) : nullptr;
     const int64_t C = p.group[0].context_size;
@@ -357,9 +391,17 @@ struct BackwardBuffers {
     grad_weight_f.resize(s.G);
     if (!need_weights) return;
     grad_matrices = s.take_wide(arena, s.G * step_gates * s.H * s.H);
-    if (s.G > 1 || !direct) grad_weight_sf = s.take_wide(arena, s.G * s.H * s.H);
-    for (int64_t g = 0; g < s.G && !direct; g++)
-      grad_weight_f[g] = s.take_wide(arena, s.H * p.group[g].input_size);
+    if (s.has_context && (s.G > 1 || !direct)) grad_weight_sf = s.take_wide(arena, s.G * s.H * s.H);
+    if (!direct || sources.one_input)
+      for (int64_t g = 0; g < s.G; g++) {
+        const int64_t size = s.H * p.group[g].input_size;
+        if (!sources.one_input)
+          grad_weight_f[g] = s.take_wide(arena, size);
+        else if (g == 0)
+          grad_weight_f[g] = s.take_wide(arena, s.G * size);
+        else
+          grad_weight_f[g] = element(grad_weight_f[0], s.wide, g * size);
+      }
   }
 };
 

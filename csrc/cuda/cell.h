@@ -3,7 +3,8 @@
 // the team as packets through L2 (device.h): f and g, then s, then r, then z and h. Each block
 // computes all norms and gates again, which costs less than to send them; only z and the new state,
 // at the end, are shared out by columns. The latency of the four exchanges bounds it; the weights
-// of a product are requested before the wait in front of it.
+// of a product are requested before the wait in front of it. Without context f takes the place of
+// s, and there are three exchanges.
 //
 // A packet's tag is the number of the team's call. It is kept beside the packets: nothing is
 // cleared between calls, which a stream runs one after another.
@@ -59,17 +60,16 @@ struct Cell {
   // and LayerNorm's parameters.
   static MMIXER_CONSTANT size_t shared_bytes(int samples, int F, int C, int H) {
     const size_t values =
-        samples * (size_t(width(F, C, H)) + 4 * size_t(H)) + 2 * gates * size_t(H);
+        samples * (size_t(width(F, C, H)) + 4 * size_t(H)) + 2 * norm_rows(C > 0) * size_t(H);
     return sizeof(Head) + values * sizeof(T);
   }
 
   static MMIXER_DEVICE void run(void* shared, const Arguments& a) { Cell(shared, a).step(); }
 
  private:
-  // A weight [H][K], and a product's other operand: a row of shared memory per sample. Factors that
-  // are multiplied together have consecutive gates.
+  // A weight [H][K], and a product's other operand: a row of shared memory per sample.
   struct Factor {
-    int gate;
+    const void* weight;
     const T* x;
     int stride, K;
   };
@@ -91,17 +91,23 @@ struct Cell {
         mixed(pair + int64_t(a.team_samples) * 2 * a.H),
         state(mixed + int64_t(a.team_samples) * a.H),
         scale(state + int64_t(a.team_samples) * a.H),
-        shift(scale + gates * int64_t(a.H)) {}
+        shift(scale + norm_rows(a.C > 0) * int64_t(a.H)) {}
 
   MMIXER_DEVICE void step() {
     const int H = a.H;
-    const Factor of_input[] = {{gate_f, operand, stride, a.F},
-                               {gate_g, operand + whole(a.F), stride, a.C}};
-    const Factor of_pair[] = {{gate_s, pair, 2 * H, 2 * H}};
-    const Factor of_sum[] = {{gate_r, operand, stride, H}, {gate_z, operand, stride, H}};
-    const Factor of_reset[] = {{gate_h, operand, stride, H}};
+    const bool has_context = a.C > 0;
+    const Factor of_input[] = {{a.weight[gate_f], operand, stride, a.F},
+                               {a.weight[gate_g], operand + whole(a.F), stride, a.C}};
+    const Factor of_pair = {a.weight[gate_s], pair, 2 * H, 2 * H};
+    const Factor of_mixed[] = {has_context ? of_pair : of_input[0]};
+    const Factor of_sum[] = {{a.weight[gate_r], operand, stride, H},
+                             {a.weight[gate_z], operand, stride, H}};
+    const Factor of_reset[] = {{a.weight[gate_h], operand, stride, H}};
 
-    load_weights(of_input, rank * warps + warp, 0);
+    if (has_context)
+      load_weights(of_input, rank * warps + warp, 0);
+    else
+      load_weights(of_mixed, rank * warps + warp, 0);
     for (int i = warp; i < 3 * n; i += warps) {
       const int s = i / 3, part = i % 3;
       const void* const source = part == 0 ? a.input : part == 1 ? a.context : a.hx;
@@ -123,34 +129,36 @@ struct Cell {
     block_sync();
     tag = head.tag;
 
-    multiply(of_input);
-    load_weights(of_pair, rank * warps + warp, 0);
-    if (a.norm_weight) {  // while packets travel
-      const bool is_scale = thread_index() < threads / 2;
-      copy<threads / 2>(is_scale ? scale : shift, is_scale ? a.norm_weight : a.norm_bias,
-                        a.norm_dtype, 0, gates * H);
+    if (has_context) {
+      multiply(of_input, gate_f);
+      load_weights(of_mixed, rank * warps + warp, 0);
+      copy_norms();
+      receive<gate_f, 2>(pair);
+      renew_tag();
+      find_moments(pair, 2);
+      for (int i = thread_index(); i < H; i += threads)
+        for (int s = 0; s < n; s++) {
+          T* const f = pair + s * 2 * H + i;
+          const T f_bar = Activation<false>::tanh(normalized(gate_f, 2 * s, i, f[0]));
+          const T g_bar = Activation<false>::tanh(normalized(gate_g, 2 * s + 1, i, f[H]));
+          f[0] = f_bar, f[H] = g_bar;
+        }
+      block_sync();
     }
-    receive<gate_f, 2>(pair);
-    if (rank == 0 && thread_index() == 0) store_packet(packets, tag, 0);
-    find_moments(pair, 2);
-    for (int i = thread_index(); i < H; i += threads)
-      for (int s = 0; s < n; s++) {
-        T* const f = pair + s * 2 * H + i;
-        const T f_bar = Activation<false>::tanh(normalized(gate_f, 2 * s, i, f[0]));
-        const T g_bar = Activation<false>::tanh(normalized(gate_g, 2 * s + 1, i, f[H]));
-        f[0] = f_bar, f[H] = g_bar;
-      }
-    block_sync();
 
-    multiply(of_pair);
+    multiply(of_mixed, gate_s);
     load_weights(of_sum, rank * warps + warp, 0);
+    if (!has_context) copy_norms();
     receive<gate_s, 1>(mixed);
+    if (!has_context) renew_tag();
     find_moments(mixed, 1);
-    // The result of Eq. 10 takes the place of W_s's product.
+    // The result of Eq. 10, or of Eq. 7, takes the place of the product.
     for (int i = thread_index(); i < H; i += threads)
       for (int s = 0; s < n; s++) {
-        T x = normalized(gate_s, s, i, mixed[s * H + i]);
-        if (a.mix == mmixer::Mix::gated)
+        T x = normalized(has_context ? gate_s : gate_f, s, i, mixed[s * H + i]);
+        if (!has_context)
+          x = Activation<false>::tanh(x);
+        else if (a.mix == mmixer::Mix::gated)
           x = interpolate(Activation<false>::sigmoid(x), pair[s * 2 * H + i],
                           pair[s * 2 * H + H + i]);
         mixed[s * H + i] = x;
@@ -158,7 +166,7 @@ struct Cell {
       }
     block_sync();
 
-    multiply<true>(of_sum);
+    multiply<true>(of_sum, gate_r);
     load_weights(of_reset, rank * warps + warp, 0);
     receive<gate_r, 1>(pair);
     find_moments(pair, 1);
@@ -169,7 +177,7 @@ struct Cell {
       }
     block_sync();
 
-    multiply(of_reset);
+    multiply(of_reset, gate_h);
     if (rank * 32 >= H) return;  // without columns of the new state
     receive<gate_z, 2>(pair);
     find_moments(pair, 2);
@@ -181,6 +189,19 @@ struct Cell {
         store_as(a.next_state, a.dtype, int64_t(first + s) * H + i,
                  interpolate(z, h_tilde, state[s * H + i]));
       }
+  }
+
+  // LayerNorm's parameters are copied while packets travel.
+  MMIXER_DEVICE void copy_norms() const {
+    if (!a.norm_weight) return;
+    const bool is_scale = thread_index() < threads / 2;
+    copy<threads / 2>(is_scale ? scale : shift, is_scale ? a.norm_weight : a.norm_bias,
+                      a.norm_dtype, 0, norm_rows(a.C > 0) * a.H);
+  }
+
+  // Everybody's packets of the first product have come.
+  MMIXER_DEVICE void renew_tag() const {
+    if (rank == 0 && thread_index() == 0) store_packet(packets, tag, 0);
   }
 
   // Copies `count` contiguous elements to shared memory, by `members` threads; null means zeros.
@@ -212,7 +233,7 @@ struct Cell {
 
   // The number of columns that loads of `Weights` reach; 0 where the rows are not aligned for them.
   MMIXER_DEVICE int loaded_columns(const Factor& f) const {
-    const auto address = reinterpret_cast<uintptr_t>(a.weight[f.gate]);
+    const auto address = reinterpret_cast<uintptr_t>(f.weight);
     return (address | f.K * weight_bytes) % sizeof(Weights) == 0 ? f.K : 0;
   }
 
@@ -224,8 +245,8 @@ struct Cell {
     for (int i = 0; i < ahead; i++) {
       const Factor& factor = f[i % count];
       const int k = k0 + lane * columns, further = i / count * 32 * columns;
-      const char* const source = static_cast<const char*>(a.weight[factor.gate]) +
-                                 (int64_t(row) * factor.K + k) * weight_bytes;
+      const char* const source =
+          static_cast<const char*>(factor.weight) + (int64_t(row) * factor.K + k) * weight_bytes;
       weights[i] = {};
       if (k + further >= loaded_columns(factor)) continue;
       if constexpr (sizeof(Weights) == 8)
@@ -235,10 +256,10 @@ struct Cell {
     }
   }
 
-  // Sends this block's rows of weights times each sample's operands to every block. load_weights
-  // has begun the first of a warp's rows.
+  // Sends this block's rows of weights times each sample's operands to every block, as the
+  // consecutive gates from `gate` on. load_weights has begun the first of a warp's rows.
   template <bool one_operand = false, int count>
-  MMIXER_DEVICE void multiply(const Factor (&f)[count]) {
+  MMIXER_DEVICE void multiply(const Factor (&f)[count], int gate) {
     constexpr int sums = count * cell_samples;
     int most = 0;
     for (const Factor& factor : f)
@@ -272,8 +293,7 @@ struct Cell {
       for (int which = 0; which < count; which++) {
         const Factor& factor = f[which];
         for (int k = loaded_columns(factor) + lane; k < factor.K; k += 32) {
-          const T weight =
-              load_of<T, weight_dtype>(a.weight[factor.gate], int64_t(row) * factor.K + k);
+          const T weight = load_of<T, weight_dtype>(factor.weight, int64_t(row) * factor.K + k);
           MMIXER_UNROLL
           for (int s = 0; s < cell_samples; s++)
             if (s < n) sum[which * cell_samples + s] += weight * factor.x[s * factor.stride + k];
@@ -285,7 +305,7 @@ struct Cell {
       uint32_t bits[words];
       memcpy(bits, &total, sizeof bits);
       if (s < n && word < words)
-        store_packet(packet(f[0].gate + number / cell_samples, s, row) + word,
+        store_packet(packet(gate + number / cell_samples, s, row) + word,
                      word == 0 ? bits[0] : bits[words - 1], tag);
     }
   }
@@ -385,7 +405,8 @@ struct Cell {
   MMIXER_DEVICE T normalized(int gate, int row, int i, T x) const {
     if (!a.norm_weight) return x;
     const Moments m = head.moments[row];
-    return scale[gate * a.H + i] * ((x - m.mean) * m.r_std) + shift[gate * a.H + i];
+    const int at = norm_row(gate, a.C > 0) * a.H + i;
+    return scale[at] * ((x - m.mean) * m.r_std) + shift[at];
   }
 
   const Arguments& a;

@@ -11,9 +11,21 @@
 //   norm_tanh_backward of f and g | da_f W_f (n) | da_g W_g | da_f^T x (n) | da_s^T f_bar |
 //   da^T of r, z and h | finish
 //
-// Contexts of unequal sizes take a product per weight set. On path step the recurrence is two
-// products and two kernels per step. More weight sets, or more copies, than a launch takes
-// (arguments.h), take more launches of prepare and finish.
+// Without context they are, again for one weight set and for three,
+//
+// forward, 5 (7):
+//   prepare | x W_f^T (n) | norm_tanh of f | W_r, W_z and W_h times f_tilde | recurrence
+//
+// backward, 12 (16), and with Keep::states 2 more (4):
+//   prepare | W_r and W_z times h and f_tilde | reset_gate | W_h times f_tilde and r h |
+//   update_gate | V | recurrence_backward | norm_tanh_backward of f | da_f W_f (n) | da_f^T x (n) |
+//   da^T of r, z and h | finish
+//
+// Weight sets that run in reverse go through the same launches as the others, beside them. Where
+// all have one input, as both directions do, x W_f^T and da_f^T x are one product each. Contexts of
+// unequal sizes take a product per weight set. On path step the recurrence is two products and two
+// kernels per step. More weight sets, or more copies, than a launch takes (arguments.h), take more
+// launches of prepare and finish.
 #include "engine.h"
 
 #include <algorithm>
@@ -54,6 +66,13 @@ void in_launches(Copies<most>& arguments, const std::vector<Copy>& copies, int64
   } while (set < sets || next < copies.size());
 }
 
+// The number of the first group that runs in reverse, or of all groups.
+int first_reverse(const Problem& p) {
+  const Group* const end = p.group + p.groups;
+  return int(std::find_if(p.group, end, [](const Group& group) { return group.reverse; }) -
+             p.group);
+}
+
 // What both passes have in common.
 class Pass {
  protected:
@@ -65,6 +84,7 @@ class Pass {
         T(int(p.steps)),
         B(int(p.batch)),
         H(int(p.hidden)),
+        first_reverse(cuda::first_reverse(p)),
         persistent(plan.path != Path::step),
         removes_mean(persistent && s.has_norm),
         products_(products),
@@ -108,7 +128,7 @@ class Pass {
     a.matrices = prepared.matrices, a.matrices_dtype = s.operand;
     a.split_weights = static_cast<uint16_t*>(prepared.split_weights);
     a.term_dtype = plan.term_dtype;
-    a.norms = prepared.norms;
+    a.norms = prepared.norms, a.has_context = s.has_context;
     a.G = G, a.H = H, a.terms = plan.terms;
     a.Hp = persistent ? padded_size(plan, H, backward) : H;
     in_launches(a, copies, G, [&](int first, int count) {
@@ -123,13 +143,21 @@ class Pass {
   }
 
   // Eq. 7-10.
-  void run_prologue(const Sources& sources, const Prologue& x, const void* norms) const {
+  void run_prologue(const Sources& sources, const Prologue& x, const Prepared& prepared) const {
     const int64_t all = s.rows * H, state = int64_t(B) * H;
-    for (int g = 0; g < G; g++) {
+    of_sets(sources.one_input, [&](int g, int batch) {
       const Matrix &input = sources.input[g], &weight = sources.weight_f[g];
       const int64_t F = p.group[g].input_size;
-      multiply(1, s.rows, H, F, {input.p, input.stride, 0, false},
-               {weight.p, weight.stride, 0, true}, wide_at(x.a_f, g * all), H, 0);
+      multiply(batch, s.rows, H, F, {input.p, input.stride, 0, false},
+               {weight.p, weight.stride, H * F, true}, wide_at(x.a_f, g * all), H, all);
+    });
+    NormTanhArguments y{};
+    y.norms = norm_table(prepared), y.dtype = s.operand, y.G = G, y.H = H, y.eps = p.eps;
+    if (!s.has_context) {
+      y.part[0] = {row_sizes(s.rows, first_reverse), gate_f, x.a_f, x.f_tilde,
+                   x.f_tilde_stride_group};
+      norm_tanh(y, stream);
+      return;
     }
     of_sets(sources.one_context, [&](int g, int batch) {
       const Matrix &context = sources.context[g], &weight = sources.weight_g[g];
@@ -137,10 +165,8 @@ class Pass {
       multiply(batch, B, H, C, {context.p, context.stride, B * C, false},
                {weight.p, weight.stride, H * C, true}, wide_at(x.a_g, g * state), H, state);
     });
-    NormTanhArguments y{};
-    y.part[0] = {{int(s.rows), int(s.rows)}, gate_f, x.a_f, x.f_bar};
-    y.part[1] = {{B, B}, gate_g, x.a_g, x.g_bar};
-    y.norms = norms, y.dtype = s.operand, y.G = G, y.H = H, y.eps = p.eps;
+    y.part[0] = {row_sizes(s.rows, G), gate_f, x.a_f, x.f_bar, all};
+    y.part[1] = {row_sizes(B, G), gate_g, x.a_g, x.g_bar, state};
     norm_tanh(y, stream);
     const Matrix& weight = sources.weight_s;
     const int64_t batch_stride = 2 * int64_t(H) * H;
@@ -149,16 +175,24 @@ class Pass {
     multiply(G, B, H, H, {x.g_bar, H, state, false},
              {element(weight.p, s.operand, H), weight.stride, batch_stride, true}, x.context, H,
              state);
-    MixArguments m = mix_arguments(x, norms, int(s.rows));
+    MixArguments m = mix_arguments(x, prepared, int(s.rows));
     m.f_tilde = x.f_tilde, m.f_tilde_stride_group = x.f_tilde_stride_group;
     mix(m, stream);
   }
 
-  MixArguments mix_arguments(const Prologue& x, const void* norms, int blocks) const {
+  NormTable norm_table(const Prepared& prepared) const { return {prepared.norms, s.has_context}; }
+
+  // A block per row.
+  RowSizes row_sizes(int64_t rows, int first_reverse) const {
+    return {int(rows), int(rows), B, first_reverse};
+  }
+
+  MixArguments mix_arguments(const Prologue& x, const Prepared& prepared, int blocks) const {
     MixArguments m{};
-    m.rows = int(s.rows), m.blocks = blocks;
-    m.G = G, m.H = H, m.samples = B;
-    m.a = x.a_s, m.context = x.context, m.f_bar = x.f_bar, m.g_bar = x.g_bar, m.norms = norms;
+    static_cast<RowSizes&>(m) = {int(s.rows), blocks, B, first_reverse};
+    m.G = G, m.H = H;
+    m.a = x.a_s, m.context = x.context, m.f_bar = x.f_bar, m.g_bar = x.g_bar;
+    m.norms = norm_table(prepared);
     m.dtype = s.operand, m.mix = p.mix, m.eps = p.eps;
     return m;
   }
@@ -176,7 +210,7 @@ class Pass {
   const Problem& p;
   const PassPlan& plan;
   const Sizes s;
-  const int G, T, B, H;
+  const int G, T, B, H, first_reverse;
   const bool persistent, removes_mean;
 
  private:
@@ -192,50 +226,54 @@ class ForwardPass : Pass {
               void* stream)
       : Pass(p, plan, buffers.products, stream), b(buffers), saved(saved) {}
 
-  void run(void* output, void* h_n) {
+  void run(const Results& results) {
     std::vector<Copy>& copies = b.sources.copies;
     if (!persistent)
       copies.push_back({p.hx, b.operand, G, B, H, p.hx_stride_group, p.hx_stride_sample,
                         int64_t(B) * H, H, nullptr, s.operand, s.operand, 0});
     if (saved.rest) copies.push_back(whole(nullptr, s.operand, saved.rest, s.operand, 1));
     prepare(b.prepared, copies, false);
-    run_prologue(b.sources, b.prologue, b.prepared.norms);
+    run_prologue(b.sources, b.prologue, b.prepared);
     multiply(G, s.rows, step_gates * int64_t(H), H,
              {b.prologue.f_tilde, H, b.prologue.f_tilde_stride_group, false},
              gate_weights(b.prepared, 0, true), b.input_gates, step_gates * int64_t(H),
              step_gates * s.rows * H);
     if (persistent)
-      run_persistent(output, h_n);
+      run_persistent(results);
     else
-      run_steps(output, h_n);
+      run_steps(results);
   }
 
  private:
-  void run_persistent(void* output, void* h_n) const {
+  void run_persistent(const Results& results) const {
     ForwardArguments a{};
     a.weights = static_cast<const uint16_t*>(b.prepared.split_weights);
     a.input_gates = static_cast<const float*>(b.input_gates);
-    a.norms = static_cast<const float*>(b.prepared.norms);
-    a.hx = static_cast<const float*>(b.prepared.hx), a.lengths = p.lengths;
-    a.output = output, a.h_n = h_n, a.states = static_cast<float*>(saved.states);
+    a.norms = norm_table(b.prepared);
+    a.hx = static_cast<const float*>(b.prepared.hx);
+    a.lengths = p.lengths, a.first_reverse = first_reverse;
+    a.output = results.output, a.output_stride = output_stride(results), a.h_n = results.h_n;
+    a.states = static_cast<float*>(saved.states);
     a.packets = b.prepared.packets;
     a.G = G, a.T = T, a.B = B, a.H = H, a.eps = float(p.eps);
     recurrence(plan, plan.teams, a, true, stream);
   }
 
-  void run_steps(void* output, void* h_n) const {
+  void run_steps(const Results& results) const {
     const int64_t state = int64_t(B) * H, input_row = step_gates * int64_t(H);
     GateArguments a{};
     a.G = G, a.T = T, a.B = B, a.H = H, a.steps = 1;
     a.state[step_r] = {b.state_gates, 2 * state, 2 * int64_t(H)};
     a.state[step_z] = {wide_at(b.state_gates, H), 2 * state, 2 * int64_t(H)};
     a.state[step_h] = {b.candidate, state, H};
-    a.norms = b.prepared.norms, a.hx = b.prepared.hx, a.lengths = p.lengths;
+    a.norms = norm_table(b.prepared), a.hx = b.prepared.hx;
+    a.lengths = p.lengths, a.first_reverse = first_reverse;
     a.states = saved.states ? saved.states : b.state;
     a.states_stride = saved.states ? Strides{s.rows * H, state, H} : Strides{state, 0, H};
     a.dtype = s.operand, a.eps = p.eps;
     a.r_h = b.r_h, a.r_h_stride_group = state;
-    a.operand = b.operand, a.output = output, a.h_n = h_n;
+    a.operand = b.operand, a.h_n = results.h_n;
+    a.output = results.output, a.output_stride = output_stride(results);
     for (int t = 0; t < T; t++) {
       a.first_step = t;
       for (int gate = 0; gate < step_gates; gate++)
@@ -248,6 +286,10 @@ class ForwardPass : Pass {
                b.candidate, H, state);
       update_gate(a, stream);
     }
+  }
+
+  static Strides output_stride(const Results& results) {
+    return {results.output_stride_group, results.output_stride_step, results.output_stride_sample};
   }
 
   ForwardBuffers& b;
@@ -267,11 +309,11 @@ class BackwardPass : Pass {
         grad_hx(grad_hx ? grad_hx : buffers.unwanted),
         needs_weights(gradient[0].weight[0]),
         needs_f(needs_weights || gradient[0].input),
-        needs_g(needs_weights || gradient[0].context) {}
+        needs_g(s.has_context && (needs_weights || gradient[0].context)) {}
 
   void run() {
     prepare_all();
-    if (p.keep != Keep::gates) run_prologue(b.sources, b.prologue, b.prepared.norms);
+    if (p.keep != Keep::gates) run_prologue(b.sources, b.prologue, b.prepared);
     gates_again();
     if (persistent)
       run_persistent();
@@ -285,7 +327,7 @@ class BackwardPass : Pass {
                  {b.sources.weight_f[g].p, b.sources.weight_f[g].stride, 0, false},
                  gradient[g].input, p.group[g].input_size, 0, s.operand, s.operand);
     }
-    if (gradient[0].context) context_gradients(copies);
+    if (s.has_context && gradient[0].context) context_gradients(copies);
     if (needs_weights) weight_gradients(copies);
     finish(copies);
   }
@@ -335,7 +377,7 @@ class BackwardPass : Pass {
     a.input[step_h] = {b.candidate_products, 2 * all, H};
     a.state[step_h] = {wide_at(b.candidate_products, all), 2 * all, H};
     a.f_tilde = {at(b.operands, all), table, H};
-    a.norms = b.prepared.norms, a.hx = b.prepared.hx, a.lengths = p.lengths;
+    a.norms = norm_table(b.prepared), a.hx = b.prepared.hx;
     a.states = states, a.states_stride = {all, state, H};
     a.dtype = s.operand, a.eps = p.eps;
     a.r_h = at(b.operands, 2 * all), a.r_h_stride_group = table;
@@ -360,9 +402,9 @@ class BackwardPass : Pass {
     a.x_hat = static_cast<const float*>(b.x_hat);
     a.projected = static_cast<const float*>(s.has_norm ? b.projected : nullptr);
     a.r_std = static_cast<const float*>(b.r_std);
-    a.norms = static_cast<const float*>(b.prepared.norms);
+    a.norms = norm_table(b.prepared);
     a.states = static_cast<const float*>(states), a.hx = static_cast<const float*>(b.prepared.hx);
-    a.lengths = p.lengths;
+    a.lengths = p.lengths, a.first_reverse = first_reverse;
     a.grad_output = cotangents.grad_output, a.grad_output_stride = output_stride();
     a.grad_h_n = cotangents.grad_h_n;
     a.grad_h_n_stride_group = cotangents.grad_h_n_stride_group;
@@ -378,8 +420,8 @@ class BackwardPass : Pass {
     const int64_t row = step_gates * int64_t(H), set = step_gates * state;
     GateBackwardArguments a{};
     a.G = G, a.T = T, a.B = B, a.H = H;
-    a.x_hat = b.x_hat, a.r_std = b.r_std, a.norms = b.prepared.norms, a.states = states;
-    a.hx = b.prepared.hx, a.lengths = p.lengths;
+    a.x_hat = b.x_hat, a.r_std = b.r_std, a.norms = norm_table(b.prepared), a.states = states;
+    a.hx = b.prepared.hx, a.lengths = p.lengths, a.first_reverse = first_reverse;
     a.grad_output = cotangents.grad_output, a.grad_output_stride = output_stride();
     a.dtype = s.operand, a.grad_r_h = b.grad_r_h, a.grad_sum = b.grad_sum;
     a.carry = b.carry, a.grad_h = b.grad_h, a.grad_hx = grad_hx, a.grad_gates = b.grad_gates;
@@ -399,7 +441,29 @@ class BackwardPass : Pass {
   // The gradients of Eq. 10 to 7, down to da_f and da_g.
   void prologue_backward() const {
     const auto blocks = [&](int gate) { return int(BackwardBuffers::summands(s, gate)); };
-    MixArguments m = mix_arguments(b.prologue, b.prepared.norms, blocks(gate_s));
+    NormTanhBackwardArguments y{};
+    // grad_f has the order of the run where it is f_tilde's gradient.
+    y.part[0] = {{int(s.rows), needs_f ? blocks(gate_f) : 0, B, s.has_context ? G : first_reverse},
+                 gate_f,
+                 b.prologue.a_f,
+                 b.grad_f,
+                 b.grad_f_bar,
+                 b.grad_a_f,
+                 b.grad_norm[gate_f]};
+    y.norms = norm_table(b.prepared), y.dtype = s.operand, y.G = G, y.H = H, y.eps = p.eps;
+    if (s.has_context) {
+      mix_and_g_backward();
+      y.part[1] =
+          {{B, needs_g ? blocks(gate_g) : 0, B, G}, gate_g,     b.prologue.a_g,     b.grad_g,
+           b.grad_g_bar ? b.grad_g_sum : nullptr,   b.grad_a_g, b.grad_norm[gate_g]};
+    }
+    norm_tanh_backward(y, stream);
+  }
+
+  // Those of f_bar and g_bar.
+  void mix_and_g_backward() const {
+    MixArguments m =
+        mix_arguments(b.prologue, b.prepared, int(BackwardBuffers::summands(s, gate_s)));
     m.grad_f_tilde = b.grad_f_tilde, m.grad_a = b.grad_a_s, m.grad_norm = b.grad_norm[gate_s];
     m.grad_f_bar = b.grad_f_bar, m.grad_g_bar = b.grad_g_bar;
     mix_backward(m, stream);
@@ -419,18 +483,6 @@ class BackwardPass : Pass {
       multiply(G, B, H, H, {b.grad_a_s_sum, H, state, false},
                {weight_sg.p, weight_sg.stride, H * weight_sg.stride, false}, b.grad_g, H, state,
                s.wide, s.wide);
-    NormTanhBackwardArguments y{};
-    y.part[0] = {{int(s.rows), needs_f ? blocks(gate_f) : 0},
-                 gate_f,
-                 b.prologue.a_f,
-                 b.grad_f,
-                 b.grad_f_bar,
-                 b.grad_a_f,
-                 b.grad_norm[gate_f]};
-    y.part[1] = {{B, needs_g ? blocks(gate_g) : 0},     gate_g,     b.prologue.a_g,     b.grad_g,
-                 b.grad_g_bar ? b.grad_g_sum : nullptr, b.grad_a_g, b.grad_norm[gate_g]};
-    y.norms = b.prepared.norms, y.dtype = s.operand, y.G = G, y.H = H, y.eps = p.eps;
-    norm_tanh_backward(y, stream);
   }
 
   void context_gradients(std::vector<Copy>& copies) const {
@@ -450,22 +502,27 @@ class BackwardPass : Pass {
 
   void weight_gradients(std::vector<Copy>& copies) const {
     const int64_t two = 2 * int64_t(H), size = int64_t(H) * H;
-    for (int g = 0; g < G; g++) {
+    of_sets(b.sources.one_input, [&](int g, int batch) {
       const Matrix& input = b.sources.input[g];
       const int64_t F = p.group[g].input_size;
-      void *const there = b.grad_weight_f[g], *const to = gradient[g].weight[gate_f];
-      multiply(1, H, F, s.rows, {at(b.grad_a_f, g * all), H, 0, true},
-               {input.p, input.stride, 0, false}, there ? there : to, F, 0, s.operand,
+      void* const there = b.grad_weight_f[g];
+      multiply(batch, H, F, s.rows, {at(b.grad_a_f, g * all), H, all, true},
+               {input.p, input.stride, 0, false}, there ? there : gradient[g].weight[gate_f], F,
+               H * F, s.operand, there ? s.wide : p.weight_dtype);
+    });
+    for (int g = 0; g < G; g++)
+      if (b.grad_weight_f[g])
+        copies.push_back(whole(b.grad_weight_f[g], s.wide, gradient[g].weight[gate_f],
+                               p.weight_dtype, H * p.group[g].input_size));
+    if (s.has_context) {
+      void* const there = b.grad_weight_sf;
+      multiply(G, H, H, s.rows, {b.grad_a_s, H, all, true}, {b.prologue.f_bar, H, all, false},
+               there ? there : gradient[0].weight[gate_s], there ? H : two, size, s.operand,
                there ? s.wide : p.weight_dtype);
-      if (there) copies.push_back(whole(there, s.wide, to, p.weight_dtype, H * F));
+      for (int g = 0; there && g < G; g++)
+        copies.push_back({wide_at(there, g * size), gradient[g].weight[gate_s], 1, H, H, 0, H, 0,
+                          two, nullptr, s.wide, p.weight_dtype, 0});
     }
-    void* const there = b.grad_weight_sf;
-    multiply(G, H, H, s.rows, {b.grad_a_s, H, all, true}, {b.prologue.f_bar, H, all, false},
-             there ? there : gradient[0].weight[gate_s], there ? H : two, size, s.operand,
-             there ? s.wide : p.weight_dtype);
-    for (int g = 0; there && g < G; g++)
-      copies.push_back({wide_at(there, g * size), gradient[g].weight[gate_s], 1, H, H, 0, H, 0, two,
-                        nullptr, s.wide, p.weight_dtype, 0});
     multiply(int64_t(G) * step_gates, H, H, s.rows, {b.grad_gates, H, all, true},
              {b.weight_operands, H, all, false}, b.grad_matrices, H, size);
   }
@@ -481,16 +538,19 @@ class BackwardPass : Pass {
       a.prologue_summands[gate] = int(BackwardBuffers::summands(s, gate));
     }
     a.recurrence = b.grad_norm_recurrence, a.recurrence_summands = B;
+    a.has_context = s.has_context;
     a.G = G, a.B = B, a.H = H, a.operand = s.operand, a.dtype = s.wide;
     in_launches(a, copies, needs_weights ? G : 0, [&](int first, int count) {
       a.first = first, a.count = count, a.most_context_size = 0;
       for (int i = 0; i < count; i++) {
         const GroupGradient& grad = gradient[first + i];
-        const Matrix& context = b.sources.context[first + i];
-        a.context[i] = context.p, a.context_stride[i] = context.stride;
-        a.context_size[i] = p.group[first + i].context_size;
-        a.most_context_size = std::max(a.most_context_size, int(a.context_size[i]));
-        a.weight_g[i] = grad.weight[gate_g], a.weight_s[i] = grad.weight[gate_s];
+        if (s.has_context) {
+          const Matrix& context = b.sources.context[first + i];
+          a.context[i] = context.p, a.context_stride[i] = context.stride;
+          a.context_size[i] = p.group[first + i].context_size;
+          a.most_context_size = std::max(a.most_context_size, int(a.context_size[i]));
+          a.weight_g[i] = grad.weight[gate_g], a.weight_s[i] = grad.weight[gate_s];
+        }
         std::copy_n(grad.weight + gate_r, step_gates, a.weight[i]);
         a.norm[i][0] = grad.norm_weight, a.norm[i][1] = grad.norm_bias;
       }
@@ -518,11 +578,13 @@ void check(const Problem& p) {
   require(p.groups > 0 && p.steps > 0 && p.batch > 0 && p.hidden > 0,
           "groups, steps, batch and hidden must be positive");
   for (int64_t g = 0; g < p.groups; g++)
-    require(p.group[g].input_size > 0 && p.group[g].context_size > 0,
-            "input_size and context_size must be positive");
+    require(p.group[g].input_size > 0 && (p.group[g].context_size > 0) == p.has_context,
+            "input_size must be positive, as context_size with a context; without one it is 0");
   for (const Dtype stored : {p.weight_dtype, p.norm_dtype})
     require(stored == p.dtype || (stored == Dtype::bfloat16 && p.dtype == Dtype::float32),
             "weight_dtype and norm_dtype must be dtype, or bfloat16 where that is float32");
+  for (int64_t g = first_reverse(p); g < p.groups; g++)
+    require(p.group[g].reverse, "groups that run in reverse must be the last ones");
   // Rows, and blocks of up to two kinds of rows, are counted by ints.
   const double rows = double(p.groups) * p.steps * p.batch;
   for (int64_t g = 0; g < p.groups; g++)
@@ -548,14 +610,14 @@ int64_t backward_workspace_size(const Problem& p, const PassPlan& plan, bool nee
   return BackwardBuffers(nullptr, p, plan, Saved(nullptr, p), need_weights).arena.size();
 }
 
-void forward(const Problem& p, const PassPlan& plan, void* output, void* h_n, void* saved_memory,
+void forward(const Problem& p, const PassPlan& plan, const Results& results, void* saved_memory,
              void* workspace, void* stream) {
   check(p);
   require(plan.path == Path::step || p.dtype == (plan.terms > 1 ? Dtype::float32 : plan.term_dtype),
           "with several terms dtype must be float32, else the terms' dtype");
   const Saved saved(saved_memory, p);
   ForwardBuffers buffers(workspace, p, plan, saved);
-  ForwardPass(p, plan, saved, buffers, stream).run(output, h_n);
+  ForwardPass(p, plan, saved, buffers, stream).run(results);
 }
 
 void backward(const Problem& p, const PassPlan& plan, const Cotangents& cotangents,

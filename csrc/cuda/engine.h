@@ -55,10 +55,9 @@ int64_t saved_size(const Problem& problem);
 int64_t forward_workspace_size(const Problem& problem, const PassPlan& plan);
 int64_t backward_workspace_size(const Problem& problem, const PassPlan& plan, bool need_weights);
 
-// Writes output [G, T, B, H] and h_n [G, B, H], contiguous, in Problem::dtype. They may be one
-// where T is 1 and lengths is null. saved is null where Problem::keep is nothing. saved and
-// workspace begin at multiples of 64, on a GPU the workspace at one of 256.
-void forward(const Problem& problem, const PassPlan& plan, void* output, void* h_n, void* saved,
+// Output and h_n may be one where T is 1 and lengths is null. saved is null where Problem::keep is
+// nothing. saved and workspace begin at multiples of 64, on a GPU the workspace at one of 256.
+void forward(const Problem& problem, const PassPlan& plan, const Results& results, void* saved,
              void* workspace, void* stream);
 
 // Writes gradient [G] and, unless it is null, grad_hx [G, B, H], contiguous, in the dtypes of their
@@ -76,7 +75,7 @@ struct CellPlan {
 };
 
 // The plan for a problem of one step and one weight set, of which batch, hidden, dtype,
-// weight_dtype and the group's sizes are read.
+// weight_dtype and the group's sizes are read; without context context_size is 0.
 CellPlan cell_plan(const Problem& problem, const Group& group);
 
 // The workspace belongs to the kernel between calls: calls that share it must not run at once, and

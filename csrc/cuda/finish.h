@@ -40,25 +40,29 @@ class Finish {
     int block = block_index() % set_blocks(a);
     if (block < tiles(a.H, a.most_context_size)) return weight_g(shared, a, set, block);
     block -= tiles(a.H, a.most_context_size);
-    if (block < tiles(a.H, a.H)) return weight_s(shared, a, set, block);
-    block -= tiles(a.H, a.H);
+    if (block < weight_s_tiles(a)) return weight_s(shared, a, set, block);
+    block -= weight_s_tiles(a);
     const int share = block / column_slices(a.H);
     const int64_t column = block % column_slices(a.H) * 32 + thread_index() % 32;
     if (share < step_gates)
       matrix(shared.sums, a, set, share, column);
     else
-      norm(shared.sums, a, set, (share - step_gates) / gates, (share - step_gates) % gates, column);
+      norm(shared.sums, a, set, (share - step_gates) / norm_rows(a.has_context),
+           (share - step_gates) % norm_rows(a.has_context), column);
   }
 
  private:
   static MMIXER_CONSTANT int tiles(int rows, int columns) {
     return (rows + tile_size - 1) / tile_size * ((columns + tile_size - 1) / tile_size);
   }
+  static MMIXER_CONSTANT int weight_s_tiles(const Arguments& a) {
+    return a.has_context ? tiles(a.H, a.H) : 0;
+  }
   // Of a weight set: W_g and W_s, then slices of W_r, W_z, W_h and the scale and shift of each
   // gate.
   static MMIXER_CONSTANT int set_blocks(const Arguments& a) {
-    return tiles(a.H, a.most_context_size) + tiles(a.H, a.H) +
-           (step_gates + (a.recurrence ? 2 * gates : 0)) * column_slices(a.H);
+    return tiles(a.H, a.most_context_size) + weight_s_tiles(a) +
+           (step_gates + (a.recurrence ? 2 * norm_rows(a.has_context) : 0)) * column_slices(a.H);
   }
   static MMIXER_CONSTANT int summing_blocks(const Arguments& a) { return a.count * set_blocks(a); }
 
@@ -163,14 +167,15 @@ class Finish {
   }
 
   MMIXER_DEVICE static void norm(ColumnSums<T>& shared, const Arguments& a, int set, int kind,
-                                 int gate, int64_t column) {
-    const bool of_prologue = gate < gate_r;
+                                 int row, int64_t column) {
+    const int first_of_recurrence = norm_row(gate_r, a.has_context);
+    const bool of_prologue = row < first_of_recurrence;
     const int64_t group = a.first + set;
-    const int count = of_prologue ? a.prologue_summands[gate] : a.recurrence_summands;
-    const void* const summands = of_prologue ? a.prologue[gate] : a.recurrence;
+    const int count = of_prologue ? a.prologue_summands[row] : a.recurrence_summands;
+    const void* const summands = of_prologue ? a.prologue[row] : a.recurrence;
     const int64_t first =
         (of_prologue ? group * count * 2 + kind
-                     : ((group * 2 + kind) * step_gates + gate - gate_r) * count) *
+                     : ((group * 2 + kind) * step_gates + row - first_of_recurrence) * count) *
             a.H +
         column;
     const int64_t step = int64_t(of_prologue ? 2 : 1) * a.H;
@@ -179,7 +184,7 @@ class Finish {
       return exists ? load_of<T, dtype>(summands, first + i * step) : T(0);
     });
     if (exists && thread_index() < 32)
-      store_as(a.norm[set][kind], a.norm_dtype, int64_t(gate) * a.H + column, sum);
+      store_as(a.norm[set][kind], a.norm_dtype, int64_t(row) * a.H + column, sum);
   }
 };
 

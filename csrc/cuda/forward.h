@@ -71,7 +71,8 @@ struct Forward {
     const float* next_input = a.input_gates + first_row * step_gates * a.H + own.gate_row;
     const int64_t first_element = first_row * a.H + own.gate_row;
     using State = Stored<L::state_dtype>;
-    State* next_output = static_cast<State*>(a.output) + first_element;
+    const RunRows output(a.output_stride, team.group, own.batch_sample, a.T, team.reverse);
+    State* next_output = static_cast<State*>(a.output) + output.first + own.gate_row;
     float* next_state = a.states + first_element;  // nowhere, where states are not kept
     float next[step_gates];
     const auto load_input = [&] {
@@ -86,7 +87,7 @@ struct Forward {
                           int64_t(team.slot) * Exchange::packets,
                       team.rank);
 
-    const bool has_norm = a.norms != nullptr;
+    const bool has_norm = a.norms.p != nullptr;
     const float inverse_size = 1.f / a.H;
     const float eps = a.eps > FLT_MIN ? a.eps : FLT_MIN;  // so that no variance is subnormal
     const auto variance = [&](int gate) {
@@ -133,14 +134,14 @@ struct Forward {
         const float variance_z = variance(step_z), variance_h = variance(step_h);
         const float x_z = norm(step_z, a_z, variance_z), x_h = norm(step_h, a_h, variance_h);
         const float z = Activation::sigmoid(x_z), h_tilde = Activation::tanh(x_h);  // Eq. 12, 14
-        if (t < own.length) h = interpolate(z, h_tilde, h);                         // Eq. 13
+        if (own.steps.contain(t)) h = interpolate(z, h_tilde, h);                   // Eq. 13
         if (t + 1 < a.T) exchange.template send_operand<channel_h, operand_h>(h, t);
       }
       if (own.mine) {
-        *next_output = encode<L::state_dtype>(t < own.length ? h : 0);
+        *next_output = encode<L::state_dtype>(own.steps.contain(t) ? h : 0);
         if (a.states) *next_state = h;
       }
-      next_output += int64_t(a.B) * a.H;
+      next_output += output.step;
       next_state += int64_t(a.B) * a.H;
     }
     if (!own.mine) return;

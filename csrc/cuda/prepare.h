@@ -230,7 +230,7 @@ class Prepare {
   }
 
   MMIXER_DEVICE static void copy_norms(const Arguments& a, int set_index, int slice) {
-    const int size = gates * a.H;
+    const int size = norm_rows(a.has_context) * a.H;
     for (int i = slice * threads + thread_index(); i < 2 * size; i += slices(a) * threads) {
       const void* source = a.norm[set_index][i / size];
       static_cast<T*>(a.norms)[(int64_t(i / size) * a.G + a.first + set_index) * size + i % size] =

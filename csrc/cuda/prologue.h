@@ -1,6 +1,7 @@
 // Equations 7-10 and their gradients, between the products with W_f, W_g and W_s.
 #pragma once
 
+#include "order.h"
 #include "rows.h"
 
 namespace mmixer::cuda {
@@ -8,17 +9,28 @@ namespace mmixer::cuda {
 // A block's share of the rows of G weight sets.
 struct Share {
   const int block, group;  // the block's number among those of the same rows; its weight set
+  const bool reverse;      // which runs in reverse
   const RowSizes& rows;
   const int H;
 
   MMIXER_DEVICE Share(int block, const RowSizes& rows, int H)
-      : block(block), group(block / rows.blocks), rows(rows), H(H) {}
+      : block(block),
+        group(block / rows.blocks),
+        reverse(group >= rows.first_reverse),
+        rows(rows),
+        H(H) {}
 
   // Calls f(row, offset) with a row's number and the element at which it begins.
   template <class F>
   MMIXER_DEVICE void each_row(F f) const {
     for (int row = block % rows.blocks; row < rows.rows; row += rows.blocks)
       f(row, (int64_t(group) * rows.rows + row) * H);
+  }
+
+  // The element at which the row begins in a table that has the order of the run.
+  MMIXER_DEVICE int64_t run_offset(int row, int64_t stride_group) const {
+    if (reverse) row = rows.rows - rows.samples + 2 * (row % rows.samples) - row;
+    return group * stride_group + int64_t(row) * H;
   }
 
   // The summands of the gradients of scale and shift.
@@ -38,7 +50,7 @@ MMIXER_DEVICE void of_part(const Arguments& a, F f) {
   f(part, Share(block_index() - (second ? first : 0), part, a.H));
 }
 
-// y = tanh(LN(a)): Eq. 7, Eq. 8.
+// y = tanh(LN(a)): Eq. 7, Eq. 8. Without context the first is f_tilde.
 template <Dtype dtype>
 struct NormTanh : RowKernel<dtype, NormTanhArguments> {
   MMIXER_DEVICE static void run(void* shared, const NormTanhArguments& arguments) {
@@ -48,9 +60,9 @@ struct NormTanh : RowKernel<dtype, NormTanhArguments> {
     RowBlock<T> block(shared, H);
     of_part(arguments, [&](const NormTanhRows& part, const Share& share) {
       const Affine<wide<dtype>> affine(arguments.norms, arguments.G, share.group, part.gate, H);
-      share.each_row([&](int, int64_t offset) {
+      share.each_row([&](int row, int64_t offset) {
         const Row<wide<dtype>> a(part.a, offset, H);
-        const Result<dtype> y(part.y, offset);
+        const Result<dtype> y(part.y, share.run_offset(row, part.y_stride_group));
         const auto normal = normalization(a, block, eps, affine.exists);
         each_column(H, [&](Column c) { y(c, Activation<false>::tanh(affine(c, normal(a(c))))); });
       });
@@ -68,8 +80,9 @@ struct NormTanhBackward : RowKernel<dtype, NormTanhBackwardArguments> {
     of_part(arguments, [&](const NormTanhBackwardRows& part, const Share& share) {
       const Affine<wide<dtype>> affine(arguments.norms, arguments.G, share.group, part.gate, H);
       auto sums = share.affine_sums<T>(part.grad_norm);
-      share.each_row([&](int, int64_t offset) {
-        const Row<wide<dtype>> a(part.a, offset, H), grad(part.grad_y, offset, H),
+      share.each_row([&](int row, int64_t offset) {
+        const int64_t run_offset = share.run_offset(row, int64_t(part.rows) * H);
+        const Row<wide<dtype>> a(part.a, offset, H), grad(part.grad_y, run_offset, H),
             more(part.grad_y_more, offset, part.grad_y_more ? H : 0);
         const Result<dtype> grad_a(part.grad_a, offset);
         const auto normal = normalization(a, block, eps, affine.exists);
@@ -115,7 +128,7 @@ struct Mix : RowKernel<dtype, MixArguments> {
     share.each_row([&](int row, int64_t offset) {
       const MixRow<dtype> m(arguments, share.group, row, offset);
       const Result<dtype> f_tilde(arguments.f_tilde,
-                                  share.group * arguments.f_tilde_stride_group + int64_t(row) * H);
+                                  share.run_offset(row, arguments.f_tilde_stride_group));
       const Held x(H, [&](Column c) { return m.a(c) + m.context(c); });
       const auto normal = normalization(x, block, eps, affine.exists);
       each_column(H, [&](Column c) {
@@ -139,7 +152,8 @@ struct MixBackward : RowKernel<dtype, MixArguments> {
     auto sums = share.affine_sums<T>(arguments.grad_norm);
     share.each_row([&](int row, int64_t offset) {
       const MixRow<dtype> m(arguments, share.group, row, offset);
-      const Row<wide<dtype>> grad(arguments.grad_f_tilde, offset, H);
+      const Row<wide<dtype>> grad(arguments.grad_f_tilde,
+                                  share.run_offset(row, int64_t(arguments.rows) * H), H);
       const Held x(H, [&](Column c) { return m.a(c) + m.context(c); });
       const auto normal = normalization(x, block, eps, affine.exists);
       const auto x_hat = [&](Column c) { return normal(x(c)); };

@@ -12,6 +12,7 @@
 
 #include "../formulas.h"
 #include "activations.h"
+#include "arguments.h"
 #include "dtype.h"
 
 namespace mmixer::cuda {
@@ -188,14 +189,19 @@ struct Affine {
   const bool exists;
   const Row<dtype> scale, shift;
 
-  // norms: [2][G][6][H] or null
-  MMIXER_DEVICE Affine(const void* norms, int G, int group, int gate, int H)
-      : exists(norms),
-        scale(norms, (int64_t(group) * gates + gate) * H, exists ? H : 0, 1),
-        shift(norms, (int64_t(G + group) * gates + gate) * H, exists ? H : 0) {}
+  MMIXER_DEVICE Affine(const NormTable& norms, int G, int group, int gate, int H)
+      : exists(norms.p),
+        scale(norms.p, offset(norms, group, gate, H), exists ? H : 0, 1),
+        shift(norms.p, offset(norms, G + group, gate, H), exists ? H : 0) {}
 
   MMIXER_DEVICE Wide<dtype> operator()(Column c, Wide<dtype> x_hat) const {
     return scale(c) * x_hat + shift(c);
+  }
+
+ private:
+  MMIXER_DEVICE static int64_t offset(const NormTable& norms, int table, int gate, int H) {
+    const bool has_context = norms.has_context;
+    return (int64_t(table) * norm_rows(has_context) + norm_row(gate, has_context)) * H;
   }
 };
 

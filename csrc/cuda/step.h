@@ -3,9 +3,16 @@
 // there is no persistent kernel. A block owns one sample of one step.
 #pragma once
 
+#include "order.h"
 #include "rows.h"
 
 namespace mmixer::cuda {
+
+// Whether a step is one of the sample's own, and not past its length.
+template <class Arguments>
+MMIXER_DEVICE bool is_own_step(int step, int sample, bool reverse, const Arguments& a) {
+  return !a.lengths || OwnSteps(int(load(a.lengths + sample)), a.T, reverse).contain(step);
+}
 
 template <Dtype dtype>
 struct GateRow {
@@ -26,10 +33,7 @@ struct GateRow {
     return group * rows.stride_group + row_in_launch * rows.stride_row;
   }
   MMIXER_DEVICE WideRow wide_row(const Rows& rows) const { return {rows.p, offset(rows), a.H}; }
-  // The row's first element in [G][T][B][H], and the sample's in [G][B][H].
-  MMIXER_DEVICE int64_t element() const {
-    return ((int64_t(group) * a.T + step) * a.B + sample) * a.H;
-  }
+  // The sample's first element in [G][B][H].
   MMIXER_DEVICE int64_t sample_element() const { return (int64_t(group) * a.B + sample) * a.H; }
   MMIXER_DEVICE int64_t state(int step) const {
     return group * a.states_stride.group + step * a.states_stride.step +
@@ -106,8 +110,8 @@ struct UpdateGate : RowKernel<dtype, GateArguments> {
     RowBlock<T> block(shared, a.H);
     const Held x_z(a.H, [&](Column c) { return input_z(c) + state_gate(c); });
     const Held x_h(a.H, [&](Column c) { return input_h(c) + candidate(c); });
-    const auto normal_z = normalization(x_z, block, T(a.eps), a.norms);
-    const auto normal_h = normalization(x_h, block, T(a.eps), a.norms);
+    const auto normal_z = normalization(x_z, block, T(a.eps), a.norms.p);
+    const auto normal_h = normalization(x_h, block, T(a.eps), a.norms.p);
     const auto x_hat_z = [&](Column c) { return normal_z(x_z(c)); };
     const auto x_hat_h = [&](Column c) { return normal_h(x_h(c)); };
     if (a.x_hat) {
@@ -118,10 +122,13 @@ struct UpdateGate : RowKernel<dtype, GateArguments> {
     const auto affine_z = own.affine(gate_z), affine_h = own.affine(gate_h);
     const auto h = own.previous();
     const Result<wide<dtype>> states(a.states, own.state(own.step));
-    const Result<dtype> operand(a.operand, own.sample_element()), output(a.output, own.element()),
+    const bool reverse = own.group >= a.first_reverse;
+    const RunRows output_rows(a.output_stride, own.group, own.sample, a.T, reverse);
+    const Result<dtype> operand(a.operand, own.sample_element()),
+        output(a.output, output_rows.first + own.step * output_rows.step),
         h_n(a.h_n, own.sample_element());
     const bool last = own.step == a.T - 1;
-    const bool valid = !a.lengths || own.step < load(a.lengths + own.sample);
+    const bool valid = is_own_step(own.step, own.sample, reverse, a);
     each_column(a.H, [&](Column c) {
       const T z = Activation<false>::sigmoid(affine_z(c, x_hat_z(c)));
       const T h_tilde = Activation<false>::tanh(affine_h(c, x_hat_h(c)));
@@ -138,10 +145,12 @@ struct GateBackwardRow {
   using WideRow = Row<wide<dtype>>;
   const GateBackwardArguments& a;
   int group, sample;
+  bool reverse;
   int64_t state_offset;  // the sample's first element in [G][B][H]
 
   MMIXER_DEVICE explicit GateBackwardRow(const GateBackwardArguments& arguments) : a(arguments) {
     group = block_index() / a.B, sample = block_index() % a.B;
+    reverse = group >= a.first_reverse;
     state_offset = int64_t(block_index()) * a.H;
   }
 
@@ -150,7 +159,7 @@ struct GateBackwardRow {
     return (int64_t(group) * step_gates + gate) * a.T * a.B + int64_t(a.step) * a.B + sample;
   }
   MMIXER_DEVICE WideRow x_hat(int gate) const { return {a.x_hat, gate_row(gate) * a.H, a.H}; }
-  MMIXER_DEVICE bool valid(int step) const { return !a.lengths || step < load(a.lengths + sample); }
+  MMIXER_DEVICE bool valid(int step) const { return is_own_step(step, sample, reverse, a); }
   MMIXER_DEVICE WideRow previous() const {
     if (a.step > 0) return {a.states, (row(a.step) - a.B) * a.H, a.H};
     return {a.hx, state_offset, a.hx ? a.H : 0};
@@ -204,9 +213,8 @@ struct UpdateGateBackward : RowKernel<dtype, GateBackwardArguments> {
     const auto affine_z = own.affine(step_z), affine_h = own.affine(step_h);
     const OwnRow grad_h(a.grad_h, own.state_offset, a.H);
     const bool valid = own.valid(a.step);
-    const int64_t output = own.group * a.grad_output_stride.group +
-                           a.step * a.grad_output_stride.step +
-                           own.sample * a.grad_output_stride.sample + first_column();
+    const RunRows output_rows(a.grad_output_stride, own.group, own.sample, a.T, own.reverse);
+    const int64_t output = output_rows.first + a.step * output_rows.step + first_column();
     const Held d(a.H, [&](Column c) {
       if (!valid || !c.exists) return T(0);
       return grad_h(c) + load_of<T, dtype>(a.grad_output, output + c.offset);

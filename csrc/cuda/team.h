@@ -4,6 +4,7 @@
 
 #include "arguments.h"
 #include "layout.h"
+#include "order.h"
 
 namespace mmixer::cuda {
 
@@ -13,12 +14,14 @@ struct Team {
   int slot;          // the team's number in this launch
   int group;         // the weight set's number
   int first_sample;  // the team's first sample in the batch
+  bool reverse;      // its steps run in reverse
 
   template <class Arguments>
   MMIXER_DEVICE explicit Team(const Arguments& a) {
     rank = block_index() % L::C, slot = block_index() / L::C;
     const int tiles = (a.B + L::samples - 1) / L::samples, team = a.first_team + slot;
     group = team / tiles, first_sample = team % tiles * L::samples;
+    reverse = group >= a.first_reverse;
   }
 };
 
@@ -29,16 +32,17 @@ struct Element {
   int batch_sample, gate_row;  // numbers in the batch and in the gate
   bool exists;                 // the same for a whole warp
   bool mine;                   // neither padding of the samples nor of the rows
-  int length;                  // the sample's, in steps
+  OwnSteps steps;              // the sample's
 
   template <class Arguments>
-  MMIXER_DEVICE Element(const Team<L>& team, const Arguments& a) {
-    sample = thread_index() / L::rows, row = thread_index() % L::rows;
-    exists = L::every_warp_owns || thread_index() < L::elements;
-    batch_sample = team.first_sample + sample, gate_row = team.rank * L::rows + row;
-    mine = exists && batch_sample < a.B && gate_row < a.H;
-    length = mine && a.lengths ? int(load(a.lengths + batch_sample)) : a.T;
-  }
+  MMIXER_DEVICE Element(const Team<L>& team, const Arguments& a)
+      : sample(thread_index() / L::rows),
+        row(thread_index() % L::rows),
+        batch_sample(team.first_sample + sample),
+        gate_row(team.rank * L::rows + row),
+        exists(L::every_warp_owns || thread_index() < L::elements),
+        mine(exists && batch_sample < a.B && gate_row < a.H),
+        steps(mine && a.lengths ? int(load(a.lengths + batch_sample)) : a.T, a.T, team.reverse) {}
 };
 
 // The scale and shift of a thread's row, 1 and 0 without LayerNorm and in the padding.
@@ -46,14 +50,16 @@ template <class L>
 struct Norms {
   float gamma[step_gates], beta[step_gates];
 
-  // norms: [2][G][6][H] or null
-  MMIXER_DEVICE Norms(const float* norms, int G, int group, int H, int row) {
-    const bool exists = norms && row < H;
+  MMIXER_DEVICE Norms(const NormTable& norms, int G, int group, int H, int row) {
+    const bool exists = norms.p && row < H;
+    const int rows = norm_rows(norms.has_context);
     MMIXER_UNROLL
     for (int gate = 0; gate < step_gates; gate++) {
-      const float* p = norms + (int64_t(group) * gates + gate_r + gate) * H + row;
+      const float* p = static_cast<const float*>(norms.p) +
+                       (int64_t(group) * rows + norm_row(gate_r + gate, norms.has_context)) * H +
+                       row;
       gamma[gate] = exists ? load(p) : 1;
-      beta[gate] = exists ? load(p + int64_t(G) * gates * H) : 0;
+      beta[gate] = exists ? load(p + int64_t(G) * rows * H) : 0;
     }
   }
 

@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..problem import GATES, Call, Cotangents, Gradients, Keep, Need, Problem, Step
+from ..problem import Call, Cotangents, Gradients, Keep, Need, Problem, Step
 from . import native
 from .protocol import EngineState
 
@@ -149,8 +149,10 @@ def step(step: Step) -> Tensor:
 
 def _cell(call: Call, tensors: Sequence[Tensor]) -> Tensor | None:
     """The next state by one launch, on the current device; None where the general way is taken."""
-    input, context, weight_f = tensors[:3]
-    (B, F), (_, C), (H, _) = input.shape, context.shape, weight_f.shape
+    has_context = call.form.has_context
+    input, weight_f = tensors[0], tensors[1 + has_context]
+    (B, F), (H, _) = input.shape, weight_f.shape
+    C = tensors[1].shape[1] if has_context else 0
     dtype = input.dtype
     device = input.device.index if input.is_cuda else -1
     if "cell" not in PATHS:
@@ -187,7 +189,7 @@ def _cell_plan(
     """Samples per team (0: no kernel), blocks per team, bytes of workspace; why no kernel.
 
     Args:
-        sizes: B, input_size, context_size and H.
+        sizes: B, input_size, context_size, which is 0 without context, and H.
     """
     B, F, C, H = sizes
     plan: tuple[int, int, int, str] = _native.cell_plan(
@@ -339,9 +341,10 @@ def _way(*of_size: Any) -> _Way:
 
 def _way_of(call: Call, tensors: Sequence[Tensor], backward: bool) -> _Way:
     """The way of a pass on the current device; the tensors are not checked yet."""
-    input, groups = tensors[0], call.form.groups
+    input, form = tensors[0], call.form
+    groups = form.groups
     batch = input.shape[0 if call.batch_first or call.layout == "step" else 1]
-    hidden, _ = tensors[2 * groups + GATES.index("r")].shape
+    hidden, _ = tensors[groups + form.contexts].shape
     device = input.device.index if input.is_cuda else -1
     precision = native.matmul_precision() if input.dtype is torch.float32 else "highest"
     return _way(device, groups, batch, hidden, input.dtype, backward, precision, PATHS, SAMPLES)
@@ -418,7 +421,8 @@ def saved_size(problem: Problem, keep: Keep) -> int:
     """Number of elements that `forward` leaves for `backward`: `Saved` of csrc/cuda/buffers.h.
 
     "states" keeps G T B H numbers, the states. "gates" keeps besides, for Eq. 7-10, two such tables
-    and two in the inputs' dtype: with bfloat16 inputs 4 G T B H numbers in all.
+    and two in the inputs' dtype: with bfloat16 inputs 4 G T B H numbers in all. Without context it
+    is one of each, with bfloat16 inputs 2.5 G T B H numbers.
 
     Computed here too, since under torch.compile the sizes are symbols.
     """
@@ -428,8 +432,12 @@ def saved_size(problem: Problem, keep: Keep) -> int:
     sequence, state = groups * steps * batch * hidden, groups * batch * hidden
     if keep == "states":
         return sequence
+    if problem.has_context:
+        wide, narrow = 3 * sequence + 2 * state, 2 * sequence + state
+    else:
+        wide, narrow = 2 * sequence, sequence
     ratio = problem.compute_dtype.itemsize // problem.dtype.itemsize
-    return 3 * sequence + 2 * state + (2 * sequence + state + ratio - 1) // ratio
+    return wide + (narrow + ratio - 1) // ratio
 
 
 def run_forward(call: Call, tensors: Sequence[Tensor]) -> native.Results:

@@ -208,7 +208,7 @@ def test_probe_of_network_and_cell(probe: Path) -> None:
     assert {record["what"] for record in records} == {"one-way", "statistics", "all-gather"}
     assert len({record["wait"] for record in records if "wait" in record}) == 3
     (last,) = probed(probe, "once", "cell")
-    assert last == {"kind": "once", "path": "cell", "count": 1}
+    assert last == {"kind": "once", "path": "cell", "count": 2}
 
 
 @pytest.mark.slow
@@ -248,6 +248,7 @@ CUDA_KERNELS = {
     "prepare": "prepare.h",
     "row_wise": "rows.h",
     "cell": "cell.h",
+    "cell_without_context": "cell.h",
     "product": "product_kernel.h",
 }
 """Per kernel, a file in which a lost block_sync (or the operation named) must be a data race."""

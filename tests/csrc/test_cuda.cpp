@@ -2,8 +2,8 @@
 // synchronisation is needed. tests/engines/test_cuda.py sees to it that the bits are right.
 //
 //   test_cuda               all kernels under random and adversarial schedules, then without each
-//                           synchronisation in turn: some schedule must show the lack; and the
-//                           sizes of a pass's memory
+//                           synchronisation in turn: some schedule must show the lack; passes in
+//                           reverse; and the sizes of a pass's memory
 //   test_cuda KERNEL        one kernel, under a few schedules: for ThreadSanitizer
 //   test_cuda KERNEL SITE   the same without the synchronisation SITE
 #include <algorithm>
@@ -71,8 +71,9 @@ Kernel recurrence_forward(Path path, int samples) {
     std::vector<uint64_t> packets(B / variant.samples * plan(variant, H, false).packets / 8,
                                   ~uint64_t(0));
     ForwardArguments a{};
-    a.weights = weights.data(), a.input_gates = input.data(), a.norms = norms.data();
+    a.weights = weights.data(), a.input_gates = input.data(), a.norms = {norms.data(), true};
     a.hx = hx.data(), a.output = output.x.data(), a.h_n = h_n.x.data();
+    a.output_stride = {0, B * H, H}, a.first_reverse = 1;
     a.states = states.x.data(), a.packets = packets.data();
     a.G = 1, a.T = T, a.B = B, a.H = H, a.eps = 1e-5f;
     recurrence(variant, B / variant.samples, a, false, nullptr);
@@ -93,7 +94,8 @@ Kernel recurrence_backward(Path path, int samples) {
                                   ~uint64_t(0));
     BackwardArguments a{};
     a.weights = weights.data(), a.x_hat = x_hat.data(), a.projected = projected.data();
-    a.r_std = r_std.data(), a.norms = norms.data(), a.states = states.data();
+    a.r_std = r_std.data(), a.norms = {norms.data(), true}, a.states = states.data();
+    a.first_reverse = 1;
     a.grad_output = grad_output.data(), a.grad_output_stride = {0, B * H, H};
     a.grad_h_n = grad_h_n.data(), a.grad_h_n_stride_sample = H, a.grad_gates = da.x.data();
     a.grad_f_tilde = f_tilde.x.data(), a.grad_hx = hx.x.data(), a.grad_norm = norm.x.data();
@@ -130,6 +132,7 @@ Kernel prepare_weights() {
         prepare_arguments(weights.data(), hidden * hidden * sizeof(float), Dtype::float32, hidden);
     a.norm[0][0] = norms.data(), a.norm[0][1] = norms.data() + 6 * hidden;
     a.matrices = matrices.x.data(), a.split_weights = terms.data(), a.norms = out_norms.x.data();
+    a.has_context = true;
     a.Hp = padded, a.terms = 2;
     prepare(a, nullptr);
     a = prepare_arguments(doubles.data(), many * many * sizeof(double), Dtype::float64, many);
@@ -148,9 +151,9 @@ Kernel row_wise() {
           norms = random_floats(12 * hidden)] {
     Output da(count * hidden), norm(2 * 2 * hidden);
     NormTanhBackwardArguments a{};
-    a.G = 1, a.H = hidden, a.norms = norms.data(), a.eps = 1e-5;
-    a.part[0] = {{count, 2}, gate_f, a_f.data(), grad.data(), nullptr, da.x.data(), norm.x.data()};
-    a.part[1] = {{1, 0}, gate_g, nullptr, nullptr, nullptr, nullptr, nullptr};
+    a.G = 1, a.H = hidden, a.norms = {norms.data(), true}, a.eps = 1e-5;
+    a.part[0] = {{count, 2, 1, 1}, gate_f,      a_f.data(),   grad.data(),
+                 nullptr,          da.x.data(), norm.x.data()};
     norm_tanh_backward(a, nullptr);
     Bits bits;
     da.append_to(bits);
@@ -159,15 +162,16 @@ Kernel row_wise() {
   };
 }
 
-// Makes two calls in one workspace, where packets of the first must not pass for the second's. One
-// team has eight samples, the other two.
-Kernel cell_steps() {
+// Makes two calls in one workspace, where packets of the first must not pass for the second's: the
+// first has a context, the second as it is said. One team has eight samples, the other two.
+Kernel cell_steps(bool second_has_context) {
   constexpr int F = 24, C = 20, batch = 10, hidden = 40, cell_samples = 8;
   std::vector<std::vector<float>> weights;
   for (const int columns : {F, C, 2 * hidden, hidden, hidden, hidden})
     weights.push_back(random_floats(hidden * columns, 0.3f));
-  return [weights, input = random_floats(2 * batch * F), context = random_floats(batch * C),
-          norms = random_floats(2 * 6 * hidden), hx = random_floats(batch * hidden)] {
+  return [weights, second_has_context, input = random_floats(2 * batch * F),
+          context = random_floats(batch * C), norms = random_floats(2 * 6 * hidden),
+          hx = random_floats(batch * hidden)] {
     Problem problem{};
     problem.batch = batch, problem.hidden = hidden, problem.eps = 1e-5;
     problem.hx = hx.data(), problem.hx_stride_sample = hidden;
@@ -183,6 +187,10 @@ Kernel cell_steps() {
     for (int call = 0; call < 2; call++) {
       Output output(batch * hidden);
       group.input = input.data() + call * batch * F;
+      if (call == 1 && !second_has_context) {
+        group.context = group.weight[gate_g] = group.weight[gate_s] = nullptr;
+        group.context_size = 0;
+      }
       cell(problem, group, fewer_teams, output.x.data(), workspace.data(), nullptr);
       output.append_to(bits);
     }
@@ -233,7 +241,8 @@ std::map<std::string, Kernel> kernels() {
           {"backward_wide_4", recurrence_backward(Path::wide, 4)},
           {"prepare", prepare_weights()},
           {"row_wise", row_wise()},
-          {"cell", cell_steps()},
+          {"cell", cell_steps(true)},
+          {"cell_without_context", cell_steps(false)},
           {"product", product()}};
 }
 
@@ -257,7 +266,7 @@ int test_used_memory() {
   group.context_size = group.context_stride_sample = F;
   for (int gate = 0; gate < gates; gate++) group.weight[gate] = weights[gate].data();
   Problem p{};
-  p.groups = p.steps = 1, p.batch = batch, p.hidden = hidden, p.eps = 1e-5;
+  p.groups = p.steps = 1, p.batch = batch, p.hidden = hidden, p.eps = 1e-5, p.has_context = true;
   p.dtype = p.weight_dtype = p.norm_dtype = Dtype::bfloat16, p.group = &group;
   PassPlan plan{};
   plan.path = Path::cooperative, plan.samples = 4, plan.terms = 1, plan.teams = 2;
@@ -273,7 +282,8 @@ int test_used_memory() {
         Output output(batch * hidden / 2), h_n(batch * hidden / 2);
         group.input = operands.data() + call * batch * F;
         group.context = operands.data() + 2 * batch * F;
-        forward(p, plan, output.x.data(), h_n.x.data(), nullptr, memory[used].data(), nullptr);
+        const Results to{output.x.data(), 0, 0, hidden, h_n.x.data()};
+        forward(p, plan, to, nullptr, memory[used].data(), nullptr);
         results[used] = {};
         output.append_to(results[used]), h_n.append_to(results[used]);
       }
@@ -282,6 +292,163 @@ int test_used_memory() {
     std::printf("FAILED a pass in used memory has other results\n");
     failures++;
   }
+  return failures;
+}
+
+// What a problem in reverse is compared in: three groups of odd sizes.
+struct Directions {
+  static constexpr int G = 3, B = 5, F = 3, C = 4, H = 21;
+  Path path;
+  int steps;
+  bool has_context, has_norm, has_lengths, has_hx;
+  Keep keep;
+  std::vector<int64_t> lengths = {1, steps, (steps + 1) / 2, steps, 1};
+  std::vector<std::vector<float>> weights[G];  // those that there are, then the norms
+  std::vector<float> input[G], context[G], hx, grad_output[G], grad_h_n;
+
+  Directions(Path path, int steps, unsigned flags)
+      : path(path),
+        steps(steps),
+        has_context(flags & 1),
+        has_norm(flags & 2),
+        has_lengths(flags & 4),
+        has_hx(flags & 8),
+        keep(flags & 16 ? Keep::gates : Keep::states),
+        hx(random_floats(G * B * H)),
+        grad_h_n(random_floats(G * B * H)) {
+    for (int g = 0; g < G; g++) {
+      for (int gate = 0; gate < gates; gate++)
+        if (has_gate(gate, has_context)) weights[g].push_back(random_floats(H * columns(gate)));
+      for (int i = 0; i < 2 * has_norm; i++)
+        weights[g].push_back(random_floats(norm_rows(has_context) * H));
+      input[g] = random_floats(steps * B * F), context[g] = random_floats(B * C);
+      grad_output[g] = random_floats(steps * B * H);
+    }
+  }
+
+  static int columns(int gate) {
+    return gate == gate_f ? F : gate == gate_g ? C : gate == gate_s ? 2 * H : H;
+  }
+
+  // A table of rows [steps][B] in the other order: each sample's own rows, and `rest` behind them.
+  std::vector<float> turned(const std::vector<float>& table, float rest) const {
+    const size_t row = table.size() / (steps * B);
+    std::vector<float> result(table.size(), rest);
+    for (int b = 0; b < B; b++) {
+      const int64_t length = has_lengths ? lengths[b] : steps;
+      for (int64_t t = 0; t < length; t++)
+        std::copy_n(&table[(t * B + b) * row], row, &result[((length - 1 - t) * B + b) * row]);
+    }
+    return result;
+  }
+
+  struct Group {
+    std::vector<float> output, grad_input, h_n, grad_hx;  // whose bits are compared
+    std::vector<std::vector<float>> sums;                 // whose order of summands may differ
+  };
+
+  // The results of each group, whose last two run in reverse, with outputs beside each other; or,
+  // turned around, are groups like the first, on inputs that are turned around beforehand.
+  std::vector<Group> run(bool turn) const {
+    const float nan = NAN;
+    std::vector<float> inputs[G], output(G * steps * B * H, nan), h_n(G * B * H, nan);
+    std::vector<float> grad_hx(G * B * H, nan), to_output(output.size(), nan);
+    const int64_t across = turn ? steps * B * H : H, row = turn ? H : G * H;
+    mmixer::Group groups[G] = {};
+    GroupGradient gradients[G] = {};
+    std::vector<Group> results(G);
+    for (int g = 0; g < G; g++) {
+      const bool turns = turn && g > 0;
+      inputs[g] = turns ? turned(input[g], nan) : input[g];
+      const std::vector<float> cotangent = turns ? turned(grad_output[g], nan) : grad_output[g];
+      for (int i = 0; i < steps * B; i++)
+        std::copy_n(&cotangent[i * H], H, &to_output[g * across + i * row]);
+      mmixer::Group& group = groups[g];
+      group.input = inputs[g].data(), group.input_size = group.input_stride_sample = F;
+      group.input_stride_step = B * F, group.reverse = !turn && g > 0;
+      Group& result = results[g];
+      result.grad_input.assign(inputs[g].size(), nan);
+      gradients[g].input = result.grad_input.data();
+      if (has_context) {
+        group.context = context[g].data(), group.context_size = group.context_stride_sample = C;
+        gradients[g].context = result.sums.emplace_back(B * C, nan).data();
+      }
+      auto next = weights[g].begin();
+      const auto take = [&](const void*& operand, void*& gradient) {
+        operand = next->data();
+        gradient = result.sums.emplace_back(next++->size(), nan).data();
+      };
+      for (int gate = 0; gate < gates; gate++)
+        if (has_gate(gate, has_context)) take(group.weight[gate], gradients[g].weight[gate]);
+      if (!has_norm) continue;
+      take(group.norm_weight, gradients[g].norm_weight);
+      take(group.norm_bias, gradients[g].norm_bias);
+    }
+    Problem p{};
+    p.groups = G, p.steps = steps, p.batch = B, p.hidden = H, p.has_context = has_context;
+    p.keep = keep, p.eps = 1e-5, p.group = groups;
+    if (has_hx) p.hx = hx.data(), p.hx_stride_group = B * H, p.hx_stride_sample = H;
+    if (has_lengths) p.lengths = lengths.data();
+    PassPlan plan{};
+    plan.path = path, plan.samples = 4, plan.terms = 2, plan.teams = 9;
+    plan.term_dtype = Dtype::bfloat16;
+    const auto words = [](int64_t bytes) { return std::vector<uint64_t>(bytes / 8 + 1, ~0ull); };
+    std::vector<float> saved(saved_size(p), nan);
+    std::vector<uint64_t> workspace = words(forward_workspace_size(p, plan));
+    forward(p, plan, {output.data(), across, B * row, row, h_n.data()}, saved.data(),
+            workspace.data(), nullptr);
+    workspace = words(backward_workspace_size(p, plan, true));
+    backward(p, plan, {to_output.data(), across, B * row, row, grad_h_n.data(), B * H, H},
+             saved.data(), gradients, grad_hx.data(), workspace.data(), nullptr);
+    for (int g = 0; g < G; g++) {
+      Group& result = results[g];
+      for (int i = 0; i < steps * B; i++)
+        result.output.insert(result.output.end(), &output[g * across + i * row],
+                             &output[g * across + i * row] + H);
+      result.h_n.assign(&h_n[g * B * H], &h_n[g * B * H] + B * H);
+      result.grad_hx.assign(&grad_hx[g * B * H], &grad_hx[g * B * H] + B * H);
+      if (!turn || g == 0) continue;
+      result.output = turned(result.output, 0);
+      result.grad_input = turned(result.grad_input, 0);
+    }
+    return results;
+  }
+};
+
+bool are_near(const std::vector<float>& a, const std::vector<float>& b) {
+  double difference = 0, norm = 0;
+  for (size_t i = 0; i < a.size(); i++)
+    difference += std::pow(a[i] - b[i], 2), norm += double(b[i]) * b[i];
+  return difference <= 1e-10 * norm;  // a NaN is not near
+}
+
+// A group that runs in reverse, beside one that does not, has the bits of a call whose inputs are
+// turned around. Returns the number of failures.
+int test_directions() {
+  int failures = 0;
+  const auto check = [&](bool ok, const std::string& name, const char* what) {
+    if (ok) return;
+    std::printf("FAILED: %s of %s differs\n", what, name.c_str());
+    failures++;
+  };
+  for (const Path path : {Path::cluster, Path::cooperative, Path::step})
+    for (const int steps : {1, 4})
+      for (unsigned flags = 0; flags < 32; flags++) {
+        const Directions directions(path, steps, flags);
+        const auto reversed = directions.run(false), turned = directions.run(true);
+        for (int g = 0; g < Directions::G; g++) {
+          const auto &a = reversed[g], &b = turned[g];
+          const std::string name = "path " + std::to_string(int(path)) +
+                                   ", T = " + std::to_string(steps) + ", flags " +
+                                   std::to_string(flags) + ", group " + std::to_string(g);
+          check(a.output == b.output, name, "output");
+          check(a.h_n == b.h_n, name, "h_n");
+          check(a.grad_input == b.grad_input, name, "input's gradient");
+          check(a.grad_hx == b.grad_hx, name, "hx's gradient");
+          for (size_t i = 0; i < a.sums.size(); i++)
+            check(are_near(a.sums[i], b.sums[i]), name, "a weight's gradient");
+        }
+      }
   return failures;
 }
 
@@ -294,19 +461,24 @@ void each_layout(const F& f) {
       for (const Dtype dtype : {Dtype::float32, Dtype::float64, Dtype::bfloat16})
         for (const bool stored : {true, false})
           for (const Keep keep : {Keep::nothing, Keep::states, Keep::gates})
-            for (const bool all : {true, false}) {
+            for (const unsigned flags : {0, 1, 2, 3}) {
+              const bool all = flags & 1, has_context = flags & 2;
               std::vector<Group> groups(sets);
               for (int g = 0; g < sets; g++) {
                 Group& group = groups[g];
                 group.input_size = group.input_stride_sample = 5;
-                group.context_size = group.context_stride_sample = equal ? 7 : 7 + g;
+                if (has_context)
+                  group.context_size = group.context_stride_sample = equal ? 7 : 7 + g;
                 group.input_stride_step = all ? 15 : 16;
-                std::fill_n(group.weight, int(gates), &some);
-                group.input = group.context = &some;
+                for (int gate = 0; gate < gates; gate++)
+                  if (has_gate(gate, has_context)) group.weight[gate] = &some;
+                group.input = &some;
+                if (has_context) group.context = &some;
                 if (all) group.norm_weight = group.norm_bias = &some;
               }
               Problem p{};
               p.groups = sets, p.steps = 4, p.batch = 3, p.hidden = 33, p.keep = keep;
+              p.has_context = has_context;
               p.dtype = dtype, p.group = groups.data();
               p.weight_dtype = p.norm_dtype =
                   !stored && dtype == Dtype::float32 ? Dtype::bfloat16 : dtype;
@@ -362,7 +534,7 @@ bool orders_memory_alone(const std::string& site) {
 }
 
 int test_all() {
-  int failures = test_layouts() + test_used_memory(), planted = 0;
+  int failures = test_layouts() + test_used_memory() + test_directions(), planted = 0;
   std::map<std::string, bool> shown;  // kernels share code: one of them has to show its sites
   for (const auto& [name, kernel] : kernels()) {
     std::string how;

@@ -211,8 +211,8 @@ class Contract:
         lengths = problems[0].lengths
         output, h_n = mcu_group(
             [named["input"] for named in leaves],
-            [named["context"] for named in leaves],
-            [Weights(*(named[name] for name in Weights._fields)) for named in leaves],
+            [named["context"] for named in leaves] if "context" in leaves[0] else None,
+            [Weights(*(named.get(name) for name in Weights._fields)) for named in leaves],
             torch.stack([named["hx"] for named in leaves]),
             None if lengths is None else lengths.to(self.DEVICE),
             engine=self.ENGINE,

@@ -184,7 +184,8 @@ def test_float32_follows_torchs_matmul_precision() -> None:
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"], indirect=True)
 def test_any_schedule_gives_equal_bits(path: str, precision: str, emulator: Any) -> None:
-    p = problem(Size(4, 11, 6, 7, 100), lengths=True, dtype=PRECISIONS[precision].dtype)
+    size, dtype = Size(4, 11, 6, 7, 100), PRECISIONS[precision].dtype
+    p = problem(size, lengths=True, bidirectional=True, dtype=dtype)
     first = with_gradients(run(), p)
     for seed in range(2, 5):
         emulator.configure(seed=seed, adversarial=seed % 2 == 0)
@@ -233,9 +234,10 @@ def test_opcheck(options: dict[str, Any]) -> None:
     torch.library.opcheck(backward, call)
 
 
-def test_compile() -> None:
-    p = problem(Size(2, 3, 4, 5, 20), dtype=torch.float32)
-    unit = FusedMCU(4, 5, 20, engine="cuda")
+@pytest.mark.parametrize("context_size", [5, 0])
+def test_compile(context_size: int) -> None:
+    p = problem(Size(2, 3, 4, context_size, 20), dtype=torch.float32)
+    unit = FusedMCU(4, context_size, 20, engine="cuda")
     compiled = torch.compile(unit, fullgraph=True, backend="aot_eager")
     for name, value in with_gradients_of(compiled, p).items():
         assert torch.equal(value, with_gradients_of(unit, p)[name]), name
@@ -443,13 +445,17 @@ def test_weight_sets_of_equal_sizes_have_the_bits_that_each_has_alone(
     problems = [p.to(dtype)._replace(weights=p.weights) for p in problems]
     shared = problems[0].lengths if lengths else None
     problems = [p._replace(lengths=shared) for p in problems]
-    for p, results in zip(problems, grouped(problems), strict=True):
-        for name, expected in with_gradients(run(), p).items():
-            assert torch.equal(results[name], expected), name
+    one_input = [p._replace(input=problems[0].input) for p in problems]
+    for each in (problems, one_input):
+        for p, results in zip(each, grouped(each), strict=True):
+            for name, expected in with_gradients(run(), p).items():
+                assert torch.equal(results[name], expected), name
 
 
-def test_more_weight_sets_and_copies_than_a_launch_takes(path: str) -> None:
-    problems = [problem(Size(2, 2, 2, 2, 3), dtype=torch.float32) for _ in range(18)]
+@pytest.mark.parametrize("context_size", [2, 0])
+def test_more_weight_sets_and_copies_than_a_launch_takes(path: str, context_size: int) -> None:
+    size = Size(2, 2, 2, context_size, 3)
+    problems = [problem(size, dtype=torch.float32) for _ in range(18)]
     lengths = torch.tensor([1, 2])
     problems = [
         p._replace(lengths=lengths, weights=p.weights.map(torch.Tensor.bfloat16)) for p in problems
@@ -460,18 +466,23 @@ def test_more_weight_sets_and_copies_than_a_launch_takes(path: str) -> None:
 
 
 @pytest.mark.parametrize("groups", [1, 3])
-@pytest.mark.parametrize("mix", ["gated", "concat"])
+@pytest.mark.parametrize("mix", ["gated", "concat", "none"])
 def test_a_gradient_alone_has_the_bits_that_it_has_among_all(
     path: str, mix: str, groups: int, emulator: ModuleType
 ) -> None:
-    """Nothing unneeded is launched: the fewer launches, the fewer gradients."""
-    problems = [problem(Size(3, 4, 6, 7, 20), dtype=torch.float32) for _ in range(groups)]
+    """Nothing unneeded is launched: the fewer launches, the fewer gradients. Without context there
+    is nothing to mix."""
+    size = Size(3, 4, 6, 0 if mix == "none" else 7, 20)
+    problems = [problem(size, dtype=torch.float32) for _ in range(groups)]
     named = {
         "input": [p.input for p in problems],
-        "context": [p.context for p in problems],
-        "weight_s": [p.weights.weight_s for p in problems],
+        "context": [p.context for p in problems if p.context is not None],
+        "weight_r": [p.weights.weight_r for p in problems],
         "hx": [torch.stack([p.hx for p in problems])],
     }
+    if mix == "none":
+        mix = "gated"
+        del named["context"]
     weights, (hx,) = [p.weights for p in problems], named["hx"]
     cotangents = [torch.randn(groups, *size) for size in ((3, 4, 20), (4, 20))]
 
@@ -480,7 +491,7 @@ def test_a_gradient_alone_has_the_bits_that_it_has_among_all(
             for x in tensors:
                 x.requires_grad_(name in names)
         leaves = [x for name in names for x in named[name]]
-        operands = named["input"], named["context"], weights, hx
+        operands = named["input"], named.get("context"), weights, hx
         results = mcu_group(*operands, mix=mix, engine="cuda")
         emulator.clear_launches()
         found = iter(torch.autograd.grad(results, leaves, cotangents))
@@ -493,8 +504,9 @@ def test_a_gradient_alone_has_the_bits_that_it_has_among_all(
         gradients, launched[name] = grads(name)
         for x, y in zip(gradients[name], expected[name], strict=True):
             assert torch.equal(x, y), name
-    assert launched["hx"] < launched["input"] < launched["weight_s"] < most
-    assert launched["hx"] < launched["context"] < launched["weight_s"]
+    assert launched["hx"] < launched["input"] < launched["weight_r"] < most
+    if "context" in named:
+        assert launched["hx"] < launched["context"] < launched["weight_r"]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -521,7 +533,9 @@ def test_rows_that_lie_apart(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("size", [Size(1, 1, 1, 1, 1), Size(5, 3, 4, 6, 33)])
+@pytest.mark.parametrize(
+    "size", [Size(1, 1, 1, 1, 1), Size(5, 3, 4, 6, 33), Size(1, 1, 1, 0, 1), Size(5, 3, 4, 0, 33)]
+)
 def test_saved_memory(size: Size, dtype: torch.dtype) -> None:
     """The extension allocates as much as is said for compilers, and writes all of it."""
     call = problem(size, dtype=dtype).call()
@@ -536,13 +550,15 @@ def test_saved_memory(size: Size, dtype: torch.dtype) -> None:
 
 
 def test_saved_memory_of_large_sequences() -> None:
-    """Per number of the output: the states, and with the gates 3 or 4 more, of 4 bytes each."""
-    p = problem(Size(128, 8, 4, 4, 64))
+    """Per number of the output: the states, and with the gates 3 or 4 more, of 4 bytes each;
+    without context 1.5 or 2."""
     size = 128 * 8 * 64
-    for dtype, numbers in ((torch.bfloat16, 4), (torch.float32, 5), (torch.float64, 5)):
-        call = p.to(dtype).call()
-        assert cuda.saved_size(call, "states") == size
-        assert numbers <= cuda.saved_size(call, "gates") / size < numbers + 0.1
+    of_dtype = {torch.bfloat16: (4, 2.5), torch.float32: (5, 3), torch.float64: (5, 3)}
+    for dtype, each in of_dtype.items():
+        for context_size, numbers in zip((4, 0), each, strict=True):
+            call = problem(Size(128, 8, 4, context_size, 64), dtype=dtype).call()
+            assert cuda.saved_size(call, "states") == size
+            assert numbers <= cuda.saved_size(call, "gates") / size < numbers + 0.1
 
 
 STEP_DTYPES = {
@@ -555,6 +571,7 @@ STEP_DTYPES = {
 STEP_SIZES = [
     *(Size(1, 1, 1, 1, 1), Size(1, 17, 5, 9, 33), Size(1, 3, 16, 24, 40)),
     Size(1, 2, 7, 8, 12),  # rows of weight_f alone are not aligned
+    *(Size(1, 1, 1, 0, 1), Size(1, 17, 5, 0, 33), Size(1, 3, 16, 0, 40)),
 ]
 
 
@@ -595,15 +612,16 @@ def test_step_is_one_launch(
 
 @pytest.mark.parametrize("dtypes", STEP_DTYPES)
 @pytest.mark.parametrize("misaligned", ["none", "weight_r", "weight_z", "all"])
+@pytest.mark.parametrize("context_size", [20, 0])
 def test_step_of_rows_that_take_several_rounds(
-    dtypes: str, misaligned: str, emulator: ModuleType
+    dtypes: str, context_size: int, misaligned: str, emulator: ModuleType
 ) -> None:
     """There are more columns than loads in flight, and more rows than warps."""
     emulator.configure(resident_blocks=3)
     dtype, weight_dtype = STEP_DTYPES[dtypes]
-    p = step_problem(Size(1, 3, 1060, 20, 140), dtype, weight_dtype)
+    p = step_problem(Size(1, 3, 1060, context_size, 140), dtype, weight_dtype)
     weights = {
-        name: one_element_further(x) if misaligned in ("all", name) else x
+        name: one_element_further(x) if x is not None and misaligned in ("all", name) else x
         for name, x in p.weights._asdict().items()
     }
     p = p._replace(weights=Weights(**weights))
@@ -617,10 +635,15 @@ def one_element_further(x: Tensor) -> Tensor:
     return x.new_empty(x.numel() + 1)[1:].view(x.shape).copy_(x)
 
 
-def test_step_after_step_is_the_sequence_whatever_ran_between() -> None:
-    """A workspace is used again, by other batches too."""
-    p = problem(Size(4, 11, 6, 7, 33))
-    others = problem(Size(1, 20, 6, 7, 33))
+@pytest.mark.parametrize("context_sizes", [(7, 7), (7, 0), (0, 7)])
+def test_step_after_step_is_the_sequence_whatever_ran_between(
+    context_sizes: tuple[int, int],
+) -> None:
+    """A workspace is used again, by other batches too, with context or without."""
+    p, others = (
+        problem(Size(steps, batch, 6, context_size, 33))
+        for (steps, batch), context_size in zip([(4, 11), (1, 20)], context_sizes, strict=True)
+    )
     state = p.hx
     for t in range(4):
         state = step(p._replace(input=p.input[t : t + 1], hx=state))

@@ -57,7 +57,8 @@ PRECISIONS = {
     "bfloat16": Precision(torch.bfloat16, "highest", 2.0**-8),
     "float16": Precision(torch.float16, "highest", 2.0**-11),
 }
-# T, B, input, context, H: each odd or aligned, alone and with others.
+# T, B, input, context, H: each odd or aligned, alone and with others; without context in both
+# directions.
 SIZES = [
     Size(1, 1, 1, 1, 1),
     Size(3, 5, 7, 9, 1),
@@ -69,6 +70,7 @@ SIZES = [
     Size(3, 5, 60, 20, 500),
     Size(1, 8, 512, 512, 512),
     Size(3, 13, 64, 48, 512),
+    Size(7, 13, 64, 0, 512),
     Size(3, 13, 96, 64, 768),
     Size(3, 8, 64, 64, 1024),
 ]
@@ -148,22 +150,20 @@ class TestContract(Contract):
             yield
 
 
-def on_both(
-    size: Size, dtype: torch.dtype, mix: str, layer_norm: bool, lengths: bool, hx: bool
-) -> tuple[Problem, Results]:
-    """A problem on the GPU, and its float64 results on the CPU."""
-    p = problem(size, layer_norm=layer_norm, lengths=lengths, dtype=dtype)
-    if not hx:
-        p = p._replace(hx=None)
-    return p.on(DEVICE), reference_results(p, mix)
+def of_form(size: Size, dtype: torch.dtype, lengths: bool = True) -> Problem:
+    """A problem: one direction with context, both without."""
+    return problem(size, lengths=lengths, bidirectional=size.context == 0, dtype=dtype)
 
 
-def check(
-    p: Problem, truth: Results, precision: Precision, mix: str = "gated", floor: float | None = None
-) -> None:
-    theirs = with_gradients(eager(DEVICE, precision.dtype, mix), p)
-    floor = precision.floor if floor is None else floor
-    compare(with_gradients(run(mix), p), theirs, truth, floor)
+def on_both(size: Size, dtype: torch.dtype, lengths: bool = True) -> tuple[Problem, Results]:
+    """`of_form` on the GPU, and its float64 results on the CPU."""
+    p = of_form(size, dtype, lengths)
+    return p.on(DEVICE), reference_results(p)
+
+
+def check(p: Problem, truth: Results, precision: Precision) -> None:
+    theirs = with_gradients(eager(DEVICE, precision.dtype), p)
+    compare(with_gradients(run(), p), theirs, truth, precision.floor)
 
 
 def check_teams(
@@ -179,9 +179,9 @@ def check_teams(
 def test_small(take: Take, path: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """compute-sanitizer watches these sizes too: few steps, a padded H, a padded tile of
     samples."""
-    for size in (Size(2, 9, 7, 5, 33), Size(3, 3, 16, 16, 128)):
+    for size in (Size(2, 9, 7, 5, 33), Size(2, 9, 7, 0, 33), Size(3, 3, 16, 16, 128)):
         chosen = take(path, precision, size.hidden)
-        p, truth = on_both(size, chosen.dtype, "gated", True, True, True)
+        p, truth = on_both(size, chosen.dtype)
         check_teams(p, truth, chosen, path, monkeypatch)
 
 
@@ -191,38 +191,41 @@ def test_error(
     take: Take, path: str, precision: str, size: Size, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = take(path, precision, size.hidden)
-    p, truth = on_both(size, chosen.dtype, "gated", True, False, True)
+    p, truth = on_both(size, chosen.dtype, lengths=False)
     check_teams(p, truth, chosen, path, monkeypatch)
 
 
 @pytest.mark.parametrize("hidden", [33, 200, 512])
 def test_packets_of_16_bytes(take: Take, hidden: int, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = take("wide", "bfloat16", hidden)
-    p, truth = on_both(Size(7, 13, 24, 16, hidden), chosen.dtype, "gated", True, True, True)
+    p, truth = on_both(Size(7, 13, 24, 16, hidden), chosen.dtype)
     check_teams(p, truth, chosen, "wide", monkeypatch)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("engine", ["cuda", "triton"])
-@pytest.mark.parametrize("batch", [1, 17, 70])
-def test_cell_and_its_stream(engine: str, batch: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("batch", "context_size"), [(1, 24), (17, 24), (70, 24), (1, 0), (17, 0)])
+def test_cell_and_its_stream(
+    engine: str, batch: int, context_size: int, dtype: torch.dtype
+) -> None:
     """A step is one launch, and in a graph; other calls of the same workspace come between."""
     if not engines()[engine].available:
         pytest.skip(engines()[engine].reason)
-    cell = FusedMCUCell(33, 24, 45, engine=engine, device=DEVICE, dtype=dtype)
-    x, c = (torch.randn(*s, device=DEVICE, dtype=dtype) for s in ((5, batch, 33), (batch, 24)))
+    cell = FusedMCUCell(33, context_size, 45, engine=engine, device=DEVICE, dtype=dtype)
+    x = torch.randn(5, batch, 33, device=DEVICE, dtype=dtype)
+    c = torch.randn(batch, context_size, device=DEVICE, dtype=dtype) if context_size else None
     hx = torch.randn(batch, 45, device=DEVICE, dtype=dtype)
     stream, state = CellStream(cell, c, hx), hx
     with torch.no_grad():
         for t in range(5):
             truth, _ = reference.mcu(
-                x[t : t + 1].double(), c.double(), cell.weights().map(torch.Tensor.double),
-                state.double(),
+                x[t : t + 1].double(), None if c is None else c.double(),
+                cell.weights().map(torch.Tensor.double), state.double(),
             )  # fmt: skip
             state = cell(x[t], c, state)
             error = (state - truth[0]).norm() / truth.norm()
             assert error < 16 * torch.finfo(dtype).eps
-            cell(x[0, :1], c[:1])
+            cell(x[0, :1], None if c is None else c[:1])
             assert torch.equal(stream(x[t]), state)
 
 
@@ -259,7 +262,12 @@ def test_gradcheck(mix: str, layer_norm: bool, lengths: bool) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"groups": 2}, {"hx": False, "lengths": False}, {"layer_norm": False, "lengths": False}],
+    [
+        {"groups": 2},
+        {"hx": False, "lengths": False},
+        {"layer_norm": False, "lengths": False},
+        {"groups": 2, "context": False, "bidirectional": True},
+    ],
 )
 def test_opcheck(options: dict[str, Any]) -> None:
     arguments, grads = op_operands(**options, device=DEVICE)
@@ -288,11 +296,15 @@ def test_compile_fullgraph(backend: str) -> None:
         torch.testing.assert_close(fused, plain)
 
 
-@pytest.mark.parametrize("size", [Size(40, 13, 64, 48, 512), Size(17, 33, 40, 33, 250)], ids=sizes)
+@pytest.mark.parametrize(
+    "size",
+    [Size(40, 13, 64, 48, 512), Size(17, 33, 40, 33, 250), Size(17, 17, 40, 0, 250)],
+    ids=sizes,
+)
 @every_combination
 def test_50_runs_are_bit_equal(take: Take, path: str, precision: str, size: Size) -> None:
     chosen = take(path, precision, size.hidden)
-    p = problem(size, lengths=True, dtype=chosen.dtype).on(DEVICE)
+    p = of_form(size, chosen.dtype).on(DEVICE)
     expected = with_gradients(run(), p)
     assert all(x.isfinite().all() for x in expected.values())
     for _ in range(49):
@@ -300,10 +312,15 @@ def test_50_runs_are_bit_equal(take: Take, path: str, precision: str, size: Size
 
 
 def forward_alone(p: Problem) -> Results:
-    hx = None if p.hx is None else p.hx[None]
+    weights = p.weights if p.weights_reverse is None else (p.weights, p.weights_reverse)
     with torch.no_grad():
-        output, h_n = mcu(p.input, p.context, p.weights, hx, p.lengths, engine="cuda")
+        output, h_n = run()(p.input, p.context, weights, p.hx, p.lengths)
     return {"output": output, "h_n": h_n}
+
+
+FORMS = pytest.mark.parametrize(
+    "context", [33, 0], ids=["one direction", "both directions without context"]
+)
 
 
 CALLS: dict[str, Callable[[Problem], Results]] = {
@@ -313,11 +330,12 @@ CALLS: dict[str, Callable[[Problem], Results]] = {
 
 
 @pytest.mark.parametrize("call", CALLS)
+@FORMS
 @every_combination
-def test_graph(take: Take, path: str, precision: str, call: str) -> None:
+def test_graph(take: Take, path: str, precision: str, context: int, call: str) -> None:
     """A captured call gives the eager call's bits, also for operands that changed after it."""
     chosen = take(path, precision, 250)
-    p = problem(Size(9, 13, 40, 33, 250), lengths=True, dtype=chosen.dtype).on(DEVICE)
+    p = of_form(Size(9, 13, 40, context, 250), chosen.dtype).on(DEVICE)
     function = CALLS[call]
     values = [p.input.clone(), torch.randn_like(p.input)]
     expected = []
@@ -373,7 +391,11 @@ class Trained(NamedTuple):
 
     @classmethod
     def make(cls, name: str) -> Trained:
-        """A unit alone, or the network of two modalities."""
+        """A unit alone, a stack of them without context, or the network of two modalities."""
+        if name == "FusedMCUStack":
+            stack = FusedMCUStack(40, 0, 128, 2, bidirectional=True, engine="cuda", device=DEVICE)
+            inputs = [torch.randn(9, 5, 40, device=DEVICE).requires_grad_()]
+            return cls(stack, (*inputs,), inputs)
         if name == "FusedMCU":
             unit = FusedMCU(40, 24, 128, engine="cuda", device=DEVICE)
             inputs = [
@@ -405,7 +427,7 @@ class Trained(NamedTuple):
 
 
 @pytest.mark.parametrize("passes", ["forward", "backward"])
-@pytest.mark.parametrize("name", ["FusedMCU", "MMixer"])
+@pytest.mark.parametrize("name", ["FusedMCU", "FusedMCUStack", "MMixer"])
 def test_graph_of_a_module(name: str, passes: str) -> None:
     """A captured call gives the eager call's results, also for inputs that changed after it."""
     trained = Trained.make(name)
@@ -456,11 +478,12 @@ def test_compile_with_graphs_of_a_network() -> None:
     assert counters["inductor"]["cudagraph_skips"] == skipped
 
 
+@FORMS
 @every_combination
-def test_side_stream(take: Take, path: str, precision: str) -> None:
+def test_side_stream(take: Take, path: str, precision: str, context: int) -> None:
     """The operands are there only when the side stream has come so far."""
     chosen = take(path, precision, 128)
-    p = problem(Size(5, 9, 40, 33, 128), dtype=chosen.dtype).on(DEVICE)
+    p = of_form(Size(5, 9, 40, context, 128), chosen.dtype).on(DEVICE)
     expected = with_gradients(run(), p)
     value = p.input.clone()
     p.input.fill_(torch.nan)
@@ -474,11 +497,12 @@ def test_side_stream(take: Take, path: str, precision: str) -> None:
     equal(results, expected)
 
 
+@FORMS
 @every_combination
-def test_no_synchronisation(take: Take, path: str, precision: str) -> None:
+def test_no_synchronisation(take: Take, path: str, precision: str, context: int) -> None:
     """A call makes no synchronisation that torch knows of, and waits for no sleeping GPU."""
     chosen = take(path, precision, 128)
-    p = problem(Size(3, 9, 40, 33, 128), lengths=True, dtype=chosen.dtype).on(DEVICE)
+    p = of_form(Size(3, 9, 40, context, 128), chosen.dtype).on(DEVICE)
     for _ in range(2):  # what is loaded or allocated at a first call may wait
         with_gradients(run(), p)
     torch.cuda.synchronize()
@@ -503,16 +527,17 @@ def test_tensors_on_two_devices() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-def test_second_device() -> None:
+@FORMS
+def test_second_device(context: int) -> None:
     """A call runs where its tensors are, and leaves the current device as it was."""
-    p = problem(Size(5, 9, 40, 33, 128), dtype=torch.float32)
+    p = of_form(Size(5, 9, 40, context, 128), torch.float32)
     first, second = p.on("cuda:0"), p.on("cuda:1")
     results = with_gradients(run(), second)
     assert torch.cuda.current_device() == 0
     errors = relative_errors(results, reference_results(p))
     assert max(errors.values()) < 1e-5, errors
-    with pytest.raises(ValueError, match="context must be on input's device, cuda:1, but is on"):
-        run()(second.input, first.context, second.weights, None, None)
+    with pytest.raises(ValueError, match="weight_f must be on input's device, cuda:1, but is on"):
+        run()(second.input, second.context, first.weights, None, None)
 
 
 def test_cpu_tensors_raise() -> None:

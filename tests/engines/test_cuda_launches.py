@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from mmixer_kernels import FusedMCU
 from mmixer_kernels.engines import cuda
-from mmixer_kernels.functional import mcu_group
+from mmixer_kernels.functional import mcu, mcu_group
 from mmixer_kernels.problem import Cotangents, Need, Step
 
 STEPS, BATCH, HIDDEN = 3, 2, 16
@@ -30,17 +30,30 @@ def counting(emulator: ModuleType) -> ModuleType:
     return emulator
 
 
-def group_call(
-    groups: int, dtype: torch.dtype
-) -> tuple[Callable[[], tuple[Tensor, Tensor]], list[Tensor]]:
-    """A call of so many weight sets of equal sizes, and all that has a gradient."""
-    units = [FusedMCU(HIDDEN, HIDDEN, HIDDEN, dtype=dtype) for _ in range(groups)]
+CallAndLeaves = tuple[Callable[[], Any], list[Tensor]]
+"""A call, and all that has a gradient."""
+
+
+def group_call(groups: int, dtype: torch.dtype, context: bool = True) -> CallAndLeaves:
+    """A call of so many weight sets of equal sizes."""
+    context_size = HIDDEN if context else 0
+    units = [FusedMCU(HIDDEN, context_size, HIDDEN, dtype=dtype) for _ in range(groups)]
     inputs = [torch.randn(STEPS, BATCH, HIDDEN, dtype=dtype) for _ in range(groups)]
-    contexts = [torch.randn(BATCH, HIDDEN, dtype=dtype) for _ in range(groups)]
+    contexts = [torch.randn(BATCH, HIDDEN, dtype=dtype) for _ in range(groups if context else 0)]
     weights = [unit.weights() for unit in units]
     leaves = [x.requires_grad_() for x in (*inputs, *contexts)]
     leaves += [x for unit in units for x in unit.parameters()]
-    return lambda: mcu_group(inputs, contexts, weights, engine="cuda"), leaves
+    return lambda: mcu_group(inputs, contexts or None, weights, engine="cuda"), leaves
+
+
+def call_of_both_directions(dtype: torch.dtype, context: bool) -> CallAndLeaves:
+    units = [FusedMCU(HIDDEN, HIDDEN if context else 0, HIDDEN, dtype=dtype) for _ in range(2)]
+    input = torch.randn(STEPS, BATCH, HIDDEN, dtype=dtype, requires_grad=True)
+    given = torch.randn(BATCH, HIDDEN, dtype=dtype, requires_grad=True) if context else None
+    forward, backward = (unit.weights() for unit in units)
+    leaves = [input, *([] if given is None else [given])]
+    leaves += [x for unit in units for x in unit.parameters()]
+    return lambda: mcu(input, given, (forward, backward), engine="cuda"), leaves
 
 
 def test_what_is_counted_does_not_run(counting: ModuleType) -> None:
@@ -66,33 +79,46 @@ def test_operators_of_torch_are_launches(counting: ModuleType) -> None:
 
 @pytest.mark.parametrize("path", ["cluster", "cooperative"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize(("groups", "forward", "both"), [(1, 9, 30), (3, 12, 40)])
+@pytest.mark.parametrize(
+    ("calls", "forward", "both"),
+    [
+        ("group of 1", 9, 27),
+        ("group of 3", 11, 33),
+        ("group of 1 without context", 5, 17),
+        ("group of 3 without context", 7, 23),
+        # Each direction has a gradient of the input, and of the context, which autograd adds.
+        ("both directions", 9, 30),
+        ("both directions without context", 5, 19),
+    ],
+)
 def test_launches_of_a_pass(
     counting: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
     path: str,
     dtype: torch.dtype,
-    groups: int,
+    calls: str,
     forward: int,
     both: int,
 ) -> None:
     monkeypatch.setattr(cuda, "PATHS", (path,))
-    call, leaves = group_call(groups, dtype)
-
-    sizes = (groups, STEPS, BATCH, HIDDEN), (groups, BATCH, HIDDEN)
-    directions = [torch.ones(size, dtype=dtype) for size in sizes]
+    context = "without" not in calls
+    if calls.startswith("both"):
+        call, leaves = call_of_both_directions(dtype, context)
+    else:
+        call, leaves = group_call(int(calls.split()[2]), dtype, context)
+    cotangents = [torch.ones_like(x) for x in call()]
 
     def call_and_backward() -> None:
-        torch.autograd.grad(call(), leaves, directions)
+        torch.autograd.grad(call(), leaves, cotangents)
 
-    for most, passes in (
+    for count, passes in (
         (forward, torch.no_grad()(call)),
         (forward, call),
         (both, call_and_backward),
     ):
         launched = emulation.launches(counting, passes)
         assert launched["Forward"] == 1
-        assert sum(launched.values()) <= most, launched
+        assert sum(launched.values()) == count, launched
 
 
 CURRENT, OPERANDS = 0, 1
