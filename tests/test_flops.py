@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmixer_kernels import FusedMCU
+from mmixer_kernels import FusedMCU, FusedMCUStack
 from mmixer_kernels.reference import MCU
 
 
@@ -33,6 +33,14 @@ def test_each_step_counts():
     of_steps = 2 * steps * batch * (4 * 3 + 4 * 4 + 3 * 4 * 4)
     once = 2 * batch * (4 * 2 + 4 * 4)
     assert counts[torch.ops.mmixer_kernels.mcu_forward] == of_steps + once
+
+
+def test_each_layer_and_direction_counts_without_context():
+    unit, steps, batch = FusedMCUStack(3, 0, 4, 2, bidirectional=True), 7, 5
+    forward, backward = count(unit, torch.randn(steps, batch, 3), None).values()
+    layers = (4 * 3 + 3 * 4 * 4, 4 * 8 + 3 * 4 * 4)
+    assert forward == 2 * 2 * steps * batch * sum(layers)
+    assert backward == 2 * forward - 2 * 2 * steps * batch * 4 * 3  # no gradient of the input
 
 
 @pytest.mark.parametrize("options", [{"recompute": True}, {"engine": "reference"}])

@@ -3,19 +3,30 @@
 import copy
 import doctest
 import pickle
+from functools import partial
 
 import pytest
 import torch
+from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from mmixer_kernels import FusedMCU, FusedMCUCell, functional, modules, network, stack
+from mmixer_kernels import (
+    FusedMCU,
+    FusedMCUCell,
+    FusedMCUStack,
+    functional,
+    modules,
+    network,
+    stack,
+    streaming,
+)
 from mmixer_kernels.reference import MCU
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")
 
 
 def test_examples_in_docstrings():
-    for module in (functional, modules, network, stack):
+    for module in (functional, modules, network, stack, streaming):
         result = doctest.testmod(module, extraglobs={"torch": torch})
         assert result.attempted
         assert not result.failed
@@ -111,6 +122,19 @@ def test_a_parametrized_weight():
     assert unit.parametrizations.weight_r.original0.grad is not None
 
 
+def test_parametrized_weights_of_a_stack():
+    unit, x = FusedMCUStack(3, 0, 5, 2, bidirectional=True), torch.randn(6, 2, 3)
+    expected, _ = unit(x)
+    for name in ("weight_f_l0", "weight_h_l1_reverse"):
+        torch.nn.utils.parametrizations.weight_norm(unit, name)
+    output, _ = unit(x)
+    torch.testing.assert_close(output, expected)
+    output.sum().backward()
+    assert all(parameter.grad is not None for parameter in unit.parameters())
+    parametrize.remove_parametrizations(unit, "weight_f_l0")  # It is the last parameter then.
+    torch.testing.assert_close(unit(x)[0], expected)
+
+
 def test_cell_gradients():
     cell, plain = FusedMCUCell(3, 4, 5).double(), MCU(3, 4, 5).double()
     plain.load_state_dict(cell.state_dict())
@@ -189,7 +213,9 @@ def test_no_samples(module, lengths):
     assert not any(parameter.grad.any() for parameter in unit.parameters())
 
 
-@pytest.mark.parametrize("module", [FusedMCU, MCU])
+@pytest.mark.parametrize(
+    "module", [FusedMCU, MCU, partial(FusedMCUStack, num_layers=2, bidirectional=True)]
+)
 @pytest.mark.parametrize("lengths", [[6, 5, 2, 2], [2, 6, 2, 5]])
 def test_a_packed_sequence_inside_compile(module, lengths):
     unit = module(3, 4, 5)
@@ -219,10 +245,11 @@ def test_a_packed_sequence_inside_compile(module, lengths):
     torch.testing.assert_close(results[2], results[0])
 
 
-@pytest.mark.parametrize("module", [FusedMCU, MCU])
+@pytest.mark.parametrize("module", [FusedMCU, MCU, partial(FusedMCUStack, bidirectional=True)])
 def test_another_default_device(module, default_device):
     unit = module(3, 4, 5, device="cpu")
-    x, c, h = (torch.randn(s, device="cpu") for s in ((6, 3, 3), (3, 4), (1, 3, 5)))
+    states = 1 + unit.bidirectional
+    x, c, h = (torch.randn(s, device="cpu") for s in ((6, 3, 3), (3, 4), (states, 3, 5)))
     lengths = torch.tensor([2, 6, 4], device="cpu")
     packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
     for arguments in ((x, c, h, lengths), (packed, c, h), (x[:, 0], c[0])):

@@ -1,6 +1,8 @@
 """The dispatcher ops: opcheck, autograd, second derivatives, compile, export, autocast."""
 
 import contextlib
+import copy
+from functools import partial
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ import torch._dynamo.testing
 from helpers import Size, op_operands, problem, relative_errors, with_gradients
 from torch.utils.checkpoint import checkpoint
 
-from mmixer_kernels import FusedMCU, FusedMCUCell, dispatch, ops, reference
+from mmixer_kernels import FusedMCU, FusedMCUCell, FusedMCUStack, dispatch, ops, reference
 from mmixer_kernels.derivatives import tensors_of
 from mmixer_kernels.engines import cpu, of_device
 from mmixer_kernels.functional import mcu
@@ -134,6 +136,25 @@ def test_hooks_may_give_back_tensors_of_other_strides(batch_first):
     assert torch.equal(grad(lambda t: torch.stack([t, t], -1)[..., 0]), grad(torch.Tensor.clone))
 
 
+def stack(**options):
+    """A stack in both directions, and without context."""
+    return FusedMCUStack(3, 0, 5, 2, bidirectional=True, **options)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_hooks_may_give_back_tensors_of_other_strides_to_both_directions(batch_first):
+    unit, x = stack(batch_first=batch_first), torch.randn(6, 6, 3, requires_grad=True)
+
+    def grads(unpack):
+        with torch.autograd.graph.saved_tensors_hooks(torch.Tensor.clone, unpack):
+            output, h_n = unit(x, lengths=torch.tensor([6, 1, 3, 6, 4, 2]))
+        return torch.autograd.grad(output.square().sum() + h_n.sum(), [x, *unit.parameters()])
+
+    same = grads(torch.Tensor.clone)
+    for strided, grad in zip(grads(lambda t: torch.stack([t, t], -1)[..., 0]), same, strict=True):
+        assert torch.equal(strided, grad)
+
+
 @pytest.mark.parametrize("moved", [1, 2])
 def test_hooks_may_not_move_tensors_to_another_device(moved):
     """An address of another device would end a kernel's process."""
@@ -166,14 +187,29 @@ def test_an_error_of_a_hook_is_the_callers():
 
 @pytest.mark.parametrize("batch_first", [False, True])
 @pytest.mark.parametrize("first", [False, True])
-def test_a_checkpoint_may_be_profiled_in_one_direction(first, batch_first):
-    unit, x = FusedMCU(3, 4, 5, batch_first=batch_first), torch.randn(6, 6, 3, requires_grad=True)
+@pytest.mark.parametrize("made", [partial(FusedMCU, 3, 4, 5), stack])
+def test_a_checkpoint_may_be_profiled_in_one_direction(made, first, batch_first):
+    unit, x = made(batch_first=batch_first), torch.randn(6, 6, 3, requires_grad=True)
+    operands = (x, torch.randn(6, 4)) if unit.context_size else (x,)
+    (expected,) = torch.autograd.grad(unit(*operands)[0].sum(), x)
     profiler, nothing = torch.profiler.profile(activities=[CPU]), contextlib.nullcontext()
     with profiler if first else nothing:
-        output, _ = checkpoint(unit, x, torch.randn(6, 4), use_reentrant=False)
+        output, _ = checkpoint(unit, *operands, use_reentrant=False)
     with nothing if first else profiler:
         output.sum().backward()
-    assert x.grad is not None
+    torch.testing.assert_close(x.grad, expected)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_a_checkpoint_drops_the_same(use_reentrant):
+    unit, x = stack(dropout=0.5), torch.randn(6, 6, 3, requires_grad=True)
+    grads = []
+    for around in (partial(checkpoint, use_reentrant=use_reentrant), lambda f, x: f(x)):
+        torch.manual_seed(1)
+        around(unit, x)[0].sum().backward()
+        grads.append(x.grad)
+        x.grad = None
+    torch.testing.assert_close(*grads)
 
 
 @pytest.mark.parametrize("first", [False, True])
@@ -277,6 +313,35 @@ def test_compile_fullgraph(backend):
         torch.testing.assert_close(fused, eager)
 
 
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_compile_fullgraph_of_both_directions(backend):
+    unit, x, hx = stack(), torch.randn(6, 2, 3), torch.randn(4, 2, 5, requires_grad=True)
+    results = []
+    for function in (unit, torch.compile(unit, fullgraph=True, backend=backend)):
+        output, h_n = function(x, hx, lengths=torch.tensor([6, 3]))
+        loss = output.square().sum() + h_n.sum()
+        results.append((output, h_n, *torch.autograd.grad(loss, [hx, *unit.parameters()])))
+    torch.testing.assert_close(*results)
+
+
+def test_compile_of_a_stack_does_not_recompile_for_sizes():
+    """A sequence of one step, which has a way of its own outside, is right in either."""
+    both, one = stack(), FusedMCUStack(3, 0, 5, 2)
+    for unit, mode in ((both, torch.enable_grad), (one, torch.no_grad)):
+        counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+        compiled = torch.compile(unit, fullgraph=True, backend=counter, dynamic=True)
+        counts = []
+        for steps, batch in ((6, 2), (9, 3), (4, 7)):
+            x, lengths = torch.randn(steps, batch, 3), torch.randint(1, steps + 1, (batch,))
+            with mode():
+                output, _ = compiled(x, None, None, lengths)
+                assert torch.equal(output, unit(x, None, None, lengths)[0])
+            counts.append(counter.frame_count)
+        assert counts[1:] == counts[:1] * 2
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x[:1]), one(x[:1]))
+
+
 def test_compile_does_not_recompile_for_sizes():
     unit = FusedMCU(3, 4, 5)
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
@@ -301,6 +366,20 @@ def test_export():
         assert torch.equal(exported, eager)
 
 
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_export_of_a_stack_for_any_sizes(bidirectional):
+    unit = FusedMCUStack(3, 0, 5, 2, bidirectional=bidirectional)
+    steps, batch = torch.export.Dim("steps"), torch.export.Dim("batch")
+    example = torch.randn(6, 3, 3), None, None, torch.tensor([6, 3, 2])
+    shapes = {0: steps, 1: batch}, None, None, {0: batch}
+    with torch.no_grad():
+        program = torch.export.export(unit, example, dynamic_shapes=shapes)
+        for size in ((9, 5), (1, 1), (2, 7)):
+            x, lengths = torch.randn(*size, 3), torch.randint(1, size[0] + 1, size[1:])
+            exported = program.module()(x, None, None, lengths)
+            torch.testing.assert_close(exported, unit(x, None, None, lengths))
+
+
 def test_autocast():
     """The rules are a matrix product's: bfloat16 comes out, float32 gradients arrive at the
     parameters."""
@@ -317,6 +396,18 @@ def test_autocast():
     double = FusedMCU(6, 5, 24, dtype=torch.float64)
     with torch.autocast("cpu", torch.bfloat16):
         assert double(x.double(), c.double())[0].dtype == torch.float64
+
+
+def test_autocast_of_a_stack():
+    unit, x = stack(), torch.randn(6, 3, 3, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        results = unit(x)
+        with torch.no_grad():  # by the way of a step
+            assert FusedMCUStack(3, 0, 5)(x[:1])[1].dtype == torch.bfloat16
+    narrow = copy.deepcopy(unit).bfloat16()
+    assert all(map(torch.equal, results, narrow(x.detach().bfloat16())))
+    results[0].sum().backward()
+    assert {x.grad.dtype, unit.weight_r_l1_reverse.grad.dtype} == {torch.float32}
 
 
 def test_second_derivative_inside_autocast():

@@ -1,14 +1,13 @@
 from __future__ import annotations
 
 import copy
-import doctest
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.utils import prune
 
-from mmixer_kernels import CellStream, FusedMCU, FusedMCUCell, FusedMCUStack, streaming
+from mmixer_kernels import CellStream, FusedMCU, FusedMCUCell, FusedMCUStack, functional
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")
 
@@ -27,12 +26,6 @@ def steps(cell: FusedMCUCell, context: Tensor | None, hx: Tensor | None) -> Tens
 def streamed(stream: CellStream, frames: Tensor = FRAMES) -> Tensor:
     """The stream's results, one after another."""
     return torch.stack([stream(frame).clone() for frame in frames])
-
-
-def test_examples_in_docstrings() -> None:
-    result = doctest.testmod(streaming, extraglobs={"torch": torch})
-    assert result.attempted
-    assert not result.failed
 
 
 @pytest.mark.parametrize("hx", [None, HX])
@@ -106,7 +99,7 @@ def test_hooks_and_parametrizations_of_a_stack_take_part() -> None:
     torch.testing.assert_close(stream(FRAMES[0]), stack(FRAMES[:1])[1][-1].detach())
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit")  # torch deprecates its own
+@pytest.mark.filterwarnings("ignore")  # of torch's tracer
 def test_a_step_of_a_stack_is_a_sequence_of_one() -> None:
     """Without gradients it takes the engines' shorter way; no result shares another's memory."""
     for options in ({}, {"num_layers": 2}, {"batch_first": True}, {"bidirectional": True}):
@@ -120,11 +113,19 @@ def test_a_step_of_a_stack_is_a_sequence_of_one() -> None:
             torch.testing.assert_close([output, h_n], expected)
             output.zero_()
             torch.testing.assert_close(h_n, expected[1])
+    stack = FusedMCUStack(5, 7, 9, 2)
     with torch.no_grad():
         traced = torch.jit.trace(stack, (FRAMES[:1], CONTEXT))
         torch.testing.assert_close(traced(FRAMES, CONTEXT), stack(FRAMES, CONTEXT))
         with pytest.raises(ValueError, match=r"context must be \[B, context_size\]"):
-            FusedMCUStack(5, 7, 9)(FRAMES[:1], CONTEXT[None])
+            stack(FRAMES[:1], CONTEXT[None])
+        with pytest.raises(ValueError, match=r"lengths must be in 1\.\.1"):
+            stack(FRAMES[:1], CONTEXT, lengths=torch.tensor([1, 2]))
+
+
+def test_a_stream_of_a_stack_takes_the_engines_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(functional, "mcu")
+    assert CellStream(FusedMCUStack(5, 0, 9, 2))(FRAMES[0, :1]).shape == (1, 9)
 
 
 @pytest.mark.parametrize("cell", [BARE, FusedMCUStack(5, 0, 9, 2)])
