@@ -54,10 +54,11 @@ def mcu(
         eps: added to LayerNorm's variance.
         engine: "auto" or the name of an engine, see `mmixer_kernels.engines()`.
         recompute: save only the states for backward, which then computes the rest again, to the
-            same bits. They are T B H values; without recompute, the memory of about six times as
-            many is saved on a CPU, and on the CUDA engine of five times as many, or four times
-            with 16-bit inputs. The Triton engine always saves the states alone, and the reference
-            nothing.
+            same bits. They are T B H values per weight set; without recompute, the memory of about
+            six times as many is saved on a CPU, and on the CUDA engine of five times as many, or
+            four times with 16-bit inputs; without context five times on a CPU, and three on the
+            CUDA engine, or two and a half. The Triton engine always saves the states alone, and
+            the reference nothing.
 
     Returns:
         output, like input with D H features, those of both directions beside each other, and h_n
@@ -291,15 +292,17 @@ def mask_to_lengths(mask: Tensor) -> Tensor:
     return lengths
 
 
-def _refuse_weights(name: str, weights: object) -> NoReturn:
+def _refuse_weights(name: str, weights: object, or_else: str = "") -> NoReturn:
+    count = f" of {len(weights)}" if isinstance(weights, tuple | list) else ""
     raise TypeError(
-        f"{name} must be mmixer_kernels.functional.Weights, but is a {type(weights).__name__}"
+        f"{name} must be mmixer_kernels.functional.Weights{or_else}, "
+        f"but is a {type(weights).__name__}{count}"
     )
 
 
 def _both_directions(weights: object) -> tuple[Weights, Weights]:
     if not isinstance(weights, tuple | list) or len(weights) != 2:
-        _refuse_weights("weights", weights)
+        _refuse_weights("weights", weights, ", or a pair of them")
     for i, weight_set in enumerate(weights):
         if not isinstance(weight_set, Weights):
             _refuse_weights(f"weights[{i}]", weight_set)

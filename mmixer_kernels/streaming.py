@@ -220,7 +220,7 @@ def _check_like(name: str, source: Tensor, target: Tensor) -> None:
         raise ValueError(
             f"{name} must be {list(target.shape)} {target.dtype}, but is {list(source.shape)} "
             f"{source.dtype}: the stream's batch size and dtype are those of the context, or hx, "
-            "that it was made with"
+            "that it was made with, and without either batch_size and the parameters' dtype"
         )
     if source.device != target.device:
         raise ValueError(f"{name} must be on {target.device}, but is on {source.device}")

@@ -149,8 +149,8 @@ WRONG_WEIGHTS = [
         ValueError,
         r"weight_f must have shape \[7, 7\] .* has \[5, 7\]",
     ),
-    (None, TypeError, "weights.* must be mmixer_kernels.functional.Weights, but is a NoneType"),
-    (tuple(W), TypeError, "weights.* must be mmixer_kernels.functional.Weights, but is a tuple"),
+    (None, TypeError, "weights.* must be mmixer_kernels.functional.Weights.*, but is a NoneType"),
+    (tuple(W), TypeError, "weights.* must be mmixer_kernels.functional.Weights.*, but is a tuple"),
     (W._replace(weight_z=1.0), TypeError, "weight_z must be a Tensor, but is a float"),
     (W._replace(weight_f=None), TypeError, "weight_f must be a Tensor, but is a NoneType"),
     (W._replace(weight_s=W.weight_s.numpy()), TypeError, "weight_s must be a Tensor, but is a nda"),
@@ -253,7 +253,8 @@ def test_mistakes_without_context():
 
 def test_mistakes_in_both_directions():
     for weights, error, message in (
-        ((W, W, W), TypeError, "weights must be .*Weights, but is a tuple"),
+        ((W, W, W), TypeError, "weights must be .*Weights, or a pair of them, but is a tuple of 3"),
+        ((W,), TypeError, "weights must be .*Weights, or a pair of them, but is a tuple of 1"),
         ((W, None), TypeError, r"weights\[1\] must be .*Weights, but is a NoneType"),
         ((W, BARE), ValueError, "weights must all have weight_g and weight_s, or none"),
         (
@@ -264,6 +265,8 @@ def test_mistakes_in_both_directions():
     ):
         with pytest.raises(error, match=message):
             mcu(X, C, weights)
+    with pytest.raises(TypeError, match=r"weights must be .*Weights, but is a tuple of 2"):
+        mcu_cell(X[0], C, (W, W))
     with pytest.raises(ValueError, match=r"hx must be \[2, B, H\], but has shape \[1, 3, 7\]"):
         mcu(X, C, (W, W), H)
     with pytest.raises(ValueError, match=r"input must have 5 features \(input_size\), but has 4"):

@@ -140,7 +140,7 @@ def test_the_batch_size_and_dtype_of_a_stream_without_context(
     assert CellStream(narrow)(FRAMES[0, :1].bfloat16()).dtype == torch.bfloat16
     wide = CellStream(narrow, hx=torch.zeros(*layers, 2, 9))
     assert wide(FRAMES[0]).dtype == torch.float32
-    with pytest.raises(ValueError, match=r"float32: the stream's batch size and dtype are those"):
+    with pytest.raises(ValueError, match="without either batch_size and the parameters' dtype"):
         CellStream(narrow)(FRAMES[0, :1])
 
 
