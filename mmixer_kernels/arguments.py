@@ -448,7 +448,9 @@ def _named(call: Problem | Step) -> Iterator[tuple[str, Tensor]]:
     if isinstance(call, Step):  # `Step.problem` makes views, which a freed storage refuses.
         contexts = [] if call.context is None else [call.context]
         call = Problem([call.input], contexts, [call.weights], call.hx)
-    layout: problem.Layout = "group" if len(call.inputs) > 1 else "sequence"
+    layout: problem.Layout = "sequence"
+    if len(call.inputs) > 1:
+        layout = "concatenated" if call.bidirectional else "group"
     groups = zip(call.inputs, call.each_context, call.weights, strict=True)
     for i, (input, context, weights) in enumerate(groups):
         operands = {"input": input, "context": context, **weights._asdict()}

@@ -94,8 +94,10 @@ def mcu(
     count = len(sets)
     layout = arguments.Layout.of(input, batch_first)
     input, context, hx, lengths = layout.arrange(input, context, hx, lengths, count)
-    contexts = [] if context is None else [context] * count
-    problem = Problem([input] * count, contexts, sets, hx, lengths, mix, eps, count == 2)
+    contexts = [] if context is None else [context]
+    problem = Problem([input], contexts, sets, hx, lengths, mix, eps, count == 2)
+    cast = autocast.cast(problem, input.device.type)  # which both directions share
+    problem = cast._replace(inputs=[*cast.inputs] * count, contexts=[*cast.contexts] * count)
     output, h_n = _run(problem, engine, recompute, "sequence" if count == 1 else "concatenated")
     features = output.squeeze(0) if count == 1 else output.permute(1, 2, 0, 3).flatten(2)
     return layout.restore(features, h_n)
@@ -188,6 +190,7 @@ def mcu_group(
     if batch_first:
         inputs = [input.transpose(0, 1) for input in inputs]
     problem = Problem(inputs, contexts or [], weights, hx, lengths, mix, eps)
+    problem = autocast.cast(problem, inputs[0].device.type)
     output, h_n = _run(problem, engine, recompute, "group")
     return (output.transpose(1, 2) if batch_first else output), h_n
 
@@ -316,6 +319,5 @@ def _listed(words: Sequence[object]) -> str:
 
 def _run(problem: Problem, engine: str, recompute: bool, layout: Layout) -> tuple[Tensor, Tensor]:
     """Output `[G, T, B, H]` and h_n `[G, B, H]`; the messages have the names of the layout."""
-    problem = autocast.cast(problem, problem.inputs[0].device.type)
     arguments.check(problem, layout)
     return ops.run(problem, choose(engine, problem.inputs[0]), recompute)

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -271,6 +272,15 @@ def test_mistakes_in_both_directions():
         mcu(X, C, (W, W), H)
     with pytest.raises(ValueError, match=r"input must have 5 features \(input_size\), but has 4"):
         mcu(X[..., :4], C, (W, W))
+
+
+@pytest.mark.parametrize("name", ["input", "context", "weights[1].weight_r"])
+def test_freed_memory_in_both_directions(name):
+    other = W._replace(weight_r=W.weight_r.clone())
+    operands = {"input": X.clone(), "context": C.clone(), "weights[1].weight_r": other.weight_r}
+    operands[name].untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match=rf"^{re.escape(name)} must have its values in memory"):
+        mcu(operands["input"], operands["context"], (W, other))
 
 
 def test_stack_mistakes():

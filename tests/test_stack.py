@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmixer_kernels import FusedMCU, FusedMCUCell, FusedMCUStack, engines
 from mmixer_kernels.functional import Weights, mask_to_lengths, mcu, mcu_group
@@ -237,6 +238,23 @@ def test_dropout_stands_between_layers(engine):
         y, _ = mcu(F.dropout(y, 0.4) if i else y, None, weights, engine=engine)
     assert torch.equal(output, y)
     assert not torch.equal(output, stack(x)[0])  # another mask
+
+
+def test_autocast_casts_the_input_of_both_directions_once():
+    shapes = []
+
+    class Casts(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten._to_copy.default:
+                shapes.append(args[0].shape)
+            return function(*args, **(kwargs or {}))
+
+    stack = FusedMCUStack(F_IN, C, H, bidirectional=True)
+    x, c = torch.randn(T, B, F_IN), torch.randn(B, C)
+    with Casts(), torch.autocast("cpu"):
+        output, _ = stack(x, c)
+    assert output.dtype is torch.bfloat16
+    assert (shapes.count(x.shape), shapes.count(c.shape)) == (1, 1)
 
 
 def test_parameters_are_named_and_drawn_as_a_grus():
