@@ -20,14 +20,14 @@ class CellStream:
     change in place but not move. On a CPU a call is the cell's.
 
     Args:
-        cell: in the dtype and on the device of what comes, which is float32 or bfloat16 beside
-            bfloat16 parameters, as context and hx are. A stack must have one direction, and be in
-            eval mode where it has a dropout between layers.
+        cell: in the dtype and on the device of what comes; beside bfloat16 parameters, what comes
+            may be float32, and context and hx then are too. A stack must have one direction, and be
+            in eval mode where it has a dropout between layers.
         context: `[B, context_size]`, the other modalities' action content; None for a cell without
             context.
-        hx: the first state `[B, H]`, of a stack `[L, B, H]`, zeros when None.
-        batch_size: B where neither context nor hx says it; 1 when None. Without either of them what
-            comes has the parameters' dtype.
+        hx: the first state `[B, H]`, of a stack `[L, B, H]`, zeros when None. Without context and
+            hx, what comes has the parameters' dtype.
+        batch_size: B where neither context nor hx says it; 1 when None.
 
     Raises:
         ValueError, TypeError: as the cell, and ValueError for what requires a gradient.

@@ -152,8 +152,10 @@ class Sources {
     const bool stacked = s.G > 1 && one_context, stored = p.weight_dtype == p.dtype;
     const Dtype wide = s.wide;
     void *contexts = nullptr, *weights_g = nullptr, *weights_s = nullptr, *weights_sg = nullptr;
-    void* const weights_f =
-        one_input ? s.take_operands(arena, s.G * s.H * p.group[0].input_size) : nullptr;
+    const bool has_prologue = !backward || p.keep != Keep::gates;  // which has x W_f^T
+    void* const weights_f = one_input && has_prologue
+                                ? s.take_operands(arena, s.G * s.H * p.group[0].input_size)
+                                : nullptr;
     const int64_t C = p.group[0].context_size;
     if (stacked) {
       if (inputs) contexts = s.take_operands(arena, s.G * s.B * C);

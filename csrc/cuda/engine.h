@@ -44,7 +44,8 @@ struct PassPlan : Variant {
 };
 
 // Throws std::invalid_argument for a problem that the engine does not take: dtype may be any, and
-// weight_dtype and norm_dtype are the same, or bfloat16 beside float32.
+// weight_dtype and norm_dtype are the same, or bfloat16 beside float32. Groups that run in reverse
+// are the last ones, so that the kernels know them by one number.
 void check(const Problem& problem);
 
 // The number of elements, of the dtype of states, that forward leaves for backward: the states, and

@@ -452,6 +452,39 @@ int test_directions() {
   return failures;
 }
 
+// Returns the number of failures.
+int test_refusals() {
+  mmixer::Group groups[2] = {};
+  Problem p{};
+  p.groups = 2, p.steps = p.batch = p.hidden = 1, p.group = groups;
+  const auto is_taken = [&] {
+    try {
+      return cuda::check(p), true;
+    } catch (const std::invalid_argument&) {
+      return false;
+    }
+  };
+  int failures = 0;
+  const auto expect = [&](bool expected, const char* what) {
+    if (is_taken() == expected) return;
+    std::printf("FAILED: %s is%s taken\n", what, expected ? " not" : "");
+    failures++;
+  };
+  for (mmixer::Group& group : groups) group.input_size = 1;
+  expect(true, "a call without context");
+  groups[1].reverse = true;
+  expect(true, "a call of both directions");
+  groups[0].reverse = true, groups[1].reverse = false;
+  expect(false, "a group that runs in reverse before one that does not");
+  groups[0].reverse = false, groups[1].context_size = 1;
+  expect(false, "a context beside none");
+  p.has_context = true;
+  expect(false, "no context beside one");
+  groups[0].context_size = 1;
+  expect(true, "a call with contexts");
+  return failures;
+}
+
 // Calls f with problems that differ in what the layout of a pass's memory depends on.
 template <class F>
 void each_layout(const F& f) {
@@ -534,7 +567,8 @@ bool orders_memory_alone(const std::string& site) {
 }
 
 int test_all() {
-  int failures = test_layouts() + test_used_memory() + test_directions(), planted = 0;
+  int failures = test_layouts() + test_refusals() + test_used_memory() + test_directions();
+  int planted = 0;
   std::map<std::string, bool> shown;  // kernels share code: one of them has to show its sites
   for (const auto& [name, kernel] : kernels()) {
     std::string how;

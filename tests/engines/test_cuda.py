@@ -220,6 +220,7 @@ def test_a_sum_of_squares_that_overflows_makes_no_nan(path: str) -> None:
         {"groups": 2},
         {"hx": False, "lengths": False},
         {"layer_norm": False, "lengths": False},
+        {"groups": 2, "context": False, "bidirectional": True},
     ],
 )
 def test_opcheck(options: dict[str, Any]) -> None:

@@ -229,6 +229,22 @@ def test_cell_and_its_stream(
             assert torch.equal(stream(x[t]), state)
 
 
+@pytest.mark.parametrize("engine", ["cuda", "triton"])
+@pytest.mark.parametrize("context_size", [0, 24])
+def test_a_stack_and_its_stream(engine: str, context_size: int) -> None:
+    """All layers are in one graph."""
+    if not engines()[engine].available:
+        pytest.skip(engines()[engine].reason)
+    stack = FusedMCUStack(33, context_size, 45, 2, engine=engine, device=DEVICE)
+    x, hx = torch.randn(5, 3, 33, device=DEVICE), torch.randn(2, 3, 45, device=DEVICE)
+    context = torch.randn(3, context_size, device=DEVICE) if context_size else None
+    output, h_n = stack(x, context, hx)
+    stream = CellStream(stack, context, hx)
+    states = torch.stack([stream(frame).clone() for frame in x])
+    torch.testing.assert_close(states, output.detach())
+    torch.testing.assert_close(stream.state, h_n.detach())
+
+
 @pytest.mark.parametrize(
     ("mix", "layer_norm", "lengths"),
     [("gated", True, True), ("gated", False, False), ("concat", True, True)],
