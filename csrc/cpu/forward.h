@@ -71,7 +71,8 @@ void each_active(const Member& member, const Slice* slices, int64_t count, const
 
 // Runs recurrence(member, slices, count) over all groups and samples: blocks of samples of their
 // own for the members where that keeps all of them busy, otherwise everything for the team. The
-// smaller blocks read the weights twice as often, which is cheap where L2 holds them.
+// larger the blocks, the fewer times are the weights read; the smallest are for weights that L2
+// holds.
 template <class Recurrence>
 void share_samples(Member& member, const Problem& p, Recurrence recurrence) {
   const int64_t element = p.dtype == Dtype::float64 ? 8 : 4, size = member.size();
@@ -83,7 +84,7 @@ void share_samples(Member& member, const Problem& p, Recurrence recurrence) {
     blocks = p.groups * blocks_of_group;
     return blocks >= 4 * size || blocks % size == 0;
   };
-  if (shared_in(p.batch) || (size > 1 && (shared_in(8) || (in_L2 && shared_in(4))))) {
+  if (shared_in(128) || (size > 1 && (shared_in(8) || (in_L2 && shared_in(4))))) {
     Member alone(0, 1, nullptr);
     for (int64_t i = member.begin(blocks); i < member.end(blocks); i++) {
       const int64_t first = i % blocks_of_group * block;

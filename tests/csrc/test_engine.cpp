@@ -435,11 +435,13 @@ int main() {
   cases.emplace_back(1, 41, 13, 5, 2 | 4 | 64 | 128);
   const size_t first_team = cases.size();
   // These are large enough for teams of two and of four. Each member takes samples of its own where
-  // there are 32, eight at a time, and where there are 13, four at a time in the team of four.
+  // there are 32, eight at a time, where there are 13, four at a time in the team of four, and
+  // where there are 256.
   cases.emplace_back(3, 3, 4, 105, 2 | 4 | 8 | 16);
   cases.emplace_back(3, 3, 13, 61, 1 | 4);
   cases.emplace_back(1, 2, 32, 65, 2 | 8);
   cases.emplace_back(1, 1, 5, 170, 2 | 16);
+  cases.emplace_back(1, 2, 256, 17, 2 | 4 | 64 | 128);
   // Both directions, each by a member of its own in the team of two.
   cases.emplace_back(2, 3, 4, 105, 2 | 4 | 8 | 64 | 256);
   cases.emplace_back(2, 3, 13, 61, 4 | 16 | 64 | 256);
