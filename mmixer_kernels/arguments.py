@@ -169,19 +169,18 @@ def check_tensor(name: str, value: object) -> Tensor:
     return value
 
 
-def context_and_hx(
-    context_size: int, context: Tensor | None, hx: Tensor | None
-) -> tuple[Tensor | None, Tensor | None]:
-    """Context and first state of a module's call, which may have the first state in the context's
-    place where there is no context: `unit(input, h_0)`, as of `nn.GRU`."""
-    if context_size or context is None:
-        return context, hx
-    if hx is not None:
+def context_and_hx(context: Tensor | None, hx: Tensor | None) -> tuple[None, Tensor | None]:
+    """Context and first state of a call of a module without context, which may have the first state
+    in the context's place: `unit(input, h_0)`, as of `nn.GRU`."""
+    if context is not None and hx is not None:
+        hint = ""
+        if isinstance(context, torch.fx.Proxy):  # A tracer gives every argument.
+            hint = ", for torch.fx's tracer by concrete_args={'context': None}"
         raise ValueError(
             "context must be None, since this unit has none (context_size=0), but hx is given "
-            "beside it: leave it out"
+            f"beside it: leave it out{hint}"
         )
-    return None, context
+    return None, hx if context is None else context
 
 
 def check_sequence(name: str, value: object, kind: str = "a sequence") -> None:

@@ -104,7 +104,8 @@ class FusedMCU(MCU):
             ValueError: a wrong shape, device or length. TypeError: a wrong dtype, or what is no
             tensor. RuntimeError: the engine asked for cannot run here.
         """
-        context, hx = arguments.context_and_hx(self.context_size, context, hx)
+        if not self.context_size:
+            context, hx = arguments.context_and_hx(context, hx)
         return functional.mcu(
             input,
             context,
@@ -186,7 +187,8 @@ class FusedMCUCell(MCU):
             ValueError: a wrong shape or device. TypeError: a wrong dtype, or what is no tensor.
             RuntimeError: the engine asked for cannot run here.
         """
-        context, hx = arguments.context_and_hx(self.context_size, context, hx)
+        if not self.context_size:
+            context, hx = arguments.context_and_hx(context, hx)
         return functional.mcu_cell(
             input,
             context,

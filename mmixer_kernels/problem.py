@@ -153,6 +153,10 @@ class Problem(NamedTuple):
     def directions(self) -> Sequence[bool]:
         """Each weight set's answer to whether it runs in reverse."""
         groups = len(self.inputs)
+        if self.bidirectional and groups % 2:
+            raise ValueError(
+                f"bidirectional must be of an even number of weight sets, but there are {groups}"
+            )
         return [self.bidirectional and 2 * i >= groups for i in range(groups)]
 
     @property

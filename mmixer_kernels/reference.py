@@ -362,7 +362,8 @@ class MCU(Unit):
         Raises:
             ValueError: a wrong shape, device or length. TypeError: a wrong dtype.
         """
-        context, hx = arguments.context_and_hx(self.context_size, context, hx)
+        if not self.context_size:
+            context, hx = arguments.context_and_hx(context, hx)
         weights = self.weights()
         layout = arguments.Layout.of(input, self.batch_first)
         input, context, hx, lengths = layout.arrange(input, context, hx, lengths)

@@ -97,7 +97,7 @@ class FusedMCUStack(Unit):
 
     def weights(self) -> list[Weights]:
         """The weight sets in `nn.GRU`'s order: of each layer one, or one per direction."""
-        fields, size = self._fields(), len(Weights._fields)
+        fields, size = list(self._fields()), len(Weights._fields)
         return [Weights(*fields[i : i + size]) for i in range(0, len(fields), size)]  # type: ignore[arg-type]
 
     def forward(
@@ -127,7 +127,8 @@ class FusedMCUStack(Unit):
             ValueError: a wrong shape, device or length. TypeError: a wrong dtype, or what is no
             tensor. RuntimeError: the engine asked for cannot run here.
         """
-        context, hx = arguments.context_and_hx(self.context_size, context, hx)
+        if not self.context_size:
+            context, hx = arguments.context_and_hx(context, hx)
         sets = self.weights()
         layout = None
         batch_first = self.batch_first

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NoReturn
 
 import torch
@@ -94,12 +94,12 @@ class Unit(nn.Module):
             else:
                 nn.init.uniform_(parameter, -bound, bound)
 
-    def _fields(self) -> list[Tensor | None]:
+    def _fields(self) -> Iterable[Tensor | None]:
         """The fields of the weight sets, one set after another."""
         # nn.Module's attribute access costs as much as a small step's products, eight times.
         parameters = self._parameters
         if tuple(parameters) == self._names:
-            return list(parameters.values())
+            return parameters.values()
         return [getattr(self, name) for name in self._names]
 
     def flatten_parameters(self) -> None:

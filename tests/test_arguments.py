@@ -252,6 +252,15 @@ def test_mistakes_without_context():
         mcu_group([X, X], None, [BARE, W])
 
 
+@pytest.mark.parametrize("kind", [FusedMCU, FusedMCUStack])
+def test_a_tracer_is_told_that_there_is_no_context(kind):
+    unit = kind(5, 0, 7)
+    with pytest.raises(ValueError, match=r"tracer by concrete_args=\{'context': None\}"):
+        torch.fx.symbolic_trace(unit)
+    traced = torch.fx.symbolic_trace(unit, concrete_args={"context": None})
+    assert torch.equal(traced(X, None, H)[0], unit(X, H)[0])
+
+
 def test_mistakes_in_both_directions():
     for weights, error, message in (
         ((W, W, W), TypeError, "weights must be .*Weights, or a pair of them, but is a tuple of 3"),

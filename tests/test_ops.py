@@ -502,3 +502,10 @@ def test_autocast_has_the_error_of_its_dtype(engine, enabled):
     with torch.set_grad_enabled(enabled), torch.autocast("cpu", torch.bfloat16):
         output, _ = unit(x.float(), c.float())
     assert (output.double() - truth).norm() < 2.0**-8 * truth.norm()
+
+
+@pytest.mark.parametrize("engine", ["cpu", "reference"])
+def test_both_directions_are_of_an_even_number_of_weight_sets(engine):
+    arguments, _ = op_operands(3, bidirectional=True)
+    with pytest.raises(ValueError, match="bidirectional must be of an even number of"):
+        torch.ops.mmixer_kernels.mcu_forward(*arguments, engine, "nothing")
