@@ -31,11 +31,11 @@ struct Cpu {
 
   static void check(const Problem& p) { cpu::check(p); }
   static int64_t saved_size(const Problem& p) { return cpu::saved_size(p); }
-  static int64_t forward_workspace_size(const Problem& p, const Options&) {
-    return bytes(cpu::forward_workspace_size(p), p);
+  static int64_t forward_workspace_size(const Problem& p, const Options& o) {
+    return bytes(cpu::forward_workspace_size(with(p, o)), p);
   }
-  static int64_t backward_workspace_size(const Problem& p, const Options&, bool need_weights) {
-    return bytes(cpu::backward_workspace_size(p, need_weights), p);
+  static int64_t backward_workspace_size(const Problem& p, const Options& o, bool need_weights) {
+    return bytes(cpu::backward_workspace_size(with(p, o), need_weights), p);
   }
   static void forward(const Problem& p, const Options& o, const Results& results, void* saved,
                       void* workspace) {

@@ -1,6 +1,7 @@
 """The surroundings of every test: one thread, a seed, and Triton's interpreter without a GPU."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -51,6 +52,15 @@ def nan_filled_memory() -> Iterator[None]:
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
     torch.use_deterministic_algorithms(deterministic)
+
+
+@pytest.fixture(autouse=True)
+def no_compiled_code_of_another_test() -> Iterator[None]:
+    """torch.compile counts how often it compiled a function over all of a process's modules, and
+    from some number on refuses to."""
+    yield
+    if dynamo := sys.modules.get("torch._dynamo"):
+        dynamo.reset()
 
 
 @pytest.fixture(autouse=True)

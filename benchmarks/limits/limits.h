@@ -10,7 +10,7 @@ struct Limits {
   int64_t (*multiply_add)(int64_t rounds, int threads);
   // A team's reading of a block of memory, each member its own part of it.
   void (*read)(const float* memory, int64_t size, int64_t rounds, int threads);
-  // forward without h_n; returns the seconds that its recurrence took.
+  // forward of one weight set without h_n; returns the seconds that its recurrence took.
   double (*recurrence_seconds)(const Problem& problem, const Results& results, float* workspace);
 };
 

@@ -26,6 +26,7 @@ double recurrence_seconds(const RecurrenceSeconds& c) {
   const from_python::Items tensors(c.tensors.ptr());
   const OwnProblem own = from_python::problem(from_python::Form(c.call), tensors);
   Problem problem = own.problem();
+  from_python::require(problem.groups == 1, "groups", "be 1");
   const int64_t step = problem.batch * problem.hidden;
   const Results results{c.output, problem.steps * step, step, problem.hidden, nullptr};
   problem.threads = c.threads;

@@ -56,6 +56,12 @@ struct Table {
     data = arena.take(groups * rows * width);
   }
   T* operator()(int64_t group, int64_t row) const { return data + (group * rows + row) * width; }
+  // The table from this group on.
+  Table from(int64_t group) const {
+    Table rest = *this;
+    if (data) rest.data += group * rows * width;
+    return rest;
+  }
 };
 
 // Forward's values that backward needs: the states, x_hat of each gate (without LayerNorm the
@@ -80,6 +86,17 @@ struct Saved {
     }
   }
   int64_t size() const { return arena_.used(); }
+
+  // What is saved from this group on.
+  Saved from(int64_t group) const {
+    Saved rest = *this;
+    rest.h = h.from(group);
+    for (int gate = 0; gate < gates; gate++) {
+      rest.x_hat[gate] = x_hat[gate].from(group);
+      rest.r_std[gate] = r_std[gate].from(group);
+    }
+    return rest;
+  }
 
   // Writes zeros where no row was written and in the padding, so that equal calls leave equal bits.
   void clear_rest(const Member& member, int64_t groups, int64_t rows, int64_t hidden) const {
@@ -292,8 +309,8 @@ struct BackwardMemory {
   std::optional<ForwardBuffers<T>> again;  // empty unless the gates are computed again
   std::optional<BackwardBuffers<T>> buffers;
 
-  BackwardMemory(T* saved_memory, T* workspace, const Problem& p, bool need_weights)
-      : saved(saved_memory, p) {
+  BackwardMemory(const Saved<T>& kept, T* workspace, const Problem& p, bool need_weights)
+      : saved(kept) {
     Arena<T> arena(workspace);
     if (p.keep == Keep::states) {
       saved.take_gates(arena, p);

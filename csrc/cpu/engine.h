@@ -18,7 +18,7 @@ namespace mmixer::cpu {
 void check(const Problem& problem);
 
 // The elements of Problem::dtype that forward saves for backward, and that each needs as scratch
-// memory.
+// memory, which depends on Problem::threads.
 int64_t saved_size(const Problem& problem);
 int64_t forward_workspace_size(const Problem& problem);
 int64_t backward_workspace_size(const Problem& problem, bool need_weights);

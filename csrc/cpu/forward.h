@@ -17,11 +17,29 @@
 namespace mmixer::cpu::MMIXER_ISA {
 
 // The number of threads that are worth their barriers, each with at least 32 k multiplications in a
-// step's product, and that have a processor.
-inline int team_size(const Problem& p) {
+// step's product.
+inline int64_t worthy_threads(const Problem& p) {
   const int64_t work = p.groups * p.batch * p.hidden * p.hidden;
-  const int64_t worth = std::min<int64_t>(work / 32768, p.threads);
-  return worth < 2 ? 1 : int(std::min<int64_t>(worth, available_processors()));
+  return std::max<int64_t>(1, std::min<int64_t>(work / 32768, p.threads));
+}
+
+// Those of them that have a processor.
+inline int team_size(const Problem& p) {
+  const int64_t worth = worthy_threads(p);
+  return worth == 1 ? 1 : int(std::min<int64_t>(worth, available_processors()));
+}
+
+// The groups of a call that are computed at once: those of one thread one after another, in the
+// memory of the largest, which stays in the caches.
+inline int64_t groups_at_once(const Problem& p) { return worthy_threads(p) == 1 ? 1 : p.groups; }
+
+// The groups from this one on that are computed at once with it.
+template <class T>
+Problem from_group(Problem p, int64_t group) {
+  p.groups = groups_at_once(p);
+  p.group += group;
+  if (p.hx) p.hx = static_cast<const T*>(p.hx) + group * p.hx_stride_group;
+  return p;
 }
 
 // The ranks [begin, end) of one group.
