@@ -498,13 +498,13 @@ def test_what_matters_most_is_measured_first(rehearsal):
     seen = [
         x.split("::")[1].split("[")[0].split()[0] for x in rehearsal[1].splitlines() if "::" in x
     ]
-    of_cuda = list(dict.fromkeys(seen))[:10]
+    of_cuda = list(dict.fromkeys(seen))[:11]
     assert of_cuda == [
         *("test_sequence", "test_group", "test_path", "test_paper", "test_wide"),
         *("test_kernels_of_sequence", "test_kernels_of_paper"),
-        *("test_samples", "test_packets", "test_size"),
+        *("test_samples", "test_packets", "test_stack", "test_size"),
     ]
-    words = ("sequence", "wide", "paper", "path", "group", "samples", "packets")
+    words = ("sequence", "wide", "paper", "path", "group", "samples", "packets", "stack")
     for name in of_cuda:
         assert sum(word in name for word in words) == (name != "test_size")
     precisions = [x["settings"]["precision"] for x in rehearsal[0]["comparisons"][:16]]
