@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from . import autocast, problem
+from . import autocast
+from .problem import Layout as CallLayout
 from .problem import Problem, Step, Weights, gates
 
 _is_wrapped = getattr(
@@ -269,7 +270,7 @@ def check_dtype(name: str, dtype: object) -> None:
         )
 
 
-def check(problem: Problem, layout: problem.Layout = "sequence") -> None:
+def check(problem: Problem, layout: CallLayout = "sequence") -> None:
     """Options, shapes, dtypes and devices of a call, and that its weight sets agree.
 
     Args:
@@ -447,7 +448,7 @@ def _named(call: Problem | Step) -> Iterator[tuple[str, Tensor]]:
     if isinstance(call, Step):  # `Step.problem` makes views, which a freed storage refuses.
         contexts = [] if call.context is None else [call.context]
         call = Problem([call.input], contexts, [call.weights], call.hx)
-    layout: problem.Layout = "sequence"
+    layout: CallLayout = "sequence"
     if len(call.inputs) > 1:
         layout = "concatenated" if call.bidirectional else "group"
     groups = zip(call.inputs, call.each_context, call.weights, strict=True)
@@ -501,7 +502,7 @@ def _check_tensors(
             )
 
 
-def name_of(group: int, layout: problem.Layout, name: str) -> str:
+def name_of(group: int, layout: CallLayout, name: str) -> str:
     """The name that the caller knows an operand by: `mcu_group` numbers those of its groups, and
     the weight sets of one input have numbers alone."""
     if layout in ("sequence", "step") or name in ("hx", "lengths"):

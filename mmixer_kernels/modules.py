@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
@@ -45,6 +47,12 @@ class FusedMCU(MCU):
     >>> unit = FusedMCU(64, 0, 128)  # without context
     >>> output, h_n = unit(torch.randn(16, 8, 64))
     """
+
+    _defaults: ClassVar[dict[str, object]] = {
+        **MCU._defaults,
+        "engine": "auto",
+        "recompute": False,
+    }
 
     def __init__(
         self,
@@ -118,13 +126,6 @@ class FusedMCU(MCU):
             engine=self.engine,
             recompute=self.recompute,
         )
-
-    def extra_repr(self) -> str:
-        """The sizes, and the options that are not at their defaults."""
-        text = super().extra_repr()
-        if self.engine != "auto":
-            text += f", engine={self.engine!r}"
-        return text + (", recompute=True" if self.recompute else "")
 
 
 class FusedMCUCell(MCU):

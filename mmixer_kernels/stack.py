@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -49,6 +49,15 @@ class FusedMCUStack(Unit):
     >>> output.shape, h_n.shape
     (torch.Size([16, 8, 256]), torch.Size([4, 8, 128]))
     """
+
+    _defaults: ClassVar[dict[str, object]] = {
+        **Unit._defaults,
+        "num_layers": 1,
+        "bidirectional": False,
+        "dropout": 0.0,
+        "engine": "auto",
+        "recompute": False,
+    }
 
     def __init__(
         self,
@@ -194,21 +203,6 @@ class FusedMCUStack(Unit):
             engine=self.engine,
         )
         return state.unsqueeze(0)
-
-    def extra_repr(self) -> str:
-        """The sizes, and the options that are not at their defaults."""
-        text = super().extra_repr()
-        defaults = {
-            "num_layers": 1,
-            "bidirectional": False,
-            "dropout": 0.0,
-            "engine": "auto",
-            "recompute": False,
-        }
-        for name, default in defaults.items():
-            if getattr(self, name) != default:
-                text += f", {name}={getattr(self, name)!r}"
-        return text
 
 
 def _check_dropout(dropout: object, num_layers: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NoReturn
+from typing import ClassVar, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +14,6 @@ from .problem import Weights, gates
 
 INITS = ("uniform", "orthogonal")
 _RECURRENT = ("weight_r", "weight_z", "weight_h")
-_DEFAULTS = {
-    "layer_norm": True,
-    "mix": "gated",
-    "batch_first": False,
-    "eps": 1e-5,
-    "init": "uniform",
-}
 
 
 class Unit(nn.Module):
@@ -38,6 +31,14 @@ class Unit(nn.Module):
     bidirectional = False
     bias = False
     init = "uniform"
+    _defaults: ClassVar[dict[str, object]] = {
+        "layer_norm": True,
+        "mix": "gated",
+        "batch_first": False,
+        "eps": 1e-5,
+        "init": "uniform",
+    }
+    """The options that `extra_repr` tells of where they have other values."""
     _names: tuple[str, ...] = Weights._fields
 
     def __init__(
@@ -116,7 +117,7 @@ class Unit(nn.Module):
     def extra_repr(self) -> str:
         """The sizes, and the options that are not at their defaults."""
         text = f"{self.input_size}, {self.context_size}, {self.hidden_size}"
-        for name, default in _DEFAULTS.items():
+        for name, default in self._defaults.items():
             if getattr(self, name) != default:
                 text += f", {name}={getattr(self, name)!r}"
         return text
