@@ -80,9 +80,9 @@ def _pybind11() -> list[str]:
 
 def build_directory(sanitize: str = "", source: Path = ROOT, options: Sequence[str] = ()) -> Path:
     """The folder where a build stays, so that the next run compiles only what has changed. It lies
-    in the repository's build/tests, or in MMIXER_TEST_BUILD. Each sanitizer, source, and set of
+    in the repository's build/tests, or in MMIXER_TEST_BUILD. Each sanitizer, source, and choice of
     tools and options has a folder of its own, as CMake keeps those of its first run."""
-    flags = [os.environ.get(name) for name in ("CXX", "CXXFLAGS")]
+    flags = [os.environ.get(name) for name in ("CXX", "CXXFLAGS", "MMIXER_SETS")]
     tools = repr([sys.executable, shutil.which("ninja", path=SEARCH), *flags, source, *options])
     digest = hashlib.sha256(tools.encode()).hexdigest()[:8]
     folder = Path(os.environ.get("MMIXER_TEST_BUILD", ROOT / "build" / "tests"))
