@@ -136,7 +136,7 @@ def kernel() -> Path:
             raise NotRun("apt knows no linux-image-cloud-amd64: apt-get update")
         print(f"Downloading {found[1]} into {folder}.", flush=True)
         with tempfile.TemporaryDirectory() as directory:
-            subprocess.run(["apt-get", "-qq", "download", found[1]], cwd=directory, check=True)
+            expect_success(["sh", "-c", f"cd {directory} && apt-get -qq download {found[1]}"])
             (package,) = Path(directory).iterdir()
             expect_success(["dpkg", "-x", package, folder])
     (image,) = folder.glob("boot/vmlinuz-*")
@@ -324,12 +324,13 @@ def main() -> None:
         try:
             how, failures = run_set(name, options.faults, options.bochs)
             noticed = f", {len(FAULTS)} planted faults noticed" if options.faults else ""
-            outcome = f"{how}, " + ("FAILED" if failures else f"passed{noticed}")
+            passed = not failures
+            outcome = f"{how}, passed{noticed}" if passed else f"{how}, FAILED"
         except (NotRun, AssertionError) as reason:
-            failures = [str(reason)] if isinstance(reason, AssertionError) else []
-            outcome = "not run: " + ("the build failed" if failures else str(reason))
+            passed, failures = False, [str(reason)] if isinstance(reason, AssertionError) else []
+            outcome = "not run: " + ("a command failed" if failures else str(reason))
         print("".join(f"{name}: {failure}\n" for failure in failures), end="", flush=True)
-        failed |= not outcome.endswith(("passed", "noticed"))
+        failed |= not passed
         lines.append(f"{name:9} {outcome}, {time.monotonic() - start:.0f} s")
     print(*lines, sep="\n")
     sys.exit(failed)
