@@ -8,6 +8,7 @@
 #include "../csrc/cpu/team.h"
 #include "cuda.h"
 #include "pass.h"
+#include "workspace.h"
 
 namespace py = pybind11;
 using namespace mmixer;
@@ -37,6 +38,7 @@ struct Cpu {
   static int64_t backward_workspace_size(const Problem& p, const Options& o, bool need_weights) {
     return bytes(cpu::backward_workspace_size(with(p, o), need_weights), p);
   }
+  static Workspace workspace(PyObject*, int64_t bytes) { return Workspace(bytes); }
   static void forward(const Problem& p, const Options& o, const Results& results, void* saved,
                       void* workspace) {
     cpu::forward(with(p, o), results, saved, workspace);
