@@ -43,8 +43,8 @@ class Stream {
       p.threads = c.threads;
       mmixer::cpu::check(problem(layer));
       require(p.hx_stride_sample == p.hidden || p.batch == 1, "hx", "be contiguous");
-      workspace_size_ = std::max(workspace_size_,
-                                 bytes(mmixer::cpu::forward_workspace_size(problem(layer)), p));
+      workspace_size_ =
+          std::max(workspace_size_, bytes(mmixer::cpu::forward_workspace_size(problem(layer)), p));
     }
     if (!form.has_context) return;
     PyObject* const like = layers_[0].tensors[0];

@@ -1,10 +1,10 @@
 // The memory that the CPU engine's calls work in, kept from one call to the next.
 //
 // A block of some megabytes that is freed goes back to the kernel, and the next call faults in each
-// page of it again: a quarter of the time of a short sequence. So each thread keeps the block of its
-// largest call up to a limit; what exceeds the limit is the call's own. Where the kernel gives huge
-// pages to those who ask (Linux's default), blocks of megabytes have them: packed weights then miss
-// no TLB, which is three percent of a sequence.
+// page of it again: a quarter of the time of a short sequence. So each thread keeps the block of
+// its largest call up to a limit; what exceeds the limit is the call's own. Where the kernel gives
+// huge pages to those who ask (Linux's default), blocks of megabytes have them: packed weights then
+// miss no TLB, which is three percent of a sequence.
 #pragma once
 
 #ifdef __linux__
