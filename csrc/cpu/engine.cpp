@@ -18,10 +18,12 @@ struct InstructionSet {
 const std::vector<InstructionSet>& available() {
   static const std::vector<InstructionSet> sets = [] {
     std::vector<InstructionSet> found;
-#ifdef MMIXER_X86
+#ifdef MMIXER_AVX512
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw"))
       found.push_back({"avx512", &avx512::engines});
+#endif
+#ifdef MMIXER_AVX2
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
       found.push_back({"avx2", &avx2::engines});
 #endif

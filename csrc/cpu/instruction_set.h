@@ -24,10 +24,12 @@ struct Engines {
 namespace baseline {
 extern const Engines engines;
 }
-#ifdef MMIXER_X86
+#ifdef MMIXER_AVX2
 namespace avx2 {
 extern const Engines engines;
 }
+#endif
+#ifdef MMIXER_AVX512
 namespace avx512 {
 extern const Engines engines;
 }
