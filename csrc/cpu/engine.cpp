@@ -1,18 +1,61 @@
 #include "engine.h"
 
 #include <atomic>
+#include <initializer_list>
 #include <stdexcept>
 #include <vector>
 
+#ifdef MMIXER_INT8_AVXVNNI
+#include <cpuid.h>
+#endif
+
 #include "instruction_set.h"
+#include "int8.h"
 
 namespace mmixer::cpu {
+
+namespace baseline {
+extern const Int8Kernels int8_kernels;
+}
+#ifdef MMIXER_INT8_AVX2
+namespace avx2 {
+extern const Int8Kernels int8_kernels;
+}
+#endif
+#ifdef MMIXER_INT8_AVXVNNI
+namespace avxvnni {
+extern const Int8Kernels int8_kernels;
+}
+#endif
+#ifdef MMIXER_INT8_AVX512VNNI
+namespace avx512vnni {
+extern const Int8Kernels int8_kernels;
+}
+#endif
+
 namespace {
 
 struct InstructionSet {
   std::string name;
   const Engines* engines;
+  const Int8Kernels* int8;
 };
+
+#ifdef MMIXER_INT8_AVXVNNI
+// Clang 14's __builtin_cpu_supports does not know it.
+bool has_avxvnni() {
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+}
+#endif
+
+// The first of these names that is there.
+const Int8Kernels* best_int8(std::initializer_list<const char*> names) {
+  for (const char* name : names)
+    for (const Int8Set& set : int8_sets())
+      if (set.name == name) return set.kernels;
+  return nullptr;
+}
 
 // The sets that this build has and this processor supports, the best first.
 const std::vector<InstructionSet>& available() {
@@ -21,13 +64,13 @@ const std::vector<InstructionSet>& available() {
 #ifdef MMIXER_AVX512
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw"))
-      found.push_back({"avx512", &avx512::engines});
+      found.push_back({"avx512", &avx512::engines, best_int8({"avx512vnni", "avxvnni", "avx2"})});
 #endif
 #ifdef MMIXER_AVX2
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-      found.push_back({"avx2", &avx2::engines});
+      found.push_back({"avx2", &avx2::engines, best_int8({"avxvnni", "avx2"})});
 #endif
-    found.push_back({"baseline", &baseline::engines});
+    found.push_back({"baseline", &baseline::engines, best_int8({"baseline"})});
     return found;
   }();
   return sets;
@@ -90,6 +133,28 @@ void backward(const Problem& p, const Cotangents& cotangents, const void* saved,
   engine_with_groups(p).backward(p, Schedule(p.steps, p.batch, p.lengths), cotangents, saved,
                                  gradient, grad_hx, workspace);
 }
+
+const std::vector<Int8Set>& int8_sets() {
+  static const std::vector<Int8Set> sets = [] {
+    std::vector<Int8Set> found;
+#ifdef MMIXER_INT8_AVX2
+    const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#ifdef MMIXER_INT8_AVX512VNNI
+    if (has_avx2 && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"))
+      found.push_back({"avx512vnni", &avx512vnni::int8_kernels});
+#endif
+#ifdef MMIXER_INT8_AVXVNNI
+    if (has_avx2 && has_avxvnni()) found.push_back({"avxvnni", &avxvnni::int8_kernels});
+#endif
+    if (has_avx2) found.push_back({"avx2", &avx2::int8_kernels});
+#endif
+    found.push_back({"baseline", &baseline::int8_kernels});
+    return found;
+  }();
+  return sets;
+}
+
+const Int8Kernels& int8_in_use() { return *current().load()->int8; }
 
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> names;
