@@ -1,5 +1,6 @@
 #include "engine.h"
 
+#include <algorithm>
 #include <atomic>
 #include <initializer_list>
 #include <stdexcept>
@@ -91,9 +92,13 @@ const Engine& engine(const Problem& p) {
           "groups, steps, batch and hidden must be positive");
   require(p.dtype == Dtype::float32 || p.dtype == Dtype::float64,
           "dtype must be float32 or float64");
-  for (const Dtype stored : {p.weight_dtype, p.norm_dtype})
+  const bool is_int8 = p.weight_dtype == Dtype::int8;
+  for (const Dtype stored : {is_int8 ? p.norm_dtype : p.weight_dtype, p.norm_dtype})
     require(stored == p.dtype || (stored == Dtype::bfloat16 && p.dtype == Dtype::float32),
-            "weight_dtype and norm_dtype must be dtype, or bfloat16 where that is float32");
+            "weight_dtype and norm_dtype must be dtype, or bfloat16 where that is float32, or "
+            "weight_dtype int8 for a float32 step");
+  require(!is_int8 || (p.dtype == Dtype::float32 && p.steps == 1 && p.keep == Keep::nothing),
+          "weight_dtype can be int8 for a single float32 step that keeps nothing alone");
   const Engines& engines = *current().load()->engines;
   return p.dtype == Dtype::float64 ? engines.of_double : engines.of_float;
 }
@@ -104,6 +109,11 @@ const Engine& engine_with_groups(const Problem& p) {
   for (int64_t g = 0; g < p.groups; g++)
     require(p.group[g].input_size > 0 && (!p.has_context || p.group[g].context_size > 0),
             "input_size and context_size must be positive");
+  for (int64_t g = 0; g < p.groups && p.weight_dtype == Dtype::int8; g++) {
+    require(p.group[g].scale, "scale must be there with int8 weights");
+    require(std::max({p.group[g].input_size, p.group[g].context_size, p.hidden}) <= int8_columns,
+            "input_size, context_size and hidden must be at most 132104 with int8 weights");
+  }
   for (int64_t g = 0; g < p.groups; g++)
     require(!p.group[g].share == !p.group[0].share &&
                 (!p.group[g].share || (p.has_context && p.keep == Keep::nothing)),
