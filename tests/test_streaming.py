@@ -13,6 +13,7 @@ from torch.nn.utils import prune
 from torch.overrides import TorchFunctionMode
 
 from mmixer_kernels import CellStream, FusedMCU, FusedMCUCell, FusedMCUStack, functional
+from mmixer_kernels.engines import cpu
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")
 
@@ -348,7 +349,7 @@ def global_hook() -> Iterator[list[Any]]:
     handle.remove()
 
 
-@pytest.mark.filterwarnings("ignore:Profiler clears")
+@pytest.mark.filterwarnings("ignore:Warning. Profiler clears")
 def test_tools_that_see_every_call(global_hook: list[Any]) -> None:
     stream = CellStream(CELL, CONTEXT)
     global_hook.clear()
@@ -362,7 +363,14 @@ def test_tools_that_see_every_call(global_hook: list[Any]) -> None:
     assert "mmixer_kernels::mcu_forward" in {event.key for event in profile.key_averages()}
 
 
-def test_another_number_of_threads(threads: None) -> None:
+def test_another_number_of_threads(threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[int] = []
+
+    def open_stream(steps: Any, stream: Any = cpu.stream) -> Any:
+        opened.append(torch.get_num_threads())
+        return stream(steps)
+
+    monkeypatch.setattr(cpu, "stream", open_stream)
     torch.set_num_threads(1)
     cell = FusedMCUCell(5, 7, 271)
     stream = CellStream(cell, CONTEXT[:1])
@@ -371,6 +379,7 @@ def test_another_number_of_threads(threads: None) -> None:
     first = streamed(stream, FRAMES[:2, :1])
     torch.set_num_threads(2)
     assert torch.equal(torch.cat([first, streamed(stream, FRAMES[2:, :1])]), expected)
+    assert opened == [1, 1, 2]  # when it was made, after the reset, and with two threads
 
 
 def test_a_state_as_the_next_input(threads: None) -> None:
@@ -429,6 +438,8 @@ def test_a_wrong_input_changes_nothing(direct: Callable[[], None]) -> None:
     for wrong in (FRAMES[0, :1], FRAMES[0, :, :4], FRAMES[0].double(), FRAMES[0].to("meta"), 1.0):
         with pytest.raises((TypeError, ValueError), match="input must be"):
             stream(wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="input must not require a gradient"):
+        stream(FRAMES[0].clone().requires_grad_())
     spaced = torch.randn(4, 2, 8)
     spaced[..., :5] = FRAMES
     assert torch.equal(streamed(stream, spaced[..., :5]), expected)
