@@ -111,8 +111,8 @@ class QuantizedMCUCell(nn.Module):
 
     def weights(self) -> QuantizedWeights:
         """The buffers as one weight set."""
-        buffers = self._buffers
-        return QuantizedWeights._make(cast(Any, buffers[name]) for name in self._names)
+        buffers: Any = self._buffers
+        return QuantizedWeights._make(buffers.values())
 
     def forward(
         self, input: Tensor, context: Tensor | None = None, hx: Tensor | None = None
@@ -270,6 +270,8 @@ def _native_step(step: Step) -> Tensor | None:
 def _stand_ins(weights: QuantizedWeights) -> Weights:
     """Float weights of the same shapes, for checks."""
     zero = weights.scale.new_zeros(())
-    operands = weights._asdict()
-    operands.pop("scale")
-    return Weights(**{k: None if x is None else zero.expand(x.shape) for k, x in operands.items()})
+    operands = {k: x for k, x in weights._asdict().items() if k != "scale"}
+    stand_ins: dict[str, Any] = {
+        name: None if x is None else zero.expand(x.shape) for name, x in operands.items()
+    }
+    return Weights(**stand_ins)

@@ -243,6 +243,7 @@ class _DirectSteps:
         """None where the engine has no streams, or does not take the operands as they are."""
         if not self._parameters or tuple(_fields(cell)) != cell._names:
             return None
+        sets: list[Any]
         if isinstance(cell, FusedMCUStack):
             sets, states = cell.weights(), list(self._state)
         else:
