@@ -1,6 +1,9 @@
-// csrc/cpu/int8.h against plain loops over integers, to the bit, with every set that there is. All
-// memory is of exactly the size that the interface states.
+// csrc/cpu/int8.h against plain loops over integers, to the bit, with every set that there is; and
+// steps of the engine with int8 weights, for sanitizers: tests/test_quantized.py looks at their
+// values. All memory is of exactly the size that the interface states.
+#include "../../csrc/cpu/engine.h"
 #include "../../csrc/cpu/int8.h"
+#include "../../csrc/cpu/team.h"
 
 #include <algorithm>
 #include <cmath>
@@ -9,6 +12,7 @@
 #include <limits>
 #include <random>
 
+using namespace mmixer;
 using namespace mmixer::cpu;
 
 namespace {
@@ -100,9 +104,74 @@ Case drawn(int64_t K, int64_t N, int64_t gap, std::mt19937& random) {
   return c;
 }
 
+// Steps of G cells, of which some have their contexts' shares given, by teams of any size.
+void check_steps(int64_t G, int64_t B, int64_t H, bool has_context, std::mt19937& random) {
+  constexpr float nan = std::numeric_limits<float>::quiet_NaN();
+  const int64_t D = 37, C = 70, rows = norm_rows(has_context), columns[] = {D, C, 2 * H, H, H, H};
+  std::uniform_real_distribution<float> value(-1, 1);
+  const auto drawn_row = [&](int64_t size) {
+    Row row(size);
+    for (float& x : row) x = value(random);
+    return row;
+  };
+  std::vector<std::vector<int8_t>> matrices;
+  std::vector<Row> inputs, contexts, norms, scales;
+  for (int64_t g = 0; g < G; g++) {
+    inputs.push_back(drawn_row(B * D));
+    contexts.push_back(drawn_row(B * C));
+    norms.push_back(drawn_row(2 * rows * H));
+    scales.push_back(drawn_row(rows * H));
+    for (int64_t width : columns) {
+      matrices.emplace_back(H * width);
+      for (int8_t& w : matrices.back()) w = int8_t(random());
+    }
+  }
+  const Row hx = drawn_row(G * B * H);
+  std::vector<Group> groups(G);
+  Problem p{};
+  p.groups = G, p.steps = 1, p.batch = B, p.hidden = H, p.has_context = has_context;
+  p.dtype = p.norm_dtype = Dtype::float32, p.weight_dtype = Dtype::int8;
+  p.eps = 1e-5, p.hx = hx.data(), p.hx_stride_group = B * H, p.hx_stride_sample = H;
+  p.group = groups.data();
+  for (int64_t g = 0; g < G; g++) {
+    Group& group = groups[g];
+    group.input = inputs[g].data(), group.input_stride_sample = group.input_size = D;
+    if (has_context)
+      group.context = contexts[g].data(), group.context_stride_sample = group.context_size = C;
+    for (int gate = 0; gate < gates; gate++)
+      if (has_gate(gate, has_context)) group.weight[gate] = matrices[g * gates + gate].data();
+    group.norm_weight = norms[g].data(), group.norm_bias = norms[g].data() + rows * H;
+    group.scale = scales[g].data();
+  }
+  const std::string what = "G = " + std::to_string(G) + ", B = " + std::to_string(B) +
+                           ", H = " + std::to_string(H) + (has_context ? ", context" : "");
+  for (const std::string& set : instruction_sets()) {
+    use_instruction_set(set);
+    Row alone;
+    for (int threads : {1, 2, 4})
+      for (bool is_shared : {false, true}) {
+        if (is_shared && !has_context) continue;
+        p.threads = threads;
+        Row share(is_shared ? G * 2 * B * H : 0, nan), workspace(forward_workspace_size(p), nan);
+        Row h_n(G * B * H, nan), scratch = workspace;
+        if (is_shared) context_share(p, share.data(), scratch.data());
+        for (int64_t g = 0; g < G; g++)
+          groups[g].share = is_shared ? share.data() + g * 2 * B * H : nullptr;
+        forward(p, {h_n.data(), B * H, 0, H, h_n.data()}, nullptr, workspace.data());
+        for (Group& group : groups) group.share = nullptr;
+        if (alone.empty()) alone = h_n;
+        check(std::all_of(h_n.begin(), h_n.end(), [](float x) { return std::isfinite(x); }),
+              set + ": not all states are finite, " + what);
+        check(h_n == alone, set + ": " + std::to_string(threads) + " threads, " + what);
+      }
+  }
+  use_instruction_set(instruction_sets().front());
+}
+
 }  // namespace
 
 int main() {
+  set_available_processors(4);  // teams of four members on any machine
   std::mt19937 random(0);
   check(&int8_in_use() == int8_sets().front().kernels, "the best set is not the default");
   for (int64_t K = 1; K <= 130; K++)
@@ -141,6 +210,10 @@ int main() {
       c.rows[0][place] = x, c.rows[1][place] = x;
       compare(c, "the value " + std::to_string(x));
     }
+
+  for (bool has_context : {false, true})
+    for (int64_t B : {1, 3, 70})
+      for (int64_t H : {1, 45, 200}) check_steps(B == 3 ? 2 : 1, B, H, has_context, random);
 
   std::printf("int8 products with");
   for (const Int8Set& set : int8_sets()) std::printf(" %s", set.name.c_str());
