@@ -129,7 +129,7 @@ class FusedMCU(MCU):
         )
 
     def quantized(self) -> QuantizedMCUCell:
-        """One step of this unit, with a copy of its weights in int8: see `QuantizedMCUCell`."""
+        """A cell, one step of this unit, with a copy of its weights in int8: see `QuantizedMCUCell`."""
         return QuantizedMCUCell(self)
 
 
@@ -207,5 +207,10 @@ class FusedMCUCell(MCU):
         )
 
     def quantized(self) -> QuantizedMCUCell:
-        """The cell with a copy of its weights in int8, for streaming: see `QuantizedMCUCell`."""
+        """The cell with a copy of its weights in int8, for streaming: see `QuantizedMCUCell`.
+
+        >>> cell = FusedMCUCell(64, 64, 128).quantized()
+        >>> cell(torch.randn(1, 64), torch.randn(1, 64)).shape
+        torch.Size([1, 128])
+        """
         return QuantizedMCUCell(self)

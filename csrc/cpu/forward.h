@@ -159,7 +159,7 @@ void project_int8(const Member& member, const Problem& p, int64_t g, const Half&
 template <class T, class RowsA, class RowsQ, class RowsC>
 void project(const Member& member, const Problem& p, int64_t g, const Half& half, RowsA a, RowsQ q,
              int64_t M, const T* panels, RowsC c) {
-  if (panels) return gemm<T>(member, a, 1, M, panels, p.hidden, half.K, c);
+  if (panels) return gemm<T>(member, a, 1, M, packed(panels, half.K), p.hidden, half.K, c);
   if constexpr (std::is_same_v<T, float>)
     if (p.weight_dtype == Dtype::int8) return project_int8(member, p, g, half, q, M, c);
   with_stored<T>(p.weight_dtype, p.group[g].weight[half.gate], [&](const auto* w) {
