@@ -129,7 +129,7 @@ class FusedMCU(MCU):
         )
 
     def quantized(self) -> QuantizedMCUCell:
-        """A cell, one step of this unit, with a copy of its weights in int8: see `QuantizedMCUCell`."""
+        """A `QuantizedMCUCell`: a step of this unit, with a copy of its weights in int8."""
         return QuantizedMCUCell(self)
 
 
