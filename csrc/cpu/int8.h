@@ -20,19 +20,19 @@ namespace mmixer::cpu {
 // The largest K whose sums of 127 * 128 fit in 32 bits.
 constexpr int64_t int8_columns = 132104;
 
-// What precedes the values of a quantised row, which fill whole cache lines and one more.
-struct alignas(4) QuantizedRow {
+// The head of a quantised row. The values begin a cache line after it; they take whole lines, and
+// one more for the last ones.
+struct QuantizedRow {
   float scale;
   int32_t sum;  // of the values
 };
 constexpr int64_t int8_row_bytes(int64_t K) { return (K + 63) / 64 * 64 + 128; }
 
-// One instruction set's functions. Those of a processor's own read what `quantize` of the same set
-// has written.
+// One instruction set's functions; `product` reads what `quantize` of the same set has written.
 struct Int8Kernels {
   // Writes int8_row_bytes(K).
   void (*quantize)(const float* row, int64_t K, void* quantized);
-  // c[m][n] of M quantised rows and the columns [n, n_end) of C, which are rows of w.
+  // Writes c[m][n] for M quantised rows and the rows [n, n_end) of w, which lie w_stride apart.
   void (*product)(const void* const* rows, int64_t M, const int8_t* w, int64_t w_stride, int64_t K,
                   const float* weight_scale, int64_t n, int64_t n_end, float* const* c);
 };
