@@ -54,8 +54,8 @@ class QuantizedMCUCell(nn.Module):
 
     The state_dict has the matrices `weight_f` to `weight_h` in int8, `scale` `[6, H]`, rows in the
     order f g s r z h (without context `[4, H]`, f r z h), `norm_weight` and `norm_bias` in float32.
-    They are buffers: `.to(device)` moves them, and another dtype is refused. A `FusedMCUStack` is not
-    quantised.
+    They are buffers: `.to(device)` moves them, and another dtype is refused. A `FusedMCUStack` has
+    no quantised form.
 
     Args:
         unit: the cell, or the sequence unit, whose weights are quantised, from any dtype. They are
