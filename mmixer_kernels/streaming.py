@@ -265,7 +265,7 @@ class _DirectSteps:
 
 
 def _fields(cell: _Cell) -> dict[str, Any]:
-    """What the cell computes with, by name."""
+    """The tensors that the cell computes with, by name."""
     return cell._buffers if type(cell) is QuantizedMCUCell else cell._parameters
 
 

@@ -77,7 +77,7 @@ def distance_to_ties(monkeypatch: pytest.MonkeyPatch, cell: QuantizedMCUCell, ar
 def test_the_kernels_are_the_equations(  # type: ignore[no-untyped-def]
     monkeypatch, each_instruction_set, threads, options, context_size, batch, hidden_size
 ) -> None:
-    """Where no value is so near to a half that float32's rounding before it could turn it."""
+    """No value is so near to a half that float32's rounding before it could turn it."""
     for seed in range(100):
         torch.manual_seed(seed)
         cell = FusedMCUCell(5, context_size, hidden_size, **options).quantized()
@@ -125,7 +125,7 @@ def test_a_cells_error_is_that_of_its_products(mix: str, context_size: int) -> N
     w = cell.weights().map(lambda x: x.detach())
 
     def bound(x: Tensor, error: Tensor | float, weight: Tensor) -> Tensor:
-        """Of the product of what has that error."""
+        """The error of a product, of that of its operand."""
         largest = (x.abs() + error).amax(1, True)
         step_x, step_w = largest / 254, weight.abs().amax(1) / 254
         error = error + step_x  # of the quantised operand

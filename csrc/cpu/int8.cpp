@@ -154,7 +154,8 @@ void tile(const void* quantized, const int8_t* const (&w)[columns], int64_t K,
   int32_t total[columns];
   sum_lanes(sums, total);
   for (int64_t j = 0; j < count; j++) {
-    if (is_shifted) total[j] -= 128 * head.sum;
+    // Sums of w + 128 wrap around, and come back.
+    if (is_shifted) total[j] = int32_t(uint32_t(total[j]) - 128 * uint32_t(head.sum));
     c[j] = weight_scale[j] * head.scale * float(total[j]);
   }
 }
