@@ -1,26 +1,28 @@
 """oneDNN's own recurrent primitives, called without torch around them.
 
-The wheel `onednn-cpu-gomp` brings the library, whose C interface is called by ctypes: nothing is
+The package `onednn-cpu-gomp` brings the library, whose C interface ctypes calls: nothing is
 compiled. Descriptors, primitives, workspace and results are made once, outside of what is timed,
-which is the primitives at their best. The numbers below are those of oneDNN's headers, release 3.
+which is the primitives at their best. Numbers without a name are those of oneDNN 3's headers.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable, Iterable, Sequence
+import weakref
+from collections.abc import Callable
 from ctypes import c_int, c_int64, c_uint, c_void_p
 from importlib import metadata
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 PACKAGE = "onednn-cpu-gomp"
-CPU, IN_ORDER, FLOAT32, ANY, ALLOCATE = 1, 1, 3, 1, -1
-TRAINING, INFERENCE, BACKWARD, LEFT_TO_RIGHT, OVERWRITE = 64, 96, 128, 1, 1
-LAYOUT_OF_ARGUMENT = 255
+CPU, IN_ORDER, LEFT_TO_RIGHT, FLOAT32, ANY, ALLOCATE = 1, 1, 1, 3, 1, -1
+TRAINING, INFERENCE, BACKWARD = 64, 96, 128
+OVERWRITE = 1
+"""Gradients of weights are written, not added to what is there."""
+ARGUMENT_LAYOUT = 255
 ARGUMENTS = {
     "src_layer": 1,
     "src_iter": 2,
@@ -32,65 +34,79 @@ ARGUMENTS = {
     "dst_iter": 18,
     "dst_iter_c": 19,
     "workspace": 64,
-} 
-GRADIENT = 128
-"""What an argument's number differs by from that of its gradient."""
-
-
-class Kind(NamedTuple):
-    """A primitive, and the number of its gates, of their biases and of its states."""
-
-    primitive: str
-    gates: int
-    biases: int
-    states: int
-
-
-KINDS = {
-    "GRU": Kind("gru", 3, 3, 1),
-    "LBR-GRU": Kind("lbr_gru", 3, 4, 1),
-    "LSTM": Kind("lstm", 4, 4, 2),
 }
+GRADIENT = 128
+"""What an argument's number is below that of its gradient."""
+WEIGHTS = ("weights_layer", "weights_iter")
+
+Step = Callable[[], None]
 
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """libdnnl of the installed wheel; ImportError where there is none that loads."""
+    """The package's libdnnl; ImportError where there is none that loads."""
     try:
         files = metadata.files(PACKAGE) or []
         (path,) = (file.locate() for file in files if file.name == "libdnnl.so.3")
-        return ctypes.CDLL(str(path))
+        loaded = ctypes.CDLL(str(path))
     except (metadata.PackageNotFoundError, ValueError, OSError) as problem:
         raise ImportError(
-            f"oneDNN's primitives need the package {PACKAGE} (x86-64 Linux), which gave "
-            f"{problem!r}: pip install {PACKAGE}"
+            f"oneDNN's primitives are those of {PACKAGE}, which x86-64 Linux has: "
+            f"pip install {PACKAGE} ({problem!r})"
         ) from problem
+    loaded.dnnl_primitive_desc_query_md.restype = c_void_p
+    return loaded
 
 
 def _call(function: str, *arguments: object) -> None:
     status = getattr(library(), function)(*arguments)
     if status:
-        raise RuntimeError(f"{function} of oneDNN answered {status} (dnnl_status_t)")
+        raise RuntimeError(f"{function} must answer 0, but answers {status} (dnnl_status_t)")
 
 
-def _create(function: str, *arguments: object) -> c_void_p:
-    handle = c_void_p()
+class Handle(c_void_p):
+    """An object of oneDNN's, which ends with its last reference here."""
+
+
+def _create(function: str, *arguments: object) -> Handle:
+    handle = Handle()
     _call(function, ctypes.byref(handle), *arguments)
+    kind, _, _ = function.partition("_create")
+    kind = "dnnl_primitive_desc" if kind.endswith("_primitive_desc") else kind
+    destroy = getattr(library(), f"{kind}_destroy")
+    weakref.finalize(handle, destroy, c_void_p(handle.value)).atexit = False
     return handle
 
 
 @functools.cache
-def _engine() -> c_void_p:
+def _engine() -> Handle:
     return _create("dnnl_engine_create", c_int(CPU), ctypes.c_size_t(0))
 
 
 @functools.cache
-def _stream() -> c_void_p:
+def _stream() -> Handle:
     return _create("dnnl_stream_create", _engine(), c_uint(IN_ORDER))
 
 
-def _numbers(values: Iterable[int]) -> ctypes.Array[c_int64]:
-    return (c_int64 * 12)(*values)
+def _layout(tensor: Tensor) -> Handle:
+    """A tensor's layout, as it lies in memory."""
+    Numbers = c_int64 * tensor.ndim
+    sizes, strides = Numbers(*tensor.shape), Numbers(*tensor.stride())
+    function = "dnnl_memory_desc_create_with_strides"
+    return _create(function, c_int(tensor.ndim), sizes, c_int(FLOAT32), strides)
+
+
+def _any_layout(tensor: Tensor) -> Handle:
+    """The layout that a primitive asks for."""
+    sizes = (c_int64 * tensor.ndim)(*tensor.shape)
+    function = "dnnl_memory_desc_create_with_tag"
+    return _create(function, c_int(tensor.ndim), sizes, c_int(FLOAT32), c_int(ANY))
+
+
+def _memory(layout: c_void_p, tensor: Tensor | None = None) -> Handle:
+    """A tensor's memory, or memory of oneDNN's own."""
+    address = ALLOCATE if tensor is None else tensor.data_ptr()
+    return _create("dnnl_memory_create", layout, _engine(), c_void_p(address))
 
 
 class _Argument(ctypes.Structure):
@@ -98,185 +114,113 @@ class _Argument(ctypes.Structure):
 
 
 class _Primitive:
-    """A primitive's descriptor, of which layouts are asked, and its execution."""
+    """A primitive by the function that makes its descriptor."""
 
     def __init__(self, function: str, *arguments: object) -> None:
-        self._descriptor = _create(f"{function}_primitive_desc_create", *arguments)
-        self._primitive = _create("dnnl_primitive_create", self._descriptor)
-
-    @property
-    def descriptor(self) -> c_void_p:
-        return self._descriptor
+        self.descriptor = _create(f"{function}_primitive_desc_create", *arguments)
+        self._primitive = _create("dnnl_primitive_create", self.descriptor)
 
     def layout(self, argument: int) -> c_void_p:
+        """The layout of an argument that the primitive asks for."""
         query = library().dnnl_primitive_desc_query_md
-        query.restype = c_void_p
-        return c_void_p(query(self._descriptor, c_int(LAYOUT_OF_ARGUMENT), c_int(argument)))
+        return c_void_p(query(self.descriptor, c_int(ARGUMENT_LAYOUT), c_int(argument)))
 
-    def execution(self, memories: dict[int, c_void_p]) -> Callable[[], None]:
+    def step(self, memories: dict[int, Handle]) -> Step:
+        """The execution on memories by the number of their argument."""
         arguments = (_Argument * len(memories))(*memories.items())
         count = c_int(len(memories))
-        return functools.partial(
-            _call, "dnnl_primitive_execute", self._primitive, _stream(), count, arguments
-        )
+
+        def execute(_keep: object = (self, memories)) -> None:
+            _call("dnnl_primitive_execute", self._primitive, _stream(), count, arguments)
+
+        return execute
 
 
-def _memory(layout: c_void_p, tensor: Tensor | None = None) -> c_void_p:
-    """A tensor's memory, or new memory of oneDNN's own."""
-    address = ALLOCATE if tensor is None else tensor.data_ptr()
-    return _create("dnnl_memory_create", layout, _engine(), c_void_p(address))
-
-
-def _any(sizes: Sequence[int]) -> c_void_p:
-    """The layout that a primitive likes best."""
-    return _create(
-        "dnnl_memory_desc_create_with_tag",
-        c_int(len(sizes)),
-        _numbers(sizes),
-        c_int(FLOAT32),
-        c_int(ANY),
-    )
-
-
-def _layout(tensor: Tensor) -> c_void_p:
-    """That of a tensor as it lies in memory."""
-    return _create(
-        "dnnl_memory_desc_create_with_strides",
-        c_int(tensor.ndim),
-        _numbers(tensor.shape),
-        c_int(FLOAT32),
-        _numbers(tensor.stride()),
-    )
+def _reorder(source: Handle, layout: c_void_p, target: Handle, wanted: c_void_p) -> Step:
+    """The copy from one memory and its layout into another."""
+    primitive = _Primitive("dnnl_reorder", layout, _engine(), wanted, _engine(), None)
+    return primitive.step({ARGUMENTS["src_layer"]: source, ARGUMENTS["dst_layer"]: target})
 
 
 class Layer:
-    """One layer from left to right in float32, with input_size = hidden_size.
+    """One layer from left to right in float32, for the number of threads that torch has now.
 
-    operands, results and gradients are tensors by oneDNN's names, in the shapes that it wants, where
-    the weights lie as torch's own modules hold theirs, `[gates, H, inputs]`. gradients holds those
-    of the results too, which the caller may fill: ones of the output, zeros of the last states.
+    Args:
+        primitive: "gru", "lbr_gru" or "lstm".
+        operands: tensors by oneDNN's names, in its order and with its sizes, which are read where
+            they lie. Weights may have any strides.
 
-    It is for the number of threads that is set when it is made.
+    results has the tensors that a call writes, gradients the ones of the operands, and of the
+    results what `forward_backward` begins with: ones of the output, zeros of the last states.
     """
 
-    def __init__(self, kind: Kind, steps: int, batch: int, hidden: int) -> None:
-        T, B, H = steps, batch, hidden
-        states = ["iter", "iter_c"][: kind.states]
+    def __init__(self, primitive: str, operands: dict[str, Tensor]) -> None:
+        # A wheel's libgomp may be another one than torch's.
         library().omp_set_num_threads(c_int(torch.get_num_threads()))
-
-        def weights() -> Tensor:
-            """`[L, D, inputs, gates, H]`"""
-            if TORCH: return torch.randn(1, 1, kind.gates, H, H).mul_(H**-0.5).permute(0, 1, 4, 2, 3)
-            return torch.randn(1, 1, H, kind.gates, H).mul_(H**-0.5)
-
-        self.operands = {
-            "src_layer": torch.randn(T, B, H),
-            **{f"src_{name}": torch.randn(1, 1, B, H) for name in states},
-            "weights_layer": weights(),
-            "weights_iter": weights(),
-            "bias": torch.randn(1, 1, kind.biases, H).mul_(H**-0.5),
-        }
-        self.results = {
-            "dst_layer": torch.empty(T, B, H),
-            **{f"dst_{name}": torch.empty(1, 1, B, H) for name in states},
-        }
-        self.gradients = {
-            name: torch.zeros_like(tensor) for name, tensor in (self.operands | self.results).items()
-        }
+        states = {name.replace("src", "dst"): x for name, x in operands.items() if "src" in name}
+        self.operands = operands
+        self.results = {name: torch.empty_like(x) for name, x in states.items()}
+        tensors = operands | self.results
+        self.gradients = {name: torch.zeros_like(x) for name, x in tensors.items()}
         self.gradients["dst_layer"].fill_(1)
-        self._kind = kind
-        tensors = self.operands | self.results
-        layouts = {name: _layout(tensor) for name, tensor in tensors.items()}
-        weights_names = ("weights_layer", "weights_iter")
-        wanted = layouts | {name: _any(tensors[name].shape) for name in weights_names}
-        own = {name: _memory(layouts[name], tensor) for name, tensor in tensors.items()}
-        own_gradients = {name: _memory(layouts[name], self.gradients[name]) for name in tensors}
-        first = (_engine(), c_int(0), c_int(LEFT_TO_RIGHT))
 
-        def order(descriptors: dict[str, c_void_p]) -> list[c_void_p | None]:
-            """The arguments of every function that makes a descriptor."""
-            extra = ["", ""] if kind.states == 2 else []  # the LSTM's peephole and projection
-            names = [
-                *(f"src_{name}" for name in ("layer", *states)),
-                *weights_names,
-                *extra,
-                "bias",
-                *(f"dst_{name}" for name in ("layer", *states)),
-            ]
-            return [descriptors.get(name) for name in names]
+        layouts = {name: _layout(x) for name, x in tensors.items()}
+        memories = {name: _memory(layouts[name], x) for name, x in tensors.items()}
+        gradients = {name: _memory(layouts[name], x) for name, x in self.gradients.items()}
+        arguments: list[Handle | None] = [
+            _any_layout(x) if name in WEIGHTS else layouts[name] for name, x in tensors.items()
+        ]
+        if primitive == "lstm":  # which may have peepholes and a projection
+            place = list(tensors).index("bias")
+            arguments[place:place] = [None, None]
 
-        def make(direction: str, prop: int, more: list[c_void_p | None], flags: int, *hint: object) -> _Primitive:
-            return _Primitive(
-                f"dnnl_{kind.primitive}_{direction}",
-                _engine(),
-                c_int(prop),
-                c_int(LEFT_TO_RIGHT),
-                *order(wanted),
-                *more,
-                c_uint(flags),
-                *hint,
-                None,
-            )
+        def make(way: str, kind: int, *more: object) -> _Primitive:
+            first = _engine(), c_int(kind), c_int(LEFT_TO_RIGHT)
+            return _Primitive(f"dnnl_{primitive}_{way}", *first, *arguments, *more, None)
 
-        def reordered(primitive: _Primitive) -> tuple[list[Callable[[], None]], dict[str, c_void_p]]:
-            steps, memories = [], dict(own)
-            for name in weights_names:
-                layout = primitive.layout(ARGUMENTS[name])
-                memory, step = self._reordered(layouts[name], own[name], layout)
-                memories[name] = memory
-                steps += step
-            return steps, memories
+        def packed(primitive: _Primitive) -> tuple[list[Step], dict[str, Handle]]:
+            """The steps that bring the weights into the primitive's layouts, and all memories."""
+            steps, where = [], dict(memories)
+            for name in WEIGHTS:
+                wanted = primitive.layout(ARGUMENTS[name])
+                if not library().dnnl_memory_desc_equal(wanted, layouts[name]):
+                    where[name] = _memory(wanted)
+                    steps.append(_reorder(memories[name], layouts[name], where[name], wanted))
+            return steps, where
 
-        def numbered(memories: dict[str, c_void_p], by: int = 0) -> dict[int, c_void_p]:
-            return {ARGUMENTS[name] + by: memory for name, memory in memories.items()}
+        inference = make("forward", INFERENCE, c_uint(0))
+        steps, where = packed(inference)
+        for step in steps:
+            step()
+        self._inference = inference.step(_numbered(where))
 
-        inference = make("forward", INFERENCE, [], 0)
-        self._pack, memories = reordered(inference)
-        self._inference = inference.execution(numbered(memories))
-
-        training = make("forward", TRAINING, [], 0)
+        training = make("forward", TRAINING, c_uint(0))
         workspace = {"workspace": _memory(training.layout(ARGUMENTS["workspace"]))}
-        steps, memories = reordered(training)
-        self._steps = [*steps, training.execution(numbered(memories | workspace))]
+        steps, where = packed(training)
+        self._steps = [*steps, training.step(_numbered(where | workspace))]
 
-        backward = make("backward", BACKWARD, order(wanted), OVERWRITE, training.descriptor)
-        steps, memories = reordered(backward)
-        gradients, back = dict(own_gradients), []
-        for name in weights_names:
+        backward = make("backward", BACKWARD, *arguments, c_uint(OVERWRITE), training.descriptor)
+        steps, where = packed(backward)
+        unpack = []
+        for name in WEIGHTS:
             layout = backward.layout(ARGUMENTS[name] + GRADIENT)
             if not library().dnnl_memory_desc_equal(layout, layouts[name]):
-                gradients[name] = _memory(layout)
-                back.append(_reorder(layout, gradients[name], layouts[name], own_gradients[name]))
-        self._steps += [
-            *steps,
-            backward.execution(numbered(memories | workspace) | numbered(gradients, GRADIENT)),
-            *back,
-        ]
-        self._keep = own, layouts
-        self.pack()
-
-    def _reordered(self, layout, memory, wanted):
-        if library().dnnl_memory_desc_equal(layout, wanted):
-            return memory, []
-        packed = _memory(wanted)
-        return packed, [_reorder(layout, memory, wanted, packed)]
-
-    def pack(self) -> None:
-        """Puts the weights into the layout of `forward`."""
-        for step in self._pack:
-            step()
+                memory = _memory(layout)
+                unpack.append(_reorder(memory, layout, gradients[name], layouts[name]))
+                gradients[name] = memory
+        numbered = _numbered(where | workspace) | _numbered(gradients, GRADIENT)
+        self._steps += [*steps, backward.step(numbered), *unpack]
 
     def forward(self) -> None:
-        """Inference with the weights of the last `pack`."""
+        """Inference with the weights as they were when the layer was made."""
         self._inference()
 
     def forward_backward(self) -> None:
-        """Weights into the layouts of both, forward, and the gradients of all operands."""
+        """The weights into the layouts of each way, forward, and the gradients of all operands in
+        the layouts of the operands."""
         for step in self._steps:
             step()
 
 
-def _reorder(layout, source, wanted, target) -> Callable[[], None]:
-    reorder = _Primitive("dnnl_reorder", layout, _engine(), wanted, _engine(), None)
-    return reorder.execution({1: source, 17: target})
-TORCH = True
+def _numbered(handles: dict[str, Handle], more: int = 0) -> dict[int, Handle]:
+    return {ARGUMENTS[name] + more: handle for name, handle in handles.items()}

@@ -38,6 +38,8 @@ class Comparison:
     """Names of what each contender starts on the GPU, and how often."""
     missing: dict[str, str] = field(default_factory=dict)
     """Contenders without a number, and the reason."""
+    multiply_adds: dict[str, float] = field(default_factory=dict)
+    """Of contenders, ours first: those of a forward's row in units of H^2."""
 
 
 def tables(comparisons: Sequence[Comparison]) -> str:
@@ -90,7 +92,7 @@ def _table(title: str, rows: Sequence[Comparison]) -> str:
     columns = list(dict.fromkeys(name for row in rows for name in (*row.ratios, *row.shares)))
     body = [["case", "threads", *columns, "error", "rounds"]]
     for row in rows:
-        values = {**{name: str(ratio) for name, ratio in row.ratios.items()}, **row.shares}
+        values = {**{name: _with_work(row, name) for name in row.ratios}, **row.shares}
         cells = [values.get(name, "") for name in columns]
         error = "" if row.error is None else f"{row.error:.0e}"
         body.append([row.case, str(row.threads), *cells, error, str(row.rounds)])
@@ -99,7 +101,16 @@ def _table(title: str, rows: Sequence[Comparison]) -> str:
         "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
         for line in body
     ]
-    return "\n".join([title, *lines])
+    missing = {name: why for row in rows for name, why in row.missing.items()}
+    return "\n".join([title, *lines, *(f"no {name}: {why}" for name, why in missing.items())])
+
+
+def _with_work(row: Comparison, name: str) -> str:
+    """A ratio of times, and beside it that of multiply-adds where both are known."""
+    if name not in row.multiply_adds:
+        return str(row.ratios[name])
+    ours = next(iter(row.multiply_adds.values()))
+    return f"{row.ratios[name]} work {ours / row.multiply_adds[name]:.2f}"
 
 
 GPU = (
