@@ -13,7 +13,7 @@ import torch
 from timing import Contender
 from torch import Tensor, nn
 
-from mmixer_kernels import FusedMCU, FusedMCUCell, FusedMCUStack, functional, reference
+from mmixer_kernels import CellStream, FusedMCU, FusedMCUCell, FusedMCUStack, functional, reference
 from mmixer_kernels.reference import Weights
 
 TOLERANCE = 1e-4
@@ -317,6 +317,39 @@ def cell_contenders(
         contender("nn.GRUCell", gru, (input, hx), passes),
         contender("nn.LSTMCell", long_short, (input, hx, cx, *lstm.parameters()), passes),
     ]
+
+
+@functools.cache
+def check_stream(
+    size: Size, device: torch.device, threads: int, weight_dtype: torch.dtype = torch.float32
+) -> float:
+    """The largest error of the CellStream of `stream_contenders` over some steps, against float64,
+    once for each number of threads."""
+    cell, operands = _cell(size, "cpu", device, weight_dtype)
+    input, context, hx = (x.detach() for x in operands.values())
+    inputs = torch.stack([input, -input, 2 * input])
+    stream = CellStream(cell, context, hx)
+    states = [stream(x).clone() for x in inputs]
+    doubles = (x.detach().double() for x in (inputs, context, *cell.weights(), hx))
+    inputs, context, *weights, hx = doubles
+    expected, _ = reference.mcu(inputs, context, Weights(*weights), hx)
+    errors = {
+        f"state {i}": relative_error(*pair)
+        for i, pair in enumerate(zip(states, expected, strict=True))
+    }
+    return largest(errors)
+
+
+def stream_contenders(
+    size: Size, device: torch.device, weight_dtype: torch.dtype = torch.float32
+) -> list[Contender]:
+    """CellStream, then its FusedMCUCell, nn.GRUCell and nn.LSTMCell."""
+    cell, operands = _cell(size, "cpu", device, weight_dtype)
+    input, context, hx = (x.detach() for x in operands.values())
+    stream = CellStream(cell, context, hx)
+    cells = cell_contenders(size, "forward", "cpu", device, weight_dtype)
+    others = [x for x in cells if x.name != "eager reference"]
+    return [contender("CellStream", stream, (input,), "forward"), *others]
 
 
 def _cell(
