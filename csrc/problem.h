@@ -52,6 +52,10 @@ struct Group : WeightSet {
   int64_t input_stride_step, input_stride_sample, input_size;
   const void* context;  // [B, context_size]; null without context
   int64_t context_stride_sample, context_size;
+  // What depends on the context alone, [2, B, H], contiguous: g_bar (Eq. 8), then W_s's columns for
+  // g times g_bar. The CPU engine alone takes it, where nothing is kept for backward; it then reads
+  // neither context nor W_g nor these columns. Null where forward is to compute it.
+  const void* share;
   bool reverse;  // each sample's sequence runs from its last step to its first
 };
 

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
+from torch.overrides import has_torch_function
 
 from . import arguments, dispatch
 from .arguments import check_like_weight, check_tensor
+from .engines import Stream, chosen
 from .modules import FusedMCUCell
+from .problem import Step
 from .stack import FusedMCUStack
 
 
@@ -17,7 +25,11 @@ class CellStream:
 
     On a GPU the step is captured once in a CUDA graph, so that a call costs a copy of the input and
     the start of the graph; the graph reads the cell's parameters where they lie, so that they may
-    change in place but not move. On a CPU a call is the cell's.
+    change in place but not move. On a CPU a call is one of the engine, which keeps between steps
+    what depends on the context alone, two of seven products, to the bits of the cell's results:
+    parameters may change and move. PyTorch does not count what is written by `.data`, or by another
+    owner of the memory such as NumPy: call `reset` after it. Where hooks, modes, autocast or a
+    profiler look on, and with other engines, a call is the cell's.
 
     Args:
         cell: in the dtype and on the device of what comes; beside bfloat16 parameters, what comes
@@ -71,6 +83,8 @@ class CellStream:
         layers = (cell.num_layers,) if is_stack else ()
         self._state = like.new_zeros(*layers, batch, cell.hidden_size)
         self._output = self._state[-1] if is_stack else self._state
+        own = self._context if cell.context_size else None
+        self._direct = _DirectSteps(self._input, own, self._state)
         self._graph: torch.cuda.CUDAGraph | None = None
         if hx is not None:
             _check_like("hx", hx, self._state)
@@ -103,10 +117,13 @@ class CellStream:
             self._state.zero_()
         else:
             self._state.copy_(hx.detach())
+        self._direct.forget()
 
     def __call__(self, input: Tensor) -> Tensor:
         """The next state `[B, H]` after `input [B, input_size]`, of a stack the last layer's; the
         next call overwrites it."""
+        if self._graph is None and self._direct.take(self.cell, input):
+            return self._output
         _check_untransformed()
         _check_mode(self.cell)
         _check_like("input", input, self._input)
@@ -140,6 +157,93 @@ class CellStream:
             self._graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self._graph):
                 self._step()
+
+
+_OPTIONS: dict[type, Callable[[Any], tuple[Any, ...]]] = {
+    FusedMCUCell: attrgetter("mix", "eps", "engine"),
+    FusedMCUStack: attrgetter("mix", "eps", "engine", "training", "dropout"),
+}
+_versions = attrgetter("_version")
+
+
+class _DirectSteps:
+    """A stream's way to an engine that keeps between steps what it has read of the parameters; it
+    reads them again when they have changed, and knows so by their addresses and versions.
+
+    Args:
+        input: such as steps have. context: None without.
+        state: of the cell or of all layers; a step overwrites it.
+    """
+
+    def __init__(self, input: Tensor, context: Tensor | None, state: Tensor) -> None:
+        self._input, self._context, self._state = input, context, state
+        self._parameters: list[Tensor] = []
+        self._seen: tuple[Any, ...] | None = None
+        self._stream: Stream | None = None
+
+    def forget(self) -> None:
+        """Lets the next step read the parameters and the context again."""
+        self._seen = None
+
+    def take(self, cell: FusedMCUCell | FusedMCUStack, input: Tensor) -> bool:
+        """Takes a step; False, and nothing is done, where the cell has to be called."""
+        if has_torch_function((input,)):
+            return False
+        kind = dispatch.plain((input,))
+        if kind is None or kind.needs_gradient or not input.is_cpu:
+            return False
+        if type(cell) not in _OPTIONS or not dispatch.is_forward_alone(cell):
+            return False
+        if self._seen is None or self._look_at(cell) != self._seen:
+            own: list[Tensor] = [x for x in cell._parameters.values() if x is not None]
+            # PyTorch counts no changes of a tensor that was made in inference mode.
+            self._parameters = [] if any(x.is_inference() for x in own) else own
+            self._seen = self._look_at(cell)
+            self._stream = self._open(cell)
+        if self._stream is None:
+            return False
+        try:
+            self._stream.step(input)
+        except (TypeError, ValueError):
+            return False
+        increment_version(self._state)  # PyTorch does not know who writes to it.
+        return True
+
+    def _look_at(self, cell: FusedMCUCell | FusedMCUStack) -> tuple[Any, ...]:
+        """All that an open stream depends on, as far as it can change."""
+        own = self._parameters
+        return (
+            torch.get_num_threads(),
+            self._state.data_ptr(),
+            *_OPTIONS[type(cell)](cell),
+            *cell._parameters,
+            *map(id, cell._parameters.values()),
+            *map(Tensor.data_ptr, own),
+            *map(_versions, own),
+        )
+
+    def _open(self, cell: FusedMCUCell | FusedMCUStack) -> Stream | None:
+        """None where the engine has no streams, or does not take the operands as they are."""
+        if not self._parameters or tuple(cell._parameters) != cell._names:
+            return None
+        if isinstance(cell, FusedMCUStack):
+            sets, states = cell.weights(), list(self._state)
+        else:
+            sets, states = [cell.weights()], [self._state]
+        inputs = [self._input, *states]
+        steps = [
+            Step(x, self._context, weights, hx, cell.mix, cell.eps)
+            for x, weights, hx in zip(inputs, sets, states, strict=False)
+        ]
+        kind = dispatch.plain([x for step in steps for x in step.tensors()])
+        if kind is None or not kind.is_on_one_device:
+            return None
+        try:
+            _check_mode(cell)
+            open_stream = getattr(chosen(cell.engine, self._input), "stream", None)
+            return None if open_stream is None else open_stream(steps)
+        except (TypeError, ValueError):
+            return None
 
 
 def _check_untransformed() -> None:

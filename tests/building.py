@@ -77,9 +77,9 @@ def _pybind11() -> list[str]:
 
 def build_directory(sanitize: str = "") -> Path:
     """The folder where a build stays, so that the next run compiles only what has changed. It lies
-    in the repository's build/tests, or in MMIXER_TEST_BUILD. Each sanitizer and set of tools has a
-    folder of its own, as CMake keeps the tools of its first run."""
-    flags = [os.environ.get(name) for name in ("CXX", "CXXFLAGS")]
+    in the repository's build/tests, or in MMIXER_TEST_BUILD. Each sanitizer and choice of
+    tools has a folder of its own, as CMake keeps those of its first run."""
+    flags = [os.environ.get(name) for name in ("CXX", "CXXFLAGS", "MMIXER_SETS")]
     tools = repr([sys.executable, shutil.which("ninja", path=SEARCH), *flags])
     digest = hashlib.sha256(tools.encode()).hexdigest()[:8]
     folder = Path(os.environ.get("MMIXER_TEST_BUILD", ROOT / "build" / "tests"))

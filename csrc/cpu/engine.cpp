@@ -18,10 +18,12 @@ struct InstructionSet {
 const std::vector<InstructionSet>& available() {
   static const std::vector<InstructionSet> sets = [] {
     std::vector<InstructionSet> found;
-#ifdef MMIXER_X86
+#ifdef MMIXER_AVX512
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw"))
       found.push_back({"avx512", &avx512::engines});
+#endif
+#ifdef MMIXER_AVX2
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
       found.push_back({"avx2", &avx2::engines});
 #endif
@@ -59,6 +61,10 @@ const Engine& engine_with_groups(const Problem& p) {
   for (int64_t g = 0; g < p.groups; g++)
     require(p.group[g].input_size > 0 && (!p.has_context || p.group[g].context_size > 0),
             "input_size and context_size must be positive");
+  for (int64_t g = 0; g < p.groups; g++)
+    require(!p.group[g].share == !p.group[0].share &&
+                (!p.group[g].share || (p.has_context && p.keep == Keep::nothing)),
+            "a context's share must be of all groups, with a context, where nothing is kept");
   for (int64_t b = 0; p.lengths && b < p.batch; b++)
     require(p.lengths[b] >= 1 && p.lengths[b] <= p.steps, "lengths must be in 1..T");
   return found;
@@ -76,6 +82,13 @@ int64_t forward_workspace_size(const Problem& p) {
 
 int64_t backward_workspace_size(const Problem& p, bool need_weights) {
   return engine_with_groups(p).backward_workspace_size(p, need_weights);
+}
+
+void context_share(const Problem& p, void* share, void* workspace) {
+  const Engine& found = engine_with_groups(p);
+  require(p.has_context && !p.group[0].share && p.keep == Keep::nothing,
+          "a context's share must be computed with a context, without one, and nothing be kept");
+  found.context_share(p, Schedule(p.steps, p.batch, nullptr), share, workspace);
 }
 
 void forward(const Problem& p, const Results& results, void* saved, void* workspace) {

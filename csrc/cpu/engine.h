@@ -23,8 +23,12 @@ int64_t saved_size(const Problem& problem);
 int64_t forward_workspace_size(const Problem& problem);
 int64_t backward_workspace_size(const Problem& problem, bool need_weights);
 
-// Writes the results, whose output and h_n may be one where T is 1; saved is null where
-// Problem::keep is nothing.
+// Writes each group's Group::share, [G, 2, B, H], to the bits of what forward computes; inputs and
+// hx are not read. The workspace is forward's.
+void context_share(const Problem& problem, void* share, void* workspace);
+
+// Writes the results; saved is null where Problem::keep is nothing. Output and h_n may be one where
+// T is 1, and h_n, as then output, may be hx.
 void forward(const Problem& problem, const Results& results, void* saved, void* workspace);
 
 // Writes gradient [G] and, unless it is null, grad_hx [G, B, H], contiguous.

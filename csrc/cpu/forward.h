@@ -244,30 +244,27 @@ void forward_recurrence(Member& member, const Problem& p, const Schedule& schedu
   }
 }
 
-// Computes f_bar, g_bar, s and f_tilde of every row (Eq. 7-10; without context Eq. 7 alone), and
-// packs the recurrence's weights; ends with a barrier.
+// x_hat of f or g becomes f_bar or g_bar: Eq. 7 or 8. Each group has `count` rows.
 template <class T>
-void forward_mix(Member& member, const Problem& p, const Schedule& schedule,
-                 const ForwardBuffers<T>& b) {
-  const int64_t H = p.hidden, rows = schedule.rows();
-  const auto activate = [&](Gate gate, const Table<T>& bar, int64_t count) {
-    const auto of_row = [&](int64_t i) { return b.statistics(gate, i / count, i % count, p); };
-    const auto body = [&](int64_t i, const Statistics<T>& found) {
-      const int64_t g = i / count, row = i % count;
-      T *x = b.x_hat[gate](g, row), *target = bar(g, row);
-      const Norm<T> norm = b.norms(g, gate);
-      for (int64_t j = 0; j < H; j += lanes<T>)
-        store(target + j, tanh(norm(found.normalize(x, j), j)));
-    };
-    with_statistics(member.begin(p.groups * count), member.end(p.groups * count), of_row, body);
+void activate(const Member& member, const Problem& p, const ForwardBuffers<T>& b, Gate gate,
+              const Table<T>& bar, int64_t count) {
+  const auto of_row = [&](int64_t i) { return b.statistics(gate, i / count, i % count, p); };
+  const auto body = [&](int64_t i, const Statistics<T>& found) {
+    const int64_t g = i / count, row = i % count;
+    T *x = b.x_hat[gate](g, row), *target = bar(g, row);
+    const Norm<T> norm = b.norms(g, gate);
+    for (int64_t j = 0; j < p.hidden; j += lanes<T>)
+      store(target + j, tanh(norm(found.normalize(x, j), j)));
   };
+  with_statistics(member.begin(p.groups * count), member.end(p.groups * count), of_row, body);
+}
+
+// W_g times the contexts, which `activate` makes g_bar of after a barrier.
+template <class T>
+void project_context(const Member& member, const Problem& p, const Schedule& schedule,
+                     const ForwardBuffers<T>& b) {
   for (int64_t g = 0; g < p.groups; g++) {
     const Group& group = p.group[g];
-    project<T>(
-        member, p, [&](int64_t row) { return input_row<T>(group, schedule, row); }, rows,
-        group.weight[gate_f], group.input_size, group.input_size, b.weight_f(g),
-        [&](int64_t row) { return b.x_hat[gate_f](g, row); });
-    if (!p.has_context) continue;
     project<T>(
         member, p,
         [&](int64_t rank) {
@@ -277,26 +274,85 @@ void forward_mix(Member& member, const Problem& p, const Schedule& schedule,
         p.batch, group.weight[gate_g], group.context_size, group.context_size, nullptr,
         [&](int64_t rank) { return b.x_hat[gate_g](g, rank); });
   }
+}
+
+// s_g, from g_bar.
+template <class T>
+void project_g_bar(const Member& member, const Problem& p, const ForwardBuffers<T>& b) {
+  const int64_t H = p.hidden;
+  for (int64_t g = 0; g < p.groups; g++)
+    with_stored<T>(p.weight_dtype, p.group[g].weight[gate_s], [&](const auto* w) {
+      dot<T>(
+          member, [&](int64_t rank) { return b.g_bar(g, rank); }, p.batch, w + H, 2 * H, H, H,
+          [&](int64_t rank) { return b.s_g(g, rank); });
+    });
+}
+
+// g_bar and s_g of the contexts' shares, which the caller gives.
+template <class T>
+void read_share(const Member& member, const Problem& p, const Schedule& schedule,
+                const ForwardBuffers<T>& b) {
+  const int64_t H = p.hidden, ranks = p.groups * p.batch;
+  for (int64_t i = member.begin(ranks); i < member.end(ranks); i++) {
+    const int64_t g = i / p.batch, rank = i % p.batch;
+    const T* g_bar = static_cast<const T*>(p.group[g].share) + schedule.sample[rank] * H;
+    std::copy_n(g_bar, H, b.g_bar(g, rank));
+    std::copy_n(g_bar + p.batch * H, H, b.s_g(g, rank));
+  }
+}
+
+// Writes the contexts' shares, [G, 2, B, H].
+template <class T>
+void context_share_team(Member& member, const Problem& p, const Schedule& schedule,
+                        const ForwardBuffers<T>& b, T* share) {
+  const int64_t H = p.hidden, ranks = p.groups * p.batch;
+  b.norms.fill(member, p);
+  project_context(member, p, schedule, b);
   member.barrier();
-  activate(gate_f, b.f_tilde, rows);  // Eq. 7
+  activate(member, p, b, gate_g, b.g_bar, p.batch);
+  member.barrier();
+  project_g_bar(member, p, b);
+  member.barrier();
+  for (int64_t i = member.begin(ranks); i < member.end(ranks); i++) {
+    const int64_t g = i / p.batch, rank = i % p.batch;
+    T* g_bar = share + (2 * g * p.batch + rank) * H;
+    std::copy_n(b.g_bar(g, rank), H, g_bar);
+    std::copy_n(b.s_g(g, rank), H, g_bar + p.batch * H);
+  }
+}
+
+// Computes f_bar, g_bar, s and f_tilde of every row (Eq. 7-10; without context Eq. 7 alone), and
+// packs the recurrence's weights; ends with a barrier.
+template <class T>
+void forward_mix(Member& member, const Problem& p, const Schedule& schedule,
+                 const ForwardBuffers<T>& b) {
+  const int64_t H = p.hidden, rows = schedule.rows();
+  const bool computes_share = p.has_context && !p.group[0].share;
+  for (int64_t g = 0; g < p.groups; g++) {
+    const Group& group = p.group[g];
+    project<T>(
+        member, p, [&](int64_t row) { return input_row<T>(group, schedule, row); }, rows,
+        group.weight[gate_f], group.input_size, group.input_size, b.weight_f(g),
+        [&](int64_t row) { return b.x_hat[gate_f](g, row); });
+  }
+  if (computes_share) project_context(member, p, schedule, b);
+  member.barrier();
+  activate(member, p, b, gate_f, b.f_tilde, rows);
   if (!p.has_context) {
     pack_recurrence(member, p, b);
     member.barrier();
     return;
   }
-  activate(gate_g, b.g_bar, p.batch);  // Eq. 8
+  if (computes_share)
+    activate(member, p, b, gate_g, b.g_bar, p.batch);
+  else
+    read_share(member, p, schedule, b);
   member.barrier();
-  for (int64_t g = 0; g < p.groups; g++) {
-    const void* weight = p.group[g].weight[gate_s];
+  for (int64_t g = 0; g < p.groups; g++)
     project<T>(
-        member, p, [&](int64_t row) { return b.f_tilde(g, row); }, rows, weight, 2 * H, H,
-        b.weight_s(g), [&](int64_t row) { return b.x_hat[gate_s](g, row); });
-    with_stored<T>(p.weight_dtype, weight, [&](const auto* w) {
-      dot<T>(
-          member, [&](int64_t rank) { return b.g_bar(g, rank); }, p.batch, w + H, 2 * H, H, H,
-          [&](int64_t rank) { return b.s_g(g, rank); });
-    });
-  }
+        member, p, [&](int64_t row) { return b.f_tilde(g, row); }, rows, p.group[g].weight[gate_s],
+        2 * H, H, b.weight_s(g), [&](int64_t row) { return b.x_hat[gate_s](g, row); });
+  if (computes_share) project_g_bar(member, p, b);
   member.barrier();
   pack_recurrence(member, p, b);
   const auto of_s = [&](int64_t i) {

@@ -5,11 +5,19 @@
 #include <thread>
 #include <vector>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 #ifdef __linux__
 #include <sched.h>
+#endif
+
+#ifdef MMIXER_OPENMP
+// What GCC makes of `#pragma omp parallel`, called by name: Clang's code for the pragma would bring
+// libomp, whose threads would wait beside those of torch's libgomp.
+extern "C" {
+void GOMP_parallel(void (*body)(void*), void* context, unsigned threads, unsigned flags);
+int omp_in_parallel();
+int omp_get_thread_num();
+int omp_get_num_threads();
+}
 #endif
 
 namespace mmixer::cpu {
@@ -62,13 +70,13 @@ void set_available_processors(int count) { processors_of_test = count; }
 
 void run_team(int threads, void (*body)(Member&, void*), void* context) {
   TeamState state;
-#ifdef _OPENMP
+#ifdef MMIXER_OPENMP
   if (threads > 1 && !omp_in_parallel()) {
-#pragma omp parallel num_threads(threads)
-    {
+    auto run = [&] {
       Member member(omp_get_thread_num(), omp_get_num_threads(), &state);
       body(member, context);
-    }
+    };
+    GOMP_parallel([](void* call) { (*static_cast<decltype(run)*>(call))(); }, &run, threads, 0);
     return;
   }
   threads = 1;

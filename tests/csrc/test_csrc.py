@@ -276,7 +276,7 @@ def vector_tests() -> Path:
 def test_vector(vector_tests: Path, instruction_set: str) -> None:
     program = vector_tests / f"test_vector_{instruction_set}"
     if not program.exists():
-        pytest.skip(f"{platform.machine()} has no {instruction_set}")
+        pytest.skip(f"this build for {platform.machine()} has no {instruction_set}")
     result = call([program])
     if result.returncode == 77:
         pytest.skip(result.stdout.strip())

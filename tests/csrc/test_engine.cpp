@@ -120,6 +120,8 @@ struct Options {
   int threads = 1;
   bool bfloat16 = false, recompute = false, need_input = true, need_weights = true;
   bool backward = true;
+  // As a stream calls it: the contexts' shares are given, and the states are overwritten.
+  bool stream = false;
 };
 
 // Rows [a, b, c] as they may lie in memory: contiguous, or b and c exchanged and NaN between rows.
@@ -223,9 +225,36 @@ Tensors<T> run(const Case& c, const Options& options) {
 
   const auto fresh = [](int64_t size) { return std::vector<T>(size, T(nan)); };
   Tensors<T> results{{}, fresh(G * B * H)};
+  std::vector<T> share = fresh(options.stream && c.has_context ? G * 2 * B * H : 0);
+  if (!share.empty()) {
+    std::vector<Group> bare = groups;
+    for (Group& group : bare) group.input = nullptr;
+    Problem of_contexts = p;
+    of_contexts.group = bare.data(), of_contexts.hx = nullptr, of_contexts.lengths = nullptr;
+    std::vector<T> memory = fresh(forward_workspace_size(of_contexts));
+    context_share(of_contexts, share.data(), memory.data());
+    // Nobody may read what the share stands for.
+    for (int64_t g = 0; g < G; g++) {
+      Values w_s = c.of(g, weight_s);
+      for (int64_t j = 0; j < H; j++) std::fill_n(w_s.data() + (2 * j + 1) * H, H, nan);
+      groups[g].share = share.data() + g * 2 * B * H;
+      groups[g].context = nullptr;
+      groups[g].weight[gate_g] = store(Values(c.of(g, weight_g).size(), nan), options.bfloat16);
+      groups[g].weight[gate_s] = store(w_s, options.bfloat16);
+    }
+  }
+  if (options.stream && c.has_hx) {
+    std::copy(c.operands.back().begin(), c.operands.back().end(), results[1].begin());
+    p.hx = results[1].data(), p.hx_stride_group = B * H, p.hx_stride_sample = H;
+  }
   std::vector<T> saved = fresh(saved_size(p));
   std::vector<T> workspace = fresh(forward_workspace_size(p));
   Placed<T> output(Values(G * c.steps * B * H, nan), G, c.steps, B, c.strided);
+  if (options.stream && c.steps == 1) {
+    forward(p, {results[1].data(), B * H, 0, H, results[1].data()}, nullptr, workspace.data());
+    results[0] = results[1];
+    return results;
+  }
   forward(p,
           {output.memory.data(), output.stride[0], output.stride[1], output.stride[2],
            results[1].data()},
@@ -398,6 +427,16 @@ Tensors<T> check_options(const Case& c, bool bfloat16, const std::string& what) 
                 (options.recompute ? ", recompute" : "") +
                 (options.need_input ? "" : ", without input's gradient") +
                 (options.need_weights ? "" : ", without weights' gradients"));
+  }
+  Options of_stream;
+  of_stream.bfloat16 = bfloat16, of_stream.backward = false, of_stream.stream = true;
+  for (int threads : {1, 2, 4}) {
+    of_stream.threads = threads;
+    const Tensors<T> other = run<T>(c, of_stream);
+    for (size_t i = 0; i < other.size(); i++)
+      check(same_bits(other[i], alone[i]), what + ": result " + std::to_string(i) +
+                                               " differs in a stream with " +
+                                               std::to_string(threads) + " threads");
   }
   return alone;
 }
