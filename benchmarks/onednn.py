@@ -127,7 +127,7 @@ class _Primitive:
 
     def step(self, memories: dict[int, Handle]) -> Step:
         """The execution on memories by the number of their argument."""
-        arguments = (_Argument * len(memories))(*memories.items())
+        arguments = (_Argument * len(memories))(*(_Argument(*x) for x in memories.items()))
         count = c_int(len(memories))
 
         def execute(_keep: object = (self, memories)) -> None:

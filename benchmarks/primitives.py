@@ -188,6 +188,7 @@ ONNX: Baselines = {
     "ONNX Runtime LBR-GRU": (LBR_GRU, OnnxLayer),
 }
 BASELINES = {"forward": ONEDNN | ONNX, "forward + backward": ONEDNN}
+METHODS = {"forward": "forward", "forward + backward": "forward_backward"}
 
 
 def check(kind: Kind, layer: Layer) -> float:
@@ -235,6 +236,5 @@ def baselines(size: Size, passes: str) -> tuple[list[Contender], dict[str, str]]
             missing[name] = str(problem)
         else:
             check(kind, layer)
-            call = layer.forward if passes == "forward" else layer.forward_backward
-            contenders.append(Contender(name, call))
+            contenders.append(Contender(name, getattr(layer, METHODS[passes])))
     return contenders, missing

@@ -628,9 +628,10 @@ sys.modules["onnxruntime"] = None
 @pytest.mark.parametrize("plugin", ["", WITHOUT_RUNTIMES])
 def test_the_primitives_are_baselines_where_they_are_installed(tmp_path, plugin):
     (tmp_path / "plugin.py").write_text(plugin)
-    words = "-p", "plugin", "-k", "64x8x32", str(BENCHMARKS / "bench_primitives.py")
+    words = "-p", "plugin", "-k", "1-thread and 64x8x32", str(BENCHMARKS / "bench_primitives.py")
     document, text = run_benchmarks(tmp_path, *words)
     assert document["failed"] == []
+    assert len(document["comparisons"]) == 2
     for row in document["comparisons"]:
         others = primitives.BASELINES[row["table"].split(", ")[1]]
         assert row["multiply_adds"]["FusedMCU"] == 5 + 2 / 64
