@@ -13,7 +13,7 @@ import torch
 from timing import Contender
 from torch import Tensor, nn
 
-from mmixer_kernels import FusedMCU, FusedMCUCell, FusedMCUStack, functional, reference
+from mmixer_kernels import CellStream, FusedMCU, FusedMCUCell, FusedMCUStack, functional, reference
 from mmixer_kernels.reference import Weights
 
 TOLERANCE = 1e-4
@@ -95,8 +95,8 @@ class Layers(nn.ModuleList):
 
 
 def relative_errors(subject: Subject) -> dict[str, float]:
-    """The error of each output, with and without gradients needed, and of each gradient, against
-    float64; absolute where the truth is zero."""
+    """`relative_error` of each output, with and without gradients needed, and of each gradient,
+    against float64."""
     torch.manual_seed(1)
     operands = subject.operands
     doubles = {name: x.detach().double().requires_grad_() for name, x in operands.items()}
@@ -105,29 +105,35 @@ def relative_errors(subject: Subject) -> dict[str, float]:
         plain = subject.run(*operands.values())
     directions = [torch.randn_like(output) for output in outputs]
     grads = torch.autograd.grad(outputs, list(operands.values()), directions)
-    with _one_thread():
+    with one_thread():
         expected = subject.truth(*doubles.values())
         expected_grads = torch.autograd.grad(
             expected, list(doubles.values()), [direction.double() for direction in directions]
         )
 
-    def error(x: Tensor, truth: Tensor) -> float:
-        norm = truth.detach().norm()
-        difference = (x.detach().double() - truth.detach()).norm()
-        return float(difference / norm if norm > 0 else difference)
-
     errors = {}
     for i, truth in enumerate(expected):
-        errors[f"output {i}"] = error(outputs[i], truth)
-        errors[f"output {i} under no_grad"] = error(plain[i], truth)
+        errors[f"output {i}"] = relative_error(outputs[i], truth)
+        errors[f"output {i} under no_grad"] = relative_error(plain[i], truth)
     for name, grad, truth in zip(operands, grads, expected_grads, strict=True):
-        errors[f"gradient of {name}"] = error(grad, truth)
+        errors[f"gradient of {name}"] = relative_error(grad, truth)
     return errors
+
+
+def relative_error(x: Tensor, truth: Tensor) -> float:
+    """||x - truth|| / ||truth||; absolute where the truth is zero."""
+    norm = truth.detach().norm()
+    difference = (x.detach().double() - truth.detach()).norm()
+    return float(difference / norm if norm > 0 else difference)
 
 
 def check(subject: Subject, tolerance: float = TOLERANCE) -> float:
     """The largest relative error; AssertionError where one passes tolerance or is not finite."""
-    errors = relative_errors(subject)
+    return largest(relative_errors(subject), tolerance)
+
+
+def largest(errors: dict[str, float], tolerance: float = TOLERANCE) -> float:
+    """The largest error; AssertionError where one passes tolerance or is not finite."""
     wrong = {name: error for name, error in errors.items() if not error < tolerance}
     assert not wrong, f"relative errors must be below {tolerance}, but are {wrong}: no timing"
     return max(errors.values())
@@ -313,6 +319,39 @@ def cell_contenders(
     ]
 
 
+@functools.cache
+def check_stream(
+    size: Size, device: torch.device, threads: int, weight_dtype: torch.dtype = torch.float32
+) -> float:
+    """The largest error of the CellStream of `stream_contenders` over some steps, against float64,
+    once for each number of threads."""
+    cell, operands = _cell(size, "cpu", device, weight_dtype)
+    input, context, hx = (x.detach() for x in operands.values())
+    inputs = torch.stack([input, -input, 2 * input])
+    stream = CellStream(cell, context, hx)
+    states = [stream(x).clone() for x in inputs]
+    doubles = (x.detach().double() for x in (inputs, context, *cell.weights(), hx))
+    inputs, context, *weights, hx = doubles
+    expected, _ = reference.mcu(inputs, context, Weights(*weights), hx)
+    errors = {
+        f"state {i}": relative_error(*pair)
+        for i, pair in enumerate(zip(states, expected, strict=True))
+    }
+    return largest(errors)
+
+
+def stream_contenders(
+    size: Size, device: torch.device, weight_dtype: torch.dtype = torch.float32
+) -> list[Contender]:
+    """CellStream, then its FusedMCUCell, nn.GRUCell and nn.LSTMCell."""
+    cell, operands = _cell(size, "cpu", device, weight_dtype)
+    input, context, hx = (x.detach() for x in operands.values())
+    stream = CellStream(cell, context, hx)
+    cells = cell_contenders(size, "forward", "cpu", device, weight_dtype)
+    others = [x for x in cells if x.name != "eager reference"]
+    return [contender("CellStream", stream, (input,), "forward"), *others]
+
+
 def _cell(
     size: Size, engine: str, device: torch.device, weight_dtype: torch.dtype
 ) -> tuple[FusedMCUCell, dict[str, Tensor]]:
@@ -389,7 +428,7 @@ def check_group(
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Many small operations take longest where their threads wait for a busy processor."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
