@@ -30,8 +30,8 @@ GRU, LBR_GRU, LSTM = Kind("gru", 3, 3), Kind("lbr_gru", 3, 4), Kind("lstm", 4, 4
 
 
 def multiply_adds(size: Size) -> dict[str, float]:
-    """Of each contender's forward, per row and in units of H^2; forward + backward has three times
-    as many. FusedMCU's products with the context are those of a sample."""
+    """Those of each contender's forward, per row and in units of H^2; forward + backward has three
+    times as many. FusedMCU's products with the context are those of a sample."""
     torchs = {"nn.GRU": LBR_GRU, "nn.LSTM": LSTM}
     kinds = torchs | {name: kind for name, (kind, _) in (ONEDNN | ONNX).items()}
     ours = {"FusedMCU": 5 + 2 / size.steps}
