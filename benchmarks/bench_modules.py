@@ -58,11 +58,11 @@ def test_streaming_cell(compare: Compare, weights: str, threads: int) -> None:
     compare(table, str(size), contenders, threads=threads, error=error)
 
 
-@pytest.mark.parametrize("weights", ["float32", "bfloat16"])
+@pytest.mark.parametrize("weights", problems.STREAMED)
 def test_cell_stream(compare: Compare, weights: str, threads: int) -> None:
     """Steps of a stream, whose context stays, with float32 features and states."""
-    size, dtype = Size(1, 1, 512), getattr(torch, weights)
-    error = problems.check_stream(size, CPU, threads, dtype)
-    contenders = problems.stream_contenders(size, CPU, dtype)
+    size = Size(1, 1, 512)
+    error = problems.check_stream(size, CPU, threads, weights)
+    contenders = problems.stream_contenders(size, CPU, weights)
     table = f"CellStream, one step, {weights} weights"
     compare(table, str(size), contenders, threads=threads, error=error)

@@ -3,6 +3,7 @@ the check that a kernel has to pass before a number of it is reported."""
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -319,20 +320,31 @@ def cell_contenders(
     ]
 
 
+STREAMED = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.float32}
+"""The dtype of a cell, by the weights that its stream has: int8 are made of float32."""
+
+
 @functools.cache
-def check_stream(
-    size: Size, device: torch.device, threads: int, weight_dtype: torch.dtype = torch.float32
-) -> float:
-    """The largest error of the CellStream of `stream_contenders` over some steps, against float64,
-    once for each number of threads."""
-    cell, operands = _cell(size, "cpu", device, weight_dtype)
+def check_stream(size: Size, device: torch.device, threads: int, weights: str) -> float:
+    """The largest error of the CellStream of `stream_contenders` over some steps, once for each
+    number of threads: against float64, and with int8 weights against the same integers in plain
+    PyTorch."""
+    cell, operands = _cell(size, "cpu", device, STREAMED[weights])
     input, context, hx = (x.detach() for x in operands.values())
     inputs = torch.stack([input, -input, 2 * input])
-    stream = CellStream(cell, context, hx)
+    if weights == "int8":
+        stream = CellStream(cell.quantized(), context, hx)
+        truth = copy.copy(stream.cell)
+        truth.engine = "reference"
+        expected = []
+        for x in inputs:
+            expected.append(hx := truth(x, context, hx))
+    else:
+        stream = CellStream(cell, context, hx)
+        doubles = (x.detach().double() for x in (inputs, context, *cell.weights(), hx))
+        sequence, of_all, *own, first = doubles
+        expected = list(reference.mcu(sequence, of_all, Weights(*own), first)[0])
     states = [stream(x).clone() for x in inputs]
-    doubles = (x.detach().double() for x in (inputs, context, *cell.weights(), hx))
-    inputs, context, *weights, hx = doubles
-    expected, _ = reference.mcu(inputs, context, Weights(*weights), hx)
     errors = {
         f"state {i}": relative_error(*pair)
         for i, pair in enumerate(zip(states, expected, strict=True))
@@ -340,15 +352,19 @@ def check_stream(
     return largest(errors)
 
 
-def stream_contenders(
-    size: Size, device: torch.device, weight_dtype: torch.dtype = torch.float32
-) -> list[Contender]:
-    """CellStream, then its FusedMCUCell, nn.GRUCell and nn.LSTMCell."""
-    cell, operands = _cell(size, "cpu", device, weight_dtype)
+def stream_contenders(size: Size, device: torch.device, weights: str) -> list[Contender]:
+    """CellStream, then its cell, nn.GRUCell and nn.LSTMCell."""
+    dtype = STREAMED[weights]
+    cell, operands = _cell(size, "cpu", device, dtype)
     input, context, hx = (x.detach() for x in operands.values())
-    stream = CellStream(cell, context, hx)
-    cells = cell_contenders(size, "forward", "cpu", device, weight_dtype)
+    cells = cell_contenders(size, "forward", "cpu", device, dtype)
     others = [x for x in cells if x.name != "eager reference"]
+    if weights == "int8":
+        quantized = cell.quantized()
+        stream = CellStream(quantized, context, hx)
+        others[0] = contender("QuantizedMCUCell", quantized, (input, context, hx), "forward")
+    else:
+        stream = CellStream(cell, context, hx)
     return [contender("CellStream", stream, (input,), "forward"), *others]
 
 
