@@ -17,6 +17,7 @@ from .engines import Stream, chosen
 from .modules import FusedMCUCell
 from .problem import Step
 from .stack import FusedMCUStack
+from .unit import SeenParameters
 
 
 class CellStream:
@@ -163,7 +164,6 @@ _OPTIONS: dict[type, Callable[[Any], tuple[Any, ...]]] = {
     FusedMCUCell: attrgetter("mix", "eps", "engine"),
     FusedMCUStack: attrgetter("mix", "eps", "engine", "training", "dropout"),
 }
-_versions = attrgetter("_version")
 
 
 class _DirectSteps:
@@ -177,13 +177,13 @@ class _DirectSteps:
 
     def __init__(self, input: Tensor, context: Tensor | None, state: Tensor) -> None:
         self._input, self._context, self._state = input, context, state
-        self._parameters: list[Tensor] = []
+        self._parameters: SeenParameters | None = None
         self._seen: tuple[Any, ...] | None = None
         self._stream: Stream | None = None
 
     def forget(self) -> None:
         """Lets the next step read the parameters and the context again."""
-        self._seen = None
+        self._parameters = None
 
     def take(self, cell: FusedMCUCell | FusedMCUStack, input: Tensor) -> bool:
         """Takes a step; False, and nothing is done, where the cell has to be called."""
@@ -194,12 +194,11 @@ class _DirectSteps:
             return False
         if type(cell) not in _OPTIONS or not dispatch.is_forward_alone(cell):
             return False
-        if self._seen is None or self._look_at(cell) != self._seen:
-            own: list[Tensor] = [x for x in cell._parameters.values() if x is not None]
-            # PyTorch counts no changes of a tensor that was made in inference mode.
-            self._parameters = [] if any(x.is_inference() for x in own) else own
-            self._seen = self._look_at(cell)
-            self._stream = self._open(cell)
+        parameters, seen = self._parameters, self._look_at(cell)
+        if parameters is None or seen != self._seen or not parameters.are_those_of(cell):
+            parameters = SeenParameters(cell)
+            self._parameters, self._seen = parameters, seen
+            self._stream = self._open(cell) if parameters.are_counted else None
         if self._stream is None:
             return False
         try:
@@ -210,21 +209,12 @@ class _DirectSteps:
         return True
 
     def _look_at(self, cell: FusedMCUCell | FusedMCUStack) -> tuple[Any, ...]:
-        """All that an open stream depends on, as far as it can change."""
-        own = self._parameters
-        return (
-            torch.get_num_threads(),
-            self._state.data_ptr(),
-            *_OPTIONS[type(cell)](cell),
-            *cell._parameters,
-            *map(id, cell._parameters.values()),
-            *map(Tensor.data_ptr, own),
-            *map(_versions, own),
-        )
+        """All but the parameters that an open stream depends on, as far as it can change."""
+        return torch.get_num_threads(), self._state.data_ptr(), *_OPTIONS[type(cell)](cell)
 
     def _open(self, cell: FusedMCUCell | FusedMCUStack) -> Stream | None:
         """None where the engine has no streams, or does not take the operands as they are."""
-        if not self._parameters or tuple(cell._parameters) != cell._names:
+        if tuple(cell._parameters) != cell._names:
             return None
         if isinstance(cell, FusedMCUStack):
             sets, states = cell.weights(), list(self._state)
