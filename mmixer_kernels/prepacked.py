@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import has_torch_function
 
 from . import arguments, dispatch
-from .engines import Engine, chosen, native
+from .engines import chosen, native
 from .modules import FusedMCU
 from .problem import Call, Form
 from .unit import SeenParameters
@@ -111,7 +111,7 @@ class PrepackedMCU:
         engine = chosen(unit.engine, input)
         if not hasattr(engine, "prepack"):
             return None
-        is_current = packed and packed.engine is engine and packed.parameters.are_those_of(unit)
+        is_current = packed is not None and packed.parameters.are_those_of(unit)
         parameters = packed.parameters if packed and is_current else SeenParameters(unit)
         own = parameters.tensors
         are_there = context is not None, hx is not None, lengths is not None
@@ -120,7 +120,7 @@ class PrepackedMCU:
         tensors = [x for x in (input, context, *own, hx, lengths) if x is not None]
         if packed is None or not is_current:
             run = engine.prepack(call, tensors) if _can_be_packed(unit, parameters) else None
-            self._packed = packed = _Packed(engine, parameters, run)
+            self._packed = packed = _Packed(parameters, run)
         if packed.run is None:
             return None
         output, h_n, _ = packed.run(call, tensors)
@@ -129,9 +129,8 @@ class PrepackedMCU:
 
 
 class _Packed(NamedTuple):
-    """The weights of a unit as an engine has packed them; run is None where it cannot."""
+    """The parameters that the CPU engine has packed, for run; run is None where it cannot."""
 
-    engine: Engine
     parameters: SeenParameters
     run: native.Forward | None
 

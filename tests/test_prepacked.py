@@ -284,7 +284,9 @@ def test_what_the_unit_takes_itself() -> None:
         (FRAMES[:, :0], CONTEXT[:0]),
         (FRAMES[:1], CONTEXT),
     ):
-        assert same_bits(prepacked(*operands), of_unit(UNIT, *operands))
+        found = prepacked(*operands)
+        assert same_bits(found, of_unit(UNIT, *operands))
+        assert not any(x.requires_grad for x in found)
     packed = pack_padded_sequence(FRAMES, LENGTHS, enforce_sorted=False)
     (output, h_n), (of_its_unit, last) = prepacked(packed, CONTEXT), of_unit(UNIT, packed, CONTEXT)
     assert same_bits((output.data, h_n), (of_its_unit.data, last))
