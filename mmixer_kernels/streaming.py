@@ -28,9 +28,10 @@ class CellStream:
     the start of the graph; the graph reads the cell's parameters where they lie, so that they may
     change in place but not move. On a CPU a call is one of the engine, which keeps between steps
     what depends on the context alone, two of seven products, to the bits of the cell's results:
-    parameters may change and move. PyTorch does not count what is written by `.data`, or by another
-    owner of the memory such as NumPy: call `reset` after it. Where hooks, modes, autocast or a
-    profiler look on, and with other engines, a call is the cell's.
+    parameters may change and move. But PyTorch does not count the changes that are made by `.data`,
+    by optimizers with `fused=True`, or by another owner of the memory, such as NumPy: in the middle
+    of a sequence, call `reset(hx=stream.state)` after these. A call is the cell's where hooks,
+    modes, autocast or a profiler look on, and with other engines.
 
     Args:
         cell: in the dtype and on the device of what comes; beside bfloat16 parameters, what comes
@@ -83,7 +84,7 @@ class CellStream:
         is_stack = isinstance(cell, FusedMCUStack)
         layers = (cell.num_layers,) if is_stack else ()
         self._state = like.new_zeros(*layers, batch, cell.hidden_size)
-        self._output = self._state[-1] if is_stack else self._state
+        self._output = self._last_state()
         own = self._context if cell.context_size else None
         self._direct = _DirectSteps(self._input, own, self._state)
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -94,6 +95,14 @@ class CellStream:
         else:
             self._step()  # so that a wrong argument shows here on either device
         self.reset(hx=hx)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._output = self._last_state()  # Pickled tensors share no memory.
+
+    def _last_state(self) -> Tensor:
+        """The last layer's, where it lies."""
+        return self._state[-1] if isinstance(self.cell, FusedMCUStack) else self._state
 
     @property
     def state(self) -> Tensor:
@@ -180,6 +189,10 @@ class _DirectSteps:
         self._parameters: SeenParameters | None = None
         self._seen: tuple[Any, ...] | None = None
         self._stream: Stream | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy reads the parameters that were copied with it."""
+        return {**self.__dict__, "_seen": None, "_stream": None}
 
     def forget(self) -> None:
         """Lets the next step read the parameters and the context again."""

@@ -8,6 +8,7 @@
 #include "../csrc/cpu/team.h"
 #include "cuda.h"
 #include "stream.h"
+#include "workspace.h"
 
 namespace py = pybind11;
 using namespace mmixer;
@@ -34,6 +35,7 @@ struct Cpu {
   static int64_t backward_workspace_size(const Problem& p, const Options& o, bool need_weights) {
     return streams::bytes(cpu::backward_workspace_size(with(p, o), need_weights), p);
   }
+  static Workspace workspace(PyObject*, int64_t bytes) { return Workspace(bytes); }
   static void forward(const Problem& p, const Options& o, const Results& results, void* saved,
                       void* workspace) {
     cpu::forward(with(p, o), results, saved, workspace);

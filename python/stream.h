@@ -6,6 +6,7 @@
 
 #include "../csrc/cpu/engine.h"
 #include "pass.h"
+#include "workspace.h"
 
 namespace streams {
 
@@ -36,26 +37,25 @@ class Stream {
             "call", "be a step from a state, which keeps nothing");
     const Items layers(c.layers.ptr());
     require(layers.size() > 0, "layers", "not be empty");
-    int64_t size = 0;
     for (int64_t i = 0; i < layers.size(); i++) {
       Layer& layer = layers_.emplace_back(form, layers[i]);
       Problem& p = layer.problem;
       p.threads = c.threads;
       mmixer::cpu::check(problem(layer));
       require(p.hx_stride_sample == p.hidden || p.batch == 1, "hx", "be contiguous");
-      size = std::max(size, bytes(mmixer::cpu::forward_workspace_size(problem(layer)), p));
+      workspace_size_ =
+          std::max(workspace_size_, bytes(mmixer::cpu::forward_workspace_size(problem(layer)), p));
     }
-    PyObject* const like = layers_[0].tensors[0];
-    workspace_ = passes::new_bytes(like, size);
     if (!form.has_context) return;
+    PyObject* const like = layers_[0].tensors[0];
+    const Workspace workspace(workspace_size_);
     for (Layer& layer : layers_) {
       const Problem p = problem(layer);
       layer.share = passes::new_empty(like, nullptr, 2, p.batch, p.hidden);
-      void *const share = passes::address(layer.share), *const scratch =
-                                                            passes::address(workspace_);
+      void* const share = passes::address(layer.share);
       {
         const py::gil_scoped_release release;
-        mmixer::cpu::context_share(p, share, scratch);
+        mmixer::cpu::context_share(p, share, workspace.get());
       }
       layer.problem.list[0].share = share;
     }
@@ -68,7 +68,7 @@ class Stream {
     require(rows.shape[0] == first.batch && rows.shape[1] == layers_[0].group().input_size &&
                 rows.dtype == first.dtype,
             "input", "have the shape and dtype that the stream was opened with");
-    void* const scratch = passes::address(workspace_);
+    const Workspace workspace(workspace_size_);
     const py::gil_scoped_release release;
     for (size_t i = 0; i < layers_.size(); i++) {
       Problem p = problem(layers_[i]);
@@ -76,7 +76,7 @@ class Stream {
       if (i == 0) group.input = rows.address, group.input_stride_sample = rows.stride[0];
       p.group = &group;
       void* const state = const_cast<void*>(p.hx);
-      mmixer::cpu::forward(p, {state, 0, 0, p.hidden, state}, nullptr, scratch);
+      mmixer::cpu::forward(p, {state, 0, 0, p.hidden, state}, nullptr, workspace.get());
     }
   }
 
@@ -94,7 +94,7 @@ class Stream {
   static Problem problem(const Layer& layer) { return layer.problem.problem(); }
 
   std::vector<Layer> layers_;
-  py::object workspace_;
+  int64_t workspace_size_ = 0;
 };
 
 inline Stream open(const Open& c) { return Stream(c); }

@@ -263,23 +263,23 @@ struct ForwardBuffers : ForwardPanels<T> {  // no panels for a single step
   }
 };
 
-// A weight gradient packs so many rows of T x B at a time, which bounds its memory.
-constexpr int64_t reduction_rows = 512;
+// A weight gradient packs so many chains of rows of T x B at a time, which bounds its memory.
+constexpr int64_t reduction_chains = 4;
 
 template <class T>
 struct BackwardBuffers {
   Arena<T> arena;
   Norms<T> norms;
   Panels<T> weight_f, weight_g, weight_sf, weight_sg, weight_r, weight_z, weight_h;
-  Table<T> f_bar, f_tilde;              // per row; one without context
-  Table<T> da_r, da_z, da_h;            // per row
-  Table<T> da_s;                        // per row, with context: s, then da_s
-  Table<T> df;                          // per row: df_tilde, df_bar, then da_f
-  Table<T> h_0, dh, r, dv, du;          // per rank
-  Table<T> g_bar;                       // per rank, with context
-  Table<T> dg, da_s_sum;                // also: dg_bar, then da_g; sum over t of da_s
-  Table<T> norm_grad;                   // per rank: the norms' rows x (scale, shift)
-  T *left = nullptr, *right = nullptr;  // packed operands of a weight gradient
+  Table<T> f_bar, f_tilde;      // per row; one without context
+  Table<T> da_r, da_z, da_h;    // per row
+  Table<T> da_s;                // per row, with context: s, then da_s
+  Table<T> df;                  // per row: df_tilde, df_bar, then da_f
+  Table<T> h_0, dh, r, dv, du;  // per rank
+  Table<T> g_bar;               // per rank, with context
+  Table<T> dg, da_s_sum;        // also: dg_bar, then da_g; sum over t of da_s
+  Table<T> norm_grad;           // per rank: the norms' rows x (scale, shift)
+  T* right = nullptr;           // packed rows of a weight gradient
 
   BackwardBuffers(Arena<T> memory, const Problem& p, bool need_weights)
       : arena(memory), norms(arena, p) {
@@ -300,8 +300,7 @@ struct BackwardBuffers {
     };
     const auto weights = [&](Arena<T>& phase) {
       if (!need_weights) return;
-      const int64_t rows = std::min(all, reduction_rows);
-      left = phase.take(panels_size<T>(rows, p.hidden));
+      const int64_t rows = std::min(all, reduction_chains * chain);
       right = phase.take(panels_size<T>(rows, std::max({p.hidden, input, context})));
     };
     arena.share(recurrence, mix, weights);

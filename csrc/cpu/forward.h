@@ -120,7 +120,7 @@ void share_samples(Member& member, const Problem& p, Recurrence recurrence) {
 template <class T, class RowsA, class RowsC>
 void project(const Member& member, const Problem& p, RowsA a, int64_t M, const void* weight,
              int64_t stride, int64_t K, const T* panels, RowsC c) {
-  if (panels) return gemm<T>(member, a, 1, M, panels, p.hidden, K, c);
+  if (panels) return gemm<T>(member, a, 1, M, packed(panels, K), p.hidden, K, c);
   with_stored<T>(p.weight_dtype, weight,
                  [&](const auto* w) { dot<T>(member, a, M, w, stride, p.hidden, K, c); });
 }
