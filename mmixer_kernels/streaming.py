@@ -192,7 +192,7 @@ class _DirectSteps:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy reads the parameters that were copied with it."""
-        return {**self.__dict__, "_seen": None, "_stream": None}
+        return {**self.__dict__, "_parameters": None, "_stream": None}
 
     def forget(self) -> None:
         """Lets the next step read the parameters and the context again."""

@@ -31,7 +31,7 @@ def steps(cell: FusedMCUCell, context: Tensor | None, hx: Tensor | None) -> Tens
 
 @pytest.fixture
 def direct(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """From its call on, a step that calls the cell fails."""
+    """A step that calls the cell fails after this one is called."""
 
     def refuse(*_: Any, **__: Any) -> Any:
         raise AssertionError("the cell was called")
@@ -246,7 +246,7 @@ def test_a_direct_step_is_the_cells_to_the_bit(
 
 
 def test_what_depends_on_the_context_is_kept() -> None:
-    """What PyTorch does not count shows after a reset."""
+    """Changes that PyTorch does not count show after a reset."""
     cell = copy.deepcopy(CELL)
     stream = CellStream(cell, CONTEXT)
     stream(FRAMES[0])
