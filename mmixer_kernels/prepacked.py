@@ -88,7 +88,8 @@ class PrepackedMCU:
 
     def _run(self, input: Any, context: Any, hx: Any, lengths: Any) -> tuple[Tensor, Tensor] | None:
         """The results; None, and nothing is done, where the unit has to be called."""
-        unit, operands = self.unit, [x for x in (input, context, hx, lengths) if x is not None]
+        unit = self.unit
+        operands = [input, *(x for x in (context, hx, lengths) if x is not None)]
         if has_torch_function(operands) or type(unit) is not FusedMCU:
             return None
         kind = dispatch.plain(operands)
