@@ -10,7 +10,7 @@
 
 namespace mmixer {
 
-enum class Dtype : int { float32, float64, bfloat16, float16 };
+enum class Dtype : int { float32, float64, bfloat16, float16, int8 };
 
 // The way in which f_bar and g_bar become f_tilde: Eq. 9-10, or Table 3's experiment II.
 enum class Mix { gated, concat };
@@ -44,6 +44,9 @@ struct WeightSet {
   const void* weight[gates];
   // [norm_rows, H], in Problem::norm_dtype; both null without LayerNorm.
   const void *norm_weight, *norm_bias;
+  // [norm_rows, H]: row n of an int8 matrix is that of integers times its gate's scale[n]. Null
+  // with other weights.
+  const float* scale;
 };
 
 // A weight set, its sequence and its context, which are in Problem::dtype.

@@ -6,6 +6,7 @@ from .engines import EngineState, engines
 from .modules import FusedMCU, FusedMCUCell
 from .network import MMixer, StreamClassifiers
 from .prepacked import PrepackedMCU
+from .quantized import QuantizedMCUCell
 from .stack import FusedMCUStack
 from .streaming import CellStream
 from .version import __version__ as __version__
@@ -18,6 +19,7 @@ __all__ = [
     "FusedMCUStack",
     "MMixer",
     "PrepackedMCU",
+    "QuantizedMCUCell",
     "StreamClassifiers",
     "engines",
     "functional",

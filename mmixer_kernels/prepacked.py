@@ -112,8 +112,10 @@ class PrepackedMCU:
         engine = chosen(unit.engine, input)
         if not hasattr(engine, "prepack"):
             return None
-        is_current = packed is not None and packed.parameters.are_those_of(unit)
-        parameters = packed.parameters if packed and is_current else SeenParameters(unit)
+        is_current = packed is not None and packed.parameters.are(unit._parameters)
+        parameters = (
+            packed.parameters if packed and is_current else SeenParameters(unit._parameters)
+        )
         own = parameters.tensors
         are_there = context is not None, hx is not None, lengths is not None
         form = Form(1, len(own), *are_there, unit.mix, unit.eps)

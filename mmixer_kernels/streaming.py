@@ -16,13 +16,16 @@ from .arguments import check_like_weight, check_tensor
 from .engines import Stream, chosen
 from .modules import FusedMCUCell
 from .problem import Step
+from .quantized import QuantizedMCUCell
 from .stack import FusedMCUStack
 from .unit import SeenParameters
 
+_Cell = FusedMCUCell | FusedMCUStack | QuantizedMCUCell
+
 
 class CellStream:
-    """Feeds a `FusedMCUCell`, or all layers of a `FusedMCUStack`, one step after another, without
-    gradients.
+    """Feeds a `FusedMCUCell`, its `quantized()`, or all layers of a `FusedMCUStack`, one step after
+    another, without gradients.
 
     On a GPU the step is captured once in a CUDA graph, so that a call costs a copy of the input and
     the start of the graph; the graph reads the cell's parameters where they lie, so that they may
@@ -61,7 +64,7 @@ class CellStream:
 
     def __init__(
         self,
-        cell: FusedMCUCell | FusedMCUStack,
+        cell: _Cell,
         context: Tensor | None = None,
         hx: Tensor | None = None,
         *,
@@ -70,7 +73,7 @@ class CellStream:
         _check_untransformed()
         _check_cell(cell)
         _check_context(cell, context)
-        weight = cell.weights()[0].weight_r if isinstance(cell, FusedMCUStack) else cell.weight_r
+        weight = _like_operands(cell)
         for name, operand in {"context": context, "hx": hx}.items():
             if operand is not None:
                 check_tensor(name, operand)
@@ -172,6 +175,7 @@ class CellStream:
 _OPTIONS: dict[type, Callable[[Any], tuple[Any, ...]]] = {
     FusedMCUCell: attrgetter("mix", "eps", "engine"),
     FusedMCUStack: attrgetter("mix", "eps", "engine", "training", "dropout"),
+    QuantizedMCUCell: attrgetter("mix", "eps", "engine"),
 }
 
 
@@ -198,7 +202,7 @@ class _DirectSteps:
         """Lets the next step read the parameters and the context again."""
         self._parameters = None
 
-    def take(self, cell: FusedMCUCell | FusedMCUStack, input: Tensor) -> bool:
+    def take(self, cell: _Cell, input: Tensor) -> bool:
         """Takes a step; False, and nothing is done, where the cell has to be called."""
         if has_torch_function((input,)):
             return False
@@ -208,8 +212,8 @@ class _DirectSteps:
         if type(cell) not in _OPTIONS or not dispatch.is_forward_alone(cell):
             return False
         parameters, seen = self._parameters, self._look_at(cell)
-        if parameters is None or seen != self._seen or not parameters.are_those_of(cell):
-            parameters = SeenParameters(cell)
+        if parameters is None or seen != self._seen or not parameters.are(_fields(cell)):
+            parameters = SeenParameters(_fields(cell))
             self._parameters, self._seen = parameters, seen
             self._stream = self._open(cell) if parameters.are_counted else None
         if self._stream is None:
@@ -221,14 +225,15 @@ class _DirectSteps:
         increment_version(self._state)  # PyTorch does not know who writes to it.
         return True
 
-    def _look_at(self, cell: FusedMCUCell | FusedMCUStack) -> tuple[Any, ...]:
+    def _look_at(self, cell: _Cell) -> tuple[Any, ...]:
         """All but the parameters that an open stream depends on, as far as it can change."""
         return torch.get_num_threads(), self._state.data_ptr(), *_OPTIONS[type(cell)](cell)
 
-    def _open(self, cell: FusedMCUCell | FusedMCUStack) -> Stream | None:
+    def _open(self, cell: _Cell) -> Stream | None:
         """None where the engine has no streams, or does not take the operands as they are."""
-        if tuple(cell._parameters) != cell._names:
+        if tuple(_fields(cell)) != cell._names:
             return None
+        sets: list[Any]
         if isinstance(cell, FusedMCUStack):
             sets, states = cell.weights(), list(self._state)
         else:
@@ -249,6 +254,18 @@ class _DirectSteps:
             return None
 
 
+def _fields(cell: _Cell) -> dict[str, Any]:
+    """The tensors that the cell computes with, by name."""
+    return cell._buffers if type(cell) is QuantizedMCUCell else cell._parameters
+
+
+def _like_operands(cell: _Cell) -> Tensor:
+    """One of the cell's tensors, in the dtype of what comes."""
+    if isinstance(cell, QuantizedMCUCell):
+        return cell.scale
+    return cell.weights()[0].weight_r if isinstance(cell, FusedMCUStack) else cell.weight_r
+
+
 def _check_untransformed() -> None:
     if dispatch.is_transformed():
         raise RuntimeError(
@@ -259,9 +276,10 @@ def _check_untransformed() -> None:
 
 def _check_cell(cell: object) -> None:
     """Raises unless a step of it depends on no later one, and on no chance."""
-    if not isinstance(cell, FusedMCUCell | FusedMCUStack):
+    if not isinstance(cell, _Cell):
         raise TypeError(
-            f"cell must be a FusedMCUCell or a FusedMCUStack, but is a {type(cell).__name__}"
+            "cell must be a FusedMCUCell, its quantized(), or a FusedMCUStack, but is a "
+            f"{type(cell).__name__}"
         )
     if cell.bidirectional:
         raise ValueError(
@@ -271,7 +289,7 @@ def _check_cell(cell: object) -> None:
     _check_mode(cell)
 
 
-def _check_mode(cell: FusedMCUCell | FusedMCUStack) -> None:
+def _check_mode(cell: _Cell) -> None:
     if isinstance(cell, FusedMCUStack) and cell.training and cell.dropout and cell.num_layers > 1:
         raise ValueError(
             f"cell must be in eval mode, since a CellStream drops nothing between layers, but is "
@@ -279,7 +297,7 @@ def _check_mode(cell: FusedMCUCell | FusedMCUStack) -> None:
         )
 
 
-def _check_context(cell: FusedMCUCell | FusedMCUStack, context: Tensor | None) -> None:
+def _check_context(cell: _Cell, context: Tensor | None) -> None:
     size = cell.context_size
     if size == 0:
         if context is None:

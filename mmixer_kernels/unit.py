@@ -125,32 +125,31 @@ class Unit(nn.Module):
 
 
 class SeenParameters:
-    """A unit's parameters as they are when something is made of them, to tell whether they are the
-    same later.
+    """A module's parameters, or buffers, as they are when something is made of them, to tell
+    whether they are the same later.
 
     A change is known by their names, identities, addresses and versions. PyTorch counts no version
     for what is written by `.data`, by optimizers with `fused=True`, or by another owner of the
     memory, such as NumPy.
     """
 
-    def __init__(self, unit: Unit) -> None:
-        own = [x for x in unit._parameters.values() if x is not None]
+    def __init__(self, fields: Mapping[str, Tensor | None]) -> None:
+        own = [x for x in fields.values() if x is not None]
         self.are_counted = not any(x.is_inference() for x in own)
         """False where PyTorch counts no changes at all, of what was made in inference mode."""
         self.tensors = own if self.are_counted else []
         # While these are held, no other tensor's memory can have their address.
         self._memory = [x.detach() for x in self.tensors]
-        self._state = self._look_at(unit)
+        self._state = self._look_at(fields)
 
-    def are_those_of(self, unit: Unit) -> bool:
-        """Whether the unit's parameters are the same tensors, and unchanged where that is known."""
-        return self._look_at(unit) == self._state
+    def are(self, fields: Mapping[str, Tensor | None]) -> bool:
+        """Whether these are the same tensors, and unchanged where that is known."""
+        return self._look_at(fields) == self._state
 
-    def _look_at(self, unit: Unit) -> tuple[Any, ...]:
-        own = unit._parameters
+    def _look_at(self, fields: Mapping[str, Tensor | None]) -> tuple[Any, ...]:
         return (
-            *own,
-            *map(id, own.values()),
+            *fields,
+            *map(id, fields.values()),
             *map(Tensor.data_ptr, self.tensors),
             *map(_version, self.tensors),
         )

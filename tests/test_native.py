@@ -99,7 +99,7 @@ def test_outputs_beside_each_other(batch_first: bool) -> None:
             "inputs and contexts must agree",
         ),
         (0, torch.zeros(T, F, B).mT, ValueError, "input must have contiguous rows"),
-        (0, torch.zeros(T, B, F, dtype=torch.int8), TypeError, "input must be one of float32"),
+        (0, torch.zeros(T, B, F, dtype=torch.int16), TypeError, "input must be one of float32"),
         (0, torch.zeros(T, B, F + 1), ValueError, "weight_f must have the shape"),
         (G, torch.zeros(B + 1, C), ValueError, "context must have input's batch size"),
         (G, torch.zeros(B, 0), ValueError, "weight_g must have the shape"),

@@ -185,7 +185,9 @@ def test_wrong_arguments() -> None:
         CellStream(BARE, hx=HX, batch_size=3)
     with pytest.raises(ValueError, match="batch_size must be a positive int, but is 0"):
         CellStream(BARE, batch_size=0)
-    with pytest.raises(TypeError, match="a FusedMCUCell or a FusedMCUStack, but is a FusedMCU"):
+    with pytest.raises(
+        TypeError, match=r"its quantized\(\), or a FusedMCUStack, but is a FusedMCU"
+    ):
         CellStream(FusedMCU(5, 7, 9), CONTEXT)
     stack = FusedMCUStack(5, 0, 9, 2, dropout=0.5)
     with pytest.raises(ValueError, match=r"hx must be \[2, 1, 9\].*\[1, 9\]"):

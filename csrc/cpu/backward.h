@@ -107,10 +107,11 @@ struct Backward {
       member.barrier();
     };
     const auto product = [&](Gate gate, const Panels<T>& panels) {
-      for (int64_t g = 0; g < p.groups; g++)
-        project<T>(
-            member, p, [&](int64_t row) { return operand(g, row); }, rows, p.group[g].weight[gate],
-            H, H, panels(g), [&](int64_t row) { return f.x_hat[gate](g, row); });
+      for (int64_t g = 0; g < p.groups; g++) {
+        const auto a = [&](int64_t row) { return operand(g, row); };
+        project<T>(member, p, g, {p, g, gate}, a, a, rows, panels(g),  // never of int8 weights
+                   [&](int64_t row) { return f.x_hat[gate](g, row); });
+      }
     };
     f.norms.fill(member, p);
     pack_mix(member, p, f);

@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "gemm.h"
+#include "int8.h"
 #include "rows.h"
 #include "team.h"
 
@@ -186,6 +187,13 @@ inline int64_t widest_input(const Problem& p) {
   return widest;
 }
 
+inline int64_t widest_context(const Problem& p) {
+  int64_t widest = 0;
+  for (int64_t g = 0; g < p.groups && p.has_context; g++)
+    widest = std::max(widest, p.group[g].context_size);
+  return widest;
+}
+
 // The weights of forward's products with more than the context, of W_s the columns for f.
 template <class T>
 struct ForwardPanels {
@@ -217,9 +225,12 @@ template <class T>
 struct ForwardBuffers : ForwardPanels<T> {  // no panels for a single step
   Arena<T> arena;
   Norms<T> norms;
-  Table<T> f_tilde;       // per row: f_bar, then f_tilde
-  Table<T> g_bar, s_g;    // per rank, with context; s_g = W_s's context half times g_bar
-  Table<T> h, u, v, z;    // per rank: state, f_tilde + h, r h + f_tilde, update gate
+  Table<T> f_tilde;     // per row: f_bar, then f_tilde
+  Table<T> g_bar, s_g;  // per rank, with context; s_g = W_s's context half times g_bar
+  Table<T> h, u, v, z;  // per rank: state, f_tilde + h, r h + f_tilde, update gate
+  // The operands of int8 weights, quantised, per rank: of the context those of W_g and of W_s's
+  // context half, else of all other products in turn.
+  Table<T> quantized, quantized_context;
   Table<T> x_hat[gates];  // kept, or scratch: per row for f and s, else per rank
   Table<T> r_std[gates];  // empty unless x_hat is kept
   bool keep;
@@ -238,6 +249,14 @@ struct ForwardBuffers : ForwardPanels<T> {  // no panels for a single step
     for (Table<T>* table : {&h, &u, &v, &z}) *table = Table<T>(arena, p.groups, p.batch, p.hidden);
     if (p.has_context)
       for (Table<T>* table : {&g_bar, &s_g}) *table = Table<T>(arena, p.groups, p.batch, p.hidden);
+    if (p.weight_dtype == Dtype::int8) {
+      const auto take = [&](int64_t size) {
+        const int64_t values = int8_row_bytes(std::max(size, p.hidden)) / int64_t(sizeof(T));
+        return Table<T>(arena, p.groups, p.batch, values);
+      };
+      quantized = take(widest_input(p));
+      if (p.has_context) quantized_context = take(widest_context(p));
+    }
     if (keep) {
       for (int gate = 0; gate < gates; gate++) {
         x_hat[gate] = saved.x_hat[gate];
@@ -283,10 +302,7 @@ struct BackwardBuffers {
 
   BackwardBuffers(Arena<T> memory, const Problem& p, bool need_weights)
       : arena(memory), norms(arena, p) {
-    const int64_t all = p.steps * p.batch, input = widest_input(p);
-    int64_t context = 0;
-    for (int64_t g = 0; g < p.groups && p.has_context; g++)
-      context = std::max(context, p.group[g].context_size);
+    const int64_t all = p.steps * p.batch, input = widest_input(p), context = widest_context(p);
     const auto recurrence = [&](Arena<T>& phase) {
       for (Panels<T>* panels : {&weight_r, &weight_z, &weight_h})
         *panels = Panels<T>(phase, p, p.hidden, p.hidden);

@@ -89,6 +89,7 @@ inline void prefetch(const Stored* place, int64_t distance) {
 template <class T, int MR, int NR, class Stored>
 __attribute__((noinline)) void dot_tile(const T* const* a, const Stored* w, int64_t w_stride,
                                         int64_t K, T* const* c, int64_t n) {
+  MMIXER_TILE("dot", Stored, MR, NR);
   constexpr int L = lanes<T>, step = 2 * L;
   Vector<T> sums[MR][NR] = {};
   // Adds the products of both operands' elements [k, k + step), of which `keep` may zero some.

@@ -2,8 +2,9 @@
 // Every buffer is the caller's; nothing is kept between calls.
 //
 // Problem::dtype, in which everything is computed, is float32 or float64. Matrices and norms have
-// the same dtype, or, where it is float32, bfloat16, which is widened as it is read. Anything else
-// throws std::invalid_argument.
+// the same dtype, or, where it is float32, bfloat16, which is widened as it is read. Where a single
+// float32 step keeps nothing, matrices may be int8: see int8.h. Anything else throws
+// std::invalid_argument.
 #pragma once
 
 #include <cstdint>

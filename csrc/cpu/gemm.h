@@ -105,6 +105,7 @@ constexpr int tile_panels(int mr) { return std::min(8, (vector_registers - 1) / 
 template <class T, int MR, int NR>
 __attribute__((noinline)) void gemm_tile(const T* const* a, int64_t a_step, const Operand<T>& b,
                                          int64_t K, T* const* c, int64_t columns, bool accumulate) {
+  MMIXER_TILE("gemm", T, MR, NR);
   using V = Vector<T>;
   constexpr int L = lanes<T>;
   const T* row[MR];
