@@ -56,3 +56,13 @@ def test_streaming_cell(compare: Compare, weights: str, threads: int) -> None:
     contenders = problems.cell_contenders(size, "forward", "cpu", CPU, dtype)
     table = f"FusedMCUCell, one step, {weights} weights"
     compare(table, str(size), contenders, threads=threads, error=error)
+
+
+@pytest.mark.parametrize("weights", problems.STREAMED)
+def test_cell_stream(compare: Compare, weights: str, threads: int) -> None:
+    """Steps of a stream, whose context stays, with float32 features and states."""
+    size = Size(1, 1, 512)
+    error = problems.check_stream(size, CPU, threads, weights)
+    contenders = problems.stream_contenders(size, CPU, weights)
+    table = f"CellStream, one step, {weights} weights"
+    compare(table, str(size), contenders, threads=threads, error=error)

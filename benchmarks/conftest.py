@@ -79,7 +79,8 @@ def compare(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Comp
     """Times contenders in turns and adds a row to the summary.
 
     `compare(table, case, contenders, threads=, error=)`: ours is first in contenders, error is the
-    answer of the check that ours has passed, missing names baselines that did not run, and why.
+    answer of the check that ours has passed, missing names baselines that did not run, and why,
+    multiply_adds has each contender's, ours first, where the table is to have their ratios too.
     Returns the times, or None with --benchmark-disable.
     """
 
@@ -92,12 +93,14 @@ def compare(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Comp
         error: float,
         shares: Callable[[timing.Times], dict[str, str]] | None = None,
         missing: dict[str, str] | None = None,
+        multiply_adds: dict[str, float] | None = None,
     ) -> timing.Times | None:
         benchmark.group = table
         if benchmark.disabled:
             benchmark.pedantic(contenders[0].call)
             return None
-        turns = timing.Turns(contenders, request.config.getoption("budget"))
+        budget = request.config.getoption("budget")
+        turns = timing.Turns(contenders, budget, warming=timing.WARMING)
         benchmark.pedantic(turns.ours.call, setup=turns.take_baselines, rounds=turns.rounds)
         assert benchmark.stats is not None  # pedantic has just filled it
         turns.times[turns.ours.name] = list(benchmark.stats.stats.data)
@@ -107,6 +110,7 @@ def compare(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Comp
         else:
             comparison.shares = shares(turns.times)
         comparison.missing = missing or {}
+        comparison.multiply_adds = multiply_adds or {}
         benchmark.extra_info.update(
             case=case,
             threads=threads,

@@ -461,7 +461,7 @@ struct Network {
 struct PacketPingPong {
   using Arguments = NetworkArguments;
   static constexpr int threads = 32;
-  static constexpr bool needs_cluster = false;
+  [[maybe_unused]] static constexpr bool needs_cluster = false;
 
   static MMIXER_DEVICE void run(void*, const Arguments& a) {
     if (thread_index() != 0) return;

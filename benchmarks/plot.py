@@ -19,7 +19,7 @@ import report
 import torch
 from matplotlib.figure import Figure
 from problems import PASSES, Size
-from timing import interleave
+from timing import WARMING, interleave
 
 from mmixer_kernels import provenance
 
@@ -68,7 +68,8 @@ def measure(threads: int, budget: float) -> list[Point]:
             error = problems.check_sequence(size, "cpu", cpu, threads)
             for passes in PASSES:
                 contenders = problems.sequence_contenders(size, passes, "cpu", cpu)
-                times = interleave([x for x in contenders if x.name in UNITS], budget)
+                drawn = [x for x in contenders if x.name in UNITS]
+                times = interleave(drawn, budget, warming=WARMING)
                 milliseconds = {name: 1e3 * median(x) for name, x in times.items()}
                 points.append(
                     {"axis": axis, "size": size, "passes": passes, "error": error, **milliseconds}

@@ -3,6 +3,7 @@ the check that a kernel has to pass before a number of it is reported."""
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ import torch
 from timing import Contender
 from torch import Tensor, nn
 
-from mmixer_kernels import FusedMCU, FusedMCUCell, FusedMCUStack, functional, reference
+from mmixer_kernels import CellStream, FusedMCU, FusedMCUCell, FusedMCUStack, functional, reference
 from mmixer_kernels.reference import Weights
 
 TOLERANCE = 1e-4
@@ -95,8 +96,8 @@ class Layers(nn.ModuleList):
 
 
 def relative_errors(subject: Subject) -> dict[str, float]:
-    """The error of each output, with and without gradients needed, and of each gradient, against
-    float64; absolute where the truth is zero."""
+    """`relative_error` of each output, with and without gradients needed, and of each gradient,
+    against float64."""
     torch.manual_seed(1)
     operands = subject.operands
     doubles = {name: x.detach().double().requires_grad_() for name, x in operands.items()}
@@ -105,29 +106,35 @@ def relative_errors(subject: Subject) -> dict[str, float]:
         plain = subject.run(*operands.values())
     directions = [torch.randn_like(output) for output in outputs]
     grads = torch.autograd.grad(outputs, list(operands.values()), directions)
-    with _one_thread():
+    with one_thread():
         expected = subject.truth(*doubles.values())
         expected_grads = torch.autograd.grad(
             expected, list(doubles.values()), [direction.double() for direction in directions]
         )
 
-    def error(x: Tensor, truth: Tensor) -> float:
-        norm = truth.detach().norm()
-        difference = (x.detach().double() - truth.detach()).norm()
-        return float(difference / norm if norm > 0 else difference)
-
     errors = {}
     for i, truth in enumerate(expected):
-        errors[f"output {i}"] = error(outputs[i], truth)
-        errors[f"output {i} under no_grad"] = error(plain[i], truth)
+        errors[f"output {i}"] = relative_error(outputs[i], truth)
+        errors[f"output {i} under no_grad"] = relative_error(plain[i], truth)
     for name, grad, truth in zip(operands, grads, expected_grads, strict=True):
-        errors[f"gradient of {name}"] = error(grad, truth)
+        errors[f"gradient of {name}"] = relative_error(grad, truth)
     return errors
+
+
+def relative_error(x: Tensor, truth: Tensor) -> float:
+    """||x - truth|| / ||truth||; absolute where the truth is zero."""
+    norm = truth.detach().norm()
+    difference = (x.detach().double() - truth.detach()).norm()
+    return float(difference / norm if norm > 0 else difference)
 
 
 def check(subject: Subject, tolerance: float = TOLERANCE) -> float:
     """The largest relative error; AssertionError where one passes tolerance or is not finite."""
-    errors = relative_errors(subject)
+    return largest(relative_errors(subject), tolerance)
+
+
+def largest(errors: dict[str, float], tolerance: float = TOLERANCE) -> float:
+    """The largest error; AssertionError where one passes tolerance or is not finite."""
     wrong = {name: error for name, error in errors.items() if not error < tolerance}
     assert not wrong, f"relative errors must be below {tolerance}, but are {wrong}: no timing"
     return max(errors.values())
@@ -313,6 +320,54 @@ def cell_contenders(
     ]
 
 
+STREAMED = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.float32}
+"""The dtype of a cell, by the weights that its stream has: int8 are made of float32."""
+
+
+@functools.cache
+def check_stream(size: Size, device: torch.device, threads: int, weights: str) -> float:
+    """The largest error of the CellStream of `stream_contenders` over some steps, once for each
+    number of threads: against float64, and with int8 weights against the same integers in plain
+    PyTorch."""
+    cell, operands = _cell(size, "cpu", device, STREAMED[weights])
+    input, context, hx = (x.detach() for x in operands.values())
+    inputs = torch.stack([input, -input, 2 * input])
+    if weights == "int8":
+        stream = CellStream(cell.quantized(), context, hx)
+        truth = copy.copy(stream.cell)
+        truth.engine = "reference"
+        expected = []
+        for x in inputs:
+            expected.append(hx := truth(x, context, hx))
+    else:
+        stream = CellStream(cell, context, hx)
+        doubles = (x.detach().double() for x in (inputs, context, *cell.weights(), hx))
+        sequence, of_all, *own, first = doubles
+        expected = list(reference.mcu(sequence, of_all, Weights(*own), first)[0])
+    states = [stream(x).clone() for x in inputs]
+    errors = {
+        f"state {i}": relative_error(*pair)
+        for i, pair in enumerate(zip(states, expected, strict=True))
+    }
+    return largest(errors)
+
+
+def stream_contenders(size: Size, device: torch.device, weights: str) -> list[Contender]:
+    """CellStream, then its cell, nn.GRUCell and nn.LSTMCell."""
+    dtype = STREAMED[weights]
+    cell, operands = _cell(size, "cpu", device, dtype)
+    input, context, hx = (x.detach() for x in operands.values())
+    cells = cell_contenders(size, "forward", "cpu", device, dtype)
+    others = [x for x in cells if x.name != "eager reference"]
+    if weights == "int8":
+        quantized = cell.quantized()
+        stream = CellStream(quantized, context, hx)
+        others[0] = contender("QuantizedMCUCell", quantized, (input, context, hx), "forward")
+    else:
+        stream = CellStream(cell, context, hx)
+    return [contender("CellStream", stream, (input,), "forward"), *others]
+
+
 def _cell(
     size: Size, engine: str, device: torch.device, weight_dtype: torch.dtype
 ) -> tuple[FusedMCUCell, dict[str, Tensor]]:
@@ -389,7 +444,7 @@ def check_group(
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Many small operations take longest where their threads wait for a busy processor."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

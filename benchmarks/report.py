@@ -38,6 +38,8 @@ class Comparison:
     """Names of what each contender starts on the GPU, and how often."""
     missing: dict[str, str] = field(default_factory=dict)
     """Contenders without a number, and the reason."""
+    multiply_adds: dict[str, float] = field(default_factory=dict)
+    """Of contenders, ours first: those of a forward's row in units of H^2."""
 
 
 def tables(comparisons: Sequence[Comparison]) -> str:
@@ -88,18 +90,24 @@ def write(
 
 def _table(title: str, rows: Sequence[Comparison]) -> str:
     columns = list(dict.fromkeys(name for row in rows for name in (*row.ratios, *row.shares)))
-    body = [["case", "threads", *columns, "error", "rounds"]]
+    work = {name: x for row in rows for name, x in row.multiply_adds.items()}
+    head = [f"{name} [{work[name]:g}]" if name in work else name for name in columns]
+    body = [["case", "threads", *(["multiply-adds"] if work else []), *head, "error", "rounds"]]
     for row in rows:
         values = {**{name: str(ratio) for name, ratio in row.ratios.items()}, **row.shares}
         cells = [values.get(name, "") for name in columns]
         error = "" if row.error is None else f"{row.error:.0e}"
-        body.append([row.case, str(row.threads), *cells, error, str(row.rounds)])
+        ours = [f"[{next(iter(row.multiply_adds.values())):.3g}]"] if work else []
+        body.append([row.case, str(row.threads), *ours, *cells, error, str(row.rounds)])
     widths = [max(map(len, column)) for column in zip(*body, strict=True)]
     lines = [
         "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
         for line in body
     ]
-    return "\n".join([title, *lines])
+    if work:
+        lines.append("[multiply-adds of a forward's row, in units of H^2]")
+    missing = {name: why for row in rows for name, why in row.missing.items()}
+    return "\n".join([title, *lines, *(f"no {name}: {why}" for name, why in missing.items())])
 
 
 GPU = (

@@ -1,7 +1,7 @@
 """Interleaved timing: contenders take turns in one process, and what is reported is ratios.
 
 A round gives each contender a turn, so that whatever else the machine does in that moment hits all
-of them alike. Calls shorter than `SHORT` are preceded by an untimed one, so that a contender finds
+of them alike. Calls shorter than `SHORT` are preceded by untimed ones, so that a contender finds
 its own weights in the caches and not its rival's.
 """
 
@@ -20,6 +20,9 @@ import torch
 
 SHORT = 0.02
 """Seconds; a longer call refills the caches in a small part of its own time."""
+WARMING = 0.02
+"""Seconds of untimed calls before a short one on a processor: an L3 cache takes some four calls to
+keep what they read, and threads of another runtime that wait for work spin for milliseconds."""
 RESAMPLES = 2000
 """How often the rounds are drawn again for a ratio's interval."""
 
@@ -212,22 +215,30 @@ class Turns:
         contenders: ours first, then the baselines.
         budget: seconds for all rounds; at least 5 rounds are run, and at most 500.
         clock: the function that times a round; by default the processor's.
+        warming: seconds of untimed calls before a short one that is timed; one call at least.
     """
 
     def __init__(
-        self, contenders: Sequence[Contender], budget: float, clock: Clock = seconds
+        self,
+        contenders: Sequence[Contender],
+        budget: float,
+        clock: Clock = seconds,
+        warming: float = 0.0,
     ) -> None:
         self.ours, *self.baselines = contenders
-        self._clock = clock
+        self._clock, self._warming = clock, warming
         first = {contender.name: _estimate(contender, clock) for contender in contenders}
         self._short = {name for name, duration in first.items() if duration < SHORT}
-        duration = sum(first.values()) + sum(first[name] for name in self._short)
+        duration = sum(first.values()) + sum(max(first[name], warming) for name in self._short)
         self.rounds = int(min(max(budget / duration, 5), 500))
         self.times: Times = {contender.name: [] for contender in contenders}
 
     def warm(self, contender: Contender) -> None:
         if contender.name in self._short:
+            end = time.perf_counter() + self._warming
             contender.call()
+            while time.perf_counter() < end:
+                contender.call()
 
     def take(self, contender: Contender) -> None:
         self.warm(contender)
@@ -246,13 +257,18 @@ class Turns:
         }
 
 
-def interleave(contenders: Sequence[Contender], budget: float, clock: Clock = seconds) -> Times:
+def interleave(
+    contenders: Sequence[Contender],
+    budget: float,
+    clock: Clock = seconds,
+    warming: float = 0.0,
+) -> Times:
     """All rounds of a comparison outside pytest-benchmark.
 
     Every second round has the contenders in the opposite order, so that what one leaves behind (a
     warm or a throttled processor) does not always meet the same next one.
     """
-    turns = Turns(contenders, budget, clock)
+    turns = Turns(contenders, budget, clock, warming)
     for number in range(turns.rounds):
         for contender in contenders if number % 2 == 0 else contenders[::-1]:
             turns.take(contender)

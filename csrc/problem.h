@@ -10,7 +10,7 @@
 
 namespace mmixer {
 
-enum class Dtype : int { float32, float64, bfloat16, float16 };
+enum class Dtype : int { float32, float64, bfloat16, float16, int8 };
 
 // The way in which f_bar and g_bar become f_tilde: Eq. 9-10, or Table 3's experiment II.
 enum class Mix { gated, concat };
@@ -44,6 +44,9 @@ struct WeightSet {
   const void* weight[gates];
   // [norm_rows, H], in Problem::norm_dtype; both null without LayerNorm.
   const void *norm_weight, *norm_bias;
+  // [norm_rows, H]: row n of an int8 matrix is that of integers times its gate's scale[n]. Null
+  // with other weights.
+  const float* scale;
 };
 
 // A weight set, its sequence and its context, which are in Problem::dtype.
@@ -52,6 +55,10 @@ struct Group : WeightSet {
   int64_t input_stride_step, input_stride_sample, input_size;
   const void* context;  // [B, context_size]; null without context
   int64_t context_stride_sample, context_size;
+  // What depends on the context alone, [2, B, H], contiguous: g_bar (Eq. 8), then W_s's columns for
+  // g times g_bar. The CPU engine alone takes it, where nothing is kept for backward; it then reads
+  // neither context nor W_g nor these columns. Null where forward is to compute it.
+  const void* share;
   bool reverse;  // each sample's sequence runs from its last step to its first
 };
 

@@ -5,6 +5,7 @@ from . import onnx as onnx
 from .engines import EngineState, engines
 from .modules import FusedMCU, FusedMCUCell
 from .network import MMixer, StreamClassifiers
+from .quantized import QuantizedMCUCell
 from .stack import FusedMCUStack
 from .streaming import CellStream
 from .version import __version__ as __version__
@@ -16,6 +17,7 @@ __all__ = [
     "FusedMCUCell",
     "FusedMCUStack",
     "MMixer",
+    "QuantizedMCUCell",
     "StreamClassifiers",
     "engines",
     "functional",

@@ -26,6 +26,10 @@ _functorch = getattr(torch._C, "_functorch", None)
 _interpreters = getattr(_functorch, "get_interpreter_stack", lambda: None)
 _hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda ignore: True)
 _is_nested = attrgetter("is_nested")
+_hooks_of_module = attrgetter(
+    "_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"
+)
+_global_hooks = getattr(nn.modules.module, "_has_any_global_hook", lambda: True)
 _MOST_GUARDS = 16
 
 
@@ -78,6 +82,16 @@ def plain(tensors: Sequence[Tensor]) -> Plain | None:
 def saved_tensors_have_hooks() -> bool:
     """Whether hooks of saved tensors are on, as in a checkpoint."""
     return _hooks(False) is not None
+
+
+def is_forward_alone(module: nn.Module) -> bool:
+    """Whether a call of the module is a call of its class's forward, without hooks, and neither
+    compiled nor replaced."""
+    try:
+        hooks, is_compiled = _hooks_of_module(module), module._compiled_call_impl is not None
+    except AttributeError:
+        return False
+    return not (any(hooks) or is_compiled or "forward" in module.__dict__ or _global_hooks())
 
 
 def _learn(tensors: Sequence[Tensor]) -> Plain | None:

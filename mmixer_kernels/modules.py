@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import arguments, functional
 from .engines import check_name
+from .quantized import QuantizedMCUCell
 from .reference import MCU
 
 
@@ -127,13 +128,18 @@ class FusedMCU(MCU):
             recompute=self.recompute,
         )
 
+    def quantized(self) -> QuantizedMCUCell:
+        """A `QuantizedMCUCell`: a step of this unit, with a copy of its weights in int8."""
+        return QuantizedMCUCell(self)
+
 
 class FusedMCUCell(MCU):
     """One step of `FusedMCU`, for streaming; the same parameters, and the same arguments but
     batch_first and recompute.
 
     A step's time is that of reading the weights: with `cell.bfloat16()` and float32 features and
-    states it is about half on a CPU, at the precision of bfloat16 weights.
+    states it is about half on a CPU, at the precision of bfloat16 weights; `cell.quantized()` has
+    them in int8.
 
     >>> cell = FusedMCUCell(64, 64, 128)
     >>> hx = cell(torch.randn(1, 64), torch.randn(1, 64))
@@ -199,3 +205,12 @@ class FusedMCUCell(MCU):
             eps=self.eps,
             engine=self.engine,
         )
+
+    def quantized(self) -> QuantizedMCUCell:
+        """The cell with a copy of its weights in int8, for streaming: see `QuantizedMCUCell`.
+
+        >>> cell = FusedMCUCell(64, 64, 128).quantized()
+        >>> cell(torch.randn(1, 64), torch.randn(1, 64)).shape
+        torch.Size([1, 128])
+        """
+        return QuantizedMCUCell(self)

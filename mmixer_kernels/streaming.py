@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
+from torch.overrides import has_torch_function
 
 from . import arguments, dispatch
 from .arguments import check_like_weight, check_tensor
+from .engines import Stream, chosen
 from .modules import FusedMCUCell
+from .problem import Step
+from .quantized import QuantizedMCUCell
 from .stack import FusedMCUStack
+
+_Cell = FusedMCUCell | FusedMCUStack | QuantizedMCUCell
 
 
 class CellStream:
-    """Feeds a `FusedMCUCell`, or all layers of a `FusedMCUStack`, one step after another, without
-    gradients.
+    """Feeds a `FusedMCUCell`, its `quantized()`, or all layers of a `FusedMCUStack`, one step after
+    another, without gradients.
 
     On a GPU the step is captured once in a CUDA graph, so that a call costs a copy of the input and
     the start of the graph; the graph reads the cell's parameters where they lie, so that they may
-    change in place but not move. On a CPU a call is the cell's.
+    change in place but not move. On a CPU a call is one of the engine, which keeps between steps
+    what depends on the context alone, two of seven products, to the bits of the cell's results:
+    parameters may change and move. But PyTorch does not count the changes that are made by `.data`,
+    by optimizers with `fused=True`, or by another owner of the memory, such as NumPy: in the middle
+    of a sequence, call `reset(hx=stream.state)` after these. A call is the cell's where hooks,
+    modes, autocast or a profiler look on, and with other engines.
 
     Args:
         cell: in the dtype and on the device of what comes; beside bfloat16 parameters, what comes
@@ -47,7 +63,7 @@ class CellStream:
 
     def __init__(
         self,
-        cell: FusedMCUCell | FusedMCUStack,
+        cell: _Cell,
         context: Tensor | None = None,
         hx: Tensor | None = None,
         *,
@@ -56,7 +72,7 @@ class CellStream:
         _check_untransformed()
         _check_cell(cell)
         _check_context(cell, context)
-        weight = cell.weights()[0].weight_r if isinstance(cell, FusedMCUStack) else cell.weight_r
+        weight = _like_operands(cell)
         for name, operand in {"context": context, "hx": hx}.items():
             if operand is not None:
                 check_tensor(name, operand)
@@ -70,7 +86,9 @@ class CellStream:
         is_stack = isinstance(cell, FusedMCUStack)
         layers = (cell.num_layers,) if is_stack else ()
         self._state = like.new_zeros(*layers, batch, cell.hidden_size)
-        self._output = self._state[-1] if is_stack else self._state
+        self._output = self._last_state()
+        own = self._context if cell.context_size else None
+        self._direct = _DirectSteps(self._input, own, self._state)
         self._graph: torch.cuda.CUDAGraph | None = None
         if hx is not None:
             _check_like("hx", hx, self._state)
@@ -79,6 +97,14 @@ class CellStream:
         else:
             self._step()  # so that a wrong argument shows here on either device
         self.reset(hx=hx)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._output = self._last_state()  # Pickled tensors share no memory.
+
+    def _last_state(self) -> Tensor:
+        """The last layer's, where it lies."""
+        return self._state[-1] if isinstance(self.cell, FusedMCUStack) else self._state
 
     @property
     def state(self) -> Tensor:
@@ -103,10 +129,13 @@ class CellStream:
             self._state.zero_()
         else:
             self._state.copy_(hx.detach())
+        self._direct.forget()
 
     def __call__(self, input: Tensor) -> Tensor:
         """The next state `[B, H]` after `input [B, input_size]`, of a stack the last layer's; the
         next call overwrites it."""
+        if self._graph is None and self._direct.take(self.cell, input):
+            return self._output
         _check_untransformed()
         _check_mode(self.cell)
         _check_like("input", input, self._input)
@@ -142,6 +171,111 @@ class CellStream:
                 self._step()
 
 
+_OPTIONS: dict[type, Callable[[Any], tuple[Any, ...]]] = {
+    FusedMCUCell: attrgetter("mix", "eps", "engine"),
+    FusedMCUStack: attrgetter("mix", "eps", "engine", "training", "dropout"),
+    QuantizedMCUCell: attrgetter("mix", "eps", "engine"),
+}
+_versions = attrgetter("_version")
+
+
+class _DirectSteps:
+    """A stream's way to an engine that keeps between steps what it has read of the parameters; it
+    reads them again when they have changed, and knows so by their addresses and versions.
+
+    Args:
+        input: such as steps have. context: None without.
+        state: of the cell or of all layers; a step overwrites it.
+    """
+
+    def __init__(self, input: Tensor, context: Tensor | None, state: Tensor) -> None:
+        self._input, self._context, self._state = input, context, state
+        self._parameters: list[Tensor] = []
+        self._seen: tuple[Any, ...] | None = None
+        self._stream: Stream | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy reads the parameters that were copied with it."""
+        return {**self.__dict__, "_seen": None, "_stream": None}
+
+    def forget(self) -> None:
+        """Lets the next step read the parameters and the context again."""
+        self._seen = None
+
+    def take(self, cell: _Cell, input: Tensor) -> bool:
+        """Takes a step; False, and nothing is done, where the cell has to be called."""
+        if has_torch_function((input,)):
+            return False
+        kind = dispatch.plain((input,))
+        if kind is None or kind.needs_gradient or not input.is_cpu:
+            return False
+        if type(cell) not in _OPTIONS or not dispatch.is_forward_alone(cell):
+            return False
+        if self._seen is None or self._look_at(cell) != self._seen:
+            own: list[Tensor] = [x for x in _fields(cell).values() if x is not None]
+            # PyTorch counts no changes of a tensor that was made in inference mode.
+            self._parameters = [] if any(x.is_inference() for x in own) else own
+            self._seen = self._look_at(cell)
+            self._stream = self._open(cell)
+        if self._stream is None:
+            return False
+        try:
+            self._stream.step(input)
+        except (TypeError, ValueError):
+            return False
+        increment_version(self._state)  # PyTorch does not know who writes to it.
+        return True
+
+    def _look_at(self, cell: _Cell) -> tuple[Any, ...]:
+        """All that an open stream depends on, as far as it can change."""
+        own, fields = self._parameters, _fields(cell)
+        return (
+            torch.get_num_threads(),
+            self._state.data_ptr(),
+            *_OPTIONS[type(cell)](cell),
+            *fields,
+            *map(id, fields.values()),
+            *map(Tensor.data_ptr, own),
+            *map(_versions, own),
+        )
+
+    def _open(self, cell: _Cell) -> Stream | None:
+        """None where the engine has no streams, or does not take the operands as they are."""
+        if not self._parameters or tuple(_fields(cell)) != cell._names:
+            return None
+        sets: list[Any]
+        if isinstance(cell, FusedMCUStack):
+            sets, states = cell.weights(), list(self._state)
+        else:
+            sets, states = [cell.weights()], [self._state]
+        inputs = [self._input, *states]
+        steps = [
+            Step(x, self._context, weights, hx, cell.mix, cell.eps)
+            for x, weights, hx in zip(inputs, sets, states, strict=False)
+        ]
+        kind = dispatch.plain([x for step in steps for x in step.tensors()])
+        if kind is None or not kind.is_on_one_device:
+            return None
+        try:
+            _check_mode(cell)
+            open_stream = getattr(chosen(cell.engine, self._input), "stream", None)
+            return None if open_stream is None else open_stream(steps)
+        except (TypeError, ValueError):
+            return None
+
+
+def _fields(cell: _Cell) -> dict[str, Any]:
+    """The tensors that the cell computes with, by name."""
+    return cell._buffers if type(cell) is QuantizedMCUCell else cell._parameters
+
+
+def _like_operands(cell: _Cell) -> Tensor:
+    """One of the cell's tensors, in the dtype of what comes."""
+    if isinstance(cell, QuantizedMCUCell):
+        return cell.scale
+    return cell.weights()[0].weight_r if isinstance(cell, FusedMCUStack) else cell.weight_r
+
+
 def _check_untransformed() -> None:
     if dispatch.is_transformed():
         raise RuntimeError(
@@ -152,9 +286,10 @@ def _check_untransformed() -> None:
 
 def _check_cell(cell: object) -> None:
     """Raises unless a step of it depends on no later one, and on no chance."""
-    if not isinstance(cell, FusedMCUCell | FusedMCUStack):
+    if not isinstance(cell, _Cell):
         raise TypeError(
-            f"cell must be a FusedMCUCell or a FusedMCUStack, but is a {type(cell).__name__}"
+            "cell must be a FusedMCUCell, its quantized(), or a FusedMCUStack, but is a "
+            f"{type(cell).__name__}"
         )
     if cell.bidirectional:
         raise ValueError(
@@ -164,7 +299,7 @@ def _check_cell(cell: object) -> None:
     _check_mode(cell)
 
 
-def _check_mode(cell: FusedMCUCell | FusedMCUStack) -> None:
+def _check_mode(cell: _Cell) -> None:
     if isinstance(cell, FusedMCUStack) and cell.training and cell.dropout and cell.num_layers > 1:
         raise ValueError(
             f"cell must be in eval mode, since a CellStream drops nothing between layers, but is "
@@ -172,7 +307,7 @@ def _check_mode(cell: FusedMCUCell | FusedMCUStack) -> None:
         )
 
 
-def _check_context(cell: FusedMCUCell | FusedMCUStack, context: Tensor | None) -> None:
+def _check_context(cell: _Cell, context: Tensor | None) -> None:
     size = cell.context_size
     if size == 0:
         if context is None:

@@ -36,6 +36,7 @@ struct Cuda {
   static int64_t backward_workspace_size(const Problem& p, const Options& o, bool need_weights) {
     return cuda::backward_workspace_size(p, *o.plan.value, need_weights);
   }
+  static passes::TorchMemory workspace(PyObject* like, int64_t bytes) { return {like, bytes}; }
   static void forward(const Problem& p, const Options& o, const Results& results, void* saved,
                       void* workspace) {
     cuda::forward(p, *o.plan.value, results, saved, workspace, o.stream);

@@ -7,7 +7,8 @@
 #include "../csrc/cpu/engine.h"
 #include "../csrc/cpu/team.h"
 #include "cuda.h"
-#include "pass.h"
+#include "stream.h"
+#include "workspace.h"
 
 namespace py = pybind11;
 using namespace mmixer;
@@ -20,10 +21,6 @@ struct Cpu {
   };
   static constexpr bool narrows = false;  // gradients have Problem::dtype
 
-  // In bytes; the engine counts its memory in elements of Problem::dtype.
-  static int64_t bytes(int64_t elements, const Problem& p) {
-    return elements * (p.dtype == Dtype::float64 ? sizeof(double) : sizeof(float));
-  }
   static Problem with(Problem p, const Options& o) {
     p.threads = o.threads;
     return p;
@@ -32,11 +29,12 @@ struct Cpu {
   static void check(const Problem& p) { cpu::check(p); }
   static int64_t saved_size(const Problem& p) { return cpu::saved_size(p); }
   static int64_t forward_workspace_size(const Problem& p, const Options& o) {
-    return bytes(cpu::forward_workspace_size(with(p, o)), p);
+    return streams::bytes(cpu::forward_workspace_size(with(p, o)), p);
   }
   static int64_t backward_workspace_size(const Problem& p, const Options& o, bool need_weights) {
-    return bytes(cpu::backward_workspace_size(with(p, o), need_weights), p);
+    return streams::bytes(cpu::backward_workspace_size(with(p, o), need_weights), p);
   }
+  static Workspace workspace(PyObject*, int64_t bytes) { return Workspace(bytes); }
   static void forward(const Problem& p, const Options& o, const Results& results, void* saved,
                       void* workspace) {
     cpu::forward(with(p, o), results, saved, workspace);
@@ -69,6 +67,8 @@ Table<passes::Backward<Cpu>> describe() {
 PYBIND11_MODULE(_native, m) {
   fields::add_call<passes::forward<Cpu>>(m);
   fields::add_call<passes::backward<Cpu>>(m);
+  py::class_<streams::Stream>(m, "_Stream", py::module_local()).def("step", &streams::Stream::step);
+  fields::add_call<streams::open>(m);
   m.def("use_instruction_set", [](const std::string& name) {
     if (!cpu::use_instruction_set(name))
       throw py::value_error("this build or processor has no instruction set " + name);

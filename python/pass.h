@@ -1,8 +1,9 @@
-// A pass of an engine, from Python's tensors to Python's tensors: they are read, the results and
-// the workspace are allocated by torch, and one call of csrc computes.
+// A pass of an engine, from Python's tensors to Python's tensors: they are read, the results are
+// allocated by torch, and one call of csrc computes.
 //
 // An Engine has Options, the arguments of its own; check, which throws std::invalid_argument;
-// saved_size in elements of the compute dtype and the workspaces' in bytes; forward and backward.
+// saved_size in elements of the compute dtype and the workspaces' in bytes; workspace, whose get()
+// is that memory beside a tensor; forward and backward.
 #pragma once
 
 #include "problem.h"
@@ -35,12 +36,22 @@ py::object new_empty(PyObject* like, PyObject* dtype, Sizes... sizes) {
   return py::reinterpret_steal<py::object>(result);
 }
 
-inline py::object new_bytes(PyObject* like, int64_t size) {
-  static PyObject* const uint8 = torch("uint8").release().ptr();
-  return new_empty(like, uint8, size);
-}
-
 inline void* address(const py::object& tensor) { return fields::address("memory", tensor.ptr()); }
+
+// Memory of torch's allocator, on a tensor's device.
+class TorchMemory {
+ public:
+  TorchMemory(PyObject* like, int64_t bytes) : tensor_(new_bytes(like, bytes)) {}
+  void* get() const { return address(tensor_); }
+
+ private:
+  static py::object new_bytes(PyObject* like, int64_t size) {
+    static PyObject* const uint8 = torch("uint8").release().ptr();
+    return new_empty(like, uint8, size);
+  }
+
+  py::object tensor_;
+};
 
 // The first two of three dimensions, or those before the last, in the other order, in place.
 inline void swap_steps_and_samples(const py::object& tensor, int first) {
@@ -90,16 +101,15 @@ py::object forward(const Forward<Engine>& c) {
     static PyObject* const float32 = torch("float32").release().ptr();
     saved = new_empty(like, p.dtype == compute_dtype(p) ? nullptr : float32, Engine::saved_size(p));
   }
-  const py::object workspace = new_bytes(like, Engine::forward_workspace_size(p, c));
+  const auto workspace = Engine::workspace(like, Engine::forward_workspace_size(p, c));
   const bool is_concatenated = form.layout == Layout::concatenated;
   const int64_t sample = is_concatenated ? p.groups * p.hidden : p.hidden, step = p.batch * sample;
   const mmixer::Results results{address(output), is_concatenated ? p.hidden : p.steps * step, step,
                                 sample, address(h_n)};
-  void *const to_saved = saved.is_none() ? nullptr : address(saved), *const scratch =
-                                                                         address(workspace);
+  void* const to_saved = saved.is_none() ? nullptr : address(saved);
   {
     const py::gil_scoped_release release;
-    Engine::forward(p, c, results, to_saved, scratch);
+    Engine::forward(p, c, results, to_saved, workspace.get());
   }
   if (form.batch_first) swap_steps_and_samples(output, form.layout == Layout::group);
   if (form.layout == Layout::step) h_n = py::none();
@@ -265,13 +275,12 @@ py::object backward(const Backward<Engine>& c) {
     if (norms == first + form.set_size()) continue;
     gradient.norm_weight = memory(norms), gradient.norm_bias = memory(norms + 1);
   }
-  const py::object workspace =
-      new_bytes(tensors[0], Engine::backward_workspace_size(p, c, need_weights));
-  void *const to_hx = grad_hx.is_none() ? nullptr : address(grad_hx), *const scratch =
-                                                                          address(workspace);
+  const auto workspace =
+      Engine::workspace(tensors[0], Engine::backward_workspace_size(p, c, need_weights));
+  void* const to_hx = grad_hx.is_none() ? nullptr : address(grad_hx);
   {
     const py::gil_scoped_release release;
-    Engine::backward(p, c, given, saved.address, gradients.data(), to_hx, scratch);
+    Engine::backward(p, c, given, saved.address, gradients.data(), to_hx, workspace.get());
   }
   if (need_inputs && form.batch_first)
     for (int64_t g = 0; g < groups; g++) swap_steps_and_samples(results[g], 0);

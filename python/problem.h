@@ -28,7 +28,7 @@ namespace fields {
 
 template <>
 struct Names<mmixer::Dtype> {
-  static constexpr const char* of[] = {"float32", "float64", "bfloat16", "float16"};
+  static constexpr const char* of[] = {"float32", "float64", "bfloat16", "float16", "int8"};
 };
 
 template <>
@@ -80,7 +80,7 @@ inline py::object get(PyObject* object, PyObject* attribute) {
 }
 
 inline int64_t bytes_of(Dtype dtype) {
-  return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2;
+  return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : dtype == Dtype::int8 ? 1 : 2;
 }
 
 // The address of a tensor that has elements. That of a freed storage's tensor is its offset there;
@@ -181,15 +181,12 @@ inline std::array<int64_t, mmixer::gates> columns_of(const mmixer::Group& group,
 inline int64_t matrices_of(bool has_context) { return mmixer::norm_rows(has_context); }
 inline int64_t matrix_of(int gate, bool has_context) { return mmixer::norm_row(gate, has_context); }
 
-// The tensors of a weight set, its matrices and two norms or none. The first set gives its dtypes
-// to the Problem.
+// The tensors of a weight set, its matrices, of int8 their scale, and two norms or none. The first
+// set gives its dtypes to the Problem.
 inline void weights(PyObject* const* set, int64_t size, mmixer::Problem& p, mmixer::Group& group,
                     bool is_first) {
   const int64_t matrices = matrices_of(p.has_context);
-  const bool has_norms = size == matrices + 2;
-  require(has_norms || size == matrices, "a weight set",
-          p.has_context ? "have six matrices, and two norms"
-                        : "have four matrices without context, and two norms");
+  require(size >= matrices, "a weight set", "have a matrix per gate");
   if (is_first) {
     static PyObject* const dtype_name = fields::interned("dtype");
     static PyObject* const shape_name = fields::interned("shape");
@@ -199,15 +196,23 @@ inline void weights(PyObject* const* set, int64_t size, mmixer::Problem& p, mmix
     p.weight_dtype = fields::enumerator<Dtype>(name, get(weight_r, dtype_name).ptr());
     p.norm_dtype = fields::enumerator<Dtype>("norm_bias", get(set[size - 1], dtype_name).ptr());
   }
+  const bool has_scale = p.weight_dtype == Dtype::int8;
+  const int64_t norms = matrices + has_scale;
+  require(size == norms || size == norms + 2, "a weight set",
+          p.has_context ? "have six matrices, and two norms"
+                        : "have four matrices without context, and two norms");
   const auto columns = columns_of(group, p.hidden);
   for (int gate = 0; gate < mmixer::gates; gate++)
     if (mmixer::has_gate(gate, p.has_context))
       group.weight[gate] = contiguous(weight_names[gate], set[matrix_of(gate, p.has_context)],
                                       {p.hidden, columns[gate]}, p.weight_dtype);
-  if (!has_norms) return;
   const std::array<int64_t, 2> shape = {mmixer::norm_rows(p.has_context), p.hidden};
-  group.norm_weight = contiguous("norm_weight", set[matrices], shape, p.norm_dtype);
-  group.norm_bias = contiguous("norm_bias", set[matrices + 1], shape, p.norm_dtype);
+  if (has_scale)
+    group.scale =
+        static_cast<const float*>(contiguous("scale", set[matrices], shape, Dtype::float32));
+  if (size == norms) return;
+  group.norm_weight = contiguous("norm_weight", set[norms], shape, p.norm_dtype);
+  group.norm_bias = contiguous("norm_bias", set[norms + 1], shape, p.norm_dtype);
 }
 
 inline void options(py::handle mix, py::handle eps, mmixer::Problem& p) {

@@ -44,15 +44,18 @@ def expect_success(command: Sequence[object]) -> str:
     return result.stdout
 
 
-def build(*targets: str, sanitize: str = "") -> Path:
-    """The folder that has the targets, built with -fsanitize=`sanitize`."""
-    directory = build_directory(sanitize)
-    if not (ROOT / "CMakeLists.txt").exists():
+def build(
+    *targets: str, sanitize: str = "", source: Path = ROOT, options: Sequence[str] = ()
+) -> Path:
+    """The folder that has the targets, built with -fsanitize=`sanitize` and CMake's `options`."""
+    directory = build_directory(sanitize, source, options)
+    if not (source / "CMakeLists.txt").exists():
         pytest.skip("the sources are not there")
     cmake = find("cmake")
     find(*os.environ.get("CXX", "").split()[:1], "c++", "g++", "clang++")
     ninja = shutil.which("ninja", path=SEARCH)
-    configure = [cmake, "-S", ROOT, "-B", directory, "-DMMIXER_TESTS=ON", *_pybind11()]
+    configure = [cmake, "-S", source, "-B", directory, "-DMMIXER_TESTS=ON", *_pybind11()]
+    configure += options
     directory.mkdir(parents=True, exist_ok=True)
     with open(directory / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # other tests may share the directory
@@ -75,12 +78,12 @@ def _pybind11() -> list[str]:
     ]
 
 
-def build_directory(sanitize: str = "") -> Path:
+def build_directory(sanitize: str = "", source: Path = ROOT, options: Sequence[str] = ()) -> Path:
     """The folder where a build stays, so that the next run compiles only what has changed. It lies
-    in the repository's build/tests, or in MMIXER_TEST_BUILD. Each sanitizer and set of tools has a
-    folder of its own, as CMake keeps the tools of its first run."""
-    flags = [os.environ.get(name) for name in ("CXX", "CXXFLAGS")]
-    tools = repr([sys.executable, shutil.which("ninja", path=SEARCH), *flags])
+    in the repository's build/tests, or in MMIXER_TEST_BUILD. Each sanitizer, source, and choice of
+    tools and options has a folder of its own, as CMake keeps those of its first run."""
+    flags = [os.environ.get(name) for name in ("CXX", "CXXFLAGS", "MMIXER_SETS")]
+    tools = repr([sys.executable, shutil.which("ninja", path=SEARCH), *flags, source, *options])
     digest = hashlib.sha256(tools.encode()).hexdigest()[:8]
     folder = Path(os.environ.get("MMIXER_TEST_BUILD", ROOT / "build" / "tests"))
     return folder / f"{sanitize.partition(',')[0] or 'plain'}-{digest}"

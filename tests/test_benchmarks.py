@@ -20,6 +20,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import gpu_table
 import limits
+import onednn
+import primitives
+import problems
 import report
 import timing
 from timing import Contender, HostSeconds, Ratio
@@ -46,6 +49,25 @@ def test_every_second_round_has_the_opposite_order():
     assert [len(x) for x in times.values()] == [5, 5, 5]
     # each time is its contender's own
     assert all(order[int(x) - 1] == name for name, rounds in times.items() for x in rounds)
+
+
+def test_a_short_call_is_warmed_for_its_time(monkeypatch):
+    now, calls = [0.0], []
+
+    def takes(name, seconds):
+        def call():
+            calls.append(name)
+            now[0] += seconds
+
+        return Contender(name, call)
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    turns = timing.Turns([takes("short", 0.008), takes("long", 0.03)], 0.5, warming=0.02)
+    assert turns.rounds == 8  # of 58 ms
+    calls.clear()
+    turns.take_baselines()
+    assert calls == ["long", "short", "short", "short"]
+    assert turns.times == {"short": [], "long": pytest.approx([0.03])}
 
 
 def test_the_interval_is_that_of_the_medians():
@@ -316,6 +338,65 @@ def test_results_are_written_after_each_comparison(fixtures):
     assert "theirs" in report.tables([comparison])
 
 
+def test_a_table_names_multiply_adds_and_what_is_missing():
+    comparison = report.Comparison("Table", "64x8x512", 1, 1e-6, 5)
+    comparison.ratios = {"GRU": Ratio(0.8, 0.7, 0.9)}
+    comparison.multiply_adds = {"ours": 5 + 2 / 64, "GRU": 6.0, "LSTM": 8.0}
+    comparison.missing = {"LSTM": "pip install it"}
+    assert [" ".join(line.split()) for line in report.tables([comparison]).splitlines()] == [
+        "Table",
+        "case threads multiply-adds GRU [6] error rounds",
+        "64x8x512 1 [5.03] 0.80 (0.70-0.90) 1e-06 5",
+        "[multiply-adds of a forward's row, in units of H^2]",
+        "no LSTM: pip install it",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "module", "order"),
+    [
+        (primitives.LBR_GRU, torch.nn.GRU, (1, 0, 2)),
+        (primitives.LSTM, torch.nn.LSTM, (0, 1, 2, 3)),
+    ],
+)
+def test_the_equations_are_those_of_torchs_layers(kind, module, order):
+    size = problems.Size(4, 3, 5)
+    operands = {name: x.double() for name, x in primitives.draw(kind, size).items()}
+    layer = module(5, 5, dtype=torch.float64)
+    bias = operands["bias"][0, 0]
+    recurrent = torch.zeros(len(order), 5).double()
+    recurrent[len(order) - len(bias[len(order) :]) :] = bias[len(order) :]
+    weights = [operands[name][0, 0].permute(1, 2, 0) for name in onednn.WEIGHTS]
+    with torch.no_grad():
+        for parameter, x in zip(
+            layer.parameters(), (*weights, bias[: len(order)], recurrent), strict=True
+        ):
+            parameter.copy_(x[list(order)].reshape(parameter.shape))
+    states = [x[0] for name, x in operands.items() if "iter" in name and "src" in name]
+    output, _ = layer(operands["src_layer"], states[0] if len(states) == 1 else tuple(states))
+    torch.testing.assert_close(primitives.truth(kind, operands)["dst_layer"], output)
+
+
+@pytest.mark.parametrize("name", primitives.ONEDNN | primitives.ONNX)
+def test_a_primitive_that_leaves_something_out_is_no_baseline(name, monkeypatch):
+    kind, make = (primitives.ONEDNN | primitives.ONNX)[name]
+    try:
+        layer = make(kind, primitives.draw(kind, problems.Size(3, 2, 16)))
+    except ImportError as problem:
+        pytest.skip(str(problem))
+    assert primitives.check(kind, layer) < 1e-5
+    if name in primitives.ONEDNN:
+        assert set(layer.gradients["dst_layer"].unique().tolist()) == {1.0}
+        # The last one brings the gradient of a weight into the operand's layout.
+        monkeypatch.setattr(layer, "_steps", layer._steps[:-1])
+        layer.gradients["weights_iter"].zero_()
+        with pytest.raises(AssertionError, match="gradient of weights_iter"):
+            primitives.check(kind, layer)
+    monkeypatch.setattr(layer, "forward", lambda: None)
+    with pytest.raises(AssertionError, match="dst_iter of forward"):
+        primitives.check(kind, layer)
+
+
 def test_what_does_not_run_or_end_is_left_out_with_its_reason():
     contenders, missing = [], {}
 
@@ -529,6 +610,38 @@ def test_the_hosts_benchmarks_count_what_they_do_not_run(tmp_path):
         for kernels in row["kernels"].values():
             assert kernels["Forward"] == 1
             assert kernels.get("Backward", 0) == ("backward" in row["table"])
+
+
+WITHOUT_RUNTIMES = """
+import sys
+from importlib import metadata
+
+def files(name):
+    raise metadata.PackageNotFoundError(name)
+
+metadata.files = files
+sys.modules["onnxruntime"] = None
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("plugin", ["", WITHOUT_RUNTIMES])
+def test_the_primitives_are_baselines_where_they_are_installed(tmp_path, plugin):
+    (tmp_path / "plugin.py").write_text(plugin)
+    words = "-p", "plugin", "-k", "1-thread and 64x8x32", str(BENCHMARKS / "bench_primitives.py")
+    document, text = run_benchmarks(tmp_path, *words)
+    assert document["failed"] == []
+    assert len(document["comparisons"]) == 2
+    for row in document["comparisons"]:
+        others = primitives.BASELINES[row["table"].split(", ")[1]]
+        assert row["multiply_adds"]["FusedMCU"] == 5 + 2 / 64
+        assert set(row["ratios"]) <= set(row["multiply_adds"])
+        assert {*row["ratios"], *row["missing"]} == {"nn.GRU", "nn.LSTM", *others}
+        assert set(others) == set(row["missing"]) or not plugin
+    if plugin:
+        assert "no oneDNN GRU: " in text
+        assert "pip install onednn-cpu-gomp" in text
+        assert "pip install onnx onnxruntime" in text
 
 
 @pytest.mark.slow

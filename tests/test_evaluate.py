@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmixer_kernels import evaluate, export, extract, predict
+from mmixer_kernels import FusedMCU, evaluate, export, extract, predict
+from mmixer_kernels.trained.quantized import Stepped
 from mmixer_kernels.training import checkpoint
 
 NUMBERS = (
@@ -52,6 +53,29 @@ def test_other_batch_sizes_count_the_same_samples(
     rows = [sum(row) for row in report["confusion"]]
     assert rows == [sum(row) for row in result["confusion"]]
     assert report["loss"] == pytest.approx(result["loss"], rel=1e-5)
+
+
+def test_quantized_tells_the_accuracy_with_int8_weights(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "report.json"
+    arguments = [str(tiny_run / "best.pt"), "--quantized", "--device", "cpu", "--output", str(file)]
+    assert evaluate.main(arguments) == 0
+    report = json.loads(file.read_text())
+    found = report["quantized"]
+    assert 0 < abs(found["loss"] - report["loss"]) < 0.05
+    assert f"with int8 weights: accuracy {found['accuracy']:.2%}" in capsys.readouterr().out
+
+
+def test_a_cell_goes_through_sequences_as_a_unit_does() -> None:
+    unit = FusedMCU(5, 7, 9)
+    input, context, lengths = torch.randn(4, 3, 5), torch.randn(3, 7), torch.tensor([4, 1, 3])
+    with torch.no_grad():
+        expected = unit(input, context, lengths=lengths)
+    results = Stepped(unit.quantized())(input, context, lengths=lengths)
+    torch.testing.assert_close(results, expected, atol=0.1, rtol=0)
+    assert torch.equal(results[0] == 0, expected[0] == 0)
+    assert torch.equal(results[0][lengths - 1, torch.arange(3)], results[1][0])
 
 
 @pytest.mark.slow

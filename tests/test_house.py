@@ -15,7 +15,7 @@ FLOORS = (
     "autocast arguments unit reference",
     "engines",
     "dispatch batching derivatives flops onnx ops plain",
-    "functional modules stack streaming",
+    "functional modules quantized stack streaming",
     "network",
     "data training",
     "trained experiments tuning",

@@ -99,7 +99,7 @@ def test_outputs_beside_each_other(batch_first: bool) -> None:
             "inputs and contexts must agree",
         ),
         (0, torch.zeros(T, F, B).mT, ValueError, "input must have contiguous rows"),
-        (0, torch.zeros(T, B, F, dtype=torch.int8), TypeError, "input must be one of float32"),
+        (0, torch.zeros(T, B, F, dtype=torch.int16), TypeError, "input must be one of float32"),
         (0, torch.zeros(T, B, F + 1), ValueError, "weight_f must have the shape"),
         (G, torch.zeros(B + 1, C), ValueError, "context must have input's batch size"),
         (G, torch.zeros(B, 0), ValueError, "weight_g must have the shape"),
@@ -284,6 +284,58 @@ def test_a_step_that_does_not_fit_is_named(place: int) -> None:
         forward(operands, call)
     with pytest.raises(ValueError, match="layout must not be step with batch_first or lengths"):
         forward(operands, call._replace(batch_first=True))
+
+
+STEP = Call(FORM._replace(groups=1, weights=8, has_lengths=False), "nothing", "step")
+
+
+def layer(**other: Any) -> list[Any]:
+    """The tensors of a step."""
+    shapes = {"input": (B, F), "context": (B, C), **dict(enumerate(MATRICES)), "hx": (B, H)}
+    return list(({name: torch.zeros(shape) for name, shape in shapes.items()} | other).values())
+
+
+def stream(layers: Any, call: Call = STEP) -> Any:
+    return _native.stream(call=call, layers=layers, threads=1)
+
+
+def test_a_stream_that_does_not_fit_is_named() -> None:
+    without_hx = STEP._replace(form=STEP.form._replace(has_hx=False))
+    for layers, call, message in [
+        ([layer()], STEP._replace(keep="gates"), "call must be a step from a state"),
+        ([layer()[:-1]], without_hx, "call must be a step from a state"),
+        ([tensors()], Call(FORM, "nothing"), "call must be a step from a state"),
+        ([], STEP, "layers must not be empty"),
+        ([layer()[:-1]], STEP, "tensors must be as many as the form says"),
+        ([layer(hx=torch.zeros(B, 2 * H)[:, :H])], STEP, "hx must be contiguous"),
+        ([layer(hx=torch.zeros(B, H).double())], STEP, "hx must have input's dtype"),
+        ([layer(), layer(input=torch.zeros(0, F))], STEP, "must have input's batch size"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            stream(layers, call)
+    opened = stream([layer()])
+    for wrong, message in [
+        (torch.zeros(F), "input must have two dimensions"),
+        (torch.zeros(B + 1, F), "input must have the shape and dtype"),
+        (torch.zeros(B, F + 1), "input must have the shape and dtype"),
+        (torch.zeros(B, F).double(), "input must have the shape and dtype"),
+        (torch.zeros(F, B).T, "input must have contiguous rows"),
+        (torch.zeros(B, F, device="meta"), "input must have its values in memory"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            opened.step(wrong)
+    with pytest.raises(AttributeError, match="shape"):
+        opened.step(1.0)
+
+
+def test_a_stream_keeps_its_tensors_while_it_is_open() -> None:
+    operands = layer()
+    counts = [sys.getrefcount(x) for x in operands]
+    opened = stream([operands])
+    assert all(sys.getrefcount(x) > n for x, n in zip(operands, counts, strict=True))
+    opened.step(operands[0])
+    del opened
+    assert [sys.getrefcount(x) for x in operands] == counts
 
 
 def test_a_tensors_own_error_passes() -> None:

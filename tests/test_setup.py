@@ -1,6 +1,8 @@
 """The build."""
 
+import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+_CAN_BUILD = bool(shutil.which("cmake") and shutil.which("ninja"))
 
 
 def test_without_a_compiler_one_line_says_so(tmp_path):
@@ -27,7 +30,7 @@ def test_without_a_compiler_one_line_says_so(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (shutil.which("cmake") and shutil.which("ninja")), reason="needs cmake")
+@pytest.mark.skipif(not _CAN_BUILD, reason="needs cmake and ninja")
 def test_a_second_install_does_not_look_for_the_first_ones_tools(tmp_path):
     pytest.importorskip("pybind11")
     temporary = tmp_path / "build"
@@ -53,6 +56,40 @@ def test_a_second_install_does_not_look_for_the_first_ones_tools(tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert (temporary / "build.ninja").is_file()
+
+
+def configure(build: Path, *options: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    pybind11 = pytest.importorskip("pybind11")
+    return subprocess.run(
+        [
+            *("cmake", "-S", str(ROOT), "-B", str(build), "-DPYBIND11_FINDPYTHON=ON"),
+            *("-G", "Ninja", f"-DPython_EXECUTABLE={sys.executable}"),
+            *(f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", *options),
+        ],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not _CAN_BUILD, reason="needs cmake and ninja")
+def test_a_build_for_some_instruction_sets(tmp_path):
+    off = "-DMMIXER_CUDA=OFF"
+    every = configure(tmp_path / "every", off, MMIXER_SETS="")
+    known = re.search("CPU engine: instruction sets (.*)", every.stdout)[1]
+    assert known.split(";")[0] == "baseline"
+    wrong = configure(tmp_path / "wrong", off, MMIXER_SETS="baseline;avx3")
+    assert wrong.returncode != 0
+    words = f"'avx3' is none of them: {', '.join(known.split(';'))}"
+    assert words in " ".join(wrong.stderr.split())
+
+    configure(tmp_path, off, MMIXER_SETS="baseline").check_returncode()
+    subprocess.run(["cmake", "--build", str(tmp_path), "--target", "_native"], check=True)
+    command = [sys.executable, "-c", "import _native; print(_native.build_info())"]
+    printed = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, check=True)
+    info = ast.literal_eval(printed.stdout.decode())
+    assert (info["instruction_sets"], info["instruction_sets_here"]) == ("baseline", ["baseline"])
 
 
 def test_a_source_archive_has_all_that_the_extension_is_built_of(tmp_path):
@@ -92,7 +129,7 @@ def test_a_copy_that_is_not_installed_can_be_imported_and_knows_its_version():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (shutil.which("cmake") and shutil.which("nvcc")), reason="needs nvcc")
+@pytest.mark.skipif(not (_CAN_BUILD and shutil.which("nvcc")), reason="needs nvcc")
 @pytest.mark.parametrize(
     ("capabilities", "architectures"),
     [
@@ -105,23 +142,10 @@ def test_default_architectures(tmp_path, capabilities, architectures):
     """The default is the GPUs that are here, as far as nvcc and the engine know them, else all
     kinds. PTX of 9.0 is always built: the kernels of clusters, built for 8.x alone, would be empty
     on a newer GPU."""
-    pybind11 = pytest.importorskip("pybind11")
     (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\nprintf '{capabilities}\\n'\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
-    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    result = subprocess.run(
-        [
-            *("cmake", "-S", str(ROOT), "-B", str(tmp_path / "build"), "-DPYBIND11_FINDPYTHON=ON"),
-            *(
-                f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
-                f"-DPython_EXECUTABLE={sys.executable}",
-            ),
-            *("-DMMIXER_CUDA=ON", "-DMMIXER_CUDA_ARCHS="),
-        ],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    result = configure(tmp_path / "build", "-DMMIXER_CUDA=ON", "-DMMIXER_CUDA_ARCHS=", PATH=path)
     assert result.returncode == 0, result.stderr
     assert f"architectures {architectures}" in result.stdout
     assert "90-virtual\n" in result.stdout

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
 import copy
+import pickle
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import prune
+from torch.overrides import TorchFunctionMode
 
 from mmixer_kernels import CellStream, FusedMCU, FusedMCUCell, FusedMCUStack, functional
+from mmixer_kernels.engines import cpu
 
 pytestmark = pytest.mark.usefixtures("nan_filled_memory")
 
@@ -21,6 +27,16 @@ def steps(cell: FusedMCUCell, context: Tensor | None, hx: Tensor | None) -> Tens
             hx = cell(frame, context, hx)
     assert hx is not None
     return hx
+
+
+@pytest.fixture
+def direct(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """A step that calls the cell fails from here on."""
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the cell was called")
+
+    return lambda: monkeypatch.setattr(functional, "mcu_cell", refuse)
 
 
 def streamed(stream: CellStream, frames: Tensor = FRAMES) -> Tensor:
@@ -169,7 +185,9 @@ def test_wrong_arguments() -> None:
         CellStream(BARE, hx=HX, batch_size=3)
     with pytest.raises(ValueError, match="batch_size must be a positive int, but is 0"):
         CellStream(BARE, batch_size=0)
-    with pytest.raises(TypeError, match="a FusedMCUCell or a FusedMCUStack, but is a FusedMCU"):
+    with pytest.raises(
+        TypeError, match=r"its quantized\(\), or a FusedMCUStack, but is a FusedMCU"
+    ):
         CellStream(FusedMCU(5, 7, 9), CONTEXT)
     stack = FusedMCUStack(5, 0, 9, 2, dropout=0.5)
     with pytest.raises(ValueError, match=r"hx must be \[2, 1, 9\].*\[1, 9\]"):
@@ -193,3 +211,237 @@ def test_a_stack_that_cannot_be_streamed() -> None:
 def test_no_samples() -> None:
     cell = FusedMCUCell(5, 7, 9, engine="reference")
     assert CellStream(cell, CONTEXT[:0])(FRAMES[0, :0]).shape == (0, 9)
+
+
+KINDS: dict[str, tuple[dict[str, Any], torch.dtype]] = {
+    "float32": ({}, torch.float32),
+    "float64": ({"mix": "concat", "dtype": torch.float64}, torch.float64),
+    "bfloat16 weights": ({"dtype": torch.bfloat16}, torch.float32),
+    "without norms": ({"layer_norm": False}, torch.float32),
+    "without context": ({"context_size": 0, "eps": 1e-3}, torch.float32),
+}
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("layers", [0, 2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_direct_step_is_the_cells_to_the_bit(
+    kind: str, layers: int, count: int, threads: None, direct: Callable[[], None]
+) -> None:
+    """H is that of a team of two."""
+    options, dtype = KINDS[kind]
+    sizes = {"input_size": 5, "context_size": 7, "hidden_size": 271, **options}
+    cell: Any = FusedMCUStack(**sizes, num_layers=layers) if layers else FusedMCUCell(**sizes)
+    frames = torch.randn(4, 1, 5, dtype=dtype)
+    context = torch.randn(1, 7, dtype=dtype) if cell.context_size else None
+    hx = torch.randn(*[layers] * bool(layers), 1, 271, dtype=dtype)
+    stream = CellStream(cell, context, hx)
+    torch.set_num_threads(count)
+    expected, state = [], hx
+    with torch.no_grad():
+        for frame in frames:
+            state = cell(frame[None], context, state)[1] if layers else cell(frame, context, state)
+            expected.append(state[-1] if layers else state)
+    direct()
+    assert torch.equal(streamed(stream, frames), torch.stack(expected))
+    assert torch.equal(stream.state, state)
+
+
+def test_what_depends_on_the_context_is_kept() -> None:
+    """A change that PyTorch does not count shows after a reset."""
+    cell = copy.deepcopy(CELL)
+    stream = CellStream(cell, CONTEXT)
+    stream(FRAMES[0])
+    with torch.no_grad():
+        expected = cell(FRAMES[1], CONTEXT, stream.state)
+    cell.weight_g.data.fill_(torch.nan)
+    cell.weight_s.data[:, 9:] = torch.nan
+    assert torch.equal(stream(FRAMES[1]), expected)
+    stream.reset(hx=stream.state)
+    assert stream(FRAMES[2]).isnan().all()
+
+
+def _train(cell: FusedMCUCell) -> None:
+    for parameter in cell.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    torch.optim.SGD(cell.parameters(), lr=0.1).step()
+    cell.zero_grad()
+
+
+def _assign(cell: FusedMCUCell) -> None:
+    cell.norm_bias = nn.Parameter(cell.norm_bias + 1)
+
+
+def _move(cell: FusedMCUCell) -> None:
+    cell.weight_s.data = 2 * cell.weight_s.data
+
+
+CHANGES: dict[str, Callable[[FusedMCUCell], Any]] = {
+    "optimizer": _train,
+    "load_state_dict": lambda cell: cell.load_state_dict(FusedMCUCell(5, 7, 9).state_dict()),
+    "load_state_dict, assign": lambda cell: cell.load_state_dict(
+        FusedMCUCell(5, 7, 9).state_dict(), assign=True
+    ),
+    "inference mode": torch.inference_mode()(lambda cell: cell.weight_g.mul_(2)),
+    "detach": lambda cell: cell.weight_g.detach().mul_(2),
+    ".data = ": _move,
+    "another parameter": _assign,
+    "eps": lambda cell: setattr(cell, "eps", 1.0),
+    "mix": lambda cell: setattr(cell, "mix", "concat"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_stream_follows_its_cell(change: str, direct: Callable[[], None]) -> None:
+    cell = copy.deepcopy(CELL)
+    stream = CellStream(cell, CONTEXT)
+    stream(FRAMES[0])
+    before = stream.state
+    with torch.no_grad():
+        old = cell(FRAMES[1], CONTEXT, before)
+        CHANGES[change](cell)
+        new = cell(FRAMES[1], CONTEXT, before)
+    direct()
+    assert torch.equal(stream(FRAMES[1]), new)
+    assert not torch.equal(new, old)
+
+
+class _Doubled(FusedMCUCell):
+    def forward(self, *operands: Any) -> Tensor:
+        return 2 * super().forward(*operands)
+
+
+class _Calls(TorchFunctionMode):
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        result = function(*args, **(kwargs or {}))
+        return 2 * result if function is functional.mcu_cell else result
+
+
+def _hooked(cell: FusedMCUCell) -> Any:
+    cell.register_forward_hook(lambda module, operands, result: 2 * result)
+
+
+def _replaced(cell: FusedMCUCell) -> Any:
+    forward = cell.forward
+    cell.forward = lambda *operands: 2 * forward(*operands)  # type: ignore[method-assign]
+
+
+def _of_subclass(cell: FusedMCUCell) -> Any:
+    cell.__class__ = _Doubled
+
+
+@pytest.mark.parametrize("look", [_hooked, _replaced, _of_subclass, lambda _: _Calls()])
+def test_whoever_looks_on_at_the_cell_is_heard(look: Callable[[FusedMCUCell], Any]) -> None:
+    cell = copy.deepcopy(CELL)
+    stream = CellStream(cell, CONTEXT)
+    first = stream(FRAMES[0]).clone()
+    with torch.no_grad():
+        expected = cell(FRAMES[1], CONTEXT, first)
+    with look(cell) or nullcontext():
+        assert torch.equal(stream(FRAMES[1]), 2 * expected)
+
+
+@pytest.fixture
+def global_hook() -> Iterator[list[Any]]:
+    seen: list[Any] = []
+    handle = nn.modules.module.register_module_forward_hook(lambda *call: seen.append(call))
+    yield seen
+    handle.remove()
+
+
+@pytest.mark.filterwarnings("ignore:Warning. Profiler clears")
+def test_tools_that_see_every_call(global_hook: list[Any]) -> None:
+    stream = CellStream(CELL, CONTEXT)
+    global_hook.clear()
+    stream(FRAMES[0])
+    assert len(global_hook) == 1
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        expected = CELL(FRAMES[1], CONTEXT, stream.state)
+        assert torch.equal(stream(FRAMES[1]), expected.float())
+    with torch.profiler.profile() as profile:
+        stream(FRAMES[2])
+    assert "mmixer_kernels::mcu_forward" in {event.key for event in profile.key_averages()}
+
+
+def test_another_number_of_threads(threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[int] = []
+
+    def open_stream(steps: Any, stream: Any = cpu.stream) -> Any:
+        opened.append(torch.get_num_threads())
+        return stream(steps)
+
+    monkeypatch.setattr(cpu, "stream", open_stream)
+    torch.set_num_threads(1)
+    cell = FusedMCUCell(5, 7, 271)
+    stream = CellStream(cell, CONTEXT[:1])
+    expected = streamed(stream, FRAMES[:, :1])
+    stream.reset()
+    first = streamed(stream, FRAMES[:2, :1])
+    torch.set_num_threads(2)
+    assert torch.equal(torch.cat([first, streamed(stream, FRAMES[2:, :1])]), expected)
+    assert opened == [1, 1, 2]  # when it was made, after the reset, and with two threads
+
+
+def test_a_state_as_the_next_input(threads: None) -> None:
+    torch.set_num_threads(2)
+    for cell in (FusedMCUCell(271, 7, 271), FusedMCUStack(271, 7, 271, 2)):
+        stream, copied = CellStream(cell, CONTEXT), CellStream(cell, CONTEXT)
+        state = copied(torch.ones(2, 271))
+        own = stream(torch.ones(2, 271))
+        for _ in range(3):
+            assert torch.equal(stream(own), copied(state.clone()))
+
+
+def test_a_step_is_a_change_in_place() -> None:
+    stream = CellStream(CELL, CONTEXT)
+    weight = torch.randn(9, requires_grad=True)
+    loss = (stream(FRAMES[0]) * weight).sum()
+    stream(FRAMES[1])
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copies_go_on_by_themselves(
+    copied: Callable[[CellStream], CellStream], direct: Callable[[], None]
+) -> None:
+    stack = FusedMCUStack(5, 7, 9, 2)
+    stream = CellStream(stack, CONTEXT)
+    stream(FRAMES[0])
+    other = copied(stream)
+    direct()
+    expected = streamed(stream, FRAMES[1:])
+    with torch.no_grad():
+        for parameter in stack.parameters():
+            parameter.zero_()
+    assert torch.equal(streamed(other, FRAMES[1:]), expected)
+    assert torch.equal(other.state[-1], expected[-1])
+
+
+def test_inference_mode() -> None:
+    with torch.inference_mode():
+        cell = copy.deepcopy(CELL)
+        stream, of_inference = CellStream(CELL, CONTEXT), CellStream(cell, CONTEXT)
+        for frame in FRAMES:
+            assert torch.equal(stream(frame), of_inference(frame))
+            cell.weight_g.add_(1)  # which PyTorch does not count
+            assert not torch.equal(stream(frame), of_inference(frame))
+            of_inference.cell = cell = copy.deepcopy(CELL)
+            of_inference.reset(hx=stream.state)
+
+
+def test_a_wrong_input_changes_nothing(direct: Callable[[], None]) -> None:
+    stream = CellStream(CELL, CONTEXT)
+    expected = streamed(stream)
+    stream.reset()
+    direct()
+    for wrong in (FRAMES[0, :1], FRAMES[0, :, :4], FRAMES[0].double(), FRAMES[0].to("meta"), 1.0):
+        with pytest.raises((TypeError, ValueError), match="input must be"):
+            stream(wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="input must not require a gradient"):
+        stream(FRAMES[0].clone().requires_grad_())
+    spaced = torch.randn(4, 2, 8)
+    spaced[..., :5] = FRAMES
+    assert torch.equal(streamed(stream, spaced[..., :5]), expected)

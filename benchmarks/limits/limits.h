@@ -17,10 +17,12 @@ struct Limits {
 namespace baseline {
 extern const Limits limits;
 }
-#ifdef MMIXER_X86
+#ifdef MMIXER_AVX2
 namespace avx2 {
 extern const Limits limits;
 }
+#endif
+#ifdef MMIXER_AVX512
 namespace avx512 {
 extern const Limits limits;
 }

@@ -9,8 +9,10 @@ using namespace mmixer;
 namespace {
 
 const cpu::Limits& limits() {
-#ifdef MMIXER_X86
+#ifdef MMIXER_AVX512
   if (cpu::instruction_set() == "avx512") return cpu::avx512::limits;
+#endif
+#ifdef MMIXER_AVX2
   if (cpu::instruction_set() == "avx2") return cpu::avx2::limits;
 #endif
   return cpu::baseline::limits;

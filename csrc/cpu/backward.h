@@ -12,26 +12,28 @@
 
 namespace mmixer::cpu::MMIXER_ISA {
 
-// target[i][j] = sum over rows m of da(m)[i] * x(m)[j], i < H, j < columns. x(m)(j) is the vector
-// of a row's elements from j on.
-template <class T, class RowsDa, class RowsX>
-void weight_gradient(Member& member, const BackwardBuffers<T>& b, RowsDa da, RowsX x, int64_t rows,
-                     int64_t H, int64_t columns, T* target, int64_t target_stride) {
-  for (int64_t first = 0; first < rows; first += reduction_rows) {
-    const int64_t count = std::min(reduction_rows, rows - first);
-    const auto da_row = [&](int64_t m) {
-      return [row = da(first + m)](int64_t j) { return load(row + j); };
-    };
-    pack_rows<T>(member, da_row, count, H, b.left);
-    pack_rows<T>(member, [&](int64_t m) { return x(first + m); }, count, columns, b.right);
-    member.barrier();
-    gemm<T>(
-        member,
-        [&](int64_t i) { return b.left + i / lanes<T> * panel_size<T>(count) + i % lanes<T>; },
-        lanes<T>, H, b.right, columns, count, [&](int64_t i) { return target + i * target_stride; },
-        first > 0);
-    member.barrier();
-  }
+// A weight gradient: target[i][j] = sum over rows m of da(m)[i] * x(m)[j], i < H, j < columns.
+template <class T>
+struct WeightGradient {
+  const Table<T>& da;
+  T* target;
+  int64_t target_stride;
+};
+
+// Those of one x, of group g. x(first, count) gives that many rows of x from the first on, as an
+// Operand; it may begin with a barrier, and end with one.
+template <class T, class RowsX>
+void weight_gradients(const Member& member, std::initializer_list<WeightGradient<T>> gradients,
+                      int64_t g, RowsX x, int64_t rows, int64_t H, int64_t columns) {
+  in_parts(0, (rows + chain - 1) / chain, reduction_chains, [&](int64_t begin, int64_t end) {
+    const int64_t first = begin * chain, count = std::min(end * chain, rows) - first;
+    const Operand<T> right = x(first, count);
+    for (const WeightGradient<T>& gradient : gradients)
+      gemm<T>(
+          member, [da = gradient.da(g, first)](int64_t i) { return da + i; }, gradient.da.width, H,
+          right, columns, count,
+          [&](int64_t i) { return gradient.target + i * gradient.target_stride; }, first > 0);
+  });
 }
 
 // A backward call; its phases, in the order of `run`, share what it is made of.
@@ -105,10 +107,11 @@ struct Backward {
       member.barrier();
     };
     const auto product = [&](Gate gate, const Panels<T>& panels) {
-      for (int64_t g = 0; g < p.groups; g++)
-        project<T>(
-            member, p, [&](int64_t row) { return operand(g, row); }, rows, p.group[g].weight[gate],
-            H, H, panels(g), [&](int64_t row) { return f.x_hat[gate](g, row); });
+      for (int64_t g = 0; g < p.groups; g++) {
+        const auto a = [&](int64_t row) { return operand(g, row); };
+        project<T>(member, p, g, {p, g, gate}, a, a, rows, panels(g),  // never of int8 weights
+                   [&](int64_t row) { return f.x_hat[gate](g, row); });
+      }
     };
     f.norms.fill(member, p);
     pack_mix(member, p, f);
@@ -139,16 +142,50 @@ struct Backward {
     });
   }
 
-  // Packs `columns` columns of a gate's weights, from the first of them on.
-  void pack(const Member& member, int64_t g, Gate gate, int64_t first, int64_t stride,
-            int64_t columns, const Panels<T>& panels) const {
-    with_stored<T>(p.weight_dtype, p.group[g].weight[gate], [&](const auto* w) {
+  // `columns` columns of a gate's weights, from the first of them on, as a product of `rows` rows
+  // reads them.
+  struct Columns {
+    Gate gate;
+    int64_t first, stride, columns, rows;
+  };
+
+  // Whether they are read where they lie, as few rows do not pay for a copy.
+  bool are_in_place(const Columns& w) const {
+    const bool are_whole_vectors = w.columns % lanes<T> == 0;
+    return are_whole_vectors && w.rows <= 512 && (sizeof(T) == 8 || p.weight_dtype == p.dtype);
+  }
+
+  void pack(const Member& member, int64_t g, const Columns& w, const Panels<T>& panels) const {
+    if (are_in_place(w)) return;
+    with_stored<T>(p.weight_dtype, p.group[g].weight[w.gate], [&](const auto* stored) {
       const auto row = [&](int64_t k) {
-        return [=, x = w + first + k * stride](int64_t n) { return load(x + n, columns - n); };
+        return [=, x = stored + w.first + k * w.stride](int64_t n) {
+          return load(x + n, w.columns - n);
+        };
       };
-      pack_rows<T>(member, row, p.hidden, columns, panels(g));
+      pack_rows<T>(member, row, p.hidden, w.columns, panels(g));
     });
   }
+
+  Operand<T> operand(int64_t g, const Columns& w, const Panels<T>& panels) const {
+    if (!are_in_place(w)) return packed(panels(g), p.hidden);
+    return in_place(static_cast<const T*>(p.group[g].weight[w.gate]) + w.first, w.stride);
+  }
+
+  // Of W_r, W_z and W_h, which each step reads.
+  Columns of_recurrence(Gate gate) const {
+    return {gate, 0, p.hidden, p.hidden, p.steps == 1 ? p.batch : INT64_MAX};
+  }
+  Columns of_f(int64_t g) const {
+    const int64_t D = p.group[g].input_size;
+    return {gate_f, 0, D, D, schedule.rows()};
+  }
+  Columns of_g(int64_t g) const {
+    const int64_t C = p.group[g].context_size;
+    return {gate_g, 0, C, C, p.batch};
+  }
+  Columns of_s_f() const { return {gate_s, 0, 2 * p.hidden, p.hidden, schedule.rows()}; }
+  Columns of_s_g() const { return {gate_s, p.hidden, 2 * p.hidden, p.hidden, p.batch}; }
 
   // Makes the recurrence's packed weights, and the states and mixed features that the phases read;
   // ends with a barrier.
@@ -156,9 +193,9 @@ struct Backward {
     const int64_t H = p.hidden;
     b.norms.fill(member, p);
     for (int64_t g = 0; g < p.groups; g++) {
-      pack(member, g, gate_r, 0, H, H, b.weight_r);
-      pack(member, g, gate_z, 0, H, H, b.weight_z);
-      pack(member, g, gate_h, 0, H, H, b.weight_h);
+      pack(member, g, of_recurrence(gate_r), b.weight_r);
+      pack(member, g, of_recurrence(gate_z), b.weight_z);
+      pack(member, g, of_recurrence(gate_h), b.weight_h);
     }
     for (int64_t i = member.begin(p.groups * p.batch); i < member.end(p.groups * p.batch); i++) {
       const int64_t g = i / p.batch, rank = i % p.batch;
@@ -236,13 +273,13 @@ struct Backward {
         store(dh + j, load(dh + j) + through_v * load(r + j) + through_u);
       }
     };
-    const auto product = [&](const Table<T>& da, const Panels<T>& weight, const Table<T>& target,
-                             int64_t t, bool accumulate) {
+    const auto product = [&](const Table<T>& da, Gate gate, const Panels<T>& weight,
+                             const Table<T>& target, int64_t t, bool accumulate) {
       for (int64_t i = 0; i < count; i++) {
         const int64_t g = slices[i].group, begin = slices[i].begin;
         gemm<T>(
             member, [&](int64_t m) { return da(g, schedule.first_row[t] + begin + m); }, 1,
-            slices[i].active(schedule, t), weight(g), H, H,
+            slices[i].active(schedule, t), operand(g, of_recurrence(gate), weight), H, H,
             [&](int64_t m) { return target(g, begin + m); }, accumulate);
       }
     };
@@ -273,7 +310,7 @@ struct Backward {
         through_norm(gate_h, dy_h, g, row, rank);
       });
       member.barrier();
-      product(b.da_h, b.weight_h, b.dv, t, false);
+      product(b.da_h, gate_h, b.weight_h, b.dv, t, false);
       member.barrier();
       each_active(member, slices, count, schedule, t, [&](int64_t g, int64_t rank) {
         const int64_t row = schedule.first_row[t] + rank;
@@ -284,8 +321,8 @@ struct Backward {
         through_norm(gate_r, dy_r, g, row, rank);
       });
       member.barrier();
-      product(b.da_r, b.weight_r, b.du, t, false);
-      product(b.da_z, b.weight_z, b.du, t, true);
+      product(b.da_r, gate_r, b.weight_r, b.du, t, false);
+      product(b.da_z, gate_z, b.weight_z, b.du, t, true);
       member.barrier();
     }
     each_active(member, slices, count, schedule, 0, [&](int64_t g, int64_t rank) {
@@ -302,8 +339,8 @@ struct Backward {
     const int64_t states = p.groups * p.batch, rows = schedule.rows();
 
     for (int64_t g = 0; g < p.groups; g++) {
-      pack(member, g, gate_s, 0, 2 * H, H, b.weight_sf);
-      pack(member, g, gate_s, H, 2 * H, H, b.weight_sg);
+      pack(member, g, of_s_f(), b.weight_sf);
+      pack(member, g, of_s_g(), b.weight_sg);
     }
     for (int64_t i = member.begin(states); i < member.end(states); i++) {
       const int64_t g = i / p.batch, rank = i % p.batch;
@@ -332,11 +369,12 @@ struct Backward {
     member.barrier();
     for (int64_t g = 0; g < p.groups; g++) {
       gemm<T>(
-          member, [&](int64_t row) { return b.da_s(g, row); }, 1, rows, b.weight_sf(g), H, H,
-          [&](int64_t row) { return b.df(g, row); }, true);
+          member, [&](int64_t row) { return b.da_s(g, row); }, 1, rows,
+          operand(g, of_s_f(), b.weight_sf), H, H, [&](int64_t row) { return b.df(g, row); }, true);
       gemm<T>(
-          member, [&](int64_t rank) { return b.da_s_sum(g, rank); }, 1, p.batch, b.weight_sg(g), H,
-          H, [&](int64_t rank) { return b.dg(g, rank); }, true);
+          member, [&](int64_t rank) { return b.da_s_sum(g, rank); }, 1, p.batch,
+          operand(g, of_s_g(), b.weight_sg), H, H, [&](int64_t rank) { return b.dg(g, rank); },
+          true);
     }
     member.barrier();
   }
@@ -347,9 +385,8 @@ struct Backward {
     const int64_t states = p.groups * p.batch, rows = schedule.rows();
 
     for (int64_t g = 0; g < p.groups; g++) {
-      const int64_t D = p.group[g].input_size, C = p.group[g].context_size;
-      if (gradient[g].input) pack(member, g, gate_f, 0, D, D, b.weight_f);
-      if (gradient[g].context) pack(member, g, gate_g, 0, C, C, b.weight_g);
+      if (gradient[g].input) pack(member, g, of_f(g), b.weight_f);
+      if (gradient[g].context) pack(member, g, of_g(g), b.weight_g);
     }
     if (p.has_context) unmix(member);
     for (int64_t i = member.begin(states); i < member.end(states); i++) {
@@ -371,7 +408,8 @@ struct Backward {
       const int64_t D = group.input_size, C = group.context_size;
       if (T* d_input = static_cast<T*>(gradient[g].input)) {
         gemm<T>(
-            member, [&](int64_t row) { return b.df(g, row); }, 1, rows, b.weight_f(g), D, H,
+            member, [&](int64_t row) { return b.df(g, row); }, 1, rows,
+            operand(g, of_f(g), b.weight_f), D, H,
             [&](int64_t row) {
               const int64_t rank = schedule.rank_of_row(row);
               const int64_t step = schedule.step(schedule.step_of_row[row], rank, group.reverse);
@@ -383,7 +421,8 @@ struct Backward {
       }
       if (T* d_context = static_cast<T*>(gradient[g].context))
         gemm<T>(
-            member, [&](int64_t rank) { return b.dg(g, rank); }, 1, p.batch, b.weight_g(g), C, H,
+            member, [&](int64_t rank) { return b.dg(g, rank); }, 1, p.batch,
+            operand(g, of_g(g), b.weight_g), C, H,
             [&](int64_t rank) { return d_context + schedule.sample[rank] * C; });
     }
   }
@@ -408,9 +447,6 @@ struct Backward {
           return sigmoid(norm(x_hat, j)) * load(h + j) + load(f + j);
         };
       };
-      const auto f_bar = [&](int64_t row) {
-        return [f = b.f_bar(g, row)](int64_t j) { return load(f + j); };
-      };
       const auto input = [&](int64_t row) {
         return [x = input_row<T>(group, schedule, row), D = group.input_size](int64_t j) {
           return load(x + j, D - j);
@@ -421,23 +457,32 @@ struct Backward {
                     schedule.sample[rank] * group.context_stride_sample,
                 C = group.context_size](int64_t j) { return load(x + j, C - j); };
       };
-      const auto g_bar = [&](int64_t rank) {
-        return [x = b.g_bar(g, rank)](int64_t j) { return load(x + j); };
+      const auto pack_each = [&](auto x, int64_t columns) {
+        return [&, x, columns](int64_t first, int64_t count) {
+          member.barrier();
+          pack_rows<T>(member, [&](int64_t m) { return x(first + m); }, count, columns, b.right);
+          member.barrier();
+          return packed(b.right, count);
+        };
       };
-      const auto gradient_of = [&](Gate gate, int64_t first, int64_t stride, const Table<T>& da,
-                                   int64_t count, auto x, int64_t columns) {
-        T* target = static_cast<T*>(grad.weight[gate]) + first;
-        weight_gradient<T>(
-            member, b, [&](int64_t m) { return da(g, m); }, x, count, H, columns, target, stride);
+      const auto of_table = [&](const Table<T>& x) {
+        return [&](int64_t first, int64_t) { return in_place(x(g, first), x.width); };
       };
-      gradient_of(gate_r, 0, H, b.da_r, rows, u, H);
-      gradient_of(gate_z, 0, H, b.da_z, rows, u, H);
-      gradient_of(gate_h, 0, H, b.da_h, rows, v, H);
-      gradient_of(gate_f, 0, group.input_size, b.df, rows, input, group.input_size);
+      const auto of = [&](Gate gate, const Table<T>& da, int64_t first, int64_t stride) {
+        return WeightGradient<T>{da, static_cast<T*>(grad.weight[gate]) + first, stride};
+      };
+      const int64_t D = group.input_size, C = group.context_size;
+      const auto r = of(gate_r, b.da_r, 0, H), z = of(gate_z, b.da_z, 0, H);
+      weight_gradients<T>(member, {r, z}, g, pack_each(u, H), rows, H, H);
+      weight_gradients<T>(member, {of(gate_h, b.da_h, 0, H)}, g, pack_each(v, H), rows, H, H);
+      weight_gradients<T>(member, {of(gate_f, b.df, 0, D)}, g, pack_each(input, D), rows, H, D);
       if (p.has_context) {
-        gradient_of(gate_s, 0, 2 * H, b.da_s, rows, f_bar, H);
-        gradient_of(gate_s, H, 2 * H, b.da_s_sum, p.batch, g_bar, H);
-        gradient_of(gate_g, 0, group.context_size, b.dg, p.batch, context, group.context_size);
+        weight_gradients<T>(member, {of(gate_s, b.da_s, 0, 2 * H)}, g, of_table(b.f_bar), rows, H,
+                            H);
+        weight_gradients<T>(member, {of(gate_s, b.da_s_sum, H, 2 * H)}, g, of_table(b.g_bar),
+                            p.batch, H, H);
+        weight_gradients<T>(member, {of(gate_g, b.dg, 0, C)}, g, pack_each(context, C), p.batch, H,
+                            C);
       }
       if (!b.norms.enabled) continue;
       const int64_t norms = norm_rows(p.has_context) * 2;

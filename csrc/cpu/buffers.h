@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "gemm.h"
+#include "int8.h"
 #include "rows.h"
 #include "team.h"
 
@@ -186,14 +187,24 @@ inline int64_t widest_input(const Problem& p) {
   return widest;
 }
 
+inline int64_t widest_context(const Problem& p) {
+  int64_t widest = 0;
+  for (int64_t g = 0; g < p.groups && p.has_context; g++)
+    widest = std::max(widest, p.group[g].context_size);
+  return widest;
+}
+
 template <class T>
 struct ForwardBuffers {
   Arena<T> arena;
   Norms<T> norms;
   Panels<T> weight_f, weight_s, weight_r, weight_z, weight_h;  // none for a single step
   Table<T> f_tilde;                                            // per row: f_bar, then f_tilde
-  Table<T> g_bar, s_g;    // per rank, with context; s_g = W_s's context half times g_bar
-  Table<T> h, u, v, z;    // per rank: state, f_tilde + h, r h + f_tilde, update gate
+  Table<T> g_bar, s_g;  // per rank, with context; s_g = W_s's context half times g_bar
+  Table<T> h, u, v, z;  // per rank: state, f_tilde + h, r h + f_tilde, update gate
+  // The operands of int8 weights, quantised, per rank: of the context those of W_g and of W_s's
+  // context half, else of all other products in turn.
+  Table<T> quantized, quantized_context;
   Table<T> x_hat[gates];  // kept, or scratch: per row for f and s, else per rank
   Table<T> r_std[gates];  // empty unless x_hat is kept
   bool keep;
@@ -217,6 +228,14 @@ struct ForwardBuffers {
     for (Table<T>* table : {&h, &u, &v, &z}) *table = Table<T>(arena, p.groups, p.batch, p.hidden);
     if (p.has_context)
       for (Table<T>* table : {&g_bar, &s_g}) *table = Table<T>(arena, p.groups, p.batch, p.hidden);
+    if (p.weight_dtype == Dtype::int8) {
+      const auto take = [&](int64_t size) {
+        const int64_t values = int8_row_bytes(std::max(size, p.hidden)) / int64_t(sizeof(T));
+        return Table<T>(arena, p.groups, p.batch, values);
+      };
+      quantized = take(widest_input(p));
+      if (p.has_context) quantized_context = take(widest_context(p));
+    }
     if (keep) {
       for (int gate = 0; gate < gates; gate++) {
         x_hat[gate] = saved.x_hat[gate];
@@ -242,30 +261,27 @@ struct ForwardBuffers {
   }
 };
 
-// A weight gradient packs so many rows of T x B at a time, which bounds its memory.
-constexpr int64_t reduction_rows = 512;
+// A weight gradient packs so many chains of rows of T x B at a time, which bounds its memory.
+constexpr int64_t reduction_chains = 4;
 
 template <class T>
 struct BackwardBuffers {
   Arena<T> arena;
   Norms<T> norms;
   Panels<T> weight_f, weight_g, weight_sf, weight_sg, weight_r, weight_z, weight_h;
-  Table<T> f_bar, f_tilde;              // per row; one without context
-  Table<T> da_r, da_z, da_h;            // per row
-  Table<T> da_s;                        // per row, with context: s, then da_s
-  Table<T> df;                          // per row: df_tilde, df_bar, then da_f
-  Table<T> h_0, dh, r, dv, du;          // per rank
-  Table<T> g_bar;                       // per rank, with context
-  Table<T> dg, da_s_sum;                // also: dg_bar, then da_g; sum over t of da_s
-  Table<T> norm_grad;                   // per rank: the norms' rows x (scale, shift)
-  T *left = nullptr, *right = nullptr;  // packed operands of a weight gradient
+  Table<T> f_bar, f_tilde;      // per row; one without context
+  Table<T> da_r, da_z, da_h;    // per row
+  Table<T> da_s;                // per row, with context: s, then da_s
+  Table<T> df;                  // per row: df_tilde, df_bar, then da_f
+  Table<T> h_0, dh, r, dv, du;  // per rank
+  Table<T> g_bar;               // per rank, with context
+  Table<T> dg, da_s_sum;        // also: dg_bar, then da_g; sum over t of da_s
+  Table<T> norm_grad;           // per rank: the norms' rows x (scale, shift)
+  T* right = nullptr;           // packed rows of a weight gradient
 
   BackwardBuffers(Arena<T> memory, const Problem& p, bool need_weights)
       : arena(memory), norms(arena, p) {
-    const int64_t all = p.steps * p.batch, input = widest_input(p);
-    int64_t context = 0;
-    for (int64_t g = 0; g < p.groups && p.has_context; g++)
-      context = std::max(context, p.group[g].context_size);
+    const int64_t all = p.steps * p.batch, input = widest_input(p), context = widest_context(p);
     const auto recurrence = [&](Arena<T>& phase) {
       for (Panels<T>* panels : {&weight_r, &weight_z, &weight_h})
         *panels = Panels<T>(phase, p, p.hidden, p.hidden);
@@ -279,8 +295,7 @@ struct BackwardBuffers {
     };
     const auto weights = [&](Arena<T>& phase) {
       if (!need_weights) return;
-      const int64_t rows = std::min(all, reduction_rows);
-      left = phase.take(panels_size<T>(rows, p.hidden));
+      const int64_t rows = std::min(all, reduction_chains * chain);
       right = phase.take(panels_size<T>(rows, std::max({p.hidden, input, context})));
     };
     arena.share(recurrence, mix, weights);

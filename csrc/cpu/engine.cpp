@@ -1,31 +1,77 @@
 #include "engine.h"
 
+#include <algorithm>
 #include <atomic>
+#include <initializer_list>
 #include <stdexcept>
 #include <vector>
 
+#ifdef MMIXER_INT8_AVXVNNI
+#include <cpuid.h>
+#endif
+
 #include "instruction_set.h"
+#include "int8.h"
 
 namespace mmixer::cpu {
+
+namespace baseline {
+extern const Int8Kernels int8_kernels;
+}
+#ifdef MMIXER_INT8_AVX2
+namespace avx2 {
+extern const Int8Kernels int8_kernels;
+}
+#endif
+#ifdef MMIXER_INT8_AVXVNNI
+namespace avxvnni {
+extern const Int8Kernels int8_kernels;
+}
+#endif
+#ifdef MMIXER_INT8_AVX512VNNI
+namespace avx512vnni {
+extern const Int8Kernels int8_kernels;
+}
+#endif
+
 namespace {
 
 struct InstructionSet {
   std::string name;
   const Engines* engines;
+  const Int8Kernels* int8;
 };
+
+#ifdef MMIXER_INT8_AVXVNNI
+// Clang 14's __builtin_cpu_supports does not know it.
+bool has_avxvnni() {
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+}
+#endif
+
+// The first of these names that is there.
+const Int8Kernels* best_int8(std::initializer_list<const char*> names) {
+  for (const char* name : names)
+    for (const Int8Set& set : int8_sets())
+      if (set.name == name) return set.kernels;
+  return nullptr;
+}
 
 // The sets that this build has and this processor supports, the best first.
 const std::vector<InstructionSet>& available() {
   static const std::vector<InstructionSet> sets = [] {
     std::vector<InstructionSet> found;
-#ifdef MMIXER_X86
+#ifdef MMIXER_AVX512
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw"))
-      found.push_back({"avx512", &avx512::engines});
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
-      found.push_back({"avx2", &avx2::engines});
+      found.push_back({"avx512", &avx512::engines, best_int8({"avx512vnni", "avxvnni", "avx2"})});
 #endif
-    found.push_back({"baseline", &baseline::engines});
+#ifdef MMIXER_AVX2
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+      found.push_back({"avx2", &avx2::engines, best_int8({"avxvnni", "avx2"})});
+#endif
+    found.push_back({"baseline", &baseline::engines, best_int8({"baseline"})});
     return found;
   }();
   return sets;
@@ -46,9 +92,13 @@ const Engine& engine(const Problem& p) {
           "groups, steps, batch and hidden must be positive");
   require(p.dtype == Dtype::float32 || p.dtype == Dtype::float64,
           "dtype must be float32 or float64");
-  for (const Dtype stored : {p.weight_dtype, p.norm_dtype})
+  const bool is_int8 = p.weight_dtype == Dtype::int8;
+  for (const Dtype stored : {is_int8 ? p.norm_dtype : p.weight_dtype, p.norm_dtype})
     require(stored == p.dtype || (stored == Dtype::bfloat16 && p.dtype == Dtype::float32),
-            "weight_dtype and norm_dtype must be dtype, or bfloat16 where that is float32");
+            "weight_dtype and norm_dtype must be dtype, or bfloat16 where that is float32, or "
+            "weight_dtype int8 for a float32 step");
+  require(!is_int8 || (p.dtype == Dtype::float32 && p.steps == 1 && p.keep == Keep::nothing),
+          "weight_dtype can be int8 for a single float32 step that keeps nothing alone");
   const Engines& engines = *current().load()->engines;
   return p.dtype == Dtype::float64 ? engines.of_double : engines.of_float;
 }
@@ -59,6 +109,15 @@ const Engine& engine_with_groups(const Problem& p) {
   for (int64_t g = 0; g < p.groups; g++)
     require(p.group[g].input_size > 0 && (!p.has_context || p.group[g].context_size > 0),
             "input_size and context_size must be positive");
+  for (int64_t g = 0; g < p.groups && p.weight_dtype == Dtype::int8; g++) {
+    require(p.group[g].scale, "scale must be there with int8 weights");
+    require(std::max({p.group[g].input_size, p.group[g].context_size, p.hidden}) <= int8_columns,
+            "input_size, context_size and hidden must be at most 132104 with int8 weights");
+  }
+  for (int64_t g = 0; g < p.groups; g++)
+    require(!p.group[g].share == !p.group[0].share &&
+                (!p.group[g].share || (p.has_context && p.keep == Keep::nothing)),
+            "a context's share must be of all groups, with a context, where nothing is kept");
   for (int64_t b = 0; p.lengths && b < p.batch; b++)
     require(p.lengths[b] >= 1 && p.lengths[b] <= p.steps, "lengths must be in 1..T");
   return found;
@@ -78,6 +137,13 @@ int64_t backward_workspace_size(const Problem& p, bool need_weights) {
   return engine_with_groups(p).backward_workspace_size(p, need_weights);
 }
 
+void context_share(const Problem& p, void* share, void* workspace) {
+  const Engine& found = engine_with_groups(p);
+  require(p.has_context && !p.group[0].share && p.keep == Keep::nothing,
+          "a context's share must be computed with a context, without one, and nothing be kept");
+  found.context_share(p, Schedule(p.steps, p.batch, nullptr), share, workspace);
+}
+
 void forward(const Problem& p, const Results& results, void* saved, void* workspace) {
   engine_with_groups(p).forward(p, Schedule(p.steps, p.batch, p.lengths), results, saved,
                                 workspace);
@@ -88,6 +154,28 @@ void backward(const Problem& p, const Cotangents& cotangents, const void* saved,
   engine_with_groups(p).backward(p, Schedule(p.steps, p.batch, p.lengths), cotangents, saved,
                                  gradient, grad_hx, workspace);
 }
+
+const std::vector<Int8Set>& int8_sets() {
+  static const std::vector<Int8Set> sets = [] {
+    std::vector<Int8Set> found;
+#ifdef MMIXER_INT8_AVX2
+    const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#ifdef MMIXER_INT8_AVX512VNNI
+    if (has_avx2 && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni"))
+      found.push_back({"avx512vnni", &avx512vnni::int8_kernels});
+#endif
+#ifdef MMIXER_INT8_AVXVNNI
+    if (has_avx2 && has_avxvnni()) found.push_back({"avxvnni", &avxvnni::int8_kernels});
+#endif
+    if (has_avx2) found.push_back({"avx2", &avx2::int8_kernels});
+#endif
+    found.push_back({"baseline", &baseline::int8_kernels});
+    return found;
+  }();
+  return sets;
+}
+
+const Int8Kernels& int8_in_use() { return *current().load()->int8; }
 
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> names;

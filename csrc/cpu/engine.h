@@ -2,8 +2,9 @@
 // Every buffer is the caller's; nothing is kept between calls.
 //
 // Problem::dtype, in which everything is computed, is float32 or float64. Matrices and norms have
-// the same dtype, or, where it is float32, bfloat16, which is widened as it is read. Anything else
-// throws std::invalid_argument.
+// the same dtype, or, where it is float32, bfloat16, which is widened as it is read. Where a single
+// float32 step keeps nothing, matrices may be int8: see int8.h. Anything else throws
+// std::invalid_argument.
 #pragma once
 
 #include <cstdint>
@@ -23,8 +24,12 @@ int64_t saved_size(const Problem& problem);
 int64_t forward_workspace_size(const Problem& problem);
 int64_t backward_workspace_size(const Problem& problem, bool need_weights);
 
-// Writes the results, whose output and h_n may be one where T is 1; saved is null where
-// Problem::keep is nothing.
+// Writes each group's Group::share, [G, 2, B, H], to the bits of what forward computes; inputs and
+// hx are not read. The workspace is forward's.
+void context_share(const Problem& problem, void* share, void* workspace);
+
+// Writes the results; saved is null where Problem::keep is nothing. Output and h_n may be one where
+// T is 1, and h_n, as then output, may be hx.
 void forward(const Problem& problem, const Results& results, void* saved, void* workspace);
 
 // Writes gradient [G] and, unless it is null, grad_hx [G, B, H], contiguous.

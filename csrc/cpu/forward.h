@@ -114,13 +114,55 @@ void share_samples(Member& member, const Problem& p, Recurrence recurrence) {
   }
 }
 
-// c(m) = W a(m), by panels where the call has packed them.
-template <class T, class RowsA, class RowsC>
-void project(const Member& member, const Problem& p, RowsA a, int64_t M, const void* weight,
-             int64_t stride, int64_t K, const T* panels, RowsC c) {
-  if (panels) return gemm<T>(member, a, 1, M, panels, p.hidden, K, c);
-  with_stored<T>(p.weight_dtype, weight,
-                 [&](const auto* w) { dot<T>(member, a, M, w, stride, p.hidden, K, c); });
+// A gate's matrix, of W_s the half for f or that for g: K columns of rows that are `stride` apart.
+struct Half {
+  Gate gate;
+  int64_t first, K, stride;
+
+  Half(const Problem& p, int64_t g, Gate gate, bool of_g = false)
+      : gate(gate),
+        first(of_g ? p.hidden : 0),
+        K(gate == gate_f   ? p.group[g].input_size
+          : gate == gate_g ? p.group[g].context_size
+                           : p.hidden),
+        stride(gate == gate_s ? 2 * p.hidden : K) {}
+};
+
+// Quantises a row for `project` where the weights are int8.
+template <class T>
+void quantize(const Problem& p, const T* row, int64_t K, T* quantized) {
+  if constexpr (std::is_same_v<T, float>)
+    if (p.weight_dtype == Dtype::int8) int8_in_use().quantize(row, K, quantized);
+}
+
+// c(m) = W q(m) with int8 weights; a member owns tiles of columns.
+template <class RowsQ, class RowsC>
+void project_int8(const Member& member, const Problem& p, int64_t g, const Half& half, RowsQ q,
+                  int64_t M, RowsC c) {
+  constexpr int64_t block = 64, tile = 8;
+  const int64_t tiles = (p.hidden + tile - 1) / tile;
+  const int64_t n = member.begin(tiles) * tile, end = std::min(member.end(tiles) * tile, p.hidden);
+  const int8_t* const w = static_cast<const int8_t*>(p.group[g].weight[half.gate]) + half.first;
+  const float* scale = p.group[g].scale + norm_row(half.gate, p.has_context) * p.hidden;
+  for (int64_t m = 0; m < M; m += block) {
+    const void* rows[block];
+    float* results[block];
+    const int64_t count = std::min(block, M - m);
+    for (int64_t i = 0; i < count; i++) rows[i] = q(m + i), results[i] = c(m + i);
+    int8_in_use().product(rows, count, w, half.stride, half.K, scale, n, end, results);
+  }
+}
+
+// c(m) = W a(m), by panels where the call has packed them; of int8 weights q(m) is a(m), quantised.
+template <class T, class RowsA, class RowsQ, class RowsC>
+void project(const Member& member, const Problem& p, int64_t g, const Half& half, RowsA a, RowsQ q,
+             int64_t M, const T* panels, RowsC c) {
+  if (panels) return gemm<T>(member, a, 1, M, packed(panels, half.K), p.hidden, half.K, c);
+  if constexpr (std::is_same_v<T, float>)
+    if (p.weight_dtype == Dtype::int8) return project_int8(member, p, g, half, q, M, c);
+  with_stored<T>(p.weight_dtype, p.group[g].weight[half.gate], [&](const auto* w) {
+    dot<T>(member, a, M, w + half.first, half.stride, p.hidden, half.K, c);
+  });
 }
 
 // Packs a gate's weights for `project`, where the call has panels.
@@ -128,10 +170,9 @@ template <class T>
 void pack(const Member& member, const Problem& p, Gate gate, const Panels<T>& panels) {
   for (int64_t g = 0; g < p.groups; g++) {
     if (!panels(g)) return;
-    const int64_t K = gate == gate_f ? p.group[g].input_size : p.hidden;
-    const int64_t stride = gate == gate_s ? 2 * p.hidden : K;
+    const Half half(p, g, gate);
     with_stored<T>(p.weight_dtype, p.group[g].weight[gate], [&](const auto* w) {
-      pack_transposed<T>(member, w, stride, K, p.hidden, panels(g));
+      pack_transposed<T>(member, w, half.stride, half.K, p.hidden, panels(g));
     });
   }
 }
@@ -178,8 +219,10 @@ void forward_recurrence(Member& member, const Problem& p, const Schedule& schedu
       for (int64_t i = 0; i < count; i++) {
         const Slice& slice = slices[i];
         project<T>(
-            member, p, [&](int64_t m) { return operand(slice.group, slice.begin + m); },
-            slice.active(schedule, t), p.group[slice.group].weight[gate], H, H, panels(slice.group),
+            member, p, slice.group, {p, slice.group, gate},
+            [&](int64_t m) { return operand(slice.group, slice.begin + m); },
+            [&](int64_t m) { return b.quantized(slice.group, slice.begin + m); },
+            slice.active(schedule, t), panels(slice.group),
             [&](int64_t m) { return b.x_hat[gate](slice.group, step_row(slice.begin + m)); });
       }
     };
@@ -188,6 +231,7 @@ void forward_recurrence(Member& member, const Problem& p, const Schedule& schedu
         const T *h = b.h(g, rank), *f = b.f_tilde(g, first + rank);
         T* u = b.u(g, rank);
         for (int64_t j = 0; j < H; j += lanes<T>) store(u + j, load(f + j) + load(h + j));
+        quantize(p, u, H, b.quantized(g, rank));
       });
       member.barrier();
     }
@@ -210,6 +254,7 @@ void forward_recurrence(Member& member, const Problem& p, const Schedule& schedu
         store(z + j, sigmoid(norm_z(of_z.normalize(x_z, j), j)));        // Eq. 12
         store(v + j, r * load(h + j) + load(f + j));
       }
+      quantize(p, v, H, b.quantized(g, rank));
     };
     each_active(member, slices, count, schedule, t, of_r_and_z, reset);
     member.barrier();
@@ -242,59 +287,138 @@ void forward_recurrence(Member& member, const Problem& p, const Schedule& schedu
   }
 }
 
+// x_hat of f or g becomes f_bar or g_bar: Eq. 7 or 8. Each group has `count` rows.
+template <class T>
+void activate(const Member& member, const Problem& p, const ForwardBuffers<T>& b, Gate gate,
+              const Table<T>& bar, const Table<T>& quantized, int64_t count) {
+  const auto of_row = [&](int64_t i) { return b.statistics(gate, i / count, i % count, p); };
+  const auto body = [&](int64_t i, const Statistics<T>& found) {
+    const int64_t g = i / count, row = i % count;
+    T *x = b.x_hat[gate](g, row), *target = bar(g, row);
+    const Norm<T> norm = b.norms(g, gate);
+    for (int64_t j = 0; j < p.hidden; j += lanes<T>)
+      store(target + j, tanh(norm(found.normalize(x, j), j)));
+    quantize(p, target, p.hidden, quantized(g, row));
+  };
+  with_statistics(member.begin(p.groups * count), member.end(p.groups * count), of_row, body);
+}
+
+// The context of a rank.
+template <class T>
+const T* context_row(const Group& group, const Schedule& schedule, int64_t rank) {
+  return static_cast<const T*>(group.context) + schedule.sample[rank] * group.context_stride_sample;
+}
+
+// Quantises the operands of W_f or W_g where the weights are int8; a barrier has to follow.
+template <class T>
+void quantize_inputs(const Member& member, const Problem& p, const Schedule& schedule,
+                     const ForwardBuffers<T>& b, bool inputs, bool contexts) {
+  if (p.weight_dtype != Dtype::int8) return;
+  const int64_t ranks = p.groups * p.batch;
+  for (int64_t i = member.begin(ranks); i < member.end(ranks); i++) {
+    const int64_t g = i / p.batch, rank = i % p.batch;
+    const Group& group = p.group[g];
+    if (inputs)
+      quantize(p, input_row<T>(group, schedule, rank), group.input_size, b.quantized(g, rank));
+    if (contexts)
+      quantize(p, context_row<T>(group, schedule, rank), group.context_size,
+               b.quantized_context(g, rank));
+  }
+}
+
+// W_g times the contexts, which `activate` makes g_bar of after a barrier.
+template <class T>
+void project_context(const Member& member, const Problem& p, const Schedule& schedule,
+                     const ForwardBuffers<T>& b) {
+  for (int64_t g = 0; g < p.groups; g++)
+    project<T>(
+        member, p, g, {p, g, gate_g},
+        [&](int64_t rank) { return context_row<T>(p.group[g], schedule, rank); },
+        [&](int64_t rank) { return b.quantized_context(g, rank); }, p.batch, nullptr,
+        [&](int64_t rank) { return b.x_hat[gate_g](g, rank); });
+}
+
+// s_g, from g_bar.
+template <class T>
+void project_g_bar(const Member& member, const Problem& p, const ForwardBuffers<T>& b) {
+  for (int64_t g = 0; g < p.groups; g++)
+    project<T>(
+        member, p, g, {p, g, gate_s, true}, [&](int64_t rank) { return b.g_bar(g, rank); },
+        [&](int64_t rank) { return b.quantized_context(g, rank); }, p.batch, nullptr,
+        [&](int64_t rank) { return b.s_g(g, rank); });
+}
+
+// g_bar and s_g of the contexts' shares, which the caller gives.
+template <class T>
+void read_share(const Member& member, const Problem& p, const Schedule& schedule,
+                const ForwardBuffers<T>& b) {
+  const int64_t H = p.hidden, ranks = p.groups * p.batch;
+  for (int64_t i = member.begin(ranks); i < member.end(ranks); i++) {
+    const int64_t g = i / p.batch, rank = i % p.batch;
+    const T* g_bar = static_cast<const T*>(p.group[g].share) + schedule.sample[rank] * H;
+    std::copy_n(g_bar, H, b.g_bar(g, rank));
+    std::copy_n(g_bar + p.batch * H, H, b.s_g(g, rank));
+  }
+}
+
+// Writes the contexts' shares, [G, 2, B, H].
+template <class T>
+void context_share_team(Member& member, const Problem& p, const Schedule& schedule,
+                        const ForwardBuffers<T>& b, T* share) {
+  const int64_t H = p.hidden, ranks = p.groups * p.batch;
+  b.norms.fill(member, p);
+  if (p.weight_dtype == Dtype::int8) {
+    quantize_inputs(member, p, schedule, b, false, true);
+    member.barrier();
+  }
+  project_context(member, p, schedule, b);
+  member.barrier();
+  activate(member, p, b, gate_g, b.g_bar, b.quantized_context, p.batch);
+  member.barrier();
+  project_g_bar(member, p, b);
+  member.barrier();
+  for (int64_t i = member.begin(ranks); i < member.end(ranks); i++) {
+    const int64_t g = i / p.batch, rank = i % p.batch;
+    T* g_bar = share + (2 * g * p.batch + rank) * H;
+    std::copy_n(b.g_bar(g, rank), H, g_bar);
+    std::copy_n(b.s_g(g, rank), H, g_bar + p.batch * H);
+  }
+}
+
 // Computes f_bar, g_bar, s and f_tilde of every row (Eq. 7-10; without context Eq. 7 alone), and
 // packs the recurrence's weights; ends with a barrier.
 template <class T>
 void forward_mix(Member& member, const Problem& p, const Schedule& schedule,
                  const ForwardBuffers<T>& b) {
   const int64_t H = p.hidden, rows = schedule.rows();
-  const auto activate = [&](Gate gate, const Table<T>& bar, int64_t count) {
-    const auto of_row = [&](int64_t i) { return b.statistics(gate, i / count, i % count, p); };
-    const auto body = [&](int64_t i, const Statistics<T>& found) {
-      const int64_t g = i / count, row = i % count;
-      T *x = b.x_hat[gate](g, row), *target = bar(g, row);
-      const Norm<T> norm = b.norms(g, gate);
-      for (int64_t j = 0; j < H; j += lanes<T>)
-        store(target + j, tanh(norm(found.normalize(x, j), j)));
-    };
-    with_statistics(member.begin(p.groups * count), member.end(p.groups * count), of_row, body);
-  };
+  const bool computes_share = p.has_context && !p.group[0].share;
   for (int64_t g = 0; g < p.groups; g++) {
     const Group& group = p.group[g];
     project<T>(
-        member, p, [&](int64_t row) { return input_row<T>(group, schedule, row); }, rows,
-        group.weight[gate_f], group.input_size, group.input_size, b.weight_f(g),
+        member, p, g, {p, g, gate_f},
+        [&](int64_t row) { return input_row<T>(group, schedule, row); },
+        [&](int64_t row) { return b.quantized(g, row); }, rows, b.weight_f(g),
         [&](int64_t row) { return b.x_hat[gate_f](g, row); });
-    if (!p.has_context) continue;
-    project<T>(
-        member, p,
-        [&](int64_t rank) {
-          return static_cast<const T*>(group.context) +
-                 schedule.sample[rank] * group.context_stride_sample;
-        },
-        p.batch, group.weight[gate_g], group.context_size, group.context_size, nullptr,
-        [&](int64_t rank) { return b.x_hat[gate_g](g, rank); });
   }
+  if (computes_share) project_context(member, p, schedule, b);
   member.barrier();
-  activate(gate_f, b.f_tilde, rows);  // Eq. 7
+  activate(member, p, b, gate_f, b.f_tilde, b.quantized, rows);
   if (!p.has_context) {
     pack_recurrence(member, p, b);
     member.barrier();
     return;
   }
-  activate(gate_g, b.g_bar, p.batch);  // Eq. 8
+  if (computes_share)
+    activate(member, p, b, gate_g, b.g_bar, b.quantized_context, p.batch);
+  else
+    read_share(member, p, schedule, b);
   member.barrier();
-  for (int64_t g = 0; g < p.groups; g++) {
-    const void* weight = p.group[g].weight[gate_s];
+  for (int64_t g = 0; g < p.groups; g++)
     project<T>(
-        member, p, [&](int64_t row) { return b.f_tilde(g, row); }, rows, weight, 2 * H, H,
-        b.weight_s(g), [&](int64_t row) { return b.x_hat[gate_s](g, row); });
-    with_stored<T>(p.weight_dtype, weight, [&](const auto* w) {
-      dot<T>(
-          member, [&](int64_t rank) { return b.g_bar(g, rank); }, p.batch, w + H, 2 * H, H, H,
-          [&](int64_t rank) { return b.s_g(g, rank); });
-    });
-  }
+        member, p, g, {p, g, gate_s}, [&](int64_t row) { return b.f_tilde(g, row); },
+        [&](int64_t row) { return b.quantized(g, row); }, rows, b.weight_s(g),
+        [&](int64_t row) { return b.x_hat[gate_s](g, row); });
+  if (computes_share) project_g_bar(member, p, b);
   member.barrier();
   pack_recurrence(member, p, b);
   const auto of_s = [&](int64_t i) {
@@ -334,6 +458,7 @@ void forward_begin(Member& member, const Problem& p, const Schedule& schedule,
   const int64_t H = p.hidden, states = p.groups * p.batch;
   b.norms.fill(member, p);
   pack_mix(member, p, b);
+  quantize_inputs(member, p, schedule, b, true, p.has_context && !p.group[0].share);
   for (int64_t i = member.begin(states); i < member.end(states); i++) {
     const int64_t g = i / p.batch, rank = i % p.batch;
     T* h = b.h(g, rank);

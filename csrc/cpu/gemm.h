@@ -1,9 +1,11 @@
-// C = A B, the matrix product of everything that is large or repeated: B is packed first.
+// C = A B, the matrix product of everything that is large or repeated.
 //
-// B is cut into panels: one vector of columns and all k, contiguous. A tile of MR rows of A and NR
-// panels keeps its part of C in registers while k runs; a step loads NR vectors of B and broadcasts
-// MR values of A. A member owns a range of rows, or of panels where there are few rows. Bound: FMA
-// throughput from three rows on, the bandwidth of B below.
+// B is cut into panels: one vector of columns and all k. What is read many times is packed first,
+// each panel contiguous; else B is read where its rows lie, which costs a product 1 to 4 % and
+// saves the copy. A tile of MR rows of A and NR panels keeps its part of C in registers while k
+// runs; a step loads NR vectors of B and broadcasts MR values of A. A member owns a range of rows,
+// or of panels where there are few rows. Bound: FMA throughput from three rows on, the bandwidth of
+// B below.
 //
 // Each element of C is summed in chains of multiply-adds in the order of k, one chain after the
 // other: its bits do not depend on tiles, threads or the number of rows.
@@ -25,6 +27,25 @@ inline int64_t panel_size(int64_t K) {
 template <class T>
 inline int64_t panels_size(int64_t K, int64_t N) {
   return (N + lanes<T> - 1) / lanes<T> * panel_size<T>(K);
+}
+
+// B as a product reads it: the vector of row k and panel i lies at data + k * k_step +
+// i * panel_step.
+template <class T>
+struct Operand {
+  const T* data;
+  int64_t k_step, panel_step;
+};
+
+template <class T>
+inline Operand<T> packed(const T* panels, int64_t K) {
+  return {panels, lanes<T>, panel_size<T>(K)};
+}
+
+// Rows of B where they lie; whole vectors are read, also at the end of a row.
+template <class T>
+inline Operand<T> in_place(const T* rows, int64_t stride) {
+  return {rows, stride, lanes<T>};
 }
 
 // Packs rows of B: rows(k)(n) is the vector of row k's elements from n on.
@@ -82,14 +103,18 @@ constexpr int tile_panels(int mr) { return std::min(8, (vector_registers - 1) / 
 
 // A tile is kept out of its callers, whose live values would push the sums out of the registers.
 template <class T, int MR, int NR>
-__attribute__((noinline)) void gemm_tile(const T* const* a, int64_t a_step, const T* panels,
+__attribute__((noinline)) void gemm_tile(const T* const* a, int64_t a_step, const Operand<T>& b,
                                          int64_t K, T* const* c, int64_t columns, bool accumulate) {
+  MMIXER_TILE("gemm", T, MR, NR);
   using V = Vector<T>;
   constexpr int L = lanes<T>;
-  const int64_t size = panel_size<T>(K);
   const T* row[MR];
 #pragma GCC unroll 8
   for (int i = 0; i < MR; i++) row[i] = a[i];
+  for (int i = 0; i < MR; i++)
+    for (int j = 0; j < NR; j++) __builtin_prefetch(c[i] + j * L, 1);
+  const T* const panels = b.data;
+  const int64_t k_step = b.k_step, size = b.panel_step;
   for (int64_t first = 0; first < K; first += chain) {
     V sums[MR][NR] = {};
     const int64_t last = std::min(first + chain, K);
@@ -97,7 +122,7 @@ __attribute__((noinline)) void gemm_tile(const T* const* a, int64_t a_step, cons
     for (int64_t k = first; k < last; k++) {
       V step[NR];
 #pragma GCC unroll 8
-      for (int j = 0; j < NR; j++) step[j] = load(panels + j * size + k * L);
+      for (int j = 0; j < NR; j++) step[j] = load(panels + j * size + k * k_step);
 #pragma GCC unroll 8
       for (int i = 0; i < MR; i++) {
         const V value = broadcast(row[i][k * a_step]);
@@ -130,7 +155,7 @@ inline void in_parts(int64_t begin, int64_t end, int64_t limit, Body body) {
 
 // c(m)[n] (+)= sum_k a(m)[k * a_step] B[k][n] for m < M, n < N; a and c give the rows' addresses.
 template <class T, class RowsA, class RowsC>
-void gemm(const Member& member, RowsA a, int64_t a_step, int64_t M, const T* panels, int64_t N,
+void gemm(const Member& member, RowsA a, int64_t a_step, int64_t M, Operand<T> b, int64_t N,
           int64_t K, RowsC c, bool accumulate = false) {
   constexpr int L = lanes<T>;
   constexpr int64_t block = 8 * tile_rows;  // rows that stay in L2 while the panels pass
@@ -154,9 +179,10 @@ void gemm(const Member& member, RowsA a, int64_t a_step, int64_t M, const T* pan
           T* c_rows[MR];
           for (int row = 0; row < MR; row++)
             a_rows[row] = a(m + row), c_rows[row] = c(m + row) + i * L;
+          const Operand<T> part{b.data + i * b.panel_step, b.k_step, b.panel_step};
           with_constant<tile_panels(MR)>(i_next - i, [&](auto nr) {
-            gemm_tile<T, MR, decltype(nr)::value>(a_rows, a_step, panels + i * panel_size<T>(K), K,
-                                                  c_rows, N - i * L, accumulate);
+            gemm_tile<T, MR, decltype(nr)::value>(a_rows, a_step, part, K, c_rows, N - i * L,
+                                                  accumulate);
           });
         });
       });

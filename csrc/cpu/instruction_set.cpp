@@ -39,6 +39,17 @@ int64_t backward_workspace_size(const Problem& p, bool need_weights) {
 }
 
 template <class T>
+void context_share(const Problem& p, const Schedule& schedule, void* share, void* workspace) {
+  each_part<T>(p, [&](const Problem& part, int64_t group) {
+    const ForwardBuffers<T> buffers(Arena<T>(static_cast<T*>(workspace)), part,
+                                    Saved<T>(nullptr, part));
+    T* own = static_cast<T*>(share) + group * 2 * p.batch * p.hidden;
+    auto body = [&](Member& member) { context_share_team(member, part, schedule, buffers, own); };
+    run_team(team_size(part), body);
+  });
+}
+
+template <class T>
 void forward(const Problem& p, const Schedule& schedule, const Results& results, void* saved_memory,
              void* workspace) {
   const Saved<T> all_saved(static_cast<T*>(saved_memory), p);
@@ -82,8 +93,12 @@ void backward(const Problem& p, const Schedule& schedule, const Cotangents& cota
 }
 
 template <class T>
-constexpr Engine engine{saved_size<T>, forward_workspace_size<T>, backward_workspace_size<T>,
-                        forward<T>, backward<T>};
+constexpr Engine engine{saved_size<T>,
+                        forward_workspace_size<T>,
+                        backward_workspace_size<T>,
+                        context_share<T>,
+                        forward<T>,
+                        backward<T>};
 
 }  // namespace
 

@@ -11,6 +11,7 @@ struct Engine {
   int64_t (*saved_size)(const Problem&);
   int64_t (*forward_workspace_size)(const Problem&);
   int64_t (*backward_workspace_size)(const Problem&, bool need_weights);
+  void (*context_share)(const Problem&, const Schedule&, void* share, void* workspace);
   void (*forward)(const Problem&, const Schedule&, const Results&, void* saved, void* workspace);
   void (*backward)(const Problem&, const Schedule&, const Cotangents&, const void* saved,
                    const GroupGradient*, void* grad_hx, void* workspace);
@@ -23,10 +24,12 @@ struct Engines {
 namespace baseline {
 extern const Engines engines;
 }
-#ifdef MMIXER_X86
+#ifdef MMIXER_AVX2
 namespace avx2 {
 extern const Engines engines;
 }
+#endif
+#ifdef MMIXER_AVX512
 namespace avx512 {
 extern const Engines engines;
 }

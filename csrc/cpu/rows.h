@@ -6,6 +6,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 
 #include "../formulas.h"
 #include "../problem.h"
@@ -20,18 +21,33 @@ inline int64_t padded(int64_t size) {
   return (size + unit - 1) / unit * unit;
 }
 
-// The sum over the row of value(j), a vector for the lanes from j on: four sums side by side, so
-// that none waits for the last addition.
-template <class T, class Value>
-inline T sum_row(int64_t size, Value value) {
+// The sums over the row of value(j)'s vectors, each for the lanes from j on: four sums side by side
+// of each, so that none waits for the last addition.
+template <class T, size_t count, class Value>
+inline std::array<T, count> sum_rows(int64_t size, Value value) {
   constexpr int L = lanes<T>;
-  Vector<T> total[4] = {};
+  Vector<T> total[count][4] = {};
+  const auto add = [&](int64_t j, int i) {
+    const std::array<Vector<T>, count> x = value(j);
+    for (size_t n = 0; n < count; n++) total[n][i] += x[n];
+  };
   int64_t j = 0;
   for (; j + 4 * L <= size; j += 4 * L)
-    for (int i = 0; i < 4; i++) total[i] += value(j + i * L);
-  for (; j + L <= size; j += L) total[0] += value(j);
-  if (j < size) total[1] += keep_below<T>(value(j), int(size - j));
-  return sum<T>((total[0] + total[1]) + (total[2] + total[3]));
+    for (int i = 0; i < 4; i++) add(j + i * L, i);
+  for (; j + L <= size; j += L) add(j, 0);
+  if (j < size) {
+    const std::array<Vector<T>, count> x = value(j);
+    for (size_t n = 0; n < count; n++) total[n][1] += keep_below<T>(x[n], int(size - j));
+  }
+  std::array<T, count> sums;
+  for (size_t n = 0; n < count; n++)
+    sums[n] = sum<T>((total[n][0] + total[n][1]) + (total[n][2] + total[n][3]));
+  return sums;
+}
+
+template <class T, class Value>
+inline T sum_row(int64_t size, Value value) {
+  return sum_rows<T, 1>(size, [&](int64_t j) { return std::array{value(j)}; })[0];
 }
 
 // Scale, shift and the switch of a gate's LayerNorm; without it scale is 1 and shift 0.
@@ -90,15 +106,14 @@ template <class T>
 inline void normalize_backward(const Norm<T>& norm, T* dy, const T* x_hat, T r_std, T* d_scale,
                                T* d_shift, int64_t size) {
   if (!norm.enabled) return;
-  for (int64_t j = 0; j < size; j += lanes<T>) {
-    const Vector<T> v = load(dy + j);
-    store(d_scale + j, load(d_scale + j) + v * load(x_hat + j));
+  const auto [sum_u, sum_u_x_hat] = sum_rows<T, 2>(size, [&](int64_t j) {
+    const Vector<T> v = load(dy + j), x = load(x_hat + j), u = v * load(norm.scale + j);
+    store(d_scale + j, load(d_scale + j) + v * x);
     store(d_shift + j, load(d_shift + j) + v);
-    store(dy + j, v * load(norm.scale + j));
-  }
-  const T mean_u = sum_row<T>(size, [&](int64_t j) { return load(dy + j); }) / T(size);
-  const T mean_u_x_hat =
-      sum_row<T>(size, [&](int64_t j) { return load(dy + j) * load(x_hat + j); }) / T(size);
+    store(dy + j, u);
+    return std::array{u, u * x};
+  });
+  const T mean_u = sum_u / T(size), mean_u_x_hat = sum_u_x_hat / T(size);
   for (int64_t j = 0; j < size; j += lanes<T>)
     store(dy + j, norm_backward(load(dy + j), load(x_hat + j), broadcast(mean_u),
                                 broadcast(mean_u_x_hat), broadcast(r_std)));

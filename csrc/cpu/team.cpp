@@ -21,11 +21,19 @@
 #include <thread>
 #include <vector>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
 #ifdef __linux__
 #include <sched.h>
+#endif
+
+#ifdef MMIXER_OPENMP
+// What GCC makes of `#pragma omp parallel`, called by name: Clang's code for the pragma would bring
+// libomp, whose threads would wait beside those of torch's libgomp.
+extern "C" {
+void GOMP_parallel(void (*body)(void*), void* context, unsigned threads, unsigned flags);
+int omp_in_parallel();
+int omp_get_thread_num();
+int omp_get_num_threads();
+}
 #endif
 
 namespace mmixer::cpu {
@@ -168,20 +176,23 @@ int available_processors() {
 void set_available_processors(int count) { processors_of_test = count; }
 
 void run_team(int threads, void (*body)(Member&, void*), void* context) {
-#ifdef _OPENMP
+#ifdef MMIXER_OPENMP
   if (omp_in_parallel()) threads = 1;
 #endif
   threads = without_crowd(threads);
+  if (threads == 1) {
+    Member alone(0, 1, nullptr);
+    return body(alone, context);
+  }
   TeamState team(threads);
   const auto run = [&](int index, int size) {
     team.seats[index].processor.store(this_processor(), std::memory_order_relaxed);
     Member member(index, size, &team);
     body(member, context);
   };
-  if (threads == 1) return run(0, 1);
-#ifdef _OPENMP
-#pragma omp parallel num_threads(threads)
-  run(omp_get_thread_num(), omp_get_num_threads());
+#ifdef MMIXER_OPENMP
+  auto pooled = [&] { run(omp_get_thread_num(), omp_get_num_threads()); };
+  GOMP_parallel([](void* call) { (*static_cast<decltype(pooled)*>(call))(); }, &pooled, threads, 0);
 #else
   std::vector<std::thread> others;
   for (int index = 1; index < threads; index++) others.emplace_back(run, index, threads);

@@ -14,9 +14,16 @@
 #error "compile with -DMMIXER_ISA=<name>: each instruction set gets a namespace of its own"
 #endif
 
+// The tests define it, to know which tiles have run.
+#ifndef MMIXER_TILE
+#define MMIXER_TILE(kernel, type, rows, columns)
+#endif
+
 namespace mmixer::cpu::MMIXER_ISA {
 
-#if defined(__AVX512F__)
+#if defined(MMIXER_VECTOR_BYTES)  // a test's: another set's vectors, of this set's instructions
+constexpr int vector_bytes = MMIXER_VECTOR_BYTES, vector_registers = 32;
+#elif defined(__AVX512F__)
 constexpr int vector_bytes = 64, vector_registers = 32;
 #elif defined(__AVX2__)
 constexpr int vector_bytes = 32, vector_registers = 16;

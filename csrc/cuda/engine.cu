@@ -580,6 +580,8 @@ void check(const Problem& p) {
   for (int64_t g = 0; g < p.groups; g++)
     require(p.group[g].input_size > 0 && (p.group[g].context_size > 0) == p.has_context,
             "input_size must be positive, as context_size with a context; without one it is 0");
+  for (int64_t g = 0; g < p.groups; g++)
+    require(!p.group[g].share, "a context's share must be null: the CPU engine alone takes it");
   for (const Dtype stored : {p.weight_dtype, p.norm_dtype})
     require(stored == p.dtype || (stored == Dtype::bfloat16 && p.dtype == Dtype::float32),
             "weight_dtype and norm_dtype must be dtype, or bfloat16 where that is float32");

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from ..arguments import check_choice
 from . import cpu, cuda, reference, triton
-from .protocol import Engine, EngineState, NativeEngine
+from .protocol import Engine, EngineState, NativeEngine, Stream
 
 __all__ = [
     "ENGINES",
     "Engine",
     "EngineState",
     "NativeEngine",
+    "Stream",
     "check_name",
     "choose",
     "chosen",

@@ -23,7 +23,7 @@ from ..problem import (
     compute_dtype,
 )
 from . import native
-from .protocol import EngineState
+from .protocol import EngineState, Stream
 
 NAME = "cpu"
 DEVICES: tuple[str, ...] = ("cpu",)
@@ -130,3 +130,10 @@ def step(step: Step) -> Tensor:
     if dtype in _WIDE:
         return native.step(run_forward, step)
     return native.step(run_forward, native.stored_step(step, compute_dtype(dtype))).to(dtype)
+
+
+def stream(steps: Sequence[Step]) -> Stream:
+    """`protocol.Stream`, in as many threads as torch has now."""
+    call, layers = Call(steps[0].form(), "nothing", "step"), [step.tensors() for step in steps]
+    opened: Stream = _native.stream(call=call, layers=layers, threads=torch.get_num_threads())
+    return opened

@@ -23,7 +23,8 @@ class Engine(Protocol):
     """An implementation of the recurrence, for problems that are checked.
 
     An engine that has a shorter way for a single step without gradients also has
-    `step(step: Step) -> Tensor`, which returns the next state `[B, H]`.
+    `step(step: Step) -> Tensor`, which returns the next state `[B, H]`. One that can prepare the
+    steps of a stream has `stream(steps: Sequence[Step]) -> Stream`.
     """
 
     NAME: str
@@ -45,6 +46,20 @@ class Engine(Protocol):
         self, problem: Problem, saved: Tensor, keep: Keep, cotangents: Cotangents, need: Need
     ) -> Gradients:
         """The gradients, each in memory of its own; `saved` and `keep` are those of `forward`."""
+
+
+class Stream(Protocol):
+    """Layers of cells, of which each step from the second on has the hx of the one before as its
+    input. The tensors of the steps are looked at once, ValueError or TypeError tells of those that
+    do not fit as they are, and what depends on the contexts alone is computed once: the weights
+    must then not change."""
+
+    def step(self, input: Tensor) -> None:
+        """Writes each layer's next state over its hx.
+
+        Raises:
+            ValueError, TypeError: the first layer's input is not such a one; nothing is written.
+        """
 
 
 class NativeEngine(Engine, Protocol):

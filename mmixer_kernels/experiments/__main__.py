@@ -27,7 +27,7 @@ class ExperimentOptions:
 
     names: tyro.conf.Positional[tuple[str, ...]]
     """Experiments, or all of those that the data set has: table1, table2, table3, table4,
-    tables5-7, figure4, figure5, engines, missing, modalities, init, length."""
+    tables5-7, figure4, figure5, engines, missing, modalities, init, quantized, length."""
     data: str | None = None
     """Data set; when None, the one of --config, or synthetic."""
     seeds: tuple[int, ...] = (0, 1, 2)

@@ -35,7 +35,7 @@ class Experiment:
         networks: the networks for a data set's options; UserError where it does not go with them.
         report: makes the report of the trainings of these networks.
         measures: options by which `python -m mmixer_kernels.evaluate` measures more of each trained
-            network: "streams", "missing".
+            network: "streams", "missing", "quantized".
     """
 
     title: str
@@ -117,6 +117,12 @@ EXPERIMENTS: dict[str, Experiment] = {
         "init",
         *(ORTHOGONAL, M_MIXER),
         labels={M_MIXER.name: "uniform"},
+    ),
+    "quantized": Experiment(
+        "int8 weights: the same networks, step by step",
+        lambda base: (M_MIXER,),
+        lambda results, _: extras.quantized(results),
+        ("quantized",),
     ),
     "length": Experiment("Accuracy and time against T", of_lengths, extras.length),
 }

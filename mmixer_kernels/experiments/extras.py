@@ -9,7 +9,7 @@ from typing import Any
 from . import figures, timing
 from .networks import GRU, M_MIXER, SELF, Network
 from .results import Report, Results
-from .seeds import over_seeds
+from .seeds import Trained, lead, over_folds, over_seeds
 
 DEGRADED = (M_MIXER, SELF, GRU)
 History = list[dict[str, Any]]
@@ -73,6 +73,26 @@ def missing(results: Results) -> Report:
     )
     drawn = figures.noise(accuracies)
     return Report([[header, *rows]], notes=[note], numbers={"accuracies": accuracies}, figure=drawn)
+
+
+def quantized(results: Results) -> Report:
+    """Each trained M-Mixer with float32 weights, and with int8 ones in its MCUs."""
+    reports = {(run.seed, run.fold): run.report("quantized") for run in results.runs(M_MIXER)}
+    accuracies: dict[str, dict[Trained, float]] = {
+        "float32": {trained: report["accuracy"] for trained, report in reports.items()},
+        "int8": {trained: report["quantized"]["accuracy"] for trained, report in reports.items()},
+    }
+    folds = results.plan.folds
+    rows = [["weights", "accuracy, %", "float32 is ahead by", *(["folds, %"] if folds else [])]]
+    for label, values in accuracies.items():
+        ahead = "" if label == "float32" else str(lead(accuracies["float32"], values))
+        row = [label, str(over_seeds(values)), ahead]
+        if folds:
+            row.append(" ".join(f"{100 * value:.1f}" for value in over_folds(values).values()))
+        rows.append(row)
+    dots = {label: list(values.values()) for label, values in accuracies.items()}
+    note = "Nothing was trained for int8: the weights are the trained ones, rounded."
+    return Report([rows], notes=[note], numbers={"accuracies": dots}, figure=figures.dots(dots))
 
 
 def modalities(results: Results, networks: Sequence[Network]) -> Report:

@@ -10,7 +10,7 @@ from ..data import Split
 from ..errors import UserError, user_errors
 from ..training import distributed, loop, mixed_precision
 from ..training.run import device_of
-from . import missing, streams
+from . import missing, quantized, streams
 from .restore import AS_TRAINED, Overrides, Restored, read, rebuild
 
 
@@ -20,6 +20,7 @@ def evaluate(
     overrides: Overrides = AS_TRAINED,
     with_streams: bool = False,
     with_missing: bool = False,
+    with_quantized: bool = False,
 ) -> dict[str, Any]:
     """The report of a checkpoint's weights on a split.
 
@@ -29,6 +30,7 @@ def evaluate(
             and writes the classifiers beside the checkpoint.
         with_missing: adds "missing", the numbers with a modality absent or noised, as
             `missing.evaluate` has them.
+        with_quantized: adds "quantized", the numbers with int8 weights in the MCUs.
 
     Raises:
         UserError: the checkpoint or the data cannot be read, or do not belong together; or the
@@ -46,7 +48,16 @@ def evaluate(
             restored = rebuild(state, options, path, place)
             samples = restored.data.test if split == "test" else restored.data.validation
             mixed_precision.check(restored.model, samples, options.run)
-        return _evaluate(restored, path, split, samples, with_streams, with_missing)
+        report = _evaluate(restored, path, split, samples, with_streams, with_missing)
+        if with_quantized:
+            report["quantized"] = quantized.evaluate(
+                restored.model,
+                samples,
+                len(restored.data.classes),
+                restored.options.run.loader,
+                restored.options.run.device,
+            )
+        return report
 
 
 def _evaluate(

@@ -18,8 +18,17 @@ from building import ROOT, build, call, expect_success, find, launcher
 @pytest.mark.parametrize("sanitize", ["address,undefined", "thread"])
 def test_engine(tmp_path: Path, sanitize: str) -> None:
     words = launcher(tmp_path, sanitize)
-    directory = build("test_engine", sanitize=sanitize)
-    expect_success([*words, directory / "test_engine"])
+    directory = build("test_engine", "test_int8", "test_team", sanitize=sanitize)
+    for program in ("test_engine", "test_int8", "test_team"):
+        expect_success([*words, directory / program])
+
+
+def test_team() -> None:
+    print(expect_success([build("test_team") / "test_team"]))
+
+
+def test_int8() -> None:
+    print(expect_success([build("test_int8") / "test_int8"]))
 
 
 @pytest.fixture(scope="module")
@@ -276,7 +285,7 @@ def vector_tests() -> Path:
 def test_vector(vector_tests: Path, instruction_set: str) -> None:
     program = vector_tests / f"test_vector_{instruction_set}"
     if not program.exists():
-        pytest.skip(f"{platform.machine()} has no {instruction_set}")
+        pytest.skip(f"this build for {platform.machine()} has no {instruction_set}")
     result = call([program])
     if result.returncode == 77:
         pytest.skip(result.stdout.strip())

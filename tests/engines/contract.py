@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmixer_kernels.engines import get, native_of
 from mmixer_kernels.functional import mcu, mcu_cell, mcu_group
-from mmixer_kernels.problem import Cotangents, Keep, Need, Weights
+from mmixer_kernels.problem import Cotangents, Keep, Need, Step, Weights
 from mmixer_kernels.problem import Problem as Call
 
 Results = dict[str, Tensor]
@@ -347,6 +347,33 @@ class Contract:
             assert state.dtype == precision.dtype
             truth = reference_results(operands, options.mix)
             compare({"h_n": state}, {"h_n": theirs}, truth, precision.floor)
+
+    @in_every_precision
+    def test_a_stream_is_its_steps_to_the_bit(self, precision: Precision, options: Options) -> None:
+        """An engine may read once what the steps of a stream have in common."""
+        open_stream = getattr(get(self.ENGINE), "stream", None)
+        if open_stream is None:
+            pytest.skip("the engine has no streams")
+        options = options._replace(bidirectional=False, lengths=False)
+        p = options.problem(self.SIZE, precision.dtype)
+        for narrow in (False, True):
+            weights = p.weights.map(torch.Tensor.bfloat16) if narrow else p.weights
+            q = p._replace(weights=weights).on(self.DEVICE)
+            state = q.input.new_zeros(q.input.shape[1], weights.hidden_size)
+            step = Step(q.input[0].clone(), q.context, q.weights, state, options.mix)
+            expected = state.clone()
+            try:
+                stream = open_stream([step])
+            except (TypeError, ValueError):  # The engine takes these by `step` alone.
+                assert precision.dtype != torch.float32
+                continue
+            for x in q.input:
+                with torch.no_grad():
+                    expected = mcu_cell(
+                        x, *step[1:3], expected, mix=options.mix, engine=self.ENGINE
+                    )
+                stream.step(x)
+                assert torch.equal(state, expected)
 
     def test_a_retained_graph_gives_equal_bits(self, precision: Precision) -> None:
         p = problem(self.SIZE, dtype=precision.dtype).on(self.DEVICE)

@@ -1,5 +1,7 @@
 """The C++ engine against the float64 reference."""
 
+import subprocess
+import sys
 from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
@@ -303,6 +305,35 @@ def test_more_threads_than_processors(threads):
     torch.set_num_threads(16)
     for name, value in with_gradients(run(), p).items():
         assert torch.equal(value, expected[name]), name
+
+
+_OPENMP = """
+import os, re, torch
+
+def loaded():
+    with open("/proc/self/maps") as maps:
+        runtimes = set(re.findall(r"/\\S*lib(?:g|i|)omp\\S*", maps.read()))
+    return runtimes, len(os.listdir("/proc/self/task"))
+
+torch.set_num_threads(2)
+torch.rand(1 << 20).sin()
+of_torch = loaded()
+from mmixer_kernels import FusedMCU
+FusedMCU(256, 0, 256, engine="cpu")(torch.rand(8, 4, 256))
+print(of_torch, loaded(), sep="\\n")
+"""
+
+
+@pytest.mark.skipif(not _native.build_info()["openmp"], reason="a build without OpenMP")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_threads_are_those_of_torch(tmp_path):
+    """No other OpenMP runtime comes into the process, and no thread."""
+    command = [sys.executable, "-c", _OPENMP]
+    # Elsewhere than in the checkout, whose extension need not be the one under test.
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    of_torch, with_ours = result.stdout.splitlines()
+    assert of_torch != "(set(), 1)"
+    assert with_ours == of_torch
 
 
 def test_calls_from_several_python_threads(threads):

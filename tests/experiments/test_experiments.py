@@ -23,7 +23,9 @@ TINY = [
 ]
 
 
-TWICE = ("table2", "table4", "tables5-7", "figure4", "figure5", "engines", "missing")
+TWICE = (
+    *("table2", "table4", "tables5-7", "figure4", "figure5", "engines", "missing", "quantized"),
+)
 ONCE = ("table3",)
 WITH_NETWORKS_OF_THEIR_OWN = ("modalities", "init", "length")
 

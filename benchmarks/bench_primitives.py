@@ -1,0 +1,37 @@
+"""FusedMCU on a CPU beside the primitives that other runtimes have, called without torch."""
+
+from __future__ import annotations
+
+import primitives
+import problems
+import pytest
+import torch
+from conftest import Compare
+from problems import PASSES, Size
+
+CPU = torch.device("cpu")
+SIZES = [
+    Size(64, 8, 512),
+    Size(16, 8, 512),
+    Size(37, 5, 384),
+    Size(100, 16, 320),
+    Size(64, 8, 32),
+    Size(64, 8, 64),
+]
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("passes", PASSES)
+def test_fused_mcu(compare: Compare, size: Size, passes: str, threads: int) -> None:
+    error = problems.check_sequence(size, "cpu", CPU, threads)
+    contenders = problems.sequence_contenders(size, passes, "cpu", CPU)
+    others, missing = primitives.baselines(size, passes)
+    compare(
+        f"FusedMCU beside other runtimes' primitives, {passes}",
+        str(size),
+        [x for x in contenders if x.name != "eager reference"] + others,
+        threads=threads,
+        error=error,
+        multiply_adds=primitives.multiply_adds(size),
+        missing=missing,
+    )
