@@ -1,8 +1,8 @@
-"""How much longer a call takes while other processes compute.
+"""How much longer a call takes while other processes compute, each contender against itself.
 
-The others are endless loops, one pinned to each processor in turn, which stop while calls are timed
-without them; what is timed is pinned nowhere. Each time is that of several calls in a row, some
-50 ms on an idle machine: shorter ones count the scheduler's ticks.
+The others are endless loops, the first pinned to one processor, the second to another; what is
+timed is pinned nowhere. A time is the mean of several calls in a row, some 50 ms on an idle
+machine: single calls count the scheduler's ticks. The pool's waiting is libgomp's default.
 """
 
 from __future__ import annotations
@@ -13,39 +13,41 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from statistics import median
 
 import problems
 import pytest
-import report
-import timing
 import torch
-from conftest import Record
+from conftest import Compare
 from problems import Size
+from timing import Contender, seconds
 
 CPU = torch.device("cpu")
 SIZE = Size(64, 8, 512)
-OTHERS = (0, 1, 2)
+PASSES = "forward + backward"
+BESIDE = {"no other process": 0, "one other process": 1, "two other processes": 2}
 IN_A_ROW = 0.05
 """Seconds of calls in a row on an idle machine."""
 SETTLE = 0.03
-"""Seconds after which the scheduler has placed what has begun or ended."""
+"""Seconds in which the scheduler places what has begun or ended."""
+
+Process = subprocess.Popen[bytes]
 
 
-@contextmanager
-def others(count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Processes that compute, one pinned to each processor in turn."""
+@pytest.fixture(scope="module")
+def others() -> Iterator[list[Process]]:
+    """Processes that compute, on a processor each, stopped."""
     if not hasattr(os, "sched_setaffinity"):
         pytest.skip("this system pins no process to a processor")
-    here = sorted(os.sched_getaffinity(0))
+    count, here = max(BESIDE.values()), sorted(os.sched_getaffinity(0))
     if len(here) < count:
         pytest.skip(f"{count} other processes need {count} processors, here are {len(here)}")
-    processes = []
+    processes: list[Process] = []
     try:
-        for i in range(count):
+        for processor in here[:count]:
             processes.append(subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"]))
-            os.sched_setaffinity(processes[i].pid, {here[i]})
+            os.sched_setaffinity(processes[-1].pid, {processor})
+            processes[-1].send_signal(signal.SIGSTOP)
         yield processes
     finally:
         for process in processes:
@@ -53,24 +55,36 @@ def others(count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
             process.wait()
 
 
-@contextmanager
-def computing(processes: list[subprocess.Popen[bytes]]) -> Iterator[None]:
-    for process in processes:
-        process.send_signal(signal.SIGCONT)
-    time.sleep(SETTLE)
-    yield
-    for process in processes:
-        process.send_signal(signal.SIGSTOP)
-
-
-def test_slow_down(record: Record, threads: int, budget: float) -> None:
-    """Every round has each number of other processes, and every contender beside each."""
+def test_slow_down(compare_slow_downs: Compare, others: list[Process], threads: int) -> None:
     error = problems.check_sequence(SIZE, "cpu", CPU, threads)
     contenders = [
         x
-        for x in problems.sequence_contenders(SIZE, "forward + backward", "cpu", CPU)
+        for x in problems.sequence_contenders(SIZE, PASSES, "cpu", CPU)
         if x.name in ("FusedMCU", "nn.GRU", "nn.LSTM")
     ]
-    if record is None:
-        contenders[0].call()
-        return
+    in_a_row: dict[str, int] = {}
+
+    def clock(contender: Contender, beside: str) -> float:
+        computing = others[: BESIDE[beside]]
+        if not in_a_row.get(contender.name):
+            alone = median(seconds(contender.call) for _ in range(5))
+            in_a_row[contender.name] = max(1, round(IN_A_ROW / alone))
+        count = in_a_row[contender.name]
+        for process in computing:
+            process.send_signal(signal.SIGCONT)
+        time.sleep(SETTLE)
+        try:
+            contender.call()
+            return seconds(lambda: [contender.call() for _ in range(count)]) / count
+        finally:
+            for process in computing:
+                process.send_signal(signal.SIGSTOP)
+
+    compare_slow_downs(
+        f"Slow-down beside other processes, {PASSES} at {SIZE}",
+        contenders,
+        threads=threads,
+        error=error,
+        beside=list(BESIDE),
+        clock=clock,
+    )
