@@ -24,12 +24,29 @@ SIZES = [
 @pytest.mark.parametrize("passes", PASSES)
 def test_fused_mcu(compare: Compare, size: Size, passes: str, threads: int) -> None:
     error = problems.check_sequence(size, "cpu", CPU, threads)
-    contenders = problems.sequence_contenders(size, passes, "cpu", CPU)
+    ours, _, *layers = problems.sequence_contenders(size, passes, "cpu", CPU)
     others, missing = primitives.baselines(size, passes)
     compare(
         f"FusedMCU beside other runtimes' primitives, {passes}",
         str(size),
-        [x for x in contenders if x.name != "eager reference"] + others,
+        [ours, *layers, *others],
+        threads=threads,
+        error=error,
+        multiply_adds=primitives.multiply_adds(size),
+        missing=missing,
+    )
+
+
+@pytest.mark.parametrize("size", SIZES[:4], ids=str)
+def test_prepacked_mcu(compare: Compare, size: Size, threads: int) -> None:
+    """Weights are packed outside of what is timed, as those of oneDNN's primitives are."""
+    error = problems.check_prepacked(size, CPU, threads)
+    fused, _, *layers = problems.sequence_contenders(size, "forward", "cpu", CPU)
+    others, missing = primitives.baselines(size, "forward")
+    compare(
+        "PrepackedMCU beside other runtimes' primitives, forward",
+        str(size),
+        [problems.prepacked_contender(size, CPU), fused, *layers, *others],
         threads=threads,
         error=error,
         multiply_adds=primitives.multiply_adds(size),

@@ -34,7 +34,7 @@ def multiply_adds(size: Size) -> dict[str, float]:
     times as many. FusedMCU's products with the context are those of a sample."""
     torchs = {"nn.GRU": LBR_GRU, "nn.LSTM": LSTM}
     kinds = torchs | {name: kind for name, (kind, _) in (ONEDNN | ONNX).items()}
-    ours = {"FusedMCU": 5 + 2 / size.steps}
+    ours = dict.fromkeys(("FusedMCU", "PrepackedMCU"), 5 + 2 / size.steps)
     return ours | {name: float(2 * kind.gates) for name, kind in kinds.items()}
 
 

@@ -14,7 +14,15 @@ import torch
 from timing import Contender
 from torch import Tensor, nn
 
-from mmixer_kernels import CellStream, FusedMCU, FusedMCUCell, FusedMCUStack, functional, reference
+from mmixer_kernels import (
+    CellStream,
+    FusedMCU,
+    FusedMCUCell,
+    FusedMCUStack,
+    PrepackedMCU,
+    functional,
+    reference,
+)
 from mmixer_kernels.reference import Weights
 
 TOLERANCE = 1e-4
@@ -204,6 +212,30 @@ def check_sequence(
         ),
         tolerance,
     )
+
+
+def check_prepacked(size: Size, device: torch.device, threads: int) -> float:
+    """The largest error of `prepacked_contender` against float64; the engine's own is checked once
+    for each number of threads."""
+    check_sequence(size, "cpu", device, threads)
+    prepacked, operands = _prepacked(size, device)
+    unit, doubles = prepacked.unit, [x.double() for x in operands]
+    weights = Weights(*(x.detach().double() for x in unit.weights()))
+    found, expected = prepacked(*operands), reference.mcu(*doubles, weights)
+    names = "output", "h_n"
+    pairs = zip(names, found, (expected[0], expected[1].unsqueeze(0)), strict=True)
+    return largest({name: relative_error(x, truth) for name, x, truth in pairs})
+
+
+def prepacked_contender(size: Size, device: torch.device) -> Contender:
+    """The PrepackedMCU of the FusedMCU of `sequence_contenders`, forward."""
+    return contender("PrepackedMCU", *_prepacked(size, device), "forward")
+
+
+def _prepacked(size: Size, device: torch.device) -> tuple[PrepackedMCU, tuple[Tensor, Tensor]]:
+    torch.manual_seed(0)
+    unit = FusedMCU(*[size.hidden] * 3, engine="cpu", device=device)
+    return PrepackedMCU(unit), sequence_operands(size, device)
 
 
 class StackForm(NamedTuple):

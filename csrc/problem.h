@@ -76,6 +76,9 @@ struct Problem {
   const void* hx;      // [G, B, H]; null for zeros
   int64_t hx_stride_group, hx_stride_sample;
   const int64_t* lengths;  // [B], each in 1..T; null where all are T
+  // What cpu::pack wrote of the one group's weights. The CPU engine alone takes it, and where T > 1
+  // reads it instead of W_f, W_s's columns for f, W_r, W_z and W_h. Null where forward is to pack.
+  const void* packed;
 };
 
 // Where forward writes its results, in Problem::dtype; rows are contiguous. Output stands at the

@@ -5,6 +5,7 @@ from . import onnx as onnx
 from .engines import EngineState, engines
 from .modules import FusedMCU, FusedMCUCell
 from .network import MMixer, StreamClassifiers
+from .prepacked import PrepackedMCU
 from .quantized import QuantizedMCUCell
 from .stack import FusedMCUStack
 from .streaming import CellStream
@@ -17,6 +18,7 @@ __all__ = [
     "FusedMCUCell",
     "FusedMCUStack",
     "MMixer",
+    "PrepackedMCU",
     "QuantizedMCUCell",
     "StreamClassifiers",
     "engines",

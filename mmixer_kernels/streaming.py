@@ -18,6 +18,7 @@ from .modules import FusedMCUCell
 from .problem import Step
 from .quantized import QuantizedMCUCell
 from .stack import FusedMCUStack
+from .unit import SeenParameters
 
 _Cell = FusedMCUCell | FusedMCUStack | QuantizedMCUCell
 
@@ -176,7 +177,6 @@ _OPTIONS: dict[type, Callable[[Any], tuple[Any, ...]]] = {
     FusedMCUStack: attrgetter("mix", "eps", "engine", "training", "dropout"),
     QuantizedMCUCell: attrgetter("mix", "eps", "engine"),
 }
-_versions = attrgetter("_version")
 
 
 class _DirectSteps:
@@ -190,17 +190,17 @@ class _DirectSteps:
 
     def __init__(self, input: Tensor, context: Tensor | None, state: Tensor) -> None:
         self._input, self._context, self._state = input, context, state
-        self._parameters: list[Tensor] = []
+        self._parameters: SeenParameters | None = None
         self._seen: tuple[Any, ...] | None = None
         self._stream: Stream | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy reads the parameters that were copied with it."""
-        return {**self.__dict__, "_seen": None, "_stream": None}
+        return {**self.__dict__, "_parameters": None, "_stream": None}
 
     def forget(self) -> None:
         """Lets the next step read the parameters and the context again."""
-        self._seen = None
+        self._parameters = None
 
     def take(self, cell: _Cell, input: Tensor) -> bool:
         """Takes a step; False, and nothing is done, where the cell has to be called."""
@@ -211,12 +211,11 @@ class _DirectSteps:
             return False
         if type(cell) not in _OPTIONS or not dispatch.is_forward_alone(cell):
             return False
-        if self._seen is None or self._look_at(cell) != self._seen:
-            own: list[Tensor] = [x for x in _fields(cell).values() if x is not None]
-            # PyTorch counts no changes of a tensor that was made in inference mode.
-            self._parameters = [] if any(x.is_inference() for x in own) else own
-            self._seen = self._look_at(cell)
-            self._stream = self._open(cell)
+        parameters, seen = self._parameters, self._look_at(cell)
+        if parameters is None or seen != self._seen or not parameters.are(_fields(cell)):
+            parameters = SeenParameters(_fields(cell))
+            self._parameters, self._seen = parameters, seen
+            self._stream = self._open(cell) if parameters.are_counted else None
         if self._stream is None:
             return False
         try:
@@ -227,21 +226,12 @@ class _DirectSteps:
         return True
 
     def _look_at(self, cell: _Cell) -> tuple[Any, ...]:
-        """All that an open stream depends on, as far as it can change."""
-        own, fields = self._parameters, _fields(cell)
-        return (
-            torch.get_num_threads(),
-            self._state.data_ptr(),
-            *_OPTIONS[type(cell)](cell),
-            *fields,
-            *map(id, fields.values()),
-            *map(Tensor.data_ptr, own),
-            *map(_versions, own),
-        )
+        """All but the parameters that an open stream depends on, as far as it can change."""
+        return torch.get_num_threads(), self._state.data_ptr(), *_OPTIONS[type(cell)](cell)
 
     def _open(self, cell: _Cell) -> Stream | None:
         """None where the engine has no streams, or does not take the operands as they are."""
-        if not self._parameters or tuple(_fields(cell)) != cell._names:
+        if tuple(_fields(cell)) != cell._names:
             return None
         sets: list[Any]
         if isinstance(cell, FusedMCUStack):

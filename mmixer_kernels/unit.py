@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from typing import ClassVar, NoReturn
+from operator import attrgetter
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -121,6 +122,40 @@ class Unit(nn.Module):
             if getattr(self, name) != default:
                 text += f", {name}={getattr(self, name)!r}"
         return text
+
+
+class SeenParameters:
+    """A module's parameters, or buffers, as they are when something is made of them, to tell
+    whether they are the same later.
+
+    A change is known by their names, identities, addresses and versions. PyTorch counts no version
+    for what is written by `.data`, by optimizers with `fused=True`, or by another owner of the
+    memory, such as NumPy.
+    """
+
+    def __init__(self, fields: Mapping[str, Tensor | None]) -> None:
+        own = [x for x in fields.values() if x is not None]
+        self.are_counted = not any(x.is_inference() for x in own)
+        """False where PyTorch counts no changes at all, of what was made in inference mode."""
+        self.tensors = own if self.are_counted else []
+        # While these are held, no other tensor's memory can have their address.
+        self._memory = [x.detach() for x in self.tensors]
+        self._state = self._look_at(fields)
+
+    def are(self, fields: Mapping[str, Tensor | None]) -> bool:
+        """Whether these are the same tensors, and unchanged where that is known."""
+        return self._look_at(fields) == self._state
+
+    def _look_at(self, fields: Mapping[str, Tensor | None]) -> tuple[Any, ...]:
+        return (
+            *fields,
+            *map(id, fields.values()),
+            *map(Tensor.data_ptr, self.tensors),
+            *map(_version, self.tensors),
+        )
+
+
+_version = attrgetter("_version")
 
 
 def _shapes(

@@ -18,11 +18,12 @@ namespace {
 struct Cpu {
   struct Options {
     int threads;
+    const void* packed;  // null for backward
   };
   static constexpr bool narrows = false;  // gradients have Problem::dtype
 
   static Problem with(Problem p, const Options& o) {
-    p.threads = o.threads;
+    p.threads = o.threads, p.packed = o.packed;
     return p;
   }
 
@@ -46,6 +47,25 @@ struct Cpu {
   }
 };
 
+struct Pack {
+  int threads;
+  py::handle call, tensors;
+};
+
+// Problem::packed of a call's weights, for others with the same.
+py::object pack(const Pack& c) {
+  const from_python::Items tensors(c.tensors.ptr());
+  const OwnProblem own = from_python::problem(from_python::Form(c.call), tensors);
+  const Problem p = Cpu::with(own.problem(), {c.threads, nullptr});
+  py::object packed = passes::new_empty(tensors[0], nullptr, cpu::packed_size(p));
+  void* const memory = passes::address(packed);
+  {
+    const py::gil_scoped_release release;
+    cpu::pack(p, memory);
+  }
+  return packed;
+}
+
 }  // namespace
 
 namespace fields {
@@ -53,7 +73,9 @@ namespace fields {
 template <>
 Table<passes::Forward<Cpu>> describe() {
   using Struct = passes::Forward<Cpu>;
-  return passes::describe_forward(Table<Struct>("forward")).field("threads", &Struct::threads);
+  return passes::describe_forward(Table<Struct>("forward"))
+      .field("threads", &Struct::threads)
+      .field("packed", &Struct::packed);
 }
 
 template <>
@@ -62,11 +84,17 @@ Table<passes::Backward<Cpu>> describe() {
   return passes::describe_backward(Table<Struct>("backward")).field("threads", &Struct::threads);
 }
 
+template <>
+Table<Pack> describe() {
+  return passes::describe_forward(Table<Pack>("pack")).field("threads", &Pack::threads);
+}
+
 }  // namespace fields
 
 PYBIND11_MODULE(_native, m) {
   fields::add_call<passes::forward<Cpu>>(m);
   fields::add_call<passes::backward<Cpu>>(m);
+  fields::add_call<pack>(m);
   py::class_<streams::Stream>(m, "_Stream", py::module_local()).def("step", &streams::Stream::step);
   fields::add_call<streams::open>(m);
   m.def("use_instruction_set", [](const std::string& name) {

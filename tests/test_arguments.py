@@ -18,6 +18,7 @@ from mmixer_kernels import (
     FusedMCUCell,
     FusedMCUStack,
     MMixer,
+    PrepackedMCU,
     StreamClassifiers,
 )
 from mmixer_kernels.functional import mask_to_lengths, mcu, mcu_cell, mcu_group
@@ -393,7 +394,7 @@ def test_group_mistakes():
 
 def test_stream_mistakes():
     cell = FusedMCUCell(5, 6, 7)
-    with pytest.raises(TypeError, match="a FusedMCUCell or a FusedMCUStack, but is a FusedMCU"):
+    with pytest.raises(TypeError, match="or a FusedMCUStack, but is a FusedMCU"):
         CellStream(FusedMCU(5, 6, 7), C)
     with pytest.raises(TypeError, match="context must be a Tensor, but is a list"):
         CellStream(cell, [1.0])
@@ -606,6 +607,7 @@ def entrances() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "MCU()": (MCU(5, 6, 7), sequence),
         "FusedMCU": (FusedMCU, sizes),
         "FusedMCU()": (FusedMCU(5, 6, 7), sequence),
+        "PrepackedMCU()": (PrepackedMCU(FusedMCU(5, 6, 7)), sequence),
         "FusedMCUCell": (FusedMCUCell, sizes),
         "FusedMCUCell()": (cell, step),
         "FusedMCU() without context": (FusedMCU(5, 0, 7), {"input": X, "hx": H}),

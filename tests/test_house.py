@@ -15,7 +15,7 @@ FLOORS = (
     "autocast arguments unit reference",
     "engines",
     "dispatch batching derivatives flops onnx ops plain",
-    "functional modules quantized stack streaming",
+    "functional modules prepacked quantized stack streaming",
     "network",
     "data training",
     "trained experiments tuning",

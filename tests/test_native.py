@@ -35,8 +35,8 @@ def tensors_without_context() -> list[Tensor]:
 
 
 def forward(operands: list[Any], call: Any = None, **other: Any) -> Any:
-    fields = {"call": call or Call(FORM, "gates"), "tensors": operands, "threads": 1, **other}
-    return _native.forward(**fields)
+    fields = {"call": call or Call(FORM, "gates"), "tensors": operands, "threads": 1}
+    return _native.forward(**fields | {"packed": None} | other)
 
 
 def backward(operands: list[Any], call: Any = None, **other: Any) -> Any:

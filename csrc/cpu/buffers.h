@@ -194,12 +194,38 @@ inline int64_t widest_context(const Problem& p) {
   return widest;
 }
 
+// The weights of forward's products with more than the context, of W_s the columns for f.
 template <class T>
-struct ForwardBuffers {
+struct ForwardPanels {
+  Panels<T> weight_f, weight_s, weight_r, weight_z, weight_h;
+
+  void take_mix(Arena<T>& arena, const Problem& p) {
+    weight_f = Panels<T>(arena, p, widest_input(p), p.hidden);
+    if (p.has_context) weight_s = Panels<T>(arena, p, p.hidden, p.hidden);
+  }
+  void take_recurrence(Arena<T>& arena, const Problem& p) {
+    for (Panels<T>* panels : {&weight_r, &weight_z, &weight_h})
+      *panels = Panels<T>(arena, p, p.hidden, p.hidden);
+  }
+};
+
+// The layout of Problem::packed.
+template <class T>
+struct Packed : ForwardPanels<T> {
+  Arena<T> arena;
+
+  Packed(T* memory, const Problem& p) : arena(memory) {
+    arena.take(1);  // a line, which begins with the address of the Engine that packed
+    this->take_mix(arena, p);
+    this->take_recurrence(arena, p);
+  }
+};
+
+template <class T>
+struct ForwardBuffers : ForwardPanels<T> {  // no panels for a single step
   Arena<T> arena;
   Norms<T> norms;
-  Panels<T> weight_f, weight_s, weight_r, weight_z, weight_h;  // none for a single step
-  Table<T> f_tilde;                                            // per row: f_bar, then f_tilde
+  Table<T> f_tilde;     // per row: f_bar, then f_tilde
   Table<T> g_bar, s_g;  // per rank, with context; s_g = W_s's context half times g_bar
   Table<T> h, u, v, z;  // per rank: state, f_tilde + h, r h + f_tilde, update gate
   // The operands of int8 weights, quantised, per rank: of the context those of W_g and of W_s's
@@ -213,17 +239,12 @@ struct ForwardBuffers {
   ForwardBuffers(Arena<T> memory, const Problem& p, const Saved<T>& saved)
       : arena(memory), norms(arena, p), keep(saved.x_hat[gate_f].rows > 0) {
     const int64_t all = p.steps * p.batch;
-    if (p.steps > 1) {
-      const auto mix = [&](Arena<T>& phase) {
-        weight_f = Panels<T>(phase, p, widest_input(p), p.hidden);
-        if (p.has_context) weight_s = Panels<T>(phase, p, p.hidden, p.hidden);
-      };
-      const auto recurrence = [&](Arena<T>& phase) {
-        for (Panels<T>* panels : {&weight_r, &weight_z, &weight_h})
-          *panels = Panels<T>(phase, p, p.hidden, p.hidden);
-      };
-      arena.share(mix, recurrence);
-    }
+    ForwardPanels<T>& panels = *this;
+    if (p.steps > 1 && p.packed)
+      panels = Packed<T>(static_cast<T*>(const_cast<void*>(p.packed)), p);
+    else if (p.steps > 1)
+      arena.share([&](Arena<T>& phase) { panels.take_mix(phase, p); },
+                  [&](Arena<T>& phase) { panels.take_recurrence(phase, p); });
     f_tilde = Table<T>(arena, p.groups, all, p.hidden);
     for (Table<T>* table : {&h, &u, &v, &z}) *table = Table<T>(arena, p.groups, p.batch, p.hidden);
     if (p.has_context)

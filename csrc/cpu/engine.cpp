@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <initializer_list>
 #include <stdexcept>
 #include <vector>
@@ -118,6 +119,12 @@ const Engine& engine_with_groups(const Problem& p) {
     require(!p.group[g].share == !p.group[0].share &&
                 (!p.group[g].share || (p.has_context && p.keep == Keep::nothing)),
             "a context's share must be of all groups, with a context, where nothing is kept");
+  if (p.packed) {
+    require(p.groups == 1, "groups must be 1 where weights are packed");
+    const Engine* packer;
+    std::memcpy(&packer, p.packed, sizeof packer);
+    require(packer == &found, "packed must be of this dtype and of the instruction set in use");
+  }
   for (int64_t b = 0; p.lengths && b < p.batch; b++)
     require(p.lengths[b] >= 1 && p.lengths[b] <= p.steps, "lengths must be in 1..T");
   return found;
@@ -135,6 +142,21 @@ int64_t forward_workspace_size(const Problem& p) {
 
 int64_t backward_workspace_size(const Problem& p, bool need_weights) {
   return engine_with_groups(p).backward_workspace_size(p, need_weights);
+}
+
+int64_t packed_size(const Problem& p) {
+  const Engine& found = engine_with_groups(p);
+  require(p.groups == 1 && p.weight_dtype != Dtype::int8,
+          "groups must be 1, and weight_dtype not int8, for weights to be packed");
+  return found.packed_size(p);
+}
+
+void pack(const Problem& p, void* packed) {
+  const Engine* const packer = &engine_with_groups(p);
+  packed_size(p);  // throws where there are no such
+  require(!p.packed, "packed must be null where weights are to be packed");
+  packer->pack(p, packed);
+  std::memcpy(packed, &packer, sizeof packer);
 }
 
 void context_share(const Problem& p, void* share, void* workspace) {

@@ -24,6 +24,12 @@ int64_t saved_size(const Problem& problem);
 int64_t forward_workspace_size(const Problem& problem);
 int64_t backward_workspace_size(const Problem& problem, bool need_weights);
 
+// The elements of Problem::packed, and what writes them: a problem of one group, of which the
+// weights alone are read. Calls of any T, B and lengths may have it while these weights are what
+// they were; one with another instruction set in use, or another dtype, throws.
+int64_t packed_size(const Problem& problem);
+void pack(const Problem& problem, void* packed);
+
 // Writes each group's Group::share, [G, 2, B, H], to the bits of what forward computes; inputs and
 // hx are not read. The workspace is forward's.
 void context_share(const Problem& problem, void* share, void* workspace);

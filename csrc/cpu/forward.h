@@ -177,15 +177,18 @@ void pack(const Member& member, const Problem& p, Gate gate, const Panels<T>& pa
   }
 }
 
-// Packs what `forward_mix` begins with; it packs the recurrence's weights in their place.
+// Packs what `forward_mix` begins with, unless the caller has; it packs the recurrence's weights in
+// their place.
 template <class T>
-void pack_mix(const Member& member, const Problem& p, const ForwardBuffers<T>& b) {
+void pack_mix(const Member& member, const Problem& p, const ForwardPanels<T>& b) {
+  if (p.packed) return;
   pack(member, p, gate_f, b.weight_f);
   if (p.has_context) pack(member, p, gate_s, b.weight_s);
 }
 
 template <class T>
-void pack_recurrence(const Member& member, const Problem& p, const ForwardBuffers<T>& b) {
+void pack_recurrence(const Member& member, const Problem& p, const ForwardPanels<T>& b) {
+  if (p.packed) return;
   pack(member, p, gate_r, b.weight_r);
   pack(member, p, gate_z, b.weight_z);
   pack(member, p, gate_h, b.weight_h);

@@ -39,6 +39,21 @@ int64_t backward_workspace_size(const Problem& p, bool need_weights) {
 }
 
 template <class T>
+int64_t packed_size(const Problem& p) {
+  return Packed<T>(nullptr, p).arena.used();
+}
+
+template <class T>
+void pack(const Problem& p, void* memory) {
+  const Packed<T> packed(static_cast<T*>(memory), p);
+  auto body = [&](Member& member) {
+    pack_mix(member, p, packed);
+    pack_recurrence(member, p, packed);
+  };
+  run_team(team_size(p), body);
+}
+
+template <class T>
 void context_share(const Problem& p, const Schedule& schedule, void* share, void* workspace) {
   each_part<T>(p, [&](const Problem& part, int64_t group) {
     const ForwardBuffers<T> buffers(Arena<T>(static_cast<T*>(workspace)), part,
@@ -96,6 +111,8 @@ template <class T>
 constexpr Engine engine{saved_size<T>,
                         forward_workspace_size<T>,
                         backward_workspace_size<T>,
+                        packed_size<T>,
+                        pack<T>,
                         context_share<T>,
                         forward<T>,
                         backward<T>};

@@ -11,6 +11,8 @@ struct Engine {
   int64_t (*saved_size)(const Problem&);
   int64_t (*forward_workspace_size)(const Problem&);
   int64_t (*backward_workspace_size)(const Problem&, bool need_weights);
+  int64_t (*packed_size)(const Problem&);
+  void (*pack)(const Problem&, void* packed);
   void (*context_share)(const Problem&, const Schedule&, void* share, void* workspace);
   void (*forward)(const Problem&, const Schedule&, const Results&, void* saved, void* workspace);
   void (*backward)(const Problem&, const Schedule&, const Cotangents&, const void* saved,

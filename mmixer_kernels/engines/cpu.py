@@ -7,6 +7,7 @@ rest is converted first. Threads follow `torch.get_num_threads()`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -71,8 +72,18 @@ def saved_size(problem: Problem, keep: Keep) -> int:
 
 def run_forward(call: Call, tensors: Sequence[Tensor]) -> native.Results:
     """`protocol.NativeEngine.run_forward`."""
+    return _forward(None, call, tensors)
+
+
+def prepack(call: Call, tensors: Sequence[Tensor]) -> native.Forward:
+    """`protocol.Engine.prepack`."""
+    packed: Tensor = _native.pack(call=call, tensors=tensors, threads=torch.get_num_threads())
+    return partial(_forward, packed)
+
+
+def _forward(packed: Tensor | None, call: Call, tensors: Sequence[Tensor]) -> native.Results:
     results: native.Results = _native.forward(
-        call=call, tensors=tensors, threads=torch.get_num_threads()
+        call=call, tensors=tensors, threads=torch.get_num_threads(), packed=packed
     )
     return results
 

@@ -24,7 +24,10 @@ class Engine(Protocol):
 
     An engine that has a shorter way for a single step without gradients also has
     `step(step: Step) -> Tensor`, which returns the next state `[B, H]`. One that can prepare the
-    steps of a stream has `stream(steps: Sequence[Step]) -> Stream`.
+    steps of a stream has `stream(steps: Sequence[Step]) -> Stream`. One whose forward begins with
+    a rearrangement of the weights has `prepack(call, tensors)`, which makes it of one weight set's
+    and returns a `NativeEngine.run_forward` for any call with these weights, while they are what
+    they were; both raise as that does.
     """
 
     NAME: str

@@ -129,6 +129,8 @@ struct Options {
   bool backward = true;
   // As a stream calls it: the contexts' shares are given, and the states are overwritten.
   bool stream = false;
+  // The weights of forward are packed before. It may then read no other, but that of a single step.
+  bool packed = false;
 };
 
 // Rows [a, b, c] as they may lie in memory: contiguous, or b and c exchanged and NaN between rows.
@@ -254,6 +256,20 @@ Tensors<T> run(const Case& c, const Options& options) {
     std::copy(c.operands.back().begin(), c.operands.back().end(), results[1].begin());
     p.hx = results[1].data(), p.hx_stride_group = B * H, p.hx_stride_sample = H;
   }
+  const std::vector<Group> whole = groups;
+  std::vector<T> packed;
+  if (options.packed) {
+    packed = fresh(packed_size(p));
+    pack(p, packed.data());
+    p.packed = packed.data();
+    Values w_s = c.of(0, weight_s);
+    for (int64_t j = 0; j < H && c.has_context; j++) std::fill_n(w_s.data() + 2 * j * H, H, nan);
+    for (Gate gate : {gate_f, gate_s, gate_r, gate_z, gate_h})
+      if (c.steps > 1)
+        groups[0].weight[gate] =
+            store(gate == gate_s ? w_s : Values(c.of(0, weight_f + gate).size(), nan),
+                  options.bfloat16);
+  }
   std::vector<T> saved = fresh(saved_size(p));
   std::vector<T> workspace = fresh(forward_workspace_size(p));
   Placed<T> output(Values(G * c.steps * B * H, nan), G, c.steps, B, c.strided);
@@ -269,6 +285,8 @@ Tensors<T> run(const Case& c, const Options& options) {
   results[0] = output.read(G, c.steps, B, c.text());
   if (!options.backward) return results;
 
+  groups = whole;
+  p.packed = nullptr;
   std::vector<GroupGradient> gradients(G);
   for (int64_t g = 0; g < G; g++) {
     GroupGradient& to = gradients[g];
@@ -461,6 +479,7 @@ Tensors<T> check_options(const Case& c, bool bfloat16, const std::string& what) 
     check(std::all_of(values.begin(), values.end(), [](T x) { return std::isfinite(x); }),
           what + ": not all results are finite");
   for (int variant = 0; variant < 5; variant++) {
+    options.packed = c.groups == 1 && variant < 3;
     options.threads = variant % 2 ? 4 : 2;
     options.recompute = variant == 1 || variant == 2 || variant == 4;
     options.need_input = variant < 2 || variant == 4;
@@ -470,7 +489,7 @@ Tensors<T> check_options(const Case& c, bool bfloat16, const std::string& what) 
       check(other[i].empty() || same_bits(other[i], alone[i]),
             what + ": result " + std::to_string(i) + " differs with " +
                 std::to_string(options.threads) + " threads" +
-                (options.recompute ? ", recompute" : "") +
+                (options.recompute ? ", recompute" : "") + (options.packed ? ", packed" : "") +
                 (options.need_input ? "" : ", without input's gradient") +
                 (options.need_weights ? "" : ", without weights' gradients"));
   }
@@ -478,6 +497,7 @@ Tensors<T> check_options(const Case& c, bool bfloat16, const std::string& what) 
   of_stream.bfloat16 = bfloat16, of_stream.backward = false, of_stream.stream = true;
   for (int threads : {1, 2, 4}) {
     of_stream.threads = threads;
+    of_stream.packed = c.groups == 1 && threads < 4;
     const Tensors<T> other = run<T>(c, of_stream);
     for (size_t i = 0; i < other.size(); i++)
       check(same_bits(other[i], alone[i]), what + ": result " + std::to_string(i) +

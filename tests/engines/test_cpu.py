@@ -1,5 +1,6 @@
 """The C++ engine against the float64 reference."""
 
+import os
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -337,15 +338,50 @@ def test_threads_are_those_of_torch(tmp_path):
 
 
 def test_calls_from_several_python_threads(threads):
+    """Of two sizes, as each thread keeps the memory that its largest call worked in."""
     from concurrent.futures import ThreadPoolExecutor
 
     torch.set_num_threads(2)
-    p = problem(Size(5, 9, 20, 11, 128), dtype=torch.float32)
-    expected = with_gradients(run(), p)
+    sizes = Size(5, 9, 20, 11, 128), Size(3, 2, 20, 11, 31)
+    problems = [problem(size, dtype=torch.float32) for size in sizes]
+    expected = [with_gradients(run(), p) for p in problems]
     with ThreadPoolExecutor(4) as pool:
-        for results in pool.map(lambda _: with_gradients(run(), p), range(12)):
+        found = pool.map(lambda i: with_gradients(run(), problems[i % 2]), range(12))
+        for i, results in enumerate(found):
             for name, value in results.items():
-                assert torch.equal(value, expected[name]), name
+                assert torch.equal(value, expected[i % 2][name]), name
+
+
+_FAULTS = """
+import resource, torch
+from mmixer_kernels import FusedMCU
+
+def faults(steps):
+    unit, sequence = FusedMCU(256, 0, 256, engine="cpu"), torch.rand(steps, 8, 256)
+    with torch.no_grad():
+        unit(sequence)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(20):
+            unit(sequence)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 20
+
+print(faults(16), faults(4096))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc is told to keep no memory")
+def test_the_memory_of_a_call_is_kept_up_to_a_limit(tmp_path):
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    command = [sys.executable, "-c", _FAULTS]
+    result = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    of_short, of_long = map(float, result.stdout.split())
+    page, results = os.sysconf("SC_PAGE_SIZE"), 16 * 8 * 256 * 4
+    workspace = 4 * 256 * 256 * 4  # the packed weights alone
+    assert of_short < (results + workspace / 4) / page
+    assert of_long > 4096 * 8 * 256 * 4 / page  # results, and a workspace beyond the limit
 
 
 def test_lengths_are_checked_where_the_values_are():
