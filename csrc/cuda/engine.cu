@@ -582,6 +582,7 @@ void check(const Problem& p) {
             "input_size must be positive, as context_size with a context; without one it is 0");
   for (int64_t g = 0; g < p.groups; g++)
     require(!p.group[g].share, "a context's share must be null: the CPU engine alone takes it");
+  require(p.dtype != Dtype::int8, "dtype must be float32, float64, bfloat16 or float16");
   for (const Dtype stored : {p.weight_dtype, p.norm_dtype})
     require(stored == p.dtype || (stored == Dtype::bfloat16 && p.dtype == Dtype::float32),
             "weight_dtype and norm_dtype must be dtype, or bfloat16 where that is float32");

@@ -35,8 +35,6 @@ void check(bool ok, const std::string& what) {
   if (!ok && ++failures <= 30) std::printf("FAILED: %s\n", what.c_str());
 }
 
-std::atomic<tests::Tile*> tiles{nullptr};
-
 std::string text_of(double x) {
   char text[32];
   std::snprintf(text, sizeof text, "%.1e", x);
@@ -525,7 +523,7 @@ void check_calls_at_once(const Case& c, const std::string& what) {
 void check_tiles(const std::vector<std::string>& sets) {
   for (const std::string& set : sets) {
     int count = 0;
-    for (const tests::Tile* tile = tiles; tile; tile = tile->next) {
+    for (const tests::Tile* tile = tests::first_tile(); tile; tile = tile->next) {
       if (tile->set != set) continue;
       count++;
       check(tile->ran, set + ": no case runs " + tile->kernel + "'s tile of " +
@@ -540,7 +538,8 @@ void check_tiles(const std::vector<std::string>& sets) {
 // Names the sets of this build that this processor lacks.
 void print_missing() {
   std::set<std::string> missing;
-  for (const tests::Tile* tile = tiles; tile; tile = tile->next) missing.insert(tile->set);
+  for (const tests::Tile* tile = tests::first_tile(); tile; tile = tile->next)
+    missing.insert(tile->set);
   for (const std::string& set : instruction_sets()) missing.erase(set);
   for (const std::string& set : missing)
     std::printf("not run, as this processor lacks it: %s (python tests/instruction_sets.py %s)\n",
@@ -548,11 +547,6 @@ void print_missing() {
 }
 
 }  // namespace
-
-bool mmixer::tests::know(Tile& tile) {
-  tile.next = tiles.exchange(&tile);
-  return true;
-}
 
 int main(int argc, char** argv) {
   std::vector<std::string> sets(argv + 1, argv + argc);

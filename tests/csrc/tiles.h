@@ -19,9 +19,12 @@ struct Tile {
       : set(set), kernel(kernel), bits(bits), rows(rows), columns(columns) {}
 };
 
-// Puts a tile into the list of test_engine.cpp, before main and on every processor: what calls it
+// Puts a tile before the others that are known, before main and on every processor: what calls it
 // is compiled for one set, and is so little that it has no vectors.
 bool know(Tile& tile);
+
+// The tile that became known last; its `next` leads to the others.
+const Tile* first_tile();
 
 template <class Shape>
 struct TileOf {
