@@ -215,6 +215,55 @@ def compare_on_host(benchmark: BenchmarkFixture, request: pytest.FixtureRequest)
 
 
 @pytest.fixture
+def compare_slow_downs(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Compare:
+    """How much longer contenders take beside other processes, each against itself:
+    `compare_slow_downs(table, contenders, threads=, error=, beside=, clock=)`.
+
+    beside names what is there in each row, first nothing; clock(contender, name) times a contender
+    there. Every round has each contender in each row.
+    """
+
+    def run(
+        table: str,
+        contenders: Sequence[timing.Contender],
+        *,
+        threads: int,
+        error: float,
+        beside: Sequence[str],
+        clock: Callable[[timing.Contender, str], float],
+    ) -> None:
+        benchmark.group = table
+        if benchmark.disabled:
+            benchmark.pedantic(contenders[0].call)
+            return
+        turns = [
+            timing.Contender(f"{x.name}, {name}", partial(clock, x, name))
+            for name in beside
+            for x in contenders
+        ]
+        times = timing.interleave(turns, request.config.getoption("budget"), _answer)
+        benchmark.pedantic(contenders[0].call, rounds=5)
+        for name in beside:
+            rows = {x.name: times[f"{x.name}, {name}"] for x in contenders}
+            idle = {x.name: times[f"{x.name}, {beside[0]}"] for x in contenders}
+            comparison = report.Comparison(
+                table, name, threads, error, len(rows[contenders[0].name])
+            )
+            comparison.ratios = {x: timing.ratio(rows[x], idle[x]) for x in rows}
+            comparison.seconds = {"call": {x: median(seconds) for x, seconds in rows.items()}}
+            _record(request.config, comparison)
+
+    return run
+
+
+def _answer(call: Callable[[], object]) -> float:
+    """A clock of calls that time themselves."""
+    seconds = call()
+    assert isinstance(seconds, float)
+    return seconds
+
+
+@pytest.fixture
 def count_kernels(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -> Compare:
     """Adds what contenders start on the GPU, by torch's profiler: `count_kernels(table, case,
     contenders, settings=)`.

@@ -666,3 +666,32 @@ def test_limits():
     seconds = machine.recurrence_seconds(call=call, tensors=tensors, threads=1, output=output)
     assert 0 < seconds < time.perf_counter() - start
     assert torch.equal(output, cpu.forward(problem, "nothing")[0][0])
+
+
+def test_slow_downs_are_each_contenders_against_itself(fixtures):
+    module, request = fixtures
+    base = {"ours": 1.0, "theirs": 2.0}
+    factor = {"nothing": 1.0, "much": 3.0}
+    seen = []
+
+    def clock(contender, beside):
+        seen.append((contender.name, beside))
+        return base[contender.name] * factor[beside]
+
+    compare = module.compare_slow_downs._get_wrapped_function()(Benchmark(), request)
+    contenders = [Contender(name, lambda: None) for name in base]
+    compare("table", contenders, threads=2, error=0.0, beside=list(factor), clock=clock)
+    nothing, much = request.config.stash[module.COMPARISONS]
+    assert {*seen} == {(name, beside) for name in base for beside in factor}
+    assert nothing.ratios == {name: (1.0, 1.0, 1.0) for name in base}
+    assert much.ratios == {name: (3.0, 3.0, 3.0) for name in base}
+    assert much.seconds == {"call": {"ours": 3.0, "theirs": 6.0}}
+
+
+@pytest.mark.slow
+def test_the_benchmark_beside_other_processes_runs_to_its_end(tmp_path):
+    document, _ = run_benchmarks(tmp_path, str(BENCHMARKS / "bench_load.py"), "-k", "1-thread")
+    assert document["failed"] == []
+    for row in document["comparisons"]:
+        assert list(row["ratios"]) == ["FusedMCU", "nn.GRU", "nn.LSTM"]
+        assert row["rounds"] >= 5

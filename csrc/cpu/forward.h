@@ -6,6 +6,7 @@
 // throughput from 8 rows on, the bandwidth of the weights (3 H^2 values per step) below.
 #pragma once
 
+#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -87,26 +88,23 @@ void each_active(const Member& member, const Slice* slices, int64_t count, const
   });
 }
 
-// Runs recurrence(member, slices, count) over all groups and samples: blocks of samples of their
-// own for the members where that keeps all of them busy, otherwise everything for the team. The
-// larger the blocks, the fewer times are the weights read; the smallest are for weights that L2
-// holds.
+// Runs recurrence(member, slices, count) over all groups and samples: equal parts of the samples of
+// their own for the members where that keeps all of them busy, otherwise everything for the team.
+// Each part reads the weights for itself, so that there are as few as can be, and the smallest are
+// for weights that L2 holds.
 template <class Recurrence>
 void share_samples(Member& member, const Problem& p, Recurrence recurrence) {
   const int64_t element = p.dtype == Dtype::float64 ? 8 : 4, size = member.size();
   const bool in_L2 = 3 * p.hidden * p.hidden * element <= 256 * 1024;
-  int64_t block, blocks_of_group, blocks;
-  const auto shared_in = [&](int64_t samples) {
-    block = samples;
-    blocks_of_group = (p.batch + block - 1) / block;
-    blocks = p.groups * blocks_of_group;
-    return blocks >= 4 * size || blocks % size == 0;
-  };
-  if (shared_in(128) || (size > 1 && (shared_in(8) || (in_L2 && shared_in(4))))) {
+  const int64_t fewest = in_L2 ? 4 : 8, most = 128;  // samples of a part
+  const int64_t even = size / std::gcd(size, p.groups);
+  int64_t parts = (p.batch + most - 1) / most;  // of a group
+  if (p.groups * parts < 4 * size) parts = (parts + even - 1) / even * even;
+  if (parts == 1 || p.batch / parts >= fewest) {
     Member alone(0, 1, nullptr);
-    for (int64_t i = member.begin(blocks); i < member.end(blocks); i++) {
-      const int64_t first = i % blocks_of_group * block;
-      const Slice slice{i / blocks_of_group, first, std::min(first + block, p.batch)};
+    for (int64_t i = member.begin(p.groups * parts); i < member.end(p.groups * parts); i++) {
+      const int64_t part = i % parts;
+      const Slice slice{i / parts, p.batch * part / parts, p.batch * (part + 1) / parts};
       recurrence(alone, &slice, 1);
     }
   } else {

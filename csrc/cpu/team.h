@@ -32,8 +32,9 @@ class Member {
 };
 
 // Runs body on `threads` threads of the OpenMP pool that torch uses too (libgomp, one per process);
-// fewer inside a parallel region, where the pool gives none. A build without OpenMP runs it on
-// threads of the call's own.
+// on fewer inside a parallel region, where the pool gives none, and for a tenth of a second after a
+// team whose members had to share processors. A build without OpenMP runs it on threads of the
+// call's own.
 void run_team(int threads, void (*body)(Member&, void*), void* context);
 
 // The processors that this process may use, or the number that a test has set; 0 sets it back.

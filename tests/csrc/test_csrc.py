@@ -18,9 +18,13 @@ from building import ROOT, build, call, expect_success, find, launcher
 @pytest.mark.parametrize("sanitize", ["address,undefined", "thread"])
 def test_engine(tmp_path: Path, sanitize: str) -> None:
     words = launcher(tmp_path, sanitize)
-    directory = build("test_engine", "test_int8", sanitize=sanitize)
-    expect_success([*words, directory / "test_engine"])
-    expect_success([*words, directory / "test_int8"])
+    directory = build("test_engine", "test_int8", "test_team", sanitize=sanitize)
+    for program in ("test_engine", "test_int8", "test_team"):
+        expect_success([*words, directory / program])
+
+
+def test_team() -> None:
+    print(expect_success([build("test_team") / "test_team"]))
 
 
 def test_int8() -> None:

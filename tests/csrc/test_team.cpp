@@ -1,0 +1,98 @@
+// Teams meet: no member leaves a barrier before all have come, none sleeps for ever, and what is
+// written before is visible after. On one processor they have to sleep, and then become fewer.
+#include <atomic>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <thread>
+#include <vector>
+
+#ifdef __linux__
+#include <sched.h>
+#endif
+
+#include "../../csrc/cpu/team.h"
+
+using namespace mmixer::cpu;
+
+namespace {
+
+void expect(bool condition, const char* what) {
+  if (condition) return;
+  std::printf("failed: %s\n", what);
+  std::exit(1);
+}
+
+// Ends the program where a wake-up is lost: a hang says nothing.
+struct Watch {
+  std::atomic<bool> done{false};
+  std::thread thread{[this] {
+    for (int i = 0; i < 6000 && !done; i++)
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    expect(done, "a team has ended within a minute");
+  }};
+  ~Watch() {
+    done = true;
+    thread.join();
+  }
+};
+
+// Members that are late at random: not at all, less than a waiting one spins, about as long, and
+// longer. Values are not atomic: the barriers alone order them.
+void meet(int members, int rounds) {
+  std::vector<int> values(members, -1);
+  auto body = [&](Member& member) {
+    expect(member.size() == members, "a team has all its members");
+    std::minstd_rand random(1 + member.index());
+    for (int round = 0; round < rounds; round++) {
+      const int late = int(random() % 32);
+      if (late < 4)
+        std::this_thread::sleep_for(std::chrono::microseconds(late * 50));
+      else if (late == 4)
+        std::this_thread::yield();
+      values[member.index()] = round;
+      member.barrier();
+      for (const int value : values) expect(value == round, "each member has come");
+      member.barrier();
+    }
+  };
+  run_team(members, body);
+}
+
+int team_size(int threads) {
+  int size = 0;
+  auto body = [&](Member& member) {
+    if (member.index() == 0) size = member.size();
+    for (int i = 0; i < 3; i++) member.barrier();
+  };
+  run_team(threads, body);
+  return size;
+}
+
+}  // namespace
+
+int main() {
+  const Watch watch;
+  set_available_processors(4);  // teams keep their size
+  for (const int members : {1, 2, 3, 4, 7}) meet(members, 2000);
+#ifdef __linux__
+  cpu_set_t before, one;
+  sched_getaffinity(0, sizeof before, &before);
+  CPU_ZERO(&one);
+  for (int i = 0; i < CPU_SETSIZE && CPU_COUNT(&one) == 0; i++)
+    if (CPU_ISSET(i, &before)) CPU_SET(i, &one);
+  std::thread([&] {  // its pool's threads inherit the one processor
+    sched_setaffinity(0, sizeof one, &one);
+    meet(3, 2000);
+    expect(team_size(3) == 3, "a test's teams keep their size");
+    set_available_processors(0);
+    expect(team_size(3) == 3, "the first team has its size");
+    expect(team_size(3) == 1, "the next has the processors of one that was crowded");
+    std::this_thread::sleep_for(std::chrono::milliseconds(150));
+    expect(team_size(3) == 3, "a crowd is forgotten");
+  })
+      .join();
+#endif
+  std::printf("teams of 1 to 7 members met\n");
+}
