@@ -13,6 +13,7 @@ from . import arguments, dispatch
 from .engines import chosen, cpu
 from .problem import Call, Step, Weights, gates
 from .reference import MCU
+from .unit import Unit
 
 LARGEST = 127
 """The largest quantised value, and minus the smallest."""
@@ -54,8 +55,8 @@ class QuantizedMCUCell(nn.Module):
 
     The state_dict has the matrices `weight_f` to `weight_h` in int8, `scale` `[6, H]`, rows in the
     order f g s r z h (without context `[4, H]`, f r z h), `norm_weight` and `norm_bias` in float32.
-    They are buffers: `.to(device)` moves them, and another dtype is refused. A `FusedMCUStack` has
-    no quantised form.
+    They are buffers: `.to(device)` moves them, and another dtype is refused, also by
+    `load_state_dict`, which then loads nothing. A `FusedMCUStack` has no quantised form.
 
     Args:
         unit: the cell, or the sequence unit, whose weights are quantised, from any dtype. They are
@@ -99,7 +100,10 @@ class QuantizedMCUCell(nn.Module):
         scales = []
         for name, tensor in weights._asdict().items():
             if tensor is not None and not tensor.is_meta and not tensor.isfinite().all():
-                raise ValueError(f"{name} must be finite to be quantised, but is not")
+                raise ValueError(
+                    f"{name} must be finite in float32 to be quantised, but is not: train with a "
+                    "smaller learning rate, or quantise an earlier checkpoint"
+                )
             if name.startswith("weight") and tensor is not None:
                 integers, scale = quantize(tensor)
                 scales.append(scale.squeeze(-1))
@@ -195,6 +199,43 @@ class QuantizedMCUCell(nn.Module):
                 f"become {dtype}: convert the cell that it was made of, or leave this one as it is"
             )
         return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        # nn.Module would round a float matrix to integers, without its scale.
+        wrong = [
+            f"{prefix}{name} must be {own.dtype}, but is {given.dtype}"
+            for name, own in self._buffers.items()
+            if own is not None
+            and isinstance(given := state_dict.get(prefix + name), Tensor)
+            and given.dtype != own.dtype
+        ]
+        if wrong:
+            error_msgs += [
+                *wrong,
+                "load the state_dict of a QuantizedMCUCell, or load this one into a FusedMCUCell "
+                "and quantise that",
+            ]
+            return
+        super()._load_from_state_dict(
+            state_dict,
+            prefix,
+            local_metadata,
+            strict,
+            missing_keys,
+            unexpected_keys,
+            error_msgs,
+        )
+
+    __prepare_scriptable__ = Unit.__prepare_scriptable__
 
     def extra_repr(self) -> str:
         """The sizes, the weights' dtype, and the options that are not at their defaults."""

@@ -222,6 +222,29 @@ def test_state_dicts_and_copies(options: dict[str, object], context_size: int) -
     assert torch.equal(cell(*args), expected)  # It has weights of its own.
 
 
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_float_state_dict_is_refused_and_changes_nothing(assign: bool, strict: bool) -> None:
+    unit = FusedMCUCell(5, 7, 9)
+    cell = unit.quantized()
+    holder = torch.nn.ModuleDict({"cell": cell})
+    before = {name: x.clone() for name, x in cell.state_dict().items()}
+    own = {f"cell.{name}": x for name, x in unit.state_dict().items()}
+    floats = {name: x for name, x in before.items() if name == "scale"}
+    for state in (own, own | {f"cell.{name}": x + 1 for name, x in floats.items()}):
+        words = r"cell\.weight_f must be torch\.int8, but is torch\.float32(.|\n)*quantise that"
+        with pytest.raises(RuntimeError, match=words):
+            holder.load_state_dict(state, strict=strict, assign=assign)
+        assert all(torch.equal(x, before[name]) for name, x in cell.state_dict().items())
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`")  # torch's own use
+def test_scripting_is_refused_as_the_units_is() -> None:
+    words = r"QuantizedMCUCell cannot be scripted: use torch\.jit\.trace"
+    with pytest.raises(TypeError, match=words):
+        torch.jit.script(FusedMCUCell(5, 7, 9).quantized())
+
+
 def test_what_looks_on_gets_the_equations() -> None:
     cell = FusedMCUCell(5, 7, 9).quantized()
     args = operands(3, 7, 9)
@@ -276,7 +299,7 @@ def test_wrong_arguments() -> None:
     wrong = FusedMCUCell(5, 7, 9)
     with torch.no_grad():
         wrong.weight_z[3, 3] = torch.nan
-    with pytest.raises(ValueError, match="weight_z must be finite"):
+    with pytest.raises(ValueError, match="weight_z must be finite in float32"):
         wrong.quantized()
     with pytest.raises(ValueError, match=r"at most 132104 .* one is 132105"):
         FusedMCUCell(132105, 0, 1).quantized()
