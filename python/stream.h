@@ -48,11 +48,12 @@ class Stream {
     }
     if (!form.has_context) return;
     PyObject* const like = layers_[0].tensors[0];
-    const Workspace workspace(workspace_size_);
     for (Layer& layer : layers_) {
       const Problem p = problem(layer);
       layer.share = passes::new_empty(like, nullptr, 2, p.batch, p.hidden);
       void* const share = passes::address(layer.share);
+      // After all calls of Python, which may call an engine with the same memory.
+      const Workspace workspace(workspace_size_);
       {
         const py::gil_scoped_release release;
         mmixer::cpu::context_share(p, share, workspace.get());

@@ -14,10 +14,26 @@
 #include <cstdint>
 #include <memory>
 #include <new>
+#include <string>
+
+// What Python raises as a MemoryError of this text.
+class NoMemory : public std::bad_alloc {
+ public:
+  explicit NoMemory(int64_t bytes)
+      : text_(std::make_shared<std::string>(
+            "a call of the CPU engine needs " + std::to_string(bytes) +
+            " bytes to work in, which the system does not give: call it with fewer samples or "
+            "steps at once")) {}
+  const char* what() const noexcept override { return text_->c_str(); }
+
+ private:
+  std::shared_ptr<const std::string> text_;  // copies of an exception must not throw
+};
 
 class Workspace {
  public:
-  // Memory for one call of this thread, which no other call uses until the Workspace is gone.
+  // Memory for one call of this thread. Until the Workspace is gone no other call of the thread
+  // may have one: between the two there must be no call of Python.
   explicit Workspace(int64_t bytes) {
     if (bytes > limit) {
       own_ = allocate(bytes);
@@ -50,12 +66,14 @@ class Workspace {
     int64_t bytes = 0;
   };
 
-  // Aligned at least to lines of the caches, as torch's memory is; throws std::bad_alloc.
+  // Aligned at least to lines of the caches, as torch's memory is; throws NoMemory.
   static Memory allocate(int64_t bytes) {
     const bool is_large = bytes >= page;
     const std::align_val_t alignment{is_large ? size_t(page) : 64};
     const int64_t size = is_large ? (bytes + page - 1) / page * page : bytes;
-    Memory memory(static_cast<char*>(::operator new(size_t(size), alignment)), Free{alignment});
+    Memory memory(static_cast<char*>(::operator new(size_t(size), alignment, std::nothrow)),
+                  Free{alignment});
+    if (!memory) throw NoMemory(bytes);
 #ifdef __linux__
     if (is_large) madvise(memory.get(), size_t(size), MADV_HUGEPAGE);  // advice: it may fail
 #endif

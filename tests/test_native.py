@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import resource
 import sys
 from enum import Enum
 from typing import Any
@@ -225,6 +226,24 @@ def test_a_list_that_changes_during_the_call() -> None:
     operands[0] = Changing()
     assert forward(operands)[0].shape == (G, T, B, H)
     assert operands == []
+
+
+def test_a_call_without_memory_tells_how_much_it_needs() -> None:
+    with open("/proc/self/statm") as file:
+        used = int(file.read().split()[0]) * resource.getpagesize()
+    many = torch.zeros(1, 1, 1).expand(1 << 20, 1, 1)
+    matrices = [torch.zeros(1, 1) for _ in range(4)]
+    call = Call(Form(1, 4, False, False, False, "gated", 1e-5), "nothing", "sequence")
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), limits[1]))
+    try:
+        with pytest.raises(
+            MemoryError, match=r"needs \d+ bytes to work in, .*: call it with fewer"
+        ):
+            forward([many, *matrices], call)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    forward([many[:3], *matrices], call)
 
 
 def test_gradients_of_what_is_needed() -> None:
