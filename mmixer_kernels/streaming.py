@@ -214,8 +214,9 @@ class _DirectSteps:
         parameters, seen = self._parameters, self._look_at(cell)
         if parameters is None or seen != self._seen or not parameters.are(_fields(cell)):
             parameters = SeenParameters(_fields(cell))
-            self._parameters, self._seen = parameters, seen
             self._stream = self._open(cell) if parameters.are_counted else None
+            # Only then, lest the stream before pass for theirs where opening was interrupted.
+            self._parameters, self._seen = parameters, seen
         if self._stream is None:
             return False
         try:

@@ -306,6 +306,26 @@ def test_a_stream_follows_its_cell(change: str, direct: Callable[[], None]) -> N
     assert not torch.equal(new, old)
 
 
+def test_a_stream_follows_its_cell_after_an_interruption(monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = copy.deepcopy(CELL)
+    stream = CellStream(cell, CONTEXT)
+    stream(FRAMES[0])
+    before = stream.state
+    with torch.no_grad():
+        cell.weight_g.mul_(2)
+        expected = cell(FRAMES[1], CONTEXT, before)
+
+    def interrupt(_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cpu, "stream", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            stream(FRAMES[1])
+    assert torch.equal(stream.state, before)
+    assert torch.equal(stream(FRAMES[1]), expected)
+
+
 class _Doubled(FusedMCUCell):
     def forward(self, *operands: Any) -> Tensor:
         return 2 * super().forward(*operands)
