@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from . import arguments, dispatch
@@ -116,8 +117,10 @@ class QuantizedMCUCell(nn.Module):
 
     def weights(self) -> QuantizedWeights:
         """The buffers as one weight set."""
-        buffers: Any = self._buffers
-        return QuantizedWeights._make(buffers.values())
+        buffers: Any = self._buffers  # An nn.Module's attributes take microseconds.
+        if tuple(buffers) == self._names:
+            return QuantizedWeights._make(buffers.values())
+        return QuantizedWeights._make(getattr(self, name) for name in self._names)
 
     def forward(
         self, input: Tensor, context: Tensor | None = None, hx: Tensor | None = None
@@ -178,7 +181,8 @@ class QuantizedMCUCell(nn.Module):
                     f"{name} must be float32 beside int8 weights, but is "
                     f"{str(operand.dtype).removeprefix('torch.')}: convert it with .float()"
                 )
-            if operand.requires_grad and torch.is_grad_enabled():
+            has_tangent = forward_ad.unpack_dual(operand).tangent is not None
+            if has_tangent or (operand.requires_grad and torch.is_grad_enabled()):
                 raise ValueError(
                     f"{name} must not require a gradient, since int8 weights give none, but does: "
                     "call the cell inside torch.no_grad(), or train the cell that it was made of"

@@ -11,6 +11,7 @@ from itertools import product
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrize
 
 from mmixer_kernels import (
     CellStream,
@@ -238,6 +239,24 @@ def test_a_float_state_dict_is_refused_and_changes_nothing(assign: bool, strict:
         assert all(torch.equal(x, before[name]) for name, x in cell.state_dict().items())
 
 
+def test_a_buffer_beside_its_own_and_one_that_is_computed() -> None:
+    class Doubled(torch.nn.Module):
+        def forward(self, scale: Tensor) -> Tensor:
+            return 2 * scale
+
+    cell, doubled = (FusedMCUCell(5, 7, 9).quantized() for _ in range(2))
+    doubled.load_state_dict(cell.state_dict())
+    args = operands(2, 7, 9)
+    expected = cell(*args)
+    cell.register_buffer("calls", torch.zeros(()))
+    assert torch.equal(cell(*args), expected)
+    doubled.scale.mul_(2)
+    parametrize.register_parametrization(cell, "scale", Doubled())
+    stream = CellStream(cell, args[1], args[2])
+    assert torch.equal(stream(args[0]), doubled(*args))
+    assert torch.equal(cell(*args), doubled(*args))
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit.script`")  # torch's own use
 def test_scripting_is_refused_as_the_units_is() -> None:
     words = r"QuantizedMCUCell cannot be scripted: use torch\.jit\.trace"
@@ -268,6 +287,7 @@ def test_repr_and_other_dtypes() -> None:
     assert narrow.norm_weight.dtype == narrow.scale.dtype == torch.float32
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`")  # torch's own use
 def test_wrong_arguments() -> None:
     cell = FusedMCUCell(5, 7, 9).quantized()
     f, g, h = operands(2, 7, 9)
@@ -281,6 +301,8 @@ def test_wrong_arguments() -> None:
         args[place] = args[place].detach().bfloat16()
         with pytest.raises(TypeError, match=f"{name} must be float32 .* is bfloat16"):
             cell(*args)
+    with pytest.raises(ValueError, match="hx must not require a gradient"):
+        torch.func.jvp(lambda x: cell(f, g, x), (h,), (h,))
     for error, words, args in (
         (ValueError, r"context must be \[B, context_size\]", (f, g[0], h)),
         (ValueError, "input must have 5 features", (f[:, :4], g, h)),
