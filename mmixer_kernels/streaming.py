@@ -33,8 +33,8 @@ class CellStream:
     what depends on the context alone, two of seven products, to the bits of the cell's results:
     parameters may change and move. But PyTorch does not count the changes that are made by `.data`,
     by optimizers with `fused=True`, or by another owner of the memory, such as NumPy: in the middle
-    of a sequence, call `reset(hx=stream.state)` after these. A call is the cell's where hooks,
-    modes, autocast or a profiler look on, and with other engines.
+    of a sequence, call `reset(hx=stream.state)` after these, and after a change of MMIXER_ENGINE. A
+    call is the cell's where hooks, modes, autocast or a profiler look on, and with other engines.
 
     Args:
         cell: in the dtype and on the device of what comes; beside bfloat16 parameters, what comes
