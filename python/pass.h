@@ -36,21 +36,23 @@ py::object new_empty(PyObject* like, PyObject* dtype, Sizes... sizes) {
   return py::reinterpret_steal<py::object>(result);
 }
 
+inline py::object new_bytes(PyObject* like, int64_t size) {
+  static PyObject* const uint8 = torch("uint8").release().ptr();
+  return new_empty(like, uint8, size);
+}
+
 inline void* address(const py::object& tensor) { return fields::address("memory", tensor.ptr()); }
 
-// Memory of torch's allocator, on a tensor's device.
+// Memory of torch's allocator, on a tensor's device. Its address is there without the GIL too.
 class TorchMemory {
  public:
-  TorchMemory(PyObject* like, int64_t bytes) : tensor_(new_bytes(like, bytes)) {}
-  void* get() const { return address(tensor_); }
+  TorchMemory(PyObject* like, int64_t bytes)
+      : tensor_(new_bytes(like, bytes)), address_(address(tensor_)) {}
+  void* get() const { return address_; }
 
  private:
-  static py::object new_bytes(PyObject* like, int64_t size) {
-    static PyObject* const uint8 = torch("uint8").release().ptr();
-    return new_empty(like, uint8, size);
-  }
-
   py::object tensor_;
+  void* address_;
 };
 
 // The first two of three dimensions, or those before the last, in the other order, in place.

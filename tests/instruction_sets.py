@@ -1,9 +1,9 @@
 """The CPU engine's C++ tests with every instruction set, emulated where the processor lacks it.
 
-`python tests/instruction_sets.py [SET ...]` builds test_vector and test_engine and runs them with
-each set, or with those that are named. It ends with a line per set: whether it ran natively,
-emulated by what, or not at all and why, and its time with what was built for it. The exit status is
-1 where a test failed or a set did not run.
+`python tests/instruction_sets.py [SET ...]` builds test_vector, test_engine and test_int8 and runs
+them with each set, or with those that are named. It ends with a line per set: whether it ran
+natively, emulated by what, or not at all and why, and its time with what was built for it. The exit
+status is 1 where a test failed or a set did not run.
 
 avx512, avx2, baseline: this processor's, or else Bochs's, which boots a Linux kernel for them.
 aarch64: NEON, cross-compiled, under qemu-user.
@@ -264,7 +264,11 @@ def targets(name: str) -> dict[str, tuple[str, tuple[str, ...]]]:
     if name.startswith("forced"):
         return {test: (f"{test}_{name}", ()) for test in ("test_vector", "test_engine")}
     name = "baseline" if name == "aarch64" else name
-    return {"test_vector": (f"test_vector_{name}", ()), "test_engine": ("test_engine", (name,))}
+    return {
+        "test_vector": (f"test_vector_{name}", ()),
+        "test_engine": ("test_engine", (name,)),
+        "test_int8": ("test_int8", ()),  # with all of its own sets that the processor has
+    }
 
 
 def run_set(name: str, faults: bool, in_bochs: bool) -> tuple[str, list[str]]:

@@ -52,7 +52,7 @@ def test_the_exit_status_tells_of_failures(
     monkeypatch.setattr(instruction_sets, "SETS", ("avx2",))
     monkeypatch.setattr(instruction_sets, "build", lambda *names, options: Path("build"))
     passed = Result(0, "0 failures")
-    outcomes = {"test_vector_avx2": passed, "test_engine": result}
+    outcomes = {"test_vector_avx2": passed, "test_engine": result, "test_int8": passed}
 
     def native(runs: list[Run]) -> list[Result]:
         return [outcomes[run.program.name] for run in runs]

@@ -338,7 +338,7 @@ def test_threads_are_those_of_torch(tmp_path):
 
 
 def test_calls_from_several_python_threads(threads):
-    """Of two sizes, as each thread keeps the memory that its largest call worked in."""
+    """Calls of two sizes: each thread keeps the memory that its largest call worked in."""
     from concurrent.futures import ThreadPoolExecutor
 
     torch.set_num_threads(2)
