@@ -235,7 +235,8 @@ def prepacked_contender(size: Size, device: torch.device) -> Contender:
 def _prepacked(size: Size, device: torch.device) -> tuple[PrepackedMCU, tuple[Tensor, Tensor]]:
     torch.manual_seed(0)
     unit = FusedMCU(*[size.hidden] * 3, engine="cpu", device=device)
-    return PrepackedMCU(unit), sequence_operands(size, device)
+    input, context = (x.detach() for x in sequence_operands(size, device))
+    return PrepackedMCU(unit), (input, context)
 
 
 class StackForm(NamedTuple):

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "../csrc/cpu/engine.h"
+#include "../csrc/cpu/int8.h"
 #include "../csrc/cpu/team.h"
 #include "cuda.h"
 #include "stream.h"
@@ -122,6 +123,7 @@ PYBIND11_MODULE(_native, m) {
     info["cuda"] = false;
 #endif
     info["instruction_set"] = cpu::instruction_set();
+    info["int8_set"] = cpu::int8_set();
     info["processors"] = cpu::available_processors();
     return info;
   });

@@ -97,6 +97,18 @@ def test_the_kernels_are_the_equations(  # type: ignore[no-untyped-def]
         assert stream._direct._stream is not None
 
 
+@needs_kernels
+def test_build_info_names_the_kernels_in_use(each_instruction_set) -> None:
+    kernels = {
+        "avx512": {"avx512vnni", "avxvnni", "avx2"},
+        "avx2": {"avxvnni", "avx2"},
+        "baseline": {"baseline"},
+    }
+    for name in each_instruction_set:
+        cpu._native.use_instruction_set(name)
+        assert cpu._native.build_info()["int8_set"] in kernels[name]
+
+
 def test_a_products_error_is_below_half_a_step_of_each_operand() -> None:
     torch.manual_seed(0)
     x, w = torch.randn(20, 33), torch.randn(17, 33)

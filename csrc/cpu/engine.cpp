@@ -199,6 +199,13 @@ const std::vector<Int8Set>& int8_sets() {
 
 const Int8Kernels& int8_in_use() { return *current().load()->int8; }
 
+std::string int8_set() {
+  const Int8Kernels& in_use = int8_in_use();
+  for (const Int8Set& set : int8_sets())
+    if (set.kernels == &in_use) return set.name;
+  return "";
+}
+
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> names;
   for (const InstructionSet& set : available()) names.push_back(set.name);

@@ -45,7 +45,8 @@ struct Int8Set {
 // The sets among "avx512vnni", "avxvnni", "avx2" and "baseline" that this build and this processor
 // have, the best first.
 const std::vector<Int8Set>& int8_sets();
-// The best of them that belongs to the engine's instruction set in use.
+// The best of them that belongs to the engine's instruction set in use, and its name.
 const Int8Kernels& int8_in_use();
+std::string int8_set();
 
 }  // namespace mmixer::cpu
