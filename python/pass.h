@@ -103,12 +103,13 @@ py::object forward(const Forward<Engine>& c) {
     static PyObject* const float32 = torch("float32").release().ptr();
     saved = new_empty(like, p.dtype == compute_dtype(p) ? nullptr : float32, Engine::saved_size(p));
   }
-  const auto workspace = Engine::workspace(like, Engine::forward_workspace_size(p, c));
   const bool is_concatenated = form.layout == Layout::concatenated;
   const int64_t sample = is_concatenated ? p.groups * p.hidden : p.hidden, step = p.batch * sample;
   const mmixer::Results results{address(output), is_concatenated ? p.hidden : p.steps * step, step,
                                 sample, address(h_n)};
   void* const to_saved = saved.is_none() ? nullptr : address(saved);
+  // After all calls of Python, which may call an engine with the same memory.
+  const auto workspace = Engine::workspace(like, Engine::forward_workspace_size(p, c));
   {
     const py::gil_scoped_release release;
     Engine::forward(p, c, results, to_saved, workspace.get());
@@ -277,9 +278,9 @@ py::object backward(const Backward<Engine>& c) {
     if (norms == first + form.set_size()) continue;
     gradient.norm_weight = memory(norms), gradient.norm_bias = memory(norms + 1);
   }
+  void* const to_hx = grad_hx.is_none() ? nullptr : address(grad_hx);
   const auto workspace =
       Engine::workspace(tensors[0], Engine::backward_workspace_size(p, c, need_weights));
-  void* const to_hx = grad_hx.is_none() ? nullptr : address(grad_hx);
   {
     const py::gil_scoped_release release;
     Engine::backward(p, c, given, saved.address, gradients.data(), to_hx, workspace.get());
