@@ -112,16 +112,15 @@ class PrepackedMCU:
         engine = chosen(unit.engine, input)
         if not hasattr(engine, "prepack"):
             return None
-        is_current = packed is not None and packed.parameters.are(unit._parameters)
-        parameters = (
-            packed.parameters if packed and is_current else SeenParameters(unit._parameters)
-        )
+        if packed is not None and not packed.parameters.are(unit._parameters):
+            packed = None
+        parameters = SeenParameters(unit._parameters) if packed is None else packed.parameters
         own = parameters.tensors
         are_there = context is not None, hx is not None, lengths is not None
         form = Form(1, len(own), *are_there, unit.mix, unit.eps)
         call = Call(form, "nothing", "sequence", unit.batch_first)
         tensors = [x for x in (input, context, *own, hx, lengths) if x is not None]
-        if packed is None or not is_current:
+        if packed is None:
             run = engine.prepack(call, tensors) if _can_be_packed(unit, parameters) else None
             self._packed = packed = _Packed(parameters, run)
         if packed.run is None:

@@ -142,50 +142,34 @@ struct Backward {
     });
   }
 
-  // `columns` columns of a gate's weights, from the first of them on, as a product of `rows` rows
-  // reads them.
-  struct Columns {
-    Gate gate;
-    int64_t first, stride, columns, rows;
-  };
-
-  // Whether they are read where they lie, as few rows do not pay for a copy.
-  bool are_in_place(const Columns& w) const {
-    const bool are_whole_vectors = w.columns % lanes<T> == 0;
-    return are_whole_vectors && w.rows <= 512 && (sizeof(T) == 8 || p.weight_dtype == p.dtype);
+  // Whether a product of so many rows reads weights where they lie, as few rows do not pay for a
+  // copy.
+  bool are_in_place(const Half& half, int64_t rows) const {
+    const bool are_whole_vectors = half.K % lanes<T> == 0;
+    return are_whole_vectors && rows <= 512 && (sizeof(T) == 8 || p.weight_dtype == p.dtype);
   }
 
-  void pack(const Member& member, int64_t g, const Columns& w, const Panels<T>& panels) const {
-    if (are_in_place(w)) return;
-    with_stored<T>(p.weight_dtype, p.group[g].weight[w.gate], [&](const auto* stored) {
+  void pack(const Member& member, int64_t g, const Half& half, int64_t rows,
+            const Panels<T>& panels) const {
+    if (are_in_place(half, rows)) return;
+    with_stored<T>(p.weight_dtype, p.group[g].weight[half.gate], [&](const auto* w) {
       const auto row = [&](int64_t k) {
-        return [=, x = stored + w.first + k * w.stride](int64_t n) {
-          return load(x + n, w.columns - n);
+        return [=, K = half.K, x = w + half.first + k * half.stride](int64_t n) {
+          return load(x + n, K - n);
         };
       };
-      pack_rows<T>(member, row, p.hidden, w.columns, panels(g));
+      pack_rows<T>(member, row, p.hidden, half.K, panels(g));
     });
   }
 
-  Operand<T> operand(int64_t g, const Columns& w, const Panels<T>& panels) const {
-    if (!are_in_place(w)) return packed(panels(g), p.hidden);
-    return in_place(static_cast<const T*>(p.group[g].weight[w.gate]) + w.first, w.stride);
+  Operand<T> operand(int64_t g, const Half& half, int64_t rows, const Panels<T>& panels) const {
+    if (!are_in_place(half, rows)) return packed(panels(g), p.hidden);
+    return in_place(static_cast<const T*>(p.group[g].weight[half.gate]) + half.first, half.stride);
   }
 
-  // Of W_r, W_z and W_h, which each step reads.
-  Columns of_recurrence(Gate gate) const {
-    return {gate, 0, p.hidden, p.hidden, p.steps == 1 ? p.batch : INT64_MAX};
-  }
-  Columns of_f(int64_t g) const {
-    const int64_t D = p.group[g].input_size;
-    return {gate_f, 0, D, D, schedule.rows()};
-  }
-  Columns of_g(int64_t g) const {
-    const int64_t C = p.group[g].context_size;
-    return {gate_g, 0, C, C, p.batch};
-  }
-  Columns of_s_f() const { return {gate_s, 0, 2 * p.hidden, p.hidden, schedule.rows()}; }
-  Columns of_s_g() const { return {gate_s, p.hidden, 2 * p.hidden, p.hidden, p.batch}; }
+  // The rows of all products with W_r, W_z or W_h, whose weights each step reads: no limit but for
+  // one step.
+  int64_t recurrent_rows() const { return p.steps == 1 ? p.batch : INT64_MAX; }
 
   // Makes the recurrence's packed weights, and the states and mixed features that the phases read;
   // ends with a barrier.
@@ -193,9 +177,9 @@ struct Backward {
     const int64_t H = p.hidden;
     b.norms.fill(member, p);
     for (int64_t g = 0; g < p.groups; g++) {
-      pack(member, g, of_recurrence(gate_r), b.weight_r);
-      pack(member, g, of_recurrence(gate_z), b.weight_z);
-      pack(member, g, of_recurrence(gate_h), b.weight_h);
+      pack(member, g, Half(p, g, gate_r), recurrent_rows(), b.weight_r);
+      pack(member, g, Half(p, g, gate_z), recurrent_rows(), b.weight_z);
+      pack(member, g, Half(p, g, gate_h), recurrent_rows(), b.weight_h);
     }
     for (int64_t i = member.begin(p.groups * p.batch); i < member.end(p.groups * p.batch); i++) {
       const int64_t g = i / p.batch, rank = i % p.batch;
@@ -279,8 +263,8 @@ struct Backward {
         const int64_t g = slices[i].group, begin = slices[i].begin;
         gemm<T>(
             member, [&](int64_t m) { return da(g, schedule.first_row[t] + begin + m); }, 1,
-            slices[i].active(schedule, t), operand(g, of_recurrence(gate), weight), H, H,
-            [&](int64_t m) { return target(g, begin + m); }, accumulate);
+            slices[i].active(schedule, t), operand(g, Half(p, g, gate), recurrent_rows(), weight),
+            H, H, [&](int64_t m) { return target(g, begin + m); }, accumulate);
       }
     };
 
@@ -339,8 +323,8 @@ struct Backward {
     const int64_t states = p.groups * p.batch, rows = schedule.rows();
 
     for (int64_t g = 0; g < p.groups; g++) {
-      pack(member, g, of_s_f(), b.weight_sf);
-      pack(member, g, of_s_g(), b.weight_sg);
+      pack(member, g, Half(p, g, gate_s), rows, b.weight_sf);
+      pack(member, g, Half(p, g, gate_s, true), p.batch, b.weight_sg);
     }
     for (int64_t i = member.begin(states); i < member.end(states); i++) {
       const int64_t g = i / p.batch, rank = i % p.batch;
@@ -370,11 +354,12 @@ struct Backward {
     for (int64_t g = 0; g < p.groups; g++) {
       gemm<T>(
           member, [&](int64_t row) { return b.da_s(g, row); }, 1, rows,
-          operand(g, of_s_f(), b.weight_sf), H, H, [&](int64_t row) { return b.df(g, row); }, true);
+          operand(g, Half(p, g, gate_s), rows, b.weight_sf), H, H,
+          [&](int64_t row) { return b.df(g, row); }, true);
       gemm<T>(
           member, [&](int64_t rank) { return b.da_s_sum(g, rank); }, 1, p.batch,
-          operand(g, of_s_g(), b.weight_sg), H, H, [&](int64_t rank) { return b.dg(g, rank); },
-          true);
+          operand(g, Half(p, g, gate_s, true), p.batch, b.weight_sg), H, H,
+          [&](int64_t rank) { return b.dg(g, rank); }, true);
     }
     member.barrier();
   }
@@ -385,8 +370,8 @@ struct Backward {
     const int64_t states = p.groups * p.batch, rows = schedule.rows();
 
     for (int64_t g = 0; g < p.groups; g++) {
-      if (gradient[g].input) pack(member, g, of_f(g), b.weight_f);
-      if (gradient[g].context) pack(member, g, of_g(g), b.weight_g);
+      if (gradient[g].input) pack(member, g, Half(p, g, gate_f), rows, b.weight_f);
+      if (gradient[g].context) pack(member, g, Half(p, g, gate_g), p.batch, b.weight_g);
     }
     if (p.has_context) unmix(member);
     for (int64_t i = member.begin(states); i < member.end(states); i++) {
@@ -409,7 +394,7 @@ struct Backward {
       if (T* d_input = static_cast<T*>(gradient[g].input)) {
         gemm<T>(
             member, [&](int64_t row) { return b.df(g, row); }, 1, rows,
-            operand(g, of_f(g), b.weight_f), D, H,
+            operand(g, Half(p, g, gate_f), rows, b.weight_f), D, H,
             [&](int64_t row) {
               const int64_t rank = schedule.rank_of_row(row);
               const int64_t step = schedule.step(schedule.step_of_row[row], rank, group.reverse);
@@ -422,7 +407,7 @@ struct Backward {
       if (T* d_context = static_cast<T*>(gradient[g].context))
         gemm<T>(
             member, [&](int64_t rank) { return b.dg(g, rank); }, 1, p.batch,
-            operand(g, of_g(g), b.weight_g), C, H,
+            operand(g, Half(p, g, gate_g), p.batch, b.weight_g), C, H,
             [&](int64_t rank) { return d_context + schedule.sample[rank] * C; });
     }
   }

@@ -40,7 +40,7 @@ namespace {
 struct InstructionSet {
   std::string name;
   const Engines* engines;
-  const Int8Kernels* int8;
+  const Int8Set* int8;
 };
 
 #ifdef MMIXER_INT8_AVXVNNI
@@ -52,10 +52,10 @@ bool has_avxvnni() {
 #endif
 
 // The first of these names that is there.
-const Int8Kernels* best_int8(std::initializer_list<const char*> names) {
+const Int8Set* best_int8(std::initializer_list<const char*> names) {
   for (const char* name : names)
     for (const Int8Set& set : int8_sets())
-      if (set.name == name) return set.kernels;
+      if (set.name == name) return &set;
   return nullptr;
 }
 
@@ -197,14 +197,9 @@ const std::vector<Int8Set>& int8_sets() {
   return sets;
 }
 
-const Int8Kernels& int8_in_use() { return *current().load()->int8; }
+const Int8Kernels& int8_in_use() { return *current().load()->int8->kernels; }
 
-std::string int8_set() {
-  const Int8Kernels& in_use = int8_in_use();
-  for (const Int8Set& set : int8_sets())
-    if (set.kernels == &in_use) return set.name;
-  return "";
-}
+std::string int8_set() { return current().load()->int8->name; }
 
 std::vector<std::string> instruction_sets() {
   std::vector<std::string> names;

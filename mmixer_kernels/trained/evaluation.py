@@ -48,16 +48,7 @@ def evaluate(
             restored = rebuild(state, options, path, place)
             samples = restored.data.test if split == "test" else restored.data.validation
             mixed_precision.check(restored.model, samples, options.run)
-        report = _evaluate(restored, path, split, samples, with_streams, with_missing)
-        if with_quantized:
-            report["quantized"] = quantized.evaluate(
-                restored.model,
-                samples,
-                len(restored.data.classes),
-                restored.options.run.loader,
-                restored.options.run.device,
-            )
-        return report
+        return _evaluate(restored, path, split, samples, with_streams, with_missing, with_quantized)
 
 
 def _evaluate(
@@ -67,6 +58,7 @@ def _evaluate(
     samples: Split,
     with_streams: bool,
     with_missing: bool,
+    with_quantized: bool,
 ) -> dict[str, Any]:
     data, recognizer = restored.data, restored.model
     loader, precision = restored.options.run.loader, restored.options.run.precision
@@ -93,5 +85,9 @@ def _evaluate(
     if with_missing:
         report["missing"] = missing.evaluate(
             recognizer, samples, data.modalities, len(data.classes), loader, precision
+        )
+    if with_quantized:
+        report["quantized"] = quantized.evaluate(
+            recognizer, samples, len(data.classes), loader, restored.options.run.device
         )
     return report

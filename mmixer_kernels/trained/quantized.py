@@ -33,9 +33,13 @@ class Stepped(nn.Module):
         output = []
         for t, x in enumerate(input):
             following = self.cell(x, context, state)
-            valid = torch.ones_like(state[:, :1]) if lengths is None else (t < lengths)[:, None]
-            state = torch.where(valid.bool(), following, state)
-            output.append(torch.where(valid.bool(), following, 0.0))
+            valid = (
+                torch.ones_like(state[:, :1], dtype=torch.bool)
+                if lengths is None
+                else (t < lengths)[:, None]
+            )
+            state = torch.where(valid, following, state)
+            output.append(torch.where(valid, following, 0.0))
         return torch.stack(output), state.unsqueeze(0)
 
 
