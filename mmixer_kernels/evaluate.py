@@ -74,7 +74,7 @@ def _main(arguments: Sequence[str]) -> int:
         return 0
     print(result.describe(report, chosen.split))
     for modality, stream in report.get("streams", {}).items():
-        print(f"{modality} stream alone: accuracy {stream['accuracy']:.2%}")
+        print(result.stream_line(modality, stream["accuracy"]))
     if chosen.missing:
         print(missing.describe(report))
     if chosen.quantized:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +17,7 @@ from networks import shrink_resnets
 
 from mmixer_kernels import evaluate, predict, train
 from mmixer_kernels.data import collate
+from mmixer_kernels.errors import UserError
 from mmixer_kernels.trained import predictions, streams
 from mmixer_kernels.trained.restore import restore
 from mmixer_kernels.training import checkpoint
@@ -35,7 +40,7 @@ def finished(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def table(text: str) -> list[list[tuple[str, str]]]:
     """(confidence, class) by row and stream of a sample's printed table."""
-    rows = [line.split() for line in text.splitlines() if "%" in line]
+    rows = [line.split() for line in text.splitlines() if line.lstrip()[:1].isdigit()]
     return [
         list(
             zip(
@@ -112,7 +117,7 @@ def test_new_arrays_need_neither_the_training_file_nor_labels(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(predict, "MOST_DRAWN", 2)
+    monkeypatch.setattr(predict, "MOST_SHOWN", 2)
     random = np.random.default_rng(0)
     root, output = tmp_path / "root", tmp_path / "run"
     root.mkdir()
@@ -125,12 +130,12 @@ def test_new_arrays_need_neither_the_training_file_nor_labels(
         classes = np.array(["sit", "stand"])
         np.savez(root / f"{part}.npz", label=label, classes=classes, **arrays)
     tiny = ["--epochs", "1", "--model.hidden-size", "8", "--device", "cpu"]
-    form = ["--standardize"] if standardize else []
+    form = [] if standardize else ["--no-standardize"]
     arguments = ["--data", "arrays", "--root", str(root), "--output", str(output), *tiny, *form]
     assert train.main(arguments) == 0
     path = output / "best.pt"
     restored = restore(path)
-    expected = predictions.of_split(restored, path, "test", range(25))
+    expected = list(predictions.of_split(restored, path, "test", range(25)))
     (root / "train.npz").unlink()
     (root / "test.npz").unlink()
     np.savez(root / "new.npz", **arrays)
@@ -141,7 +146,8 @@ def test_new_arrays_need_neither_the_training_file_nor_labels(
         text = capsys.readouterr().out
         assert text.startswith(f"{root / 'new.npz'} 0\n")
         assert "true class" not in text
-        assert "the first 2 of 25 are drawn in" in text
+        assert "the first 2 of 25 are shown here and drawn in" in text
+        assert len(table(text)) == 4
     found = predictions.of_files(restore(path, samples="none"), path, [root])
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.label is None
@@ -159,13 +165,177 @@ def test_new_arrays_need_neither_the_training_file_nor_labels(
     assert ("an older version wrote it" in capsys.readouterr().err) == standardize
 
 
+CLASSES = ("sit, or kneel", 'the "T" pose', "label", "fall")
+"""Names that a CSV file has to quote, and one that it has already."""
+
+
+@pytest.fixture(scope="module")
+def skewed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of arrays whose samples differ in length and whose batches are padded; one class has
+    no test sample."""
+    root = tmp_path_factory.mktemp("skewed")
+    random = np.random.default_rng(0)
+    for part, samples in (("train", 40), ("validation", 9), ("test", 23)):
+        label = np.minimum(np.arange(samples) % 7, 2 if part == "test" else 3)
+        features = {
+            name: random.standard_normal((samples, 6, size)) + (label == target)[:, None, None]
+            for name, size, target in (("a", 3, 1), ("b", 2, 2))
+        }
+        length = random.integers(1, 7, samples)
+        classes = {"classes": np.array(CLASSES)} if part == "train" else {}
+        np.savez(root / f"{part}.npz", label=label, length=length, **features, **classes)
+    return root
+
+
+def trained(root: Path, output: Path, *more: str) -> Path:
+    arguments = ["--data", "arrays", "--root", str(root), "--output", str(output), *more]
+    tiny = ["--epochs", "2", "--model.hidden-size", "8", "--device", "cpu"]
+    assert train.main([*arguments, *tiny, "--optimizer.learning-rate", "0.01"]) == 0
+    return output / "best.pt"
+
+
+def rows_of(path: Path) -> dict[str, list[dict[str, str]]]:
+    """The rows of a file of scores, by stream."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {name: [r for r in rows if r["stream"] == name] for name in {r["stream"] for r in rows}}
+
+
+def numbers(rows: list[dict[str, str]], names: Sequence[str]) -> dict[str, Any]:
+    """A report's numbers, from nothing but the probabilities and labels of a file of scores."""
+    labels = [names.index(row["label"]) for row in rows]
+    scores = np.array([[float(row[name]) for name in names] for row in rows])
+    confusion = np.zeros((len(names), len(names)), int)
+    np.add.at(confusion, (labels, scores.argmax(1)), 1)
+    each = [float(row[k] / row.sum()) if row.sum() else None for k, row in enumerate(confusion)]
+    present = [accuracy for accuracy in each if accuracy is not None]
+    return {
+        "accuracy": confusion.diagonal().sum() / len(labels),
+        "mean_class_accuracy": sum(present) / len(present),
+        "per_class_accuracy": each,
+        "confusion": confusion.tolist(),
+        "samples": len(labels),
+        "loss": pytest.approx(-np.log(scores[np.arange(len(labels)), labels]).mean(), rel=1e-6),
+    }
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_scores_have_the_numbers_of_evaluate(
+    skewed: Path,
+    tmp_path: Path,
+    precision: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(predict, "MOST_SHOWN", 2)
+    path = trained(skewed, tmp_path / "run", "--precision", precision)
+    report, scores = tmp_path / "report.json", tmp_path / "scores.csv"
+    capsys.readouterr()
+    assert evaluate.main([str(path), "--streams", "--output", str(report)]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    arguments = ["--scores", scores, "--workers", 1, "--output", tmp_path / "p.png"]
+    assert command(path, *arguments) == 0
+    text = capsys.readouterr().out.splitlines()
+    assert "the first 2 of 23 are shown here and drawn in" in "\n".join(text)
+    assert sum("true class" in line for line in text) == 2
+    assert text[-3:] == printed[-3:]
+    assert text[-3].startswith("test: accuracy")
+    header = ["sample", "label", "stream", "predicted", *CLASSES]
+    header[6] = "label (class 2)"
+    with scores.open(encoding="utf-8", newline="") as file:
+        assert next(csv.reader(file)) == header
+    rows, expected = rows_of(scores), json.loads(report.read_text())
+    assert rows.keys() == {"a", "b", "a+b"}
+    for stream, theirs in {"a+b": expected, **expected["streams"]}.items():
+        ours = numbers(rows[stream], header[4:])
+        assert ours == {name: theirs[name] for name in ours}
+        assert ours["samples"] == 23
+        for row in rows[stream]:
+            best = max(header[4:], key=lambda name, row=row: float(row[name]))
+            assert row["predicted"] == best
+            assert sum(float(row[name]) for name in header[4:]) == pytest.approx(1, abs=1e-12)
+    samples = [row["sample"] for row in rows["a+b"]]
+    assert samples == [f"test {index}" for index in range(23)]
+
+
+def test_scores_of_files_and_of_single_samples(
+    skewed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(predict, "MOST_SHOWN", 2)
+    path = trained(skewed, tmp_path / "run")
+    with np.load(skewed / "test.npz") as file:
+        arrays = dict(file)
+    np.savez(tmp_path / "known.npz", **arrays)
+    del arrays["label"]
+    np.savez(tmp_path / "new.npz", **arrays)
+    whole, files, single = (tmp_path / f"{name}.csv" for name in ("whole", "files", "single"))
+    more = ["--output", tmp_path / "p.png", "--scores"]
+    assert command(path, *more, whole) == 0
+    capsys.readouterr()
+    assert command(path, tmp_path / "known.npz", tmp_path / "new.npz", *more, files) == 0
+    text = capsys.readouterr().out
+    assert "files: accuracy" in text
+    assert "23 more samples have no label" in text
+    assert command(path, "--index", 4, 2, "--batch-size", 1, *more, single) == 0
+    expected, found = rows_of(whole)["a+b"], rows_of(files)["a+b"]
+    for place, row in enumerate(expected):
+        known, new = found[place], found[23 + place]
+        assert known == {**row, "sample": f"{tmp_path / 'known.npz'} {place}"}
+        assert new == {**row, "sample": f"{tmp_path / 'new.npz'} {place}", "label": ""}
+    assert [row["sample"] for row in rows_of(single)["a+b"]] == ["test 4", "test 2"]
+    for row, place in zip(rows_of(single)["a+b"], (4, 2), strict=True):
+        for name in ("predicted", "label"):
+            assert row[name] == expected[place][name]
+        for name in CLASSES[:2]:
+            assert float(row[name]) == pytest.approx(float(expected[place][name]), rel=1e-5)
+
+
+def test_a_split_is_read_batch_by_batch(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tiny_run / "best.pt"
+    restored = restore(path)
+    read: list[int] = []
+    inner = type(restored.data.test).__getitem__
+
+    def get(self: Any, index: int) -> Any:
+        read.append(index)
+        return inner(self, index)
+
+    monkeypatch.setattr(type(restored.data.test), "__getitem__", get)
+    found = predictions.of_split(restored, path, "test")
+    assert next(found).name == "test 0"
+    assert read == list(range(5))
+    assert [prediction.name for prediction in found][-1] == "test 31"
+
+
+def test_scores_that_cannot_be_finished_leave_the_file_of_before(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = tmp_path / "scores.csv"
+    scores.write_text("before")
+    inner = predictions._logits
+    batches: list[Any] = []
+
+    def logits(*arguments: Any) -> Any:
+        batches.append(arguments)
+        if len(batches) == 3:
+            raise UserError("the disk is gone")
+        return inner(*arguments)
+
+    monkeypatch.setattr(predictions, "_logits", logits)
+    assert command(tiny_run / "best.pt", "--scores", scores) == 2
+    assert scores.read_text() == "before"
+
+
 def test_mistakes_end_in_one_line(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "a_rgb.avi").write_bytes(b"")
     for arguments, message in (
-        ([], "give the files of a sample or more, or --index"),
-        ([tmp_path / "a_rgb.avi", "--index", 1], "give the files of a sample or more, or --index"),
+        ([], "give the files of a sample or more, --index, or --scores FILE.csv for all of"),
+        ([tmp_path / "a_rgb.avi", "--index", 1], "or --index, not both"),
         (
             [tmp_path / "a_rgb.avi"],
             "the samples of synthetic are not files: choose some by --index",
@@ -173,9 +343,11 @@ def test_mistakes_end_in_one_line(
         (["--index", 32], "--index must be in 0..31 for test, but is 32"),
         (["--index", 0, "--top", 0], "--top must be 1 or more, but is 0"),
         (["--index", 0, "--output", tmp_path / "no" / "p.png"], "No such file or directory"),
+        (["--scores", tmp_path / "no" / "s.csv"], "No such file or directory"),
     ):
         assert command(finished, *arguments) == 2
-        error = capsys.readouterr().err
+        *device, error = capsys.readouterr().err.splitlines()
         assert error.startswith("error: ")
-        assert error.count("\n") == 1, error
+        assert all(line.startswith("device cpu (") for line in device)
+        assert len(device) <= 1
         assert message in error

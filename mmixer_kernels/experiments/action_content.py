@@ -106,12 +106,12 @@ def figure5(results: Results) -> Report:
 
 def _merged(own: Prediction, cross: Prediction) -> Prediction:
     """A sample with both networks' streams; MCU-self's joint one is left out, as in the paper."""
-    streams = list(own.confidences)[:-1]
-    confidences = {
-        **{f"{SELF.label}, {stream}": own.confidences[stream] for stream in streams},
-        **{f"{M_MIXER.label}, {stream}": values for stream, values in cross.confidences.items()},
+    streams = list(own.logits)[:-1]
+    logits = {
+        **{f"{SELF.label}, {stream}": own.logits[stream] for stream in streams},
+        **{f"{M_MIXER.label}, {stream}": values for stream, values in cross.logits.items()},
     }
-    return dataclasses.replace(cross, confidences=confidences)
+    return dataclasses.replace(cross, logits=logits)
 
 
 def _choose(candidates: list[Prediction]) -> list[Prediction]:

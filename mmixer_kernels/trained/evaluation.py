@@ -11,7 +11,7 @@ from ..errors import UserError, user_errors
 from ..training import distributed, loop, mixed_precision
 from ..training.run import device_of
 from . import missing, quantized, streams
-from .restore import AS_TRAINED, Overrides, Restored, read, rebuild
+from .restore import AS_TRAINED, Overrides, Restored, read, rebuild, tell_device
 
 
 def evaluate(
@@ -48,6 +48,7 @@ def evaluate(
             restored = rebuild(state, options, path, place)
             samples = restored.data.test if split == "test" else restored.data.validation
             mixed_precision.check(restored.model, samples, options.run)
+        tell_device(restored)
         return _evaluate(restored, path, split, samples, with_streams, with_missing, with_quantized)
 
 

@@ -2,36 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..data import ArraysOptions, Split, collate
+from ..data import ArraysOptions, Batch, Split
 from ..data.clips import ClipSplit
 from ..data.loose import clips_of
 from ..data.video import VideoOptions
 from ..errors import UserError, user_errors
 from ..network import StreamClassifiers
-from ..training.model import Recognizer
+from ..training import batches, metrics, mixed_precision, result
 from . import streams
 from .restore import Restored
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """A sample and its classes' confidences.
+    """A sample and its classes' logits.
 
-    Shapes: `inputs` `[T, ...]` per modality; `confidences` `[K]` by stream: each modality's where
-    there are classifiers of the streams, and last the whole network's, named as `rgb+depth`.
+    Shapes: `inputs` `[T, ...]` per modality; `logits` `[K]` by stream, on the CPU: each modality's
+    where there are classifiers of the streams (Eq. 15), and last the whole network's (Eq. 5), named
+    as `rgb+depth`.
     """
 
     name: str
     label: int | None
     inputs: dict[str, Tensor]
-    confidences: dict[str, Tensor]
+    logits: dict[str, Tensor]
+
+    @property
+    def confidences(self) -> dict[str, Tensor]:
+        """The classes' probabilities `[K]` by stream, float64: rounded to float32 two of them could
+        be equal where the logits are not."""
+        return {name: values.double().softmax(-1) for name, values in self.logits.items()}
+
+    @property
+    def predicted(self) -> dict[str, int]:
+        """The most likely class by stream; of equals the first, as an evaluation takes it."""
+        return {name: int(values.argmax()) for name, values in self.logits.items()}
 
     def top(self, count: int) -> dict[str, list[tuple[int, float]]]:
         """The `count` most likely classes of each stream with their confidences, best first."""
@@ -44,9 +57,11 @@ class Prediction:
         }
 
 
-def of_files(restored: Restored, path: Path, files: Sequence[Path]) -> list[Prediction]:
+def of_files(restored: Restored, path: Path, files: Sequence[Path]) -> Iterator[Prediction]:
     """Predictions for samples that are given file by file: those of video as `data/loose.py` has
     it, and those of arrays as `data/arrays.py` has it, with labels or without.
+
+    Samples go through the network in batches of the run's loader, in their order.
 
     Args:
         restored: the network; its data set needs no samples.
@@ -68,62 +83,108 @@ def of_files(restored: Restored, path: Path, files: Sequence[Path]) -> list[Pred
             raise UserError(
                 f"the samples of {restored.options.run.data} are not files: choose some by --index"
             )
-    return [
-        prediction
-        for name, split in splits
-        for prediction in _predict(restored, path, split, range(len(split)), name)
-    ]
+    return itertools.chain.from_iterable(
+        _predict(restored, path, split, range(len(split)), name) for name, split in splits
+    )
 
 
-def of_split(restored: Restored, path: Path, part: str, indices: Sequence[int]) -> list[Prediction]:
-    """Predictions for samples of the data set, by their places in a split.
+def of_split(
+    restored: Restored, path: Path, part: str, indices: Sequence[int] | None = None
+) -> Iterator[Prediction]:
+    """Predictions for samples of the data set, in batches of the run's loader; for a whole split
+    these are the batches of an evaluation.
 
     Args:
         path: as in `of_files`.
         part: "train" (without augmentation), "validation" or "test".
+        indices: the samples' places in the split; all of them when None.
 
     Raises:
         UserError: an index out of its range.
     """
     split: Split = getattr(restored.data, part).plain()
-    for index in indices:
+    for index in indices or ():
         if not 0 <= index < len(split):
             raise UserError(f"--index must be in 0..{len(split) - 1} for {part}, but is {index}")
-    return _predict(restored, path, split, indices, part)
-
-
-def _predict(
-    restored: Restored, path: Path, split: Split, indices: Sequence[int], part: str
-) -> list[Prediction]:
-    heads = streams.load_heads(restored.model, path)
-    names = restored.data.modalities
-    predictions = []
-    for index in indices:
-        sample = split[index]
-        name = split.clips[index].name if isinstance(split, ClipSplit) else f"{part} {index}"
-        label = sample.label if sample.label >= 0 else None
-        inputs = dict(zip(names, sample.inputs, strict=True))
-        batch = collate([sample])
-        confidences = _confidences(restored.model, heads, names, batch.inputs)
-        predictions.append(Prediction(name, label, inputs, confidences))
-    return predictions
+    chosen = range(len(split)) if indices is None else indices
+    return _predict(restored, path, split, chosen, part)
 
 
 @torch.no_grad()
-def _confidences(
-    model: Recognizer,
-    heads: StreamClassifiers | None,
-    modalities: Sequence[str],
-    inputs: Sequence[Tensor],
-) -> dict[str, Tensor]:
-    """The confidences `[K]` of each stream for one sample, by Eq. 15 and Eq. 5."""
+def _predict(
+    restored: Restored, path: Path, split: Split, indices: Sequence[int], part: str
+) -> Iterator[Prediction]:
+    run, modalities = restored.options.run, restored.data.modalities
+    heads = streams.load_heads(restored.model, path)
+    mixed_precision.check(restored.model, split, run)
+    size = run.loader.batch_size
+    order = [list(indices[start : start + size]) for start in range(0, len(indices), size)]
+    workers = run.loader.workers if len(order) > 1 else 0  # starting them takes longer than a batch
+    for places, batch in zip(order, batches.load(split, order, workers), strict=True):
+        logits = _logits(restored, heads, batch)
+        for row, index in enumerate(places):
+            name = split.clips[index].name if isinstance(split, ClipSplit) else f"{part} {index}"
+            label = int(batch.labels[row])
+            steps = None if batch.lengths is None else int(batch.lengths[row])
+            yield Prediction(
+                name,
+                label if label >= 0 else None,
+                {m: x[row, :steps] for m, x in zip(modalities, batch.inputs, strict=True)},
+                {stream: values[row] for stream, values in logits.items()},
+            )
+
+
+def _logits(restored: Restored, heads: StreamClassifiers | None, batch: Batch) -> dict[str, Tensor]:
+    """The logits `[B, K]` of each stream, on the CPU, as an evaluation has them."""
+    model, modalities = restored.model, restored.data.modalities
     device = next(model.parameters()).device
-    states = model.streams([x.to(device) for x in inputs])
+    inputs, _, lengths = batches.to_device(batch, device)
+    # Without torch.compile, which takes minutes: its results may differ in their last bits.
+    with mixed_precision.autocast(device, restored.options.run.precision):
+        states = model.streams(inputs, lengths)
+        joint = model.classify(states)
     logits = {}
     if heads is not None:
-        logits = dict(zip(modalities, heads(states), strict=True))
-    logits["+".join(modalities)] = model.mixer.classifier(torch.cat(states, dim=-1))
-    return {name: values[0].softmax(-1).cpu() for name, values in logits.items()}
+        logits = dict(zip(modalities, streams.stream_logits(heads, states), strict=True))
+    logits["+".join(modalities)] = joint
+    return {name: values.cpu() for name, values in logits.items()}
+
+
+class Tally:
+    """The counts of predictions.
+
+    Args:
+        classes: K.
+    """
+
+    def __init__(self, classes: int) -> None:
+        self.classes = classes
+        self.samples = 0
+        self.labels: list[int] = []
+        self.predicted: dict[str, list[int]] = {}
+
+    def add(self, prediction: Prediction) -> None:
+        """Counts a prediction, and its classes where its sample has a label."""
+        self.samples += 1
+        if prediction.label is not None:
+            self.labels.append(prediction.label)
+            for stream, label in prediction.predicted.items():
+                self.predicted.setdefault(stream, []).append(label)
+
+    def describe(self, split: str) -> list[str]:
+        """The accuracies over the samples that have labels, in the lines in which `evaluate` tells
+        them; none without labels."""
+        if not self.labels:
+            return []
+        labels = torch.tensor(self.labels)
+        *alone, together = (
+            (stream, metrics.confusion_matrix(labels, torch.tensor(predicted), self.classes))
+            for stream, predicted in self.predicted.items()
+        )
+        lines = [result.headline(split, together[1])]
+        lines += [result.stream_line(name, metrics.accuracy(x)) for name, x in alone]
+        without = self.samples - len(self.labels)
+        return [*lines, f"{without} more samples have no label"] if without else lines
 
 
 def describe(predictions: Sequence[Prediction], classes: Sequence[str], top: int) -> str:

@@ -73,6 +73,14 @@ def restore(path: Path, overrides: Overrides = AS_TRAINED, samples: Samples = "a
     return rebuild(state, options, path, device_of(options.run.device), samples)
 
 
+def tell_device(restored: Restored) -> None:
+    """Tells on stderr which device and engine compute a network, in the first process."""
+    if distributed.is_first():
+        device = next(restored.model.parameters()).device
+        line = result.describe_device(restored.options, device, restored.engine)
+        print(line, file=sys.stderr)
+
+
 def read(path: Path, overrides: Overrides) -> tuple[dict[str, Any], Options]:
     """Reads a checkpoint; gives its state, and its options with the overrides."""
     state = checkpoint.load(path)

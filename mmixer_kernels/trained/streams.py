@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -64,15 +66,27 @@ def evaluate_streams(
     precision: str = "float32",
 ) -> list[Evaluation]:
     """The evaluation of each modality's classifier on a split: confusion matrix and mean loss."""
-    streams, labels = _frozen_streams(model, split, loader, precision)
-    classes = model.mixer.classifier.out_features
+    model.eval()
+    device, classes = next(model.parameters()).device, model.mixer.classifier.out_features
+    confusions = [torch.zeros(classes, classes, dtype=torch.int64) for _ in heads.weights]
+    losses: list[list[float]] = [[] for _ in heads.weights]
+    for inputs, labels, lengths in batches_in_order(split, loader, device):
+        with mixed_precision.autocast(device, precision):
+            streams = model.streams(inputs, lengths)
+        for place, logits in enumerate(stream_logits(heads, streams)):
+            predicted = logits.argmax(1).cpu()
+            confusions[place] += metrics.confusion_matrix(labels.cpu(), predicted, classes)
+            losses[place].append(F.cross_entropy(logits, labels, reduction="sum").item())
     return [
-        Evaluation(
-            metrics.confusion_matrix(labels.cpu(), logits.argmax(1).cpu(), classes),
-            F.cross_entropy(logits, labels).item(),
-        )
-        for logits in heads(streams)
+        Evaluation(confusion, math.fsum(sums) / len(split))
+        for confusion, sums in zip(confusions, losses, strict=True)
     ]
+
+
+def stream_logits(heads: StreamClassifiers, streams: Sequence[Tensor]) -> list[Tensor]:
+    """The logits `[B, K]` of each modality's classifier, in float32, for streams `[B, H]` of any
+    dtype (Eq. 15)."""
+    return heads([stream.float() for stream in streams])
 
 
 def heads_path(path: Path) -> Path:

@@ -20,7 +20,15 @@ from ..atomic import replacing
 from ..data import Batch, Data, Split
 from ..errors import UserError
 from ..stop import Interrupted, Stop
-from . import batches, checkpoint, distributed, metrics, mixed_precision, optimizer
+from . import (
+    batches,
+    checkpoint,
+    distributed,
+    metrics,
+    mixed_precision,
+    optimizer,
+    weighted_loss,
+)
 from .model import Recognizer
 from .options import LoaderOptions, Options
 from .progress import Progress
@@ -66,6 +74,12 @@ class Trainer:
         self.optimizer = optimizer.build(model, self.options.optimizer)
         self.scaler = mixed_precision.scaler(self.device, self.options.precision)
         self.replica = distributed.replica(model)
+        self.class_weights: Tensor | None = None
+        if self.options.loss.class_weights == "balanced":
+            # `labels` of a set that draws its samples anew are those of one epoch.
+            labels = data.train.plain().labels
+            weights = weighted_loss.class_weights(labels, len(data.classes))
+            self.class_weights = weights.to(self.device)
         self.batch_size = self.options.loader.batch_size * distributed.world()
         self.effective_batch_size = self.batch_size * self.options.optimizer.accumulate
         self.steps = math.ceil(len(data.train) / self.effective_batch_size)
@@ -113,12 +127,12 @@ class Trainer:
     def _train_epoch(self, output: Path, progress: Progress, stop: Stop) -> None:
         run, totals = self.options, self.totals
         self.data.train.set_epoch(self.epoch)
-        order = batches.shuffled(len(self.data.train), self.batch_size, run.seed, self.epoch)
+        split, order = self._samples()
         order = order[self.step * run.optimizer.accumulate :]
         rank, world = distributed.rank(), distributed.world()
         shares = [batches.share(batch, rank, world) for batch in order]
         own = [part for part in shares if part]
-        loaded = batches.load(self.data.train, own, run.loader.workers)
+        loaded = batches.load(split, own, run.loader.workers)
         self.model.train()
         for start in range(0, len(order), run.optimizer.accumulate):
             before = time.perf_counter()
@@ -135,6 +149,14 @@ class Trainer:
             done = self.epoch * self.steps + self.step
             if run.checkpoint_steps and done % run.checkpoint_steps == 0:
                 self._save(output)
+
+    def _samples(self) -> tuple[Split, list[list[int]]]:
+        """The epoch's samples, and the indices of its batches."""
+        run, train = self.options, self.data.train
+        place = self.batch_size, run.seed, self.epoch
+        if run.loader.sampling == "balanced":
+            return batches.Repeats(train, self.epoch), batches.balanced(train.labels, *place)
+        return train, batches.shuffled(len(train), *place)
 
     def _train_step(
         self, shares: list[list[int]], loaded: Iterator[Batch], samples: int
@@ -183,7 +205,7 @@ class Trainer:
             inputs, labels, lengths = batches.to_device(batch, self.device)
             logits = self.replica(inputs, lengths)
             smoothing = self.options.optimizer.label_smoothing
-            loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
+            loss = weighted_loss.summed(logits, labels, smoothing, self.class_weights)
         return loss, int((logits.argmax(1) == labels).sum())
 
     def _end_epoch(self, output: Path, progress: Progress, events: Events, stop: Stop) -> None:

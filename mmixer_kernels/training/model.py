@@ -45,8 +45,11 @@ class Recognizer(nn.Module):
 
     def forward(self, inputs: Sequence[Tensor], lengths: Tensor | None = None) -> Tensor:
         """Logits `[B, K]` of N tensors `[B, T, ...]` (Eq. 5); `lengths` as in `MMixer`."""
-        joint = torch.cat(self.streams(inputs, lengths), dim=-1)
-        return self.mixer.classifier(self.dropout(joint))
+        return self.classify(self.streams(inputs, lengths))
+
+    def classify(self, streams: Sequence[Tensor]) -> Tensor:
+        """Logits `[B, K]` of each modality's h_T, as `streams` gives them (Eq. 5)."""
+        return self.mixer.classifier(self.dropout(torch.cat(list(streams), dim=-1)))
 
     def streams(self, inputs: Sequence[Tensor], lengths: Tensor | None = None) -> list[Tensor]:
         """Each modality's h_T: N tensors `[B, H]`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -98,6 +98,15 @@ class OptimizerOptions:
 
 
 @dataclass(frozen=True)
+class LossOptions:
+    """The training loss; validation and test have the plain cross-entropy."""
+
+    class_weights: Literal["none", "balanced"] = "none"
+    """Weights of the samples' losses in training: none, or balanced, a weight per class, inversely
+    proportional to the class's training samples, whose mean over the samples is 1."""
+
+
+@dataclass(frozen=True)
 class LoaderOptions:
     """Batches and the processes that load them."""
 
@@ -110,6 +119,16 @@ class LoaderOptions:
     def __post_init__(self) -> None:
         _check(self.batch_size >= 1, "--loader.batch-size", self.batch_size, "1 or more")
         _check(self.workers >= 0, "--loader.workers", self.workers, "0 or more")
+
+
+@dataclass(frozen=True)
+class TrainingLoaderOptions(LoaderOptions):
+    """Batches, the processes that load them, and the samples of an epoch."""
+
+    sampling: Literal["shuffled", "balanced"] = "shuffled"
+    """Training samples of an epoch: each once, shuffled; or balanced, as many, of which each class
+    has the same share: samples of rare classes come several times, those of frequent ones not in
+    every epoch."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +160,10 @@ class RunOptions:
     channels_last: bool = False
     """Keep the weights of 2-D convolutions, and with them their outputs, channels last in memory:
     faster on GPUs in bfloat16 and float16."""
+    init_from: Path | None = None
+    """Checkpoint of another run whose weights this one starts from, best.pt or last.pt, by a path
+    as --root is; the classifier starts anew where the classes are others. --resume does not read
+    it again."""
     checkpoint_steps: int = 0
     """Write last.pt also after every this many updates; 0 writes it at the end of an epoch only."""
     resume: bool = False
@@ -150,15 +173,18 @@ class RunOptions:
     nothing; --check full decodes every frame."""
     model: ModelOptions = field(default_factory=ModelOptions)
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
-    loader: LoaderOptions = field(default_factory=LoaderOptions)
+    loss: LossOptions = field(default_factory=LossOptions)
+    loader: TrainingLoaderOptions = field(default_factory=TrainingLoaderOptions)
 
     def __post_init__(self) -> None:
-        if self.device == "auto":
-            # Everybody sees, and config.toml holds, the device that the run has.
-            object.__setattr__(self, "device", automatic_device())
         _check(self.epochs >= 1, "--epochs", self.epochs, "1 or more")
         _check(self.seed >= 0, "--seed", self.seed, "0 or more")
         _check(self.checkpoint_steps >= 0, "--checkpoint-steps", self.checkpoint_steps, "0 or more")
+        if self.loss.class_weights == self.loader.sampling == "balanced":
+            raise ValueError(
+                "--loss.class-weights must be none with --loader.sampling balanced, but is "
+                "balanced: either gives each class the same share, and both give rare ones more"
+            )
 
 
 def automatic_device() -> str:
@@ -180,6 +206,16 @@ class Options:
 
     run: RunOptions
     data: DataOptions
+    device_is_automatic: bool = False
+    """Whether --device was auto, and `run.device` is what that stands for here."""
+
+    def with_device(self) -> Options:
+        """The options with the device that the run has, which config.toml holds, in the place of
+        auto."""
+        if self.run.device != "auto":
+            return self
+        run = replace(self.run, device=automatic_device())
+        return replace(self, run=run, device_is_automatic=True)
 
     @property
     def output(self) -> Path:
@@ -193,7 +229,7 @@ class Options:
     def config(self) -> dict[str, Any]:
         """The options that decide the result, in plain types; `parsing.parse_config` reads them."""
         run = dataclasses.asdict(self.run)
-        tables = {name: run.pop(name) for name in ("model", "optimizer", "loader")}
+        tables = {name: run.pop(name) for name in ("model", "optimizer", "loss", "loader")}
         for name in ("output", "config", "resume", "check"):
             del run[name]
         return _plain({**run, **dataclasses.asdict(self.data), **tables})  # type: ignore[call-overload]

@@ -21,6 +21,7 @@ from .options import (
     DataOptions,
     ExtractOptions,
     ExtractorOptions,
+    LoaderOptions,
     Options,
     RunOptions,
     default_output,
@@ -57,7 +58,7 @@ def parse(arguments: Sequence[str], prog: str) -> Options:
         f"Trains an M-Mixer and tests it on unseen samples. --data is one of {', '.join(DATA)}; "
         f"shown here are the options and the defaults of {name}."
     )
-    return _parse(arguments, defaults, prog, description)
+    return _parse(arguments, defaults, prog, description).with_device()
 
 
 def parse_extract(arguments: Sequence[str], prog: str) -> Options:
@@ -75,7 +76,9 @@ def parse_extract(arguments: Sequence[str], prog: str) -> Options:
     defaults = _defaults(name)
     model, loader = defaults.run.model, defaults.run.loader
     own = ExtractOptions(
-        data=name, model=ExtractorOptions(model.extractor, model.weights), loader=loader
+        data=name,
+        model=ExtractorOptions(model.extractor, model.weights),
+        loader=LoaderOptions(loader.batch_size, loader.workers),
     )
     description = f"Writes features of {name} as arrays, by networks that have seen ImageNet only."
     own, data = _compose(arguments, own, defaults.data, prog, description)
@@ -85,10 +88,10 @@ def parse_extract(arguments: Sequence[str], prog: str) -> Options:
         output=own.output or Path("features") / name,
         seed=own.seed,
         device=own.device,
-        loader=own.loader,
+        loader=dataclasses.replace(loader, **dataclasses.asdict(own.loader)),
         model=dataclasses.replace(model, extractor=own.model.extractor, weights=own.model.weights),
     )
-    return Options(run, data)
+    return Options(run, data).with_device()
 
 
 def parse_config(config: dict[str, Any], source: str) -> Options:
@@ -97,7 +100,7 @@ def parse_config(config: dict[str, Any], source: str) -> Options:
         raise UserError(
             f"data in {source} must be one of {', '.join(DATA)}, but is {config.get('data')!r}"
         )
-    return _parse_table(config, _defaults(config["data"]), source)
+    return _parse_table(config, _defaults(config["data"]), source).with_device()
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..engines import choose
 from ..version import __version__
 from . import metrics
-from .options import ModelOptions
+from .options import ModelOptions, Options
 
 
 class Evaluation(NamedTuple):
@@ -62,6 +62,22 @@ def hardware(device: torch.device) -> str:
     return device.type
 
 
+def describe_device(options: Options, device: torch.device, engine: str | None) -> str:
+    """The device, its hardware and what computes there, in a line; `engine` as `engine_used` has
+    it."""
+    parts = ["auto"] if options.device_is_automatic else []
+    if device.type == "cpu":
+        threads = torch.get_num_threads()
+        parts.append(f"{threads} thread{'' if threads == 1 else 's'}")
+        parts.append(torch.backends.cpu.get_cpu_capability())
+    elif device.type == "cuda":
+        parts.append(torch.cuda.get_device_name(device))
+    name = f"device {options.run.device}" + (f" ({', '.join(parts)})" if parts else "")
+    unit = options.run.model.unit
+    computes = f"PyTorch's {unit}" if engine is None else f"engine {engine}"
+    return f"{name}, {computes}, {options.run.precision}"
+
+
 def engine_used(options: ModelOptions, device: torch.device) -> str | None:
     """The engine that computes the MCUs on a device; None for units that are PyTorch's own."""
     return choose(options.engine, torch.empty(0, device=device)) if options.unit == "mcu" else None
@@ -75,8 +91,17 @@ def describe(report: dict[str, Any], split: str) -> str:
         f"{name:<{width}}  {'no samples' if value is None else f'{value:8.2%}'}"
         for name, value in zip(names, report["per_class_accuracy"], strict=True)
     ]
-    lines.append(
-        f"{split}: accuracy {report['accuracy']:.2%}, mean class accuracy "
-        f"{report['mean_class_accuracy']:.2%}, {report['samples']} samples"
+    return "\n".join([*lines, headline(split, torch.tensor(report["confusion"]))])
+
+
+def headline(split: str, confusion: Tensor) -> str:
+    """The numbers of a confusion matrix `[K, K]` in a line."""
+    return (
+        f"{split}: accuracy {metrics.accuracy(confusion):.2%}, mean class accuracy "
+        f"{metrics.mean_class_accuracy(confusion):.2%}, {int(confusion.sum())} samples"
     )
-    return "\n".join(lines)
+
+
+def stream_line(modality: str, accuracy: float) -> str:
+    """The accuracy of a stream's own classifier in a line."""
+    return f"{modality} stream alone: accuracy {accuracy:.2%}"

@@ -14,13 +14,16 @@ from tqdm import tqdm
 from ..atomic import replacing
 from ..data import Data
 from ..data import check as preflight
+from ..data.base import Moments
 from ..data.video import VideoOptions
 from ..errors import UserError, user_errors
 from ..stop import Stop
-from . import checkpoint, distributed, loop, mixed_precision, model, plots, result, toml
+from . import checkpoint, distributed, initial, loop, mixed_precision, model, plots, result, toml
 from .options import Options
 from .parsing import differences, parse_config
 
+ROUNDING = 1e-9
+"""Greatest difference between moments of equal samples, as a fraction of mean and deviation."""
 PRODUCTS = ("last.pt", "previous.pt", "best.pt", "result.json")
 
 
@@ -49,9 +52,20 @@ def _train(options: Options, device: torch.device) -> dict[str, Any]:
         resumed = _resumed(options) if options.run.resume else None
         if resumed is None:
             _refuse_overwriting(output)
+        with user_errors(RuntimeError):
+            engine = result.engine_used(options.run.model, device)
+        if first:
+            print(result.describe_device(options, device, engine), file=sys.stderr)
         torch.manual_seed(options.run.seed)
-        data, recognizer, engine = build(options, device, initial=resumed is None)
+        source = options.run.init_from if resumed is None else None
+        initial_weights = resumed is None and source is None
+        data, recognizer, _ = build(options, device, initial_weights)
+        if source is not None:
+            lines = initial.load(recognizer, source, options, data)
+            if first:
+                print("\n".join(lines), file=sys.stderr)
         _check_shares(options, data)
+        _check_sampling(options, data)
         if resumed is not None:
             check_data(resumed.state["data"], loop.identity(data), resumed.path)
         mixed_precision.check(recognizer, data.train, options.run)
@@ -164,6 +178,19 @@ def _check_shares(options: Options, data: Data) -> None:
         )
 
 
+def _check_sampling(options: Options, data: Data) -> None:
+    """Raises UserError where epochs draw samples anew, so that none has one class in all of them.
+
+    The labels of such a set are those of an epoch, not those of its samples without augmentation.
+    """
+    fixed = torch.equal(data.train.labels, data.train.plain().labels)
+    if options.run.loader.sampling == "balanced" and not fixed:
+        raise UserError(
+            f"--loader.sampling must be shuffled for {options.run.data}, whose epochs draw samples "
+            "of their own, but is balanced: leave it out, or take --loss.class-weights balanced"
+        )
+
+
 def _describe_step(options: Options, trainer: loop.Trainer) -> str:
     run, world = options.run, distributed.world()
     return (
@@ -237,7 +264,9 @@ def check_data(
     `loop.identity` has them."""
     names = [name for name in saved if also_samples or name != "samples"]
     for name in names:
-        if name == "moments" and saved[name] != now[name]:
+        if name == "moments":
+            if _agree(saved[name], now[name]):
+                continue
             raise UserError(
                 f"the data set is not that of {path}: its training samples have another mean or "
                 "standard deviation, by which --standardize brings all samples"
@@ -246,6 +275,19 @@ def check_data(
             raise UserError(
                 f"the data set is not that of {path}: {name} was {saved[name]}, is {now[name]}"
             )
+
+
+def _agree(saved: Moments | None, now: Moments | None) -> bool:
+    """Whether moments are those of the same samples: sums are rounded otherwise with another number
+    of threads or on another processor."""
+    if saved is None or now is None:
+        return saved is now
+    for name in now:
+        before, after = (torch.tensor(x[name], dtype=torch.float64) for x in (saved, now))
+        allowed = ROUNDING * after.abs().sum(0)
+        if ((before - after).abs() > allowed).any():
+            return False
+    return True
 
 
 def device_of(name: str) -> torch.device:

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from mmixer_kernels.data import ArraysOptions, collate
+from mmixer_kernels.data import arrays as arrays_module
 
 CLASSES, STEPS = 3, 5
 
@@ -35,10 +36,10 @@ def stacked(split, modality):
     return torch.stack([split[i].inputs[modality] for i in range(len(split))])
 
 
-def test_features_come_as_they_are(tmp_path):
+def test_features_come_as_they_are_where_they_are_not_standardized(tmp_path):
     train, test, validation = content(), content(9), content(6)
     save(tmp_path, train, test, validation)
-    data = load(tmp_path)
+    data = load(tmp_path, standardize=False)
     assert data.modalities == ("skeleton", "audio")
     assert data.classes == ("0", "1", "2")
     assert data.feature_sizes == (4, 2)
@@ -56,7 +57,7 @@ def test_features_come_as_they_are(tmp_path):
 def test_modalities_are_matched_by_name(tmp_path):
     test = content(9)
     save(tmp_path, test=dict(reversed(test.items())))
-    data = load(tmp_path)
+    data = load(tmp_path, standardize=False)
     expected = torch.tensor(test["skeleton"], dtype=torch.float32)
     assert torch.equal(stacked(data.test, 0), expected)
 
@@ -113,14 +114,15 @@ def test_every_class_keeps_training_samples(tmp_path, share, held):
     assert data.validation.labels.bincount(minlength=3).tolist() == held
 
 
-def test_standardize_uses_training_samples_alone(tmp_path):
+def test_the_default_standardizes_by_training_samples_alone(tmp_path):
     lengths = np.arange(30) % STEPS + 1
     train, test = content(length=lengths), content(9)
     train["skeleton"][..., 0] = 7.3
     train["audio"] = 100 + 9 * train["audio"]
     save(tmp_path, train, test)
-    data = load(tmp_path, standardize=True)
-    raw = load(tmp_path)
+    data = load(tmp_path)
+    raw = load(tmp_path, standardize=False)
+    assert raw.moments is None
     for modality in range(2):
         samples = range(len(data.train))
         steps = torch.cat([data.train[i].inputs[modality] for i in samples])
@@ -134,6 +136,15 @@ def test_standardize_uses_training_samples_alone(tmp_path):
         torch.testing.assert_close(
             stacked(data.test, modality), expected.float(), atol=1e-4, rtol=1e-4
         )
+
+
+def test_a_large_set_is_standardized_part_by_part_to_the_same_bits(tmp_path, monkeypatch):
+    save(tmp_path)
+    whole = load(tmp_path).train
+    monkeypatch.setattr(arrays_module, "PART", 7)
+    parts = load(tmp_path).train
+    for modality in range(2):
+        assert torch.equal(stacked(parts, modality), stacked(whole, modality))
 
 
 def with_value(key, value, sample=4, step=1):
@@ -201,12 +212,12 @@ def new_samples(root, *files, **options):
 
 def test_new_samples_need_no_labels_and_are_treated_as_the_others(tmp_path):
     save(tmp_path, test=(test := content(9, skeleton=5 + content(9)["skeleton"])))
-    test_split = load(tmp_path, standardize=True).test
+    test_split = load(tmp_path).test
     new = tmp_path / "new"
     new.mkdir()
     np.savez(new / "b.npz", **{key: test[key] for key in ("audio", "skeleton", "label")})
     np.savez(new / "a.npz", audio=test["audio"][:2], skeleton=test["skeleton"][:2])
-    a, b, again = new_samples(tmp_path, new, new / "a.npz", standardize=True)
+    a, b, again = new_samples(tmp_path, new, new / "a.npz")
     assert a.labels.tolist() == again.labels.tolist() == [-1, -1]
     assert b.labels.tolist() == test_split.labels.tolist()
     for modality in (0, 1):

@@ -21,8 +21,11 @@ def data(frames: bool) -> Data:
 
 
 def prediction(shape: tuple[int, ...], label: int | None) -> Prediction:
-    confidences = {"a": torch.tensor([0.1, 0.7, 0.2]), "a+b": torch.tensor([0.6, 0.1, 0.3])}
-    return Prediction("clip", label, {"a": torch.rand(shape), "b": torch.rand(shape)}, confidences)
+    logits = {
+        "a": torch.tensor([0.1, 0.7, 0.2]).log(),
+        "a+b": torch.tensor([0.6, 0.1, 0.3]).log(),
+    }
+    return Prediction("clip", label, {"a": torch.rand(shape), "b": torch.rand(shape)}, logits)
 
 
 def test_normalisation_is_undone_and_frames_stand_in_order() -> None:
