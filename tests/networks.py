@@ -12,9 +12,11 @@ class TinyResNet(nn.Module):
     """A stand-in for a ResNet: a convolution, a batch norm with its statistics, features of a
     ResNet's size and a classifier, under torchvision's names."""
 
+    kernel = 5
+
     def __init__(self) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, FEATURE_SIZE, 5, stride=4, bias=False)
+        self.conv1 = nn.Conv2d(3, FEATURE_SIZE, self.kernel, stride=4, bias=False)
         self.bn1 = nn.BatchNorm2d(FEATURE_SIZE)
         self.fc: nn.Module = nn.Linear(FEATURE_SIZE, 1000)
 

@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from mmixer_kernels import evaluate as evaluate_command
 from mmixer_kernels import train
 from mmixer_kernels.trained.evaluation import evaluate
 from mmixer_kernels.training import checkpoint, loop, parsing
@@ -62,6 +64,46 @@ def test_a_run_writes_what_design_promises(finished: Path) -> None:
     assert (result["processes"], result["effective_batch_size"]) == (1, 4)
     assert result["learning_rate"] == 0.01
     assert result["config"]["model"]["hidden_size"] == 8
+
+
+def test_the_first_line_names_the_device(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for output, more, auto in (("a", ["--device", "cpu"], ""), ("b", ["--device", "auto"], "auto")):
+        if auto and torch.cuda.is_available():
+            continue
+        assert run(*TINY, *more, "--epochs", 1, "--output", tmp_path / output) == 0
+        first = capsys.readouterr().err.splitlines()[0]
+        assert first.startswith(f"device cpu ({auto + ', ' if auto else ''}1 thread")
+        assert first.endswith("), engine reference, float32")
+    evaluation = [str(tmp_path / "a" / "best.pt")]
+    assert evaluate_command.main(evaluation) == 0
+    assert capsys.readouterr().err.startswith("device cpu (1 thread")
+
+
+def test_standardized_features_of_different_scales_are_learnt_from_few_samples(
+    tmp_path: Path,
+) -> None:
+    """36 training samples whose features have deviations from 0.001 to 1000: only the largest of
+    them are seen as they come."""
+    kinds = np.random.default_rng(9).standard_normal((3, 2, 6))
+    scales = {"a": 10.0 ** np.arange(-3, 3), "b": 10.0 ** np.arange(3, -3, -1)}
+    for seed, (part, samples) in enumerate((("train", 36), ("validation", 30), ("test", 120))):
+        random, label = np.random.default_rng(seed), np.arange(samples) % 3
+        features = {
+            name: scale * (10 + kinds[label, i, None] + 2 * random.standard_normal((samples, 8, 6)))
+            for i, (name, scale) in enumerate(scales.items())
+        }
+        np.savez(tmp_path / f"{part}.npz", label=label, **features)
+    arguments = ["--data", "arrays", "--root", tmp_path, "--epochs", 15, "--device", "cpu"]
+    arguments += ["--model.hidden-size", 16, "--optimizer.learning-rate", 5e-3]
+    found = []
+    for form in ("--standardize", "--no-standardize"):
+        assert run(*arguments, form, "--output", tmp_path / form) == 0
+        result = json.loads((tmp_path / form / "result.json").read_text())
+        found.append(result["accuracy"])
+    assert found[0] > 0.85
+    assert found[0] > found[1] + 0.2
 
 
 def test_the_test_set_is_not_touched_before_training_ends(

@@ -45,8 +45,9 @@ def load(recognizer: Recognizer, path: Path, options: Options, data: Data) -> li
     if saved["classes"] != list(data.classes):
         anew = [name for name in own if name.startswith(CLASSIFIER)]
     weights = {name: value for name, value in state["model"].items() if name not in anew}
-    problems = [*_other_network(before, options), *_other_modalities(saved, data)]
-    problems = problems or _other_tensors(weights, own, anew)
+    problems = [*_other_options(NETWORK, before, options), *_other_modalities(saved, data)]
+    if not problems and (tensors := _other_tensors(weights, own, anew)):
+        problems = [*_other_options(("extractor",), before, options), *tensors]
     if problems:
         raise UserError(f"--init-from {path} is of another network: {'; '.join(problems)}")
     recognizer.load_state_dict(weights, strict=False)
@@ -57,9 +58,9 @@ def load(recognizer: Recognizer, path: Path, options: Options, data: Data) -> li
     ]
 
 
-def _other_network(before: Options, now: Options) -> list[str]:
+def _other_options(names: Sequence[str], before: Options, now: Options) -> list[str]:
     models = [
-        {"model": {name: getattr(options.run.model, name) for name in NETWORK}}
+        {"model": {name: getattr(options.run.model, name) for name in names}}
         for options in (before, now)
     ]
     return differences(*models)

@@ -47,3 +47,58 @@ def test_shares_are_slices_of_nearly_equal_size(samples: int, world: int) -> Non
     shares = [batches.share(batch, rank, world) for rank in range(world)]
     assert [index for share in shares for index in share] == batch
     assert len(shares[0]) == max(map(len, shares)) <= min(map(len, shares)) + 1
+
+
+LABELS = torch.tensor([0] * 40 + [1] * 7 + [3] * 2)
+
+
+def test_balanced_epochs_have_each_class_equally_and_its_samples_too() -> None:
+    epochs = [batches.balanced(LABELS, 8, seed=0, epoch=epoch) for epoch in (0, 1)]
+    for drawn in epochs:
+        assert [len(batch) for batch in drawn] == [8] * 6 + [1]
+        indices = torch.tensor([index for batch in drawn for index in batch])
+        assert len(indices.unique()) == 49  # no repetition has another's number
+        samples = indices % 49
+        counts = LABELS[samples].bincount()
+        assert sorted(counts.tolist()) == [0, 16, 16, 17]
+        for label in (0, 1, 3):
+            times = samples.bincount(minlength=49)[label == LABELS]
+            assert times.max() - times.min() <= 1
+    assert epochs[0] != epochs[1]
+    assert epochs[0] == batches.balanced(LABELS, 8, seed=0, epoch=0)
+    assert epochs[1] != batches.balanced(LABELS, 8, seed=1, epoch=1)
+
+
+def test_balanced_epochs_are_in_no_order_of_classes_and_go_through_the_frequent_ones() -> None:
+    seen: set[int] = set()
+    for epoch in range(12):
+        drawn = [i % 49 for batch in batches.balanced(LABELS, 8, 0, epoch) for i in batch]
+        seen |= set(drawn)
+        halves = LABELS[drawn[:24]].bincount(minlength=4), LABELS[drawn[24:]].bincount(minlength=4)
+        assert all((half[[0, 1, 3]] > 0).all() for half in halves)
+    assert seen == set(range(49))
+
+
+class Epochs(Split):
+    """Samples that carry the epoch that they are drawn in."""
+
+    epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __getitem__(self, index: int) -> Sample:
+        return Sample((torch.tensor([float(index)]), torch.tensor([float(self.epoch)])), 7, 1)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_repeated_sample_is_drawn_anew(workers: int) -> None:
+    split = Epochs(torch.zeros(5, dtype=torch.int64))
+    split.set_epoch(3)
+    order = [[4, 9], [14, 0]]
+    first, second = batches.load(batches.Repeats(split, 3), order, workers)
+    assert [*first.inputs[0].flatten(), *second.inputs[0].flatten()] == [4, 4, 4, 0]
+    most = batches.MOST_EPOCHS
+    drawn = [*first.inputs[1].flatten().tolist(), *second.inputs[1].flatten().tolist()]
+    assert drawn == [3, float(torch.tensor(3.0 + most)), float(torch.tensor(3.0 + 2 * most)), 3]
+    assert split.epoch == 3

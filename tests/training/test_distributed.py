@@ -96,6 +96,49 @@ def test_the_effective_batch_alone_decides(
     assert report["samples"] == TEST
 
 
+@pytest.fixture(scope="module")
+def skewed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Arrays of three classes, the rarest with a tenth of the samples."""
+    folder = tmp_path_factory.mktemp("skewed")
+    random = np.random.default_rng(0)
+    for name, counts in (("train", (12, 6, 2)), ("validation", (2, 2, 2)), ("test", (4, 4, 4))):
+        label = np.repeat((0, 1, 2), counts)
+        features = {
+            modality: random.standard_normal((len(label), 5, 4)) + label[:, None, None]
+            for modality in ("rgb", "depth")
+        }
+        length = random.integers(1, 6, len(label))
+        np.savez(folder / f"{name}.npz", label=label, length=length, **features)
+    return folder
+
+
+WEIGHTS, SAMPLING = ("--loss.class-weights", "balanced"), ("--loader.sampling", "balanced")
+
+
+@pytest.mark.parametrize("option", [WEIGHTS, SAMPLING])
+def test_skewed_classes_are_made_even_alike_however_a_step_is_divided(
+    skewed: Path, tmp_path: Path, option: tuple[str, str]
+) -> None:
+    alone, added_up, divided, plain = (tmp_path / name for name in ("1", "2", "3", "4"))
+    more = (*option, "--optimizer.label-smoothing", 0.1)
+    assert train.main(arguments(skewed, alone, *more, "--loader.batch-size", 6)) == 0
+    twice = (*more, "--loader.batch-size", 3, "--optimizer.accumulate", 2)
+    assert train.main(arguments(skewed, added_up, *twice)) == 0
+    run(2, arguments(skewed, divided, *more, "--loader.batch-size", 3), tmp_path / "logs")
+    for other in (added_up, divided):
+        pairs = zip(outcome(other)["records"], outcome(alone)["records"], strict=True)
+        assert all(our == pytest.approx(their, rel=1e-6) for our, their in pairs)
+        model, expected = (checkpoint.load(x / "last.pt")["model"] for x in (other, alone))
+        for name in expected:
+            torch.testing.assert_close(model[name], expected[name], rtol=0, atol=1e-6)
+    smooth = ("--optimizer.label-smoothing", 0.1, "--loader.batch-size", 6)
+    assert train.main(arguments(skewed, plain, *smooth)) == 0
+    ours, theirs = outcome(alone)["records"][0], outcome(plain)["records"][0]
+    assert ours["loss"] != pytest.approx(theirs["loss"], rel=1e-3)
+    # The weights are for training alone: a test is what evaluate says of the same network.
+    assert evaluate(alone / "best.pt", "test")["loss"] == numbers(alone)["loss"]
+
+
 def interrupt_second(rank: int) -> None:
     """Process 1 gets SIGTERM in the middle of its fifth step."""
     from mmixer_kernels.training import loop
@@ -128,6 +171,19 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(root: Path, tmp_path
     assert (state["epoch"], state["step"], state["processes"]) == (0, 5, 2)
     first, second = state["random"]
     assert not torch.equal(first, second)
+    run(2, ["--output", str(stopped), "--resume"], tmp_path / "3")
+    assert unequal(outcome(stopped), outcome(whole)) == []
+
+
+@pytest.mark.slow
+def test_a_signal_in_an_epoch_of_even_classes_leaves_no_trace(skewed: Path, tmp_path: Path) -> None:
+    stopped, whole = tmp_path / "stopped", tmp_path / "whole"
+    more = (*DROPOUT, *SAMPLING, "--loader.batch-size", 1)
+    run(2, arguments(skewed, whole, *more), tmp_path / "1")
+    job = start(arguments(skewed, stopped, *more), tmp_path / "2", 2, interrupt_second)
+    assert job.finish(PATIENCE) == [128 + signal.SIGTERM] * 2
+    state = checkpoint.load(stopped / "last.pt")
+    assert (state["epoch"], state["step"]) == (0, 5)
     run(2, ["--output", str(stopped), "--resume"], tmp_path / "3")
     assert unequal(outcome(stopped), outcome(whole)) == []
 

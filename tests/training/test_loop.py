@@ -73,6 +73,31 @@ def test_interrupted_and_resumed_is_bit_equal(
     assert_resumes(tmp_path, uninterrupted)
 
 
+def test_balanced_sampling_is_resumed_in_the_middle_of_an_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def skewed() -> loop.Trainer:
+        trained = trainer("--loader.sampling", "balanced")
+        trained.data.train.labels = torch.tensor([0] * 11 + [1] * 4 + [2])
+        return trained
+
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    for folder in (whole, stopped):
+        folder.mkdir()
+    with Stop() as stop:
+        skewed().fit(whole, stop)
+    first = skewed()
+    interrupt_after(STEPS + 2, first, monkeypatch)
+    with pytest.raises(Interrupted), Stop() as stop:
+        first.fit(stopped, stop)
+    resumed = skewed()
+    resumed.load_state(checkpoint.load(stopped / "last.pt"))
+    assert (resumed.epoch, resumed.step) == (1, 2)
+    with Stop() as stop:
+        resumed.fit(stopped, stop)
+    assert unequal(outcome(stopped), outcome(whole)) == []
+
+
 def test_a_training_killed_between_its_writes_resumes_without_doubled_lines(
     uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
