@@ -97,7 +97,7 @@ def test_pretrained_features_are_the_networks_and_train(
     network = TinyResNet()
     network.load_state_dict(torch.load(weights))
     network.fc = torch.nn.Identity()
-    data = ArraysOptions().load(output, 0)
+    data = ArraysOptions(standardize=False).load(output, 0)
     assert data.modalities == MODALITIES
     assert data.classes == ("sit", "stand", "fall", "never seen")
     for split, count in ((data.train, 9), (data.validation, 6), (data.test, 5)):
@@ -124,7 +124,7 @@ def test_a_checkpoint_gives_its_own_trained_features(weights: Path, tmp_path: Pa
     key = "conv1.weight"
     assert torch.equal(network.state_dict()[key], weights_now[f"extractors.1.network.{key}"])
     assert not torch.equal(network.state_dict()[key], torch.load(weights)[key])
-    data = ArraysOptions().load(tmp_path / "run" / "features", 0)
+    data = ArraysOptions(standardize=False).load(tmp_path / "run" / "features", 0)
     for sample, features in enumerate(expected(network, FrameSplit(9, False), 1)):
         assert distance(data.train[sample].inputs[1], features) < 1e-4
 

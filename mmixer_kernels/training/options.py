@@ -103,7 +103,8 @@ class LossOptions:
 
     class_weights: Literal["none", "balanced"] = "none"
     """Weights of the samples' losses in training: none, or balanced, a weight per class, inversely
-    proportional to the class's training samples, whose mean over the samples is 1."""
+    proportional to the class's training samples, whose mean over the samples is 1. The losses of
+    validation and test have none."""
 
 
 @dataclass(frozen=True)
@@ -161,9 +162,9 @@ class RunOptions:
     """Keep the weights of 2-D convolutions, and with them their outputs, channels last in memory:
     faster on GPUs in bfloat16 and float16."""
     init_from: Path | None = None
-    """Checkpoint of another run whose weights this one starts from, best.pt or last.pt, by a path
-    as --root is; the classifier starts anew where the classes are others. --resume does not read
-    it again."""
+    """Checkpoint, best.pt or last.pt, of another run whose weights this one starts from, in the
+    place of --model.weights; the classifier starts anew where the classes are others. --resume does
+    not read it again."""
     checkpoint_steps: int = 0
     """Write last.pt also after every this many updates; 0 writes it at the end of an epoch only."""
     resume: bool = False

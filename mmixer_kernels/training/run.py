@@ -183,8 +183,9 @@ def _check_sampling(options: Options, data: Data) -> None:
 
     The labels of such a set are those of an epoch, not those of its samples without augmentation.
     """
-    fixed = torch.equal(data.train.labels, data.train.plain().labels)
-    if options.run.loader.sampling == "balanced" and not fixed:
+    if options.run.loader.sampling == "shuffled":
+        return
+    if not torch.equal(data.train.labels, data.train.plain().labels):
         raise UserError(
             f"--loader.sampling must be shuffled for {options.run.data}, whose epochs draw samples "
             "of their own, but is balanced: leave it out, or take --loss.class-weights balanced"
