@@ -15,7 +15,7 @@ from ..engines import names
 
 DEFAULT_DATA = "synthetic"
 Precision = Literal["float32", "bfloat16", "float16"]
-NOT_IN_FILES = ("output", "config", "resume", "check", "profile")
+NOT_IN_FILES = ("output", "config", "resume", "check", "profile", "plots")
 """The options of a run that a configuration does not hold: they are of one call of the command."""
 
 
@@ -152,6 +152,8 @@ class RunOptions:
     check: tuple[Literal["full"], ...] | None = None
     """Look for missing and damaged files of a data set of video, count its samples, and train
     nothing; --check full decodes every frame."""
+    plots: bool = True
+    """Draw the learning curves, the confusion matrix and the accuracy by class at the end."""
     profile: int = 0
     """Time the parts of this many steps, and print a table of them at the end: data, extractors,
     recurrence, backward, optimizer, and what a validation and a checkpoint take."""
