@@ -69,6 +69,8 @@ STREAMS = {
 }
 
 FEATURE_SIZE = 64
+KEPT_BYTES = 1 << 28
+"""Memory that a split may keep scenes in, of whose clips all but the first then cost little."""
 
 
 @dataclass(frozen=True)
@@ -173,14 +175,15 @@ class SyntheticSplit(Split):
 
     def __init__(self, options: SyntheticOptions, key: tuple[int, int], samples: int) -> None:
         self.options, self.key, self.epoch = options, key, 0
+        self.kept: dict[int, _Scene] = {}
         self.combinations = list(itertools.product((0, 1), repeat=len(options.modalities)))
         super().__init__(
             torch.tensor([options.label(*self.gesture_and_attributes(i)) for i in range(samples)])
         )
 
     def set_epoch(self, epoch: int) -> None:
-        if self.key[1] == 0:
-            self.epoch = epoch
+        if self.key[1] == 0 and epoch != self.epoch:
+            self.epoch, self.kept = epoch, {}
 
     def gesture_and_attributes(self, index: int) -> tuple[int, tuple[int, ...]]:
         """The contents of clip `index`: the gesture's number, and 0 or 1 per stream."""
@@ -188,21 +191,28 @@ class SyntheticSplit(Split):
         return scene % len(GESTURES), self.combinations[combination]
 
     def __getitem__(self, index: int) -> Sample:
-        options = self.options
         gesture, attributes = self.gesture_and_attributes(index)
-        scene = index // len(self.combinations)
-        body = _body(options, gesture, draws(*self.key, self.epoch, scene))
+        number = index // len(self.combinations)
+        scene = self.kept.get(number)
+        if scene is None:
+            scene = self._scene(number, gesture)
+            if (len(self.kept) + 1) * scene.size <= KEPT_BYTES:
+                self.kept[number] = scene
         streams = [
-            _film(
-                STREAMS[name],
-                value,
-                body,
-                options.noise,
-                draws(*self.key, self.epoch, scene, 1 + list(STREAMS).index(name)),
-            )
-            for name, value in zip(options.modalities, attributes, strict=True)
+            torch.from_numpy(background + scene.body * contrasts[value])
+            for (background, contrasts), value in zip(scene.streams, attributes, strict=True)
         ]
-        return Sample(tuple(streams), int(self.labels[index]), options.frames)
+        return Sample(tuple(streams), int(self.labels[index]), self.options.frames)
+
+    def _scene(self, number: int, gesture: int) -> _Scene:
+        options = self.options
+        body = _body(options, gesture, draws(*self.key, self.epoch, number))
+        streams = []
+        for name in options.modalities:
+            purpose = 1 + list(STREAMS).index(name)
+            random = draws(*self.key, self.epoch, number, purpose)
+            streams.append(_background(STREAMS[name], body.shape, options.noise, random))
+        return _Scene(body, streams)
 
 
 class FrameExtractor(nn.Module):
@@ -241,19 +251,35 @@ def _body(options: SyntheticOptions, gesture: int, random: np.random.Generator) 
     return cover.clip(0, 1)[:, None]
 
 
-def _film(
-    stream: Stream, value: int, body: np.ndarray, noise: float, random: np.random.Generator
-) -> Tensor:
-    """Frames `[T, C, S, S]`: surroundings that change evenly across the frame, body, noise."""
-    size, channels = body.shape[-1], len(stream.contrast[value])
-    frames = random.standard_normal((len(body), channels, size, size), dtype=np.float32)
+class _Scene(NamedTuple):
+    """The common part of a scene's clips: `body` as `_body` has it, and each stream's
+    `_background`."""
+
+    body: np.ndarray
+    streams: list[tuple[np.ndarray, np.ndarray]]
+
+    @property
+    def size(self) -> int:
+        """The bytes of the arrays."""
+        return self.body.nbytes + sum(frames.nbytes for frames, _ in self.streams)
+
+
+def _background(
+    stream: Stream, shape: tuple[int, ...], noise: float, random: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """A stream's frames `[T, C, S, S]` without the body, surroundings that change evenly across the
+    frame and noise; and what the body adds for each value of the attribute, `[2, C, 1, 1]`.
+
+    Args:
+        shape: that of the body, `[T, 1, S, S]`.
+    """
+    steps, _, size, _ = shape
+    channels = len(stream.contrast[0])
+    frames = random.standard_normal((steps, channels, size, size), dtype=np.float32)
     uniform = random.random((1 + 3 * channels, 1, 1), dtype=np.float32)
     level, slope_x, slope_y = 0.2 * uniform[1:].reshape(3, channels, 1, 1) - 0.1
     pixel = np.arange(size, dtype=np.float32) / size - 0.5
-    contrast = (0.5 + 0.3 * uniform[0]) * np.array(stream.contrast[value], np.float32)[
-        :, None, None
-    ]
+    contrasts = (0.5 + 0.3 * uniform[0]) * np.array(stream.contrast, np.float32)[..., None, None]
     frames *= noise
     frames += 0.5 + level + slope_x * pixel + slope_y * pixel[:, None]
-    frames += body * contrast
-    return torch.from_numpy(frames)
+    return frames, contrasts

@@ -77,6 +77,9 @@ class WatchOptions:
     modalities: Literal["sensors", "gravity", "axes"] = "sensors"
     """Two modalities, accelerometer and gyroscope; three, the acceleration divided into gravity
     (its mean over one second) and the rest; or six, each axis of each sensor."""
+    exclude_subjects: tuple[int, ...] | None = None
+    """Subjects that are neither trained nor tested on, as is due where options are chosen by the
+    others; None excludes nobody."""
     samples: int = 1280
     """Training windows per epoch."""
     stride: int = 4
@@ -146,7 +149,8 @@ class WatchOptions:
         )
 
     def _others(self) -> list[int]:
-        return [subject for subject in SUBJECTS if subject not in self.test_subjects]
+        left_out = {*self.test_subjects, *(self.exclude_subjects or ())}
+        return [subject for subject in SUBJECTS if subject not in left_out]
 
     def _check(self, root: Path | None) -> None:
         if root is not None:
@@ -179,6 +183,12 @@ class WatchOptions:
                 "test_subjects must be one or more of 1..10, each of them once, "
                 f"but is {_listed(tested) or 'empty'}"
             )
+        excluded = self.exclude_subjects or ()
+        if not set(excluded) <= set(SUBJECTS) - set(tested):
+            raise ValueError(
+                "exclude_subjects must be of 1..10 without those tested on, but are "
+                f"{_listed(excluded)}, and tested on are {_listed(tested)}"
+            )
         if self.validation_subject not in (None, *others):
             raise ValueError(
                 f"validation_subject must be one of the subjects not tested on ({_listed(others)}) "
@@ -186,8 +196,9 @@ class WatchOptions:
             )
         if not set(others) - {self.validation_subject}:
             raise ValueError(
-                "test_subjects and validation_subject must leave someone to train on, but are "
-                f"{_listed(tested)} and {self.validation_subject}"
+                "test_subjects, exclude_subjects and validation_subject must leave someone to "
+                f"train on, but are {_listed(tested)}; {_listed(excluded) or None}; and "
+                f"{self.validation_subject}"
             )
 
 

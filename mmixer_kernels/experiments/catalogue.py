@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..training.options import Options
-from . import ablations, action_content, comparisons, extras, published
+from . import ablations, action_content, comparisons, extras, nested, published
 from .networks import (
     CONCATENATION,
     GRU,
@@ -25,6 +24,7 @@ from .networks import (
     of_modalities,
 )
 from .results import Report, Results
+from .runs import Plan, Run
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,19 @@ class Experiment:
     """An experiment: the networks to train, and the report of their trainings.
 
     Args:
-        networks: the networks for a data set's options; UserError where it does not go with them.
+        networks: the networks of a plan's trainings; UserError where the data set does not go with
+            the experiment.
         report: makes the report of the trainings of these networks.
         measures: options by which `python -m mmixer_kernels.evaluate` measures more of each trained
             network: "streams", "missing", "quantized".
+        before: the trainings whose results `networks` needs; UserError as `networks`.
     """
 
     title: str
-    networks: Callable[[Options], Sequence[Network]]
+    networks: Callable[[Plan], Sequence[Network]]
     report: Callable[[Results, Sequence[Network]], Report]
     measures: tuple[str, ...] = ()
+    before: Callable[[Plan], Sequence[Run]] = lambda plan: ()
 
 
 def _ablation(
@@ -52,7 +55,7 @@ def _ablation(
         behind = published.behind(name)
         return ablations.compare(results, networks, labels, heading, papers, behind)
 
-    return Experiment(title, lambda base: networks, report)
+    return Experiment(title, lambda _: networks, report)
 
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -79,37 +82,42 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "table4": Experiment(
         "Table 4: the other modalities' action content, stream by stream",
-        lambda base: (SELF, M_MIXER),
+        lambda _: (SELF, M_MIXER),
         lambda results, _: action_content.table4(results),
         ("streams",),
     ),
     "tables5-7": Experiment(
         "Tables 5 to 7: beside published results",
-        lambda base: (M_MIXER,),
+        lambda _: (M_MIXER,),
         lambda results, _: comparisons.table(results),
     ),
     "figure4": Experiment(
         "Figure 4: class-wise accuracy",
-        lambda base: (M_MIXER, SELF),
+        lambda _: (M_MIXER, SELF),
         lambda results, _: action_content.figure4(results),
     ),
     "figure5": Experiment(
         "Figure 5: single samples",
-        lambda base: (SELF, M_MIXER),
+        lambda _: (SELF, M_MIXER),
         lambda results, _: action_content.figure5(results),
         ("streams",),
     ),
     "engines": Experiment(
-        "Engines: the same training with every engine", of_engines, extras.engines
+        "Engines: the same training with every engine",
+        lambda plan: of_engines(plan.base),
+        extras.engines,
     ),
     "missing": Experiment(
         "A modality absent or noised at test time",
-        lambda base: extras.DEGRADED,
+        lambda _: extras.DEGRADED,
         lambda results, _: extras.missing(results),
         ("missing",),
     ),
     "modalities": Experiment(
-        "Two modalities, three and more", of_modalities, extras.modalities, ("streams",)
+        "Two modalities, three and more",
+        lambda plan: of_modalities(plan.base),
+        extras.modalities,
+        ("streams",),
     ),
     "init": _ablation(
         "init",
@@ -120,9 +128,17 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     "quantized": Experiment(
         "int8 weights: the same networks, step by step",
-        lambda base: (M_MIXER,),
+        lambda _: (M_MIXER,),
         lambda results, _: extras.quantized(results),
         ("quantized",),
     ),
-    "length": Experiment("Accuracy and time against T", of_lengths, extras.length),
+    "length": Experiment(
+        "Accuracy and time against T", lambda plan: of_lengths(plan.base), extras.length
+    ),
+    "nested": Experiment(
+        "LSTM, GRU and MCU, the options of each chosen within each fold's training people",
+        nested.networks,
+        nested.report,
+        before=nested.candidates,
+    ),
 }

@@ -46,6 +46,7 @@ def _farthest(runs: Sequence[History], others: Sequence[History], key: str) -> f
         abs(record[key] - other[key])
         for run, other_run in zip(runs, others, strict=True)
         for record, other in zip(run, other_run, strict=True)
+        if key in record
     )
 
 

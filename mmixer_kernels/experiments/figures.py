@@ -66,9 +66,9 @@ def learning_curves(histories: Mapping[str, Sequence[Sequence[dict[str, Any]]]])
     for axis, key in zip(axes, ("loss", "validation_accuracy"), strict=True):
         for number, (label, runs) in enumerate(histories.items()):
             for run in runs:
+                points = [(record["epoch"], record[key]) for record in run if key in record]
                 axis.plot(
-                    [record["epoch"] for record in run],
-                    [record[key] for record in run],
+                    *zip(*points, strict=True),
                     color=COLOURS[number],
                     linestyle=styles[number % len(styles)],
                     linewidth=2.5 - number,

@@ -20,11 +20,13 @@ class Network:
     Args:
         name: name of its folder, and in JSON.
         label: name in tables and pictures.
+        by_fold: further options on each fold, where they were chosen fold by fold.
     """
 
     name: str
     label: str
     options: tuple[str, ...] = ()
+    by_fold: tuple[tuple[str, ...], ...] = ()
 
 
 M_MIXER = Network("m-mixer", "M-Mixer")

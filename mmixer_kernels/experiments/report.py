@@ -41,12 +41,18 @@ def write(
         "data": results.plan.base.run.data,
         "training": shlex.join(results.plan.arguments),
         "seeds": list(results.plan.seeds),
-        "folds": results.plan.folds,
+        "folds": bool(results.plan.folds),
         "markdown": _markdown(report),
         "claims": [_verdict(claim) for claim in report.claims],
         "numbers": report.numbers,
         "networks": [
-            {"name": n.name, "label": n.label, "options": list(n.options)} for n in networks
+            {
+                "name": n.name,
+                "label": n.label,
+                "options": list(n.options),
+                **({"by fold": [list(options) for options in n.by_fold]} if n.by_fold else {}),
+            }
+            for n in networks
         ],
         "trainings": [_training(run) for run in trained],
         "machine": _machine(),

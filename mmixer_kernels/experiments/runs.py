@@ -15,11 +15,11 @@ from ..training.options import Options, RunOptions
 from ..training.run import result_relevant
 from .networks import CHOSEN_HERE, Network
 
-FOLDS: dict[str, list[tuple[str, ...]]] = {
-    "watch": [
+FOLDS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "watch": tuple(
         ("--test-subjects", str(first), str(first + 1), "--validation-subject", "None")
         for first in (1, 3, 5, 7, 9)
-    ]
+    )
 }
 """Options of training for each fold of a data set's cross-validation."""
 PROG = "python -m mmixer_kernels.experiments"
@@ -32,13 +32,14 @@ class Plan:
     Args:
         arguments: arguments of `python -m mmixer_kernels.train`, data set included.
         folder: folder of the trainings.
-        folds: True to train each seed once per fold.
+        folds: options of training for each fold, on each of which every seed is trained; none for
+            the data set's own division.
     """
 
     arguments: tuple[str, ...]
     folder: Path
     seeds: tuple[int, ...]
-    folds: bool
+    folds: tuple[tuple[str, ...], ...] = ()
 
     @cached_property
     def base(self) -> Options:
@@ -65,16 +66,11 @@ class Plan:
                     f"--model.{name.replace('_', '-')} must be left out: each experiment chooses "
                     "it for its networks"
                 )
-        if self.folds and chosen.run.data not in FOLDS:
-            raise UserError(
-                f"--folds needs a data set with folds, {', '.join(FOLDS)}, but --data is "
-                f"{chosen.run.data}"
-            )
         return chosen
 
     def runs(self, network: Network) -> list[Run]:
         """A network's trainings: every seed, and every fold of it."""
-        folds = range(len(FOLDS[self.base.run.data])) if self.folds else (None,)
+        folds = range(len(self.folds)) if self.folds else (None,)
         return [self._run(network, seed, fold) for seed in self.seeds for fold in folds]
 
     def _run(self, network: Network, seed: int, fold: int | None) -> Run:
@@ -108,9 +104,13 @@ class Run:
     @property
     def arguments(self) -> list[str]:
         """The arguments of `python -m mmixer_kernels.train`, but for --resume."""
-        fold = () if self.fold is None else FOLDS[self.plan.base.run.data][self.fold]
-        place = ("--seed", str(self.seed), "--output", str(self.folder))
-        return [*self.plan.arguments, *fold, *self.network.options, *place]
+        options: list[str] = [*self.plan.arguments]
+        if self.fold is not None:
+            options += self.plan.folds[self.fold]
+        options += self.network.options
+        if self.fold is not None and self.network.by_fold:
+            options += self.network.by_fold[self.fold]
+        return [*options, "--seed", str(self.seed), "--output", str(self.folder)]
 
     @cached_property
     def options(self) -> Options:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -18,9 +19,10 @@ from ..command import processors
 from ..errors import UserError
 from . import report, schedule
 from .catalogue import EXPERIMENTS
-from .networks import Network
 from .results import Results
-from .runs import Plan, Run
+from .runs import FOLDS, Plan, Run
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -56,14 +58,20 @@ class Study:
             )
         if self.jobs is not None and self.jobs < 1:
             raise UserError(f"--jobs must be 1 or more, but is {self.jobs}")
-        return Plan(self.arguments, self.runs or self.folder / "runs", self.seeds, self.folds)
+        data = Plan(self.arguments, Path(), ()).base.run.data
+        if self.folds and data not in FOLDS:
+            raise UserError(
+                f"--folds needs a data set with folds, {', '.join(FOLDS)}, but --data is {data}"
+            )
+        folds = FOLDS[data] if self.folds else ()
+        return Plan(self.arguments, self.runs or self.folder / "runs", self.seeds, folds)
 
     @cached_property
     def folder(self) -> Path:
         """The folder of the reports."""
         if self.output is not None:
             return self.output
-        return Path("experiments") / Plan(self.arguments, Path(), (), False).base.run.data
+        return Path("experiments") / Plan(self.arguments, Path(), ()).base.run.data
 
     def run(self) -> list[schedule.Failure]:
         """Trains what is missing, and reports every experiment whose trainings are complete.
@@ -72,13 +80,19 @@ class Study:
             UserError: an option, or a folder with trainings of other options; nothing has been
                 trained then.
         """
-        networks = self._networks()
-        tasks = self._tasks(networks)
-        gpus = _gpus(self.plan.base.run.device)
-        jobs = self.jobs or (len(gpus) if gpus else processors())
-        if tasks:
-            print(f"{len(tasks)} trainings to do, {jobs} at a time", file=sys.stderr)
-        failures = schedule.run(tasks, min(jobs, len(tasks)), gpus) if tasks else []
+        before = self._of_each(lambda name: EXPERIMENTS[name].before(self.plan))
+        failures = self._train([(run, ()) for runs in before.values() for run in runs])
+        if failures:
+            return failures
+        networks = self._of_each(lambda name: EXPERIMENTS[name].networks(self.plan))
+        failures = self._train(
+            [
+                (run, EXPERIMENTS[name].measures)
+                for name, chosen in networks.items()
+                for network in chosen
+                for run in self.plan.runs(network)
+            ]
+        )
         failed = {failure.task.log for failure in failures}
         results = Results(self.plan)
         for name, chosen in networks.items():
@@ -91,34 +105,43 @@ class Study:
             print(f"{name}: reported", file=sys.stderr)
         return failures
 
-    def _networks(self) -> dict[str, Sequence[Network]]:
-        """The networks of each experiment that goes with the data set."""
-        networks = {}
+    def _of_each(self, ask: Callable[[str], T]) -> dict[str, T]:
+        """The answers of the experiments that go with the data set."""
+        answers = {}
         for name in self.names:
             try:
-                networks[name] = EXPERIMENTS[name].networks(self.plan.base)
+                answers[name] = ask(name)
             except UserError as error:
                 if not self.skip_impossible:
                     raise
                 print(f"{name}: left out: {error}", file=sys.stderr)
-        return networks
+        return answers
 
-    def _tasks(self, networks: dict[str, Sequence[Network]]) -> list[schedule.Task]:
-        """The tasks that the trainings of all experiments still need, each training once."""
-        needed: dict[Path, tuple[Run, list[str]]] = {}
-        for name, chosen in networks.items():
-            for network in chosen:
-                for run in self.plan.runs(network):
-                    measures = needed.setdefault(run.folder, (run, []))[1]
-                    measures += [m for m in EXPERIMENTS[name].measures if m not in measures]
-        tasks = []
-        for run, measures in needed.values():
-            commands = run.needs(measures)
-            if commands:
-                work, done = run.options.run.epochs, run.epochs_done
-                ended = partial(_record, run.folder / "run.json")
-                tasks.append(schedule.Task(str(run), commands, _log(run), work, done, ended))
-        return tasks
+    def _train(self, wanted: Sequence[tuple[Run, Sequence[str]]]) -> list[schedule.Failure]:
+        """Does what trainings still need, each with its measures, and gives those that failed."""
+        tasks = _tasks(wanted)
+        if not tasks:
+            return []
+        gpus = _gpus(self.plan.base.run.device)
+        jobs = self.jobs or (len(gpus) if gpus else processors())
+        print(f"{len(tasks)} trainings to do, {jobs} at a time", file=sys.stderr)
+        return schedule.run(tasks, min(jobs, len(tasks)), gpus)
+
+
+def _tasks(wanted: Sequence[tuple[Run, Sequence[str]]]) -> list[schedule.Task]:
+    """The tasks that the trainings still need, each training once."""
+    needed: dict[Path, tuple[Run, list[str]]] = {}
+    for run, measures in wanted:
+        known = needed.setdefault(run.folder, (run, []))[1]
+        known += [measure for measure in measures if measure not in known]
+    tasks = []
+    for run, known in needed.values():
+        commands = run.needs(known)
+        if commands:
+            work, done = run.options.run.epochs, run.epochs_done
+            ended = partial(_record, run.folder / "run.json")
+            tasks.append(schedule.Task(str(run), commands, _log(run), work, done, ended))
+    return tasks
 
 
 def _log(run: Run) -> Path:

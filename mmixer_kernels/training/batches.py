@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -70,20 +72,22 @@ class Repeats(Split):
     def __init__(self, split: Split, epoch: int) -> None:
         super().__init__(split.labels)
         self.split, self.epoch = split, epoch
+        self.repeated = copy.copy(split)  # `split` itself stays at the epoch
 
     def __getitem__(self, index: int) -> Sample:
         repeat, index = divmod(index, len(self.labels))
         if not repeat:
             return self.split[index]
-        self.split.set_epoch(self.epoch + repeat * MOST_EPOCHS)
-        try:
-            return self.split[index]
-        finally:
-            self.split.set_epoch(self.epoch)
+        self.repeated.set_epoch(self.epoch + repeat * MOST_EPOCHS)
+        return self.repeated[index]
 
 
 def load(split: Split, batches: Sequence[list[int]], workers: int) -> Iterator[Batch]:
-    """Yields the samples of each list of indices, side by side."""
+    """Yields the samples of each list of indices, side by side.
+
+    They are loaded while the batches before are worked on: by `workers` processes, or by a thread
+    of this one.
+    """
     # A loader without a generator of its own draws from the one that dropout uses.
     loader: DataLoader[Any] = DataLoader(
         split,
@@ -93,7 +97,17 @@ def load(split: Split, batches: Sequence[list[int]], workers: int) -> Iterator[B
         worker_init_fn=_ignore_signals,
         generator=torch.Generator(),
     )
-    yield from loader
+    yield from loader if workers else _ahead(loader)
+
+
+def _ahead(loader: Iterable[Batch]) -> Iterator[Batch]:
+    """Yields what the loader does, whose next batch a thread makes meanwhile."""
+    batches = iter(loader)
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = thread.submit(next, batches, None)
+            yield batch
 
 
 def batches_in_order(

@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -31,6 +32,7 @@ from . import (
 )
 from .model import Recognizer
 from .options import LoaderOptions, Options
+from .profile import Profile
 from .progress import Progress
 from .result import Evaluation, hardware
 from .tensorboard import Events
@@ -80,6 +82,7 @@ class Trainer:
             labels = data.train.plain().labels
             weights = weighted_loss.class_weights(labels, len(data.classes))
             self.class_weights = weights.to(self.device)
+        self.profile = Profile(self.options.profile, model, self.options.compile)
         self.batch_size = self.options.loader.batch_size * distributed.world()
         self.effective_batch_size = self.batch_size * self.options.optimizer.accumulate
         self.steps = math.ceil(len(data.train) / self.effective_batch_size)
@@ -91,9 +94,9 @@ class Trainer:
         """Trains from the position to the last epoch.
 
         Writes metrics.jsonl, best.pt and last.pt in `output` after every epoch, and last.pt after
-        every `checkpoint_steps` steps; the last.pt before is previous.pt. The best epoch is the
-        one of the highest validation accuracy; of equals, the lowest validation loss; of equals,
-        the first.
+        every `checkpoint_steps` steps; the last.pt before is previous.pt. The best epoch is, of
+        those that were validated, the one of the highest validation accuracy; of equals, the lowest
+        validation loss; of equals, the first.
 
         Raises:
             Interrupted: after a signal; last.pt holds the position.
@@ -115,12 +118,14 @@ class Trainer:
         except Interrupted:
             self._save(output)
             raise
+        if first and run.profile:
+            print(self.profile, file=sys.stderr)
         distributed.barrier()  # the others read what the first process wrote
 
     def best(self) -> dict[str, Any]:
         """The record of the best epoch so far; `fit` says which that is."""
         return max(
-            self.history,
+            (record for record in self.history if "validation_accuracy" in record),
             key=lambda record: (record["validation_accuracy"], -record["validation_loss"]),
         )
 
@@ -138,7 +143,8 @@ class Trainer:
             before = time.perf_counter()
             group = slice(start, start + run.optimizer.accumulate)
             samples = sum(map(len, order[group]))
-            loss, correct = self._train_step(shares[group], loaded, samples)
+            with self.profile.step():
+                loss, correct = self._train_step(shares[group], loaded, samples)
             self.step += 1
             totals.loss += loss
             totals.rights += correct
@@ -176,25 +182,29 @@ class Trainer:
         total, correct = 0.0, 0
         for number, share in enumerate(shares, start=1):
             before = time.perf_counter()
-            batch = next(loaded) if share else None
+            with self.profile.part("data"):
+                batch = next(loaded) if share else None
             self.totals.data_seconds += time.perf_counter() - before
             with distributed.synchronized(self.replica, last=number == len(shares)):
                 loss, right = self._loss(batch)
                 # Gradients are averaged over the processes: the loss over all the step's samples
                 # is the mean of the processes' sums over samples / world. So each sample counts
                 # once, however uneven the shares are.
-                self.scaler.scale(loss / (samples / distributed.world())).backward()
+                scaled = self.scaler.scale(loss / (samples / distributed.world()))
+                with self.profile.part("backward"):
+                    scaled.backward()
             total += loss.item()
             correct += right
         sums = distributed.gather((total, correct))
         total, correct = sum(part[0] for part in sums), sum(part[1] for part in sums)
         if not math.isfinite(total):
             raise distributed.reported_once(self._not_finite("the training loss", total))
-        self.scaler.unscale_(self.optimizer)
-        if run.clip_norm:
-            nn.utils.clip_grad_norm_(self.model.parameters(), run.clip_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        with self.profile.part("optimizer"):
+            self.scaler.unscale_(self.optimizer)
+            if run.clip_norm:
+                nn.utils.clip_grad_norm_(self.model.parameters(), run.clip_norm)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
         return total, correct
 
     def _loss(self, batch: Batch | None) -> tuple[Tensor, int]:
@@ -202,28 +212,25 @@ class Trainer:
         with mixed_precision.autocast(self.device, self.options.precision):
             if batch is None:
                 return self.replica(None, None), 0
-            inputs, labels, lengths = batches.to_device(batch, self.device)
-            logits = self.replica(inputs, lengths)
+            with self.profile.part("to the device"):
+                inputs, labels, lengths = batches.to_device(batch, self.device)
+            with self.profile.part("recurrence"):
+                logits = self.replica(inputs, lengths)
             smoothing = self.options.optimizer.label_smoothing
-            loss = weighted_loss.summed(logits, labels, smoothing, self.class_weights)
+            with self.profile.part("classifier and loss"):
+                loss = weighted_loss.summed(logits, labels, smoothing, self.class_weights)
         return loss, int((logits.argmax(1) == labels).sum())
 
     def _end_epoch(self, output: Path, progress: Progress, events: Events, stop: Stop) -> None:
         before = time.perf_counter()
         run, totals = self.options, self.totals
         distributed.broadcast(list(self.model.buffers()))  # running statistics differ
-        classes = len(self.data.classes)
-        validation = evaluate(
-            self.model, self.data.validation, classes, run.loader, run.precision, check=stop.check
-        )
-        if not math.isfinite(validation.loss):
-            error = self._not_finite("the validation loss", validation.loss)
-            raise distributed.reported_once(error)
+        validation = self._validation(stop)
         last_step = (self.epoch + 1) * self.steps - 1
         record = {
             "epoch": self.epoch + 1,
             **totals.means(),
-            **{f"validation_{name}": value for name, value in validation.summary().items()},
+            **validation,
             "learning_rate": optimizer.learning_rate(
                 run.optimizer, last_step, self.steps, run.epochs
             ),
@@ -232,7 +239,7 @@ class Trainer:
         }
         self.history.append(record)
         self.epoch, self.step, self.totals = self.epoch + 1, 0, Totals()
-        if distributed.is_first() and self.best() is record:
+        if distributed.is_first() and validation and self.best() is record:
             state = {"model": self.model.state_dict(), "epoch": self.epoch}
             checkpoint.save({**self._identity(), **state}, output / "best.pt")
         self._save(output)
@@ -242,11 +249,31 @@ class Trainer:
         events.epoch(record)
         progress.epoch(record)
 
+    def _validation(self, stop: Stop) -> dict[str, float]:
+        """The numbers of the epoch's validation, where one is due, as metrics.jsonl has them."""
+        run, epoch = self.options, self.epoch + 1
+        if epoch % run.validate_every and epoch < run.epochs:
+            return {}
+        with self.profile.part("validation"):
+            validation = evaluate(
+                self.model,
+                self.data.validation,
+                len(self.data.classes),
+                run.loader,
+                run.precision,
+                check=stop.check,
+            )
+        if not math.isfinite(validation.loss):
+            error = self._not_finite("the validation loss", validation.loss)
+            raise distributed.reported_once(error)
+        return {f"validation_{name}": value for name, value in validation.summary().items()}
+
     def _save(self, output: Path) -> None:
         """Writes the position, which every process takes part in."""
-        state = self.state()
-        if distributed.is_first():
-            checkpoint.save_last(state, output)
+        with self.profile.part("checkpoint"):
+            state = self.state()
+            if distributed.is_first():
+                checkpoint.save_last(state, output)
 
     def _not_finite(self, name: str, value: float) -> UserError:
         return UserError(

@@ -15,6 +15,8 @@ from ..engines import names
 
 DEFAULT_DATA = "synthetic"
 Precision = Literal["float32", "bfloat16", "float16"]
+NOT_IN_FILES = ("output", "config", "resume", "check", "profile", "plots")
+"""The options of a run that a configuration does not hold: they are of one call of the command."""
 
 
 @dataclass(frozen=True)
@@ -167,11 +169,18 @@ class RunOptions:
     not read it again."""
     checkpoint_steps: int = 0
     """Write last.pt also after every this many updates; 0 writes it at the end of an epoch only."""
+    validate_every: int = 1
+    """Epochs from one validation to the next; the last epoch has one in any case."""
     resume: bool = False
     """Go on from last.pt of --output, with its config.toml where there is no --config."""
     check: tuple[Literal["full"], ...] | None = None
     """Look for missing and damaged files of a data set of video, count its samples, and train
     nothing; --check full decodes every frame."""
+    plots: bool = True
+    """Draw the learning curves, the confusion matrix and the accuracy by class at the end."""
+    profile: int = 0
+    """Time the parts of this many steps, and print a table of them at the end: data, extractors,
+    recurrence, backward, optimizer, and what a validation and a checkpoint take."""
     model: ModelOptions = field(default_factory=ModelOptions)
     optimizer: OptimizerOptions = field(default_factory=OptimizerOptions)
     loss: LossOptions = field(default_factory=LossOptions)
@@ -180,7 +189,10 @@ class RunOptions:
     def __post_init__(self) -> None:
         _check(self.epochs >= 1, "--epochs", self.epochs, "1 or more")
         _check(self.seed >= 0, "--seed", self.seed, "0 or more")
-        _check(self.checkpoint_steps >= 0, "--checkpoint-steps", self.checkpoint_steps, "0 or more")
+        for name in ("checkpoint_steps", "profile"):
+            value = getattr(self, name)
+            _check(value >= 0, f"--{name}", value, "0 or more")
+        _check(self.validate_every >= 1, "--validate-every", self.validate_every, "1 or more")
         if self.loss.class_weights == self.loader.sampling == "balanced":
             raise ValueError(
                 "--loss.class-weights must be none with --loader.sampling balanced, but is "
@@ -231,7 +243,7 @@ class Options:
         """The options that decide the result, in plain types; `parsing.parse_config` reads them."""
         run = dataclasses.asdict(self.run)
         tables = {name: run.pop(name) for name in ("model", "optimizer", "loss", "loader")}
-        for name in ("output", "config", "resume", "check"):
+        for name in NOT_IN_FILES:
             del run[name]
         return _plain({**run, **dataclasses.asdict(self.data), **tables})  # type: ignore[call-overload]
 

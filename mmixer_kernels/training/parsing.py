@@ -18,6 +18,7 @@ from ..errors import UserError
 from . import toml
 from .options import (
     DEFAULT_DATA,
+    NOT_IN_FILES,
     DataOptions,
     ExtractOptions,
     ExtractorOptions,
@@ -197,7 +198,8 @@ def _parse_table(table: dict[str, Any], defaults: Options, source: str) -> Optio
 
 def _fields(options: Options) -> dict[str, Any]:
     run = dataclasses.asdict(options.run)
-    del run["config"], run["resume"], run["check"]
+    for name in set(NOT_IN_FILES) - {"output"}:
+        del run[name]
     return {**run, **dataclasses.asdict(options.data)}  # type: ignore[call-overload]
 
 

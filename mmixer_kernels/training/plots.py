@@ -33,15 +33,15 @@ def learning_curves(history: Sequence[dict[str, Any]], result: dict[str, Any]) -
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
     figure = Figure(figsize=(9, 3.8), layout="constrained")
-    epochs = [record["epoch"] for record in history]
-    marker = "o" if len(epochs) < 20 else ""
+    marker = "o" if len(history) < 20 else ""
     axes = figure.subplots(1, 2)
     for axis, name in zip(axes, ("loss", "accuracy"), strict=True):
         for key, label, colour in (
             (name, "training", TRAINING),
             (f"validation_{name}", "validation", VALIDATION),
         ):
-            values = [record[key] for record in history]
+            points = [(record["epoch"], record[key]) for record in history if key in record]
+            epochs, values = zip(*points, strict=True)
             axis.plot(epochs, values, color=colour, marker=marker, markersize=3, label=label)
         tested = result["epoch"]
         axis.axvline(

@@ -52,11 +52,15 @@ class Progress:
         width = len(str(self.epochs))
         seconds = (time.perf_counter() - self.start) / max(1, self.done - self.first)
         eta = tqdm.format_interval(seconds * (self.total - self.done))
+        validation = ""
+        if "validation_accuracy" in record:
+            validation = (
+                f"  validation {record['validation_accuracy']:.1%}"
+                f" (mean class {record['validation_mean_class_accuracy']:.1%})"
+            )
         self.bar.write(
             f"epoch {record['epoch']:{width}}/{self.epochs}"
-            f"  loss {record['loss']:.4f}  accuracy {record['accuracy']:.1%}"
-            f"  validation {record['validation_accuracy']:.1%}"
-            f" (mean class {record['validation_mean_class_accuracy']:.1%})"
+            f"  loss {record['loss']:.4f}  accuracy {record['accuracy']:.1%}{validation}"
             f"  {record['seconds']:.1f} s, data wait {record['data_wait']:.0%}  ETA {eta}",
             file=sys.stderr,
         )

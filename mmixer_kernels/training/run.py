@@ -116,7 +116,8 @@ def _train(options: Options, device: torch.device) -> dict[str, Any]:
     if first:
         with replacing(output / "result.json") as file:
             file.write((json.dumps(report, indent=2) + "\n").encode())
-        plots.write(output, trainer.history, report)
+        if options.run.plots:
+            plots.write(output, trainer.history, report)
     return report
 
 

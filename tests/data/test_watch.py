@@ -330,11 +330,19 @@ def test_a_short_run_of_a_fold_with_six_modalities(tmp_path):
         ({"test_subjects": ()}, "test_subjects must be one or more of .* but is empty"),
         (
             {"test_subjects": (1, 2, 3, 5, 6, 7, 8, 9, 10)},
-            r"leave someone to train on, but are 1, 2, 3, 5, 6, 7, 8, 9, 10 and 4",
+            r"leave someone to train on, but are 1, 2, 3, 5, 6, 7, 8, 9, 10; None; and 4",
         ),
         (
             {"test_subjects": tuple(range(1, 11)), "validation_subject": None},
             "must leave someone to train on",
+        ),
+        (
+            {"exclude_subjects": (8, 11)},
+            r"exclude_subjects must be of 1..10 without those tested on, but are 8, 11",
+        ),
+        (
+            {"exclude_subjects": (1, 2, 3), "validation_subject": 2},
+            r"not tested on \(4, 5, 6, 7\) or None, but is 2",
         ),
         ({"modalities": "all"}, "modalities must be one of sensors, gravity, axes, but is 'all'"),
         ({"samples": 0}, "samples must be 1 or more, but is 0"),
@@ -353,3 +361,15 @@ def test_errors(change, message):
 def test_a_root_is_refused(tmp_path):
     with pytest.raises(ValueError, match="root must be left out for watch"):
         WatchOptions().load(tmp_path, 0)
+
+
+def test_people_who_are_excluded_are_in_no_split():
+    data = WatchOptions(
+        test_subjects=(1, 2), exclude_subjects=(3, 4, 9), validation_subject=5
+    ).load(None, 0)
+    splits = {"train": data.train.plain(), "validation": data.validation, "test": data.test}
+    found = {
+        name: {recording.subject for recording in split.recordings}
+        for name, split in splits.items()
+    }
+    assert found == {"train": {6, 7, 8, 10}, "validation": {5}, "test": {1, 2}}

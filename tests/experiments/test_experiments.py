@@ -179,7 +179,7 @@ def test_an_interrupted_experiment_goes_on(tmp_path):
     assert "stopped by SIGINT" in log
     assert (metrics.parent / "last.pt").exists()
 
-    run = Plan((*TINY, "--epochs", "400"), tmp_path / "runs", (0,), False)
+    run = Plan((*TINY, "--epochs", "400"), tmp_path / "runs", (0,))
     ((name, arguments),) = run.runs(M_MIXER)[0].needs(())
     assert (name, arguments[-1]) == ("train", "--resume")
     assert 2 < epochs < 400
@@ -238,4 +238,4 @@ def test_the_papers_figures_stand_beside_the_papers_data_only():
 
 def test_unknown_data_are_named():
     with pytest.raises(UserError, match="--data must be one of"):
-        _ = Plan(("--data", "nothing"), Path("runs"), (0,), False).base
+        _ = Plan(("--data", "nothing"), Path("runs"), (0,)).base

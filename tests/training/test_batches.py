@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import signal
+import threading
 
 import pytest
 import torch
 
-from mmixer_kernels.data import Sample, Split
+from mmixer_kernels.data import DamagedFile, Sample, Split
 from mmixer_kernels.training import batches
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -102,3 +103,43 @@ def test_a_repeated_sample_is_drawn_anew(workers: int) -> None:
     drawn = [*first.inputs[1].flatten().tolist(), *second.inputs[1].flatten().tolist()]
     assert drawn == [3, float(torch.tensor(3.0 + most)), float(torch.tensor(3.0 + 2 * most)), 3]
     assert split.epoch == 3
+
+
+class Numbers(Split):
+    """Samples whose input is their index; the third is damaged."""
+
+    def __getitem__(self, index: int) -> Sample:
+        if index == 2:
+            raise DamagedFile("clip.avi", "is cut off")
+        return Sample((torch.full((1, 1), float(index)),), 0, 1)
+
+
+def test_a_batch_is_loaded_while_the_one_before_is_worked_on() -> None:
+    loading = threading.Event()
+
+    class Told(Numbers):
+        def __getitem__(self, index: int) -> Sample:
+            if index == 1:
+                loading.set()
+            return super().__getitem__(index)
+
+    loaded = batches.load(Told(torch.zeros(2, dtype=torch.int64)), [[0], [1]], workers=0)
+    next(loaded)
+    assert loading.wait(timeout=60)
+
+
+def test_a_loader_s_error_comes_where_its_sample_is_due() -> None:
+    split = Numbers(torch.zeros(4, dtype=torch.int64))
+    loaded = batches.load(split, [[0], [1], [2], [3]], workers=0)
+    assert [next(loaded).inputs[0].item() for _ in range(2)] == [0, 1]
+    with pytest.raises(DamagedFile, match=r"clip\.avi: is cut off"):
+        next(loaded)
+
+
+def test_no_thread_of_a_loader_outlives_it() -> None:
+    before = threading.active_count()
+    loaded = batches.load(Numbers(torch.zeros(2, dtype=torch.int64)), [[0], [1]], workers=0)
+    next(loaded)
+    assert threading.active_count() == before + 1
+    loaded.close()
+    assert threading.active_count() == before

@@ -208,6 +208,27 @@ def test_the_best_epoch_breaks_ties_by_loss_then_by_order() -> None:
     assert trained.best()["epoch"] == 3
 
 
+def test_a_validation_comes_every_so_many_epochs_and_after_the_last(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    trainings = []
+    for often in ("3", "1"):
+        trainings.append(trainer("--epochs", "4", "--validate-every", often))
+        (tmp_path / often).mkdir()
+        with Stop() as stop:
+            trainings[-1].fit(tmp_path / often, stop)
+    trained, every = trainings
+    validated = [record["epoch"] for record in trained.history if "validation_loss" in record]
+    assert validated == [3, 4]
+    assert trained.best()["epoch"] in validated
+    line = capfd.readouterr().err.splitlines()[0]
+    assert line.startswith("epoch 1/4")
+    assert "validation" not in line
+    states = trained.model.state_dict(), every.model.state_dict()
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]), name
+
+
 class Answers(Split):
     """Samples that carry the logits to answer with."""
 
