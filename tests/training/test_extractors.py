@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 import torchvision
@@ -68,22 +66,27 @@ def test_every_network_gives_features(name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["resnet18", "googlenet", "mobilenet_v3_small", "swin_t", "r3d_18", "swin3d_t"]
 )
-def test_torchvisions_classifier_on_the_features_gives_its_logits(name: str) -> None:
+def test_the_features_are_what_torchvisions_classifier_gets(name: str) -> None:
     torch.manual_seed(0)
     ours = extractors.build(name).eval()
     arguments = {"init_weights": True, "transform_input": True} if name == "googlenet" else {}
     theirs = torchvision.models.get_model(name, **arguments).eval()
     theirs.load_state_dict(ours.network.state_dict(), strict=False)
+    kept: list[torch.Tensor] = []
+    classifier = theirs.get_submodule(ours.classifier)
+    classifier.register_forward_pre_hook(lambda module, inputs: kept.append(inputs[0]))
     frames = torch.randn(2, 8, 3, 32, 32)
     with torch.no_grad():
         features = ours(frames)
         if name in VIDEOS:
             features = features.mean(1)
-            clips: Any = ours.normalized(frames).transpose(1, 2)
+            theirs(ours.normalized(frames).transpose(1, 2))
         else:
-            features, clips = features.flatten(0, 1), frames.flatten(0, 1)
-        logits = theirs.get_submodule(ours.classifier)(features)
-        torch.testing.assert_close(logits, theirs(clips), rtol=1e-4, atol=1e-5)
+            features = features.flatten(0, 1)
+            theirs(frames.flatten(0, 1))
+    # Random weights of many layers leave features that hardly depend on the frames.
+    changes = kept[0] - kept[0].mean(0)
+    assert (features - kept[0]).norm() < 1e-3 * changes.norm()
 
 
 def test_s3ds_and_mvits_features_are_means_of_their_maps() -> None:
