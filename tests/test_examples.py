@@ -23,6 +23,16 @@ def test_it_runs(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_m_mixer_learns_on_two_models_that_stay_and_on_two_that_learn() -> None:
+    pytest.importorskip("torchvision")
+    example = runpy.run_path(str(EXAMPLES / "two_backbones.py"))
+    torch.manual_seed(0)
+    chance = 1 / example["CLASSES"]
+    assert example["frozen"]() > 3 * chance
+    assert example["joint"]() > 3 * chance
+
+
 @pytest.fixture(scope="module")
 def dropconnect() -> Any:
     return runpy.run_path(str(EXAMPLES / "dropconnect.py"))["DropConnect"]

@@ -71,8 +71,8 @@ class Data:
     `extractors` has a module per modality, `[B, T, ...] -> [B, T', feature_sizes[i]]`, which is
     `nn.Identity` where the inputs are features already. When samples differ in length an extractor
     treats each step by itself; when T' is not T, every sample has all T steps. None says that the
-    inputs are frames `[B, T, 3, H, W]`, for a network of single frames that the model's options
-    choose.
+    inputs are frames `[B, T, 3, H, W]`, for a network that the model's options choose: one of video
+    needs `steps`.
     """
 
     modalities: tuple[str, ...]
@@ -84,6 +84,8 @@ class Data:
     feature_sizes: tuple[int, ...] | None
     moments: Moments | None = None
     """The moments that inputs were standardized by; samples from elsewhere need the same."""
+    steps: int | None = None
+    """T, where it is known to be the same for every sample."""
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

@@ -121,6 +121,7 @@ class SyntheticOptions:
                 for name in self.modalities
             ],
             feature_sizes=(FEATURE_SIZE,) * len(self.modalities),
+            steps=self.frames,
         )
 
     def label(self, gesture: int, attributes: Sequence[int]) -> int:

@@ -169,6 +169,7 @@ class VideoOptions:
             test=test,
             extractors=None,
             feature_sizes=None,
+            steps=self.frames,
         )
 
     def split_of(self, clips: Sequence[Clip], seed: int, training: bool) -> ClipSplit:

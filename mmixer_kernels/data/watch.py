@@ -146,6 +146,7 @@ class WatchOptions:
             test=Windows(test, scale, self.modalities),
             extractors=[SignalExtractor(channels, FEATURE_SIZE, self.stride) for _ in modalities],
             feature_sizes=(FEATURE_SIZE,) * len(modalities),
+            steps=WINDOW,
         )
 
     def _others(self) -> list[int]:

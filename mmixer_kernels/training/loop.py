@@ -175,9 +175,7 @@ class Trainer:
         """
         run = self.options.optimizer
         step = self.epoch * self.steps + self.step
-        rate = optimizer.learning_rate(run, step, self.steps, self.options.epochs)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        optimizer.set_rates(self.optimizer, run, step, self.steps, self.options.epochs)
         self.optimizer.zero_grad()
         total, correct = 0.0, 0
         for number, share in enumerate(shares, start=1):
@@ -377,4 +375,5 @@ def identity(data: Data) -> dict[str, Any]:
         "feature_sizes": None if data.feature_sizes is None else list(data.feature_sizes),
         "samples": [len(data.train), len(data.validation), len(data.test)],
         "moments": data.moments,
+        "steps": data.steps,
     }

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..data import Data
 from ..errors import UserError
 from ..network import MMixer
-from . import extractors
+from . import extractors, gradient_checkpointing, pretrained
 from .options import ModelOptions, RunOptions
 
 
@@ -21,6 +21,8 @@ class Recognizer(nn.Module):
     Where samples have `lengths`, extractors see the valid steps only, as one sequence
     `[1, sum(lengths), ...]`: padding costs nothing and does not enter batch norm's statistics.
     So they must then treat each step by itself, as networks of single frames do.
+
+    `frozen` says that the extractors stay as they are, as `freeze` makes it.
 
     Args:
         extractors: a module per modality, `[B, T, ...] -> [B, T', feature_sizes[i]]`.
@@ -42,6 +44,20 @@ class Recognizer(nn.Module):
         self.mixer = mixer
         self.feature_dropout = nn.Dropout(feature_dropout)
         self.dropout = nn.Dropout(dropout)
+        self.frozen = False
+
+    def freeze(self) -> None:
+        """Keeps the extractors as they are from now on: without gradients, and in evaluation mode
+        also in training, so that batch norm's statistics stay and nothing is dropped."""
+        self.frozen = True
+        self.extractors.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Recognizer:
+        """Sets the mode of all but frozen extractors."""
+        super().train(mode)
+        if self.frozen:
+            self.extractors.eval()
+        return self
 
     def forward(self, inputs: Sequence[Tensor], lengths: Tensor | None = None) -> Tensor:
         """Logits `[B, K]` of N tensors `[B, T, ...]` (Eq. 5); `lengths` as in `MMixer`."""
@@ -94,13 +110,32 @@ def build(options: ModelOptions, data: Data, initial: bool = True) -> Recognizer
     return Recognizer(modules, mixer, options.feature_dropout, options.dropout)
 
 
+def check_sample(recognizer: Recognizer, data: Data) -> None:
+    """Tries extractors of frames on the shape of the first training sample, for some networks take
+    clips of one length or size only.
+
+    Raises:
+        ValueError: they cannot take it, or the sample cannot be read.
+    """
+    first = recognizer.extractors[0]
+    if isinstance(first, extractors.Extractor):
+        extractors.check(first, data.train[0].inputs[0].shape)
+
+
 def place(recognizer: Recognizer, run: RunOptions, device: torch.device) -> Recognizer:
     """The network on its device, in the form that the options ask for; its state_dict's keys are
     the same in every form.
 
     Raises:
-        UserError: synchronized batch norm on a device where PyTorch has none.
+        UserError: synchronized batch norm on a device where PyTorch has none, or an option of the
+            extractors where they have no weights.
     """
+    _check_trainable(recognizer, run)
+    if run.optimizer.extractor_rate == 0:
+        recognizer.freeze()
+    elif run.model.gradient_checkpointing:
+        for extractor in recognizer.extractors:
+            gradient_checkpointing.install(extractor)
     if run.model.sync_batch_norm:
         if device.type != "cuda":
             raise UserError(
@@ -131,11 +166,31 @@ def _extractors(
                     f"but is {value}"
                 )
         return data.extractors, data.feature_sizes
-    name = "resnet18" if options.extractor == "auto" else options.extractor
-    weights = "imagenet" if options.weights == "auto" else options.weights
-    state = extractors.pretrained(name, weights) if initial else None
-    networks = [extractors.ResNet(name, state) for _ in data.modalities]
-    return networks, [extractors.FEATURE_SIZE] * len(networks)
+    name = extractors.AUTO if options.extractor == "auto" else options.extractor
+    networks = [extractors.build(name) for _ in data.modalities]
+    if networks[0].joins_steps and data.steps is None:
+        raise ValueError(
+            f"--model.extractor {name} joins the frames of a clip, so all clips must have the same "
+            "number of them: give it by --frames, such as --frames 16"
+        )
+    if initial:
+        pretrained.load(networks, options.weights)
+    return networks, [network.feature_size for network in networks]
+
+
+def _check_trainable(recognizer: Recognizer, run: RunOptions) -> None:
+    """Raises UserError where options speak of extractors' weights and there are none."""
+    if next(recognizer.extractors.parameters(), None) is not None:
+        return
+    for option, given in (
+        ("--optimizer.extractor-rate", run.optimizer.extractor_rate is not None),
+        ("--model.gradient-checkpointing", run.model.gradient_checkpointing),
+    ):
+        if given:
+            raise UserError(
+                f"{option} must be left out for {run.data}, whose samples are features already: "
+                "there are no extractors to train"
+            )
 
 
 def _of_valid_steps(extractor: nn.Module, x: Tensor, valid: Tensor) -> Tensor:

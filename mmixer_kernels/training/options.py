@@ -41,13 +41,19 @@ class ModelOptions:
     engine: str = "auto"
     """Engine that computes the MCU; python -m mmixer_kernels.info tells which there are and which
     can run here."""
-    extractor: Literal["auto", "resnet18", "resnet34"] = "auto"
-    """Network of each modality's frames, torchvision's: auto is resnet18. Other data sets bring
-    extractors of their own, for which only auto is valid."""
+    extractor: str = "auto"
+    """Network of each modality's frames, by torchvision's name: one of images, for each frame by
+    itself, or one of video, which joins frames (r3d_18, r2plus1d_18 and s3d make 2 steps of 16
+    frames, mvit_v2_s and swin3d_t 8, mc3_18 16) and needs --frames. auto is resnet18. Other data
+    sets bring extractors of their own, for which only auto is valid."""
     weights: str = "auto"
-    """Initial weights of the networks of frames: imagenet, downloaded once; the path of a .pth file
-    with torchvision's names; or none, random weights. auto is imagenet. A checkpoint brings its
-    own."""
+    """Initial weights of the networks of frames: imagenet (for those of images), kinetics400 (for
+    those of video) or pretrained (torchvision's default), downloaded once; the path of a file with
+    torchvision's names; or none, random weights. auto is imagenet or kinetics400. A checkpoint
+    brings its own."""
+    gradient_checkpointing: bool = False
+    """Compute the insides of the extractors' blocks again in backward instead of keeping them: less
+    memory, more time, the same result."""
     feature_dropout: float = 0.0
     """Fraction of the extracted features dropped in training."""
     dropout: float = 0.0
@@ -76,6 +82,9 @@ class OptimizerOptions:
     """The rate after warm-up; the default is the paper's."""
     schedule: Literal["constant", "cosine"] = "constant"
     """The rate after warm-up: the same, or down to 0 at the last step."""
+    extractor_rate: float | None = None
+    """The extractors' own rate after warm-up, on the same schedule; None is the learning rate. 0
+    freezes them: they stay as they are, in evaluation mode, and cost no memory for backward."""
     warmup_epochs: float = 0.0
     """Epochs over which the rate rises from 0; fractions are allowed."""
     weight_decay: float = 0.0
@@ -90,9 +99,9 @@ class OptimizerOptions:
     def __post_init__(self) -> None:
         finite = math.isfinite(self.learning_rate) and self.learning_rate > 0
         _check(finite, "--optimizer.learning-rate", self.learning_rate, "positive and finite")
-        for name in ("warmup_epochs", "weight_decay", "clip_norm"):
+        for name in ("extractor_rate", "warmup_epochs", "weight_decay", "clip_norm"):
             value = getattr(self, name)
-            valid = 0 <= value < math.inf
+            valid = value is None or 0 <= value < math.inf
             _check(valid, f"--optimizer.{name}", value, "0 or more, and finite")
         valid = 0 <= self.label_smoothing < 1
         _check(valid, "--optimizer.label-smoothing", self.label_smoothing, "at least 0 and below 1")
@@ -257,11 +266,12 @@ def default_output(data: str, seed: int | str) -> Path:
 class ExtractorOptions:
     """The networks of frames."""
 
-    extractor: Literal["auto", "resnet18", "resnet34"] = "auto"
-    """torchvision's network; auto is resnet18."""
+    extractor: str = "auto"
+    """torchvision's network, of images or, with --frames, of video; auto is resnet18."""
     weights: str = "auto"
-    """imagenet, downloaded once; the path of a .pth file with torchvision's names; or none, random
-    weights. auto is imagenet."""
+    """imagenet, kinetics400 or pretrained (torchvision's default), downloaded once; the path of a
+    file with torchvision's names; or none, random weights. auto is imagenet for networks of images,
+    kinetics400 for those of video."""
 
 
 @dataclass(frozen=True)

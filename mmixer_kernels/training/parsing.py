@@ -81,7 +81,7 @@ def parse_extract(arguments: Sequence[str], prog: str) -> Options:
         model=ExtractorOptions(model.extractor, model.weights),
         loader=LoaderOptions(loader.batch_size, loader.workers),
     )
-    description = f"Writes features of {name} as arrays, by networks that have seen ImageNet only."
+    description = f"Writes features of {name} as arrays, by networks that have not seen it."
     own, data = _compose(arguments, own, defaults.data, prog, description)
     run = dataclasses.replace(
         defaults.run,

@@ -151,6 +151,8 @@ def build(
     with user_errors():
         data = options.load_data() if data is None else data
         built = model.build(options.run.model, data, initial)
+        if initial:
+            model.check_sample(built, data)
         recognizer = model.place(built, options.run, device)
     with user_errors(RuntimeError):
         return data, recognizer, result.engine_used(options.run.model, device)
@@ -195,10 +197,13 @@ def _check_sampling(options: Options, data: Data) -> None:
 
 def _describe_step(options: Options, trainer: loop.Trainer) -> str:
     run, world = options.run, distributed.world()
+    rate = f"learning rate {run.optimizer.learning_rate:g}"
+    if run.optimizer.extractor_rate is not None:
+        rate += f", of the extractors {run.optimizer.extractor_rate:g}"
     return (
         f"effective batch size {trainer.effective_batch_size}: {run.loader.batch_size} samples x "
         f"{world} {'process' if world == 1 else 'processes'} x {run.optimizer.accumulate} added "
-        f"up; learning rate {run.optimizer.learning_rate:g}, which does not follow the batch size"
+        f"up; {rate}, which does not follow the batch size"
     )
 
 

@@ -139,6 +139,26 @@ def test_skewed_classes_are_made_even_alike_however_a_step_is_divided(
     assert evaluate(alone / "best.pt", "test")["loss"] == numbers(alone)["loss"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("rate", ["0", "0.0001"])
+def test_extractors_of_several_processes_have_their_rate_too(tmp_path: Path, rate: str) -> None:
+    """The last step of 16 samples has one, and leaves two processes of three without."""
+    given = [
+        *("--samples", "16", "--evaluation-samples", "16", "--frames", "4", "--frame-size", "8"),
+        *("--epochs", "2", "--model.hidden-size", "8", "--model.engine", "reference"),
+        *("--optimizer.extractor-rate", rate, "--model.gradient-checkpointing"),
+    ]
+    whole, divided = tmp_path / "whole", tmp_path / "divided"
+    assert train.main([*given, "--output", str(whole), "--loader.batch-size", "15"]) == 0
+    run(3, [*given, "--output", str(divided), "--loader.batch-size", "5"], tmp_path)
+    assert "learning rate 0.001, of the extractors" in (tmp_path / "0.log").read_text()
+    for our, their in zip(outcome(divided)["records"], outcome(whole)["records"], strict=True):
+        assert our == pytest.approx(their, rel=1e-5)
+    model, other = (checkpoint.load(folder / "last.pt")["model"] for folder in (divided, whole))
+    for name in other:
+        torch.testing.assert_close(model[name], other[name], rtol=0, atol=1e-5)
+
+
 def interrupt_second(rank: int) -> None:
     """Process 1 gets SIGTERM in the middle of its fifth step."""
     from mmixer_kernels.training import loop

@@ -98,6 +98,49 @@ def test_balanced_sampling_is_resumed_in_the_middle_of_an_epoch(
     assert unequal(outcome(stopped), outcome(whole)) == []
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--optimizer.extractor-rate", "0.001", "--model.gradient-checkpointing"),
+        ("--optimizer.extractor-rate", "0", "--optimizer.weight-decay", "0.1"),
+    ],
+)
+def test_extractors_with_a_rate_of_their_own_resume_to_the_same_bits(
+    tmp_path: Path, options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    more = ("--optimizer.accumulate", "2", "--optimizer.clip-norm", "1", *options)
+    first = trainer(*more)
+    before = {name: value.clone() for name, value in first.model.state_dict().items()}
+    for folder in (whole, stopped):
+        folder.mkdir()
+    with Stop() as stop:
+        first.fit(whole, stop)
+    frozen = options[1] == "0"
+    for name, value in first.model.state_dict().items():
+        kept = frozen and name.startswith("extractors.")
+        assert torch.equal(value, before[name]) == kept, name
+    second = trainer(*more)
+    interrupt_after(2, second, monkeypatch)
+    with pytest.raises(Interrupted), Stop() as stop:
+        second.fit(stopped, stop)
+    resumed = trainer(*more)
+    resumed.load_state(checkpoint.load(stopped / "last.pt"))
+    with Stop() as stop:
+        resumed.fit(stopped, stop)
+    assert unequal(outcome(stopped), outcome(whole)) == []
+
+
+def test_the_extractors_rate_alone_decides_where_they_go(
+    uninterrupted: Path, tmp_path: Path
+) -> None:
+    """The learning rate given again for them changes nothing."""
+    with Stop() as stop:
+        trainer("--optimizer.extractor-rate", "0.01").fit(tmp_path, stop)
+    ours, theirs = (checkpoint.load(p / "last.pt")["model"] for p in (tmp_path, uninterrupted))
+    assert unequal(ours, theirs) == []
+
+
 def test_a_training_killed_between_its_writes_resumes_without_doubled_lines(
     uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

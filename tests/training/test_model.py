@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,9 +8,9 @@ import torch
 from torch import nn
 
 from mmixer_kernels import MMixer
-from mmixer_kernels.data import Data, Split, SyntheticOptions
+from mmixer_kernels.data import Data, Sample, Split, SyntheticOptions
 from mmixer_kernels.errors import UserError
-from mmixer_kernels.training import extractors, model, parsing
+from mmixer_kernels.training import extractors, model, parsing, pretrained
 from mmixer_kernels.training.model import Recognizer, build
 from mmixer_kernels.training.options import ModelOptions
 
@@ -83,18 +84,41 @@ def test_frames_get_a_network_a_modality_with_the_chosen_weights(tmp_path: Path)
     assert recognizer.mixer.feature_sizes == [512] * 3
     assert len({id(extractor) for extractor in recognizer.extractors}) == 3
     for extractor in recognizer.extractors:
-        assert isinstance(extractor, extractors.ResNet)
+        assert isinstance(extractor, extractors.FrameNetwork)
         assert torch.equal(extractor.network.state_dict()["conv1.weight"], state["conv1.weight"])
 
 
 def test_a_checkpoints_network_needs_no_pretrained_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(name: str, weights: str) -> None:
+    def refuse(networks: list[nn.Module], weights: str) -> None:
         raise AssertionError("weights were asked for")
 
-    monkeypatch.setattr(extractors, "pretrained", refuse)
+    monkeypatch.setattr(pretrained, "load", refuse)
     build(ModelOptions(8), frame_data(), initial=False)
     with pytest.raises(AssertionError, match="asked for"):
         build(ModelOptions(8), frame_data())
+
+
+def test_a_video_network_needs_clips_of_one_length() -> None:
+    options = ModelOptions(8, extractor="r3d_18", weights="none")
+    with pytest.raises(ValueError, match=r"r3d_18 joins the frames .*such as --frames 16"):
+        build(options, frame_data())
+    recognizer = build(options, replace(frame_data(), steps=16))
+    assert recognizer.mixer.feature_sizes == [512] * 2
+    features = recognizer.eval().features([torch.randn(1, 16, 3, 16, 16)] * 2)
+    assert [tuple(x.shape) for x in features] == [(1, 2, 512)] * 2
+
+
+def test_a_sample_that_the_network_cannot_take_is_told_before_training() -> None:
+    class Frames(Split):
+        def __getitem__(self, index: int) -> Sample:
+            return Sample((torch.zeros(4, 3, 16, 16),) * 2, 0, 4)
+
+    data = replace(frame_data(), train=Frames(torch.zeros(1, dtype=torch.int64)), steps=4)
+    for extractor in ("s3d", "mvit_v2_s"):
+        recognizer = build(ModelOptions(8, extractor=extractor, weights="none"), data)
+        with pytest.raises(ValueError, match=rf"{extractor} cannot take clips of 4 frames of 16 x"):
+            model.check_sample(recognizer, data)
+    model.check_sample(build(ModelOptions(8, extractor="r3d_18", weights="none"), data), data)
 
 
 def test_the_options_are_the_mixers() -> None:
@@ -155,6 +179,56 @@ def test_channels_last_reaches_the_convolutions_outputs() -> None:
         )
         formed([torch.randn(3, 2, 3, 8, 8), torch.randn(3, 2, 1, 8, 8)])
     assert layouts == [False, True]
+
+
+def test_frozen_extractors_stay_and_keep_nothing_for_backward() -> None:
+    options = ModelOptions(hidden_size=8, weights="none", engine="reference")
+    recognizer = build(options, frame_data())
+    recognizer.freeze()
+    assert recognizer.train() is recognizer
+    assert recognizer.mixer.training
+    assert not any(module.training for module in recognizer.extractors.modules())
+    before = {name: value.clone() for name, value in recognizer.state_dict().items()}
+    inputs = [torch.randn(2, 3, 3, 32, 32) for _ in range(2)]
+    features = recognizer.features(inputs)
+    assert all(x.grad_fn is None and not x.requires_grad for x in features)
+    recognizer(inputs).sum().backward()
+    assert all(weight.grad is None for weight in recognizer.extractors.parameters())
+    assert all(weight.grad is not None for weight in recognizer.mixer.parameters())
+    for name, value in recognizer.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_the_run_s_options_freeze_and_recompute() -> None:
+    assert not small().frozen
+    assert not small("--optimizer.extractor-rate", "1e-5").frozen
+    frozen = small("--optimizer.extractor-rate", "0", "--model.gradient-checkpointing")
+    assert frozen.frozen
+    assert not any(weight.requires_grad for weight in frozen.extractors.parameters())
+    formed, plain = small("--model.gradient-checkpointing"), small()
+    sizes = []
+    for recognizer in (formed, plain):
+        kept: list[int] = []
+
+        def keep(x: torch.Tensor, kept: list[int] = kept) -> torch.Tensor:
+            kept.append(x.untyped_storage().nbytes())
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            recognizer.features([torch.randn(3, 2, 3, 8, 8), torch.randn(3, 2, 1, 8, 8)])
+        sizes.append(sum(kept))
+    assert sizes[0] < sizes[1] / 2
+
+
+@pytest.mark.parametrize(
+    "option", [("--optimizer.extractor-rate", "0"), ("--model.gradient-checkpointing",)]
+)
+def test_options_of_extractors_need_extractors_with_weights(option: tuple[str, ...]) -> None:
+    given = parsing.parse(["--data", "arrays", "--device", "cpu", *option], "train")
+    mixer = MMixer([5, 5], 4, hidden_size=6)
+    recognizer = Recognizer([nn.Identity(), nn.Identity()], mixer)
+    with pytest.raises(UserError, match=rf"{option[0]} must be left out for arrays"):
+        model.place(recognizer, given.run, torch.device("cpu"))
 
 
 def test_synchronized_batch_norm_needs_a_gpu() -> None:

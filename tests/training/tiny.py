@@ -24,7 +24,8 @@ def trainer(*more: str) -> loop.Trainer:
     chosen = parsing.parse([*TINY, *more], "train")
     torch.manual_seed(chosen.run.seed)
     data = chosen.load_data()
-    return loop.Trainer(chosen, data, model.build(chosen.run.model, data))
+    built = model.build(chosen.run.model, data)
+    return loop.Trainer(chosen, data, model.place(built, chosen.run, torch.device("cpu")))
 
 
 def interrupt_after(steps: int, trained: loop.Trainer, monkeypatch: pytest.MonkeyPatch) -> None:
