@@ -88,7 +88,7 @@ class OptimizerOptions:
     warmup_epochs: float = 0.0
     """Epochs over which the rate rises from 0; fractions are allowed."""
     weight_decay: float = 0.0
-    """Weight decay of the matrices; biases and norms do not decay."""
+    """Weight decay of the matrices; biases, norms and embeddings do not decay."""
     clip_norm: float = 0.0
     """Largest norm of the whole gradient; 0 for no limit."""
     label_smoothing: float = 0.0
