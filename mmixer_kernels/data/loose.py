@@ -17,6 +17,7 @@ from . import nw_ucla
 from .base import UNKNOWN
 from .clips import Clip, Source
 from .decode import DepthFolderSource, PictureFilesSource, VideoSource, require
+from .images import KINECT
 from .ntu import NAME
 from .video import VideoOptions
 
@@ -68,7 +69,7 @@ def _sources(file: Path) -> tuple[str, dict[str, Source]]:
                 f"{file} must end in _rgb or _ir before the dot, as S001C001P001R001A001_rgb.avi "
                 "does, or be a folder of depth or of NW-UCLA"
             )
-        return match[1], {match[2]: VideoSource(str(file), 3 if match[2] == "rgb" else 1)}
+        return match[1], {match[2]: VideoSource(str(file), KINECT[match[2]])}
     names = os.listdir(file)
     if any(nw_ucla.FRAME.fullmatch(name) for name in names):
         return _nw_ucla_name(file.resolve()), _nw_ucla(file)
@@ -91,7 +92,7 @@ def _nw_ucla(folder: Path) -> dict[str, Source]:
     common = sorted(set.intersection(*(set(numbered) for numbered in files.values())))
     return {
         modality: PictureFilesSource(
-            str(folder), tuple(numbered[n] for n in common), modality == "depth"
+            str(folder), tuple(numbered[n] for n in common), KINECT[modality]
         )
         for modality, numbered in files.items()
     }

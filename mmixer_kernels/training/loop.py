@@ -328,4 +328,5 @@ def identity(data: Data) -> dict[str, Any]:
         "feature_sizes": None if data.feature_sizes is None else list(data.feature_sizes),
         "samples": [len(data.train), len(data.validation), len(data.test)],
         "moments": data.moments,
+        "forms": data.forms,
     }

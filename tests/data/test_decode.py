@@ -72,7 +72,7 @@ def test_other_containers(tmp_path, suffix):
 def test_colours_are_rgb_and_grey_is_one_channel(video):
     colour = VideoSource(str(video)).read([0], 54)[0, :, 45, 48].tolist()
     np.testing.assert_allclose(colour, miniature.picture(0, (54, 96), 1)[45, 48], atol=12)
-    grey = VideoSource(str(video), channels=1).read([0, 40], 27)
+    grey = VideoSource(str(video), "grey").read([0, 40], 27)
     assert grey.shape == (2, 1, 27, 48)
     assert numbers(grey) == [0, 40]
     np.testing.assert_allclose(
@@ -205,7 +205,7 @@ def test_an_empty_folder_is_named(tmp_path):
 def test_depth_of_8_bits_is_refused(folder):
     path = folder / "MDepth-00000001.png"
     miniature.write_picture(path, np.zeros((54, 64), np.uint8))
-    with pytest.raises(DamagedFile, match="must be 16-bit depth in one channel, but is 8-bit grey"):
+    with pytest.raises(DamagedFile, match="must have 16 bits in one channel, but is 8-bit grey"):
         DepthFolderSource(str(folder)).read([0], 54)
 
 
@@ -220,7 +220,7 @@ def test_colour_pictures(tmp_path):
     names = ("b.jpg", "a.jpg")
     for number, name in enumerate(names):
         miniature.write_picture(tmp_path / name, miniature.picture(number, (48, 64), 5))
-    source = PictureFilesSource(str(tmp_path), names, depth=False)
+    source = PictureFilesSource(str(tmp_path), names, "colour")
     frames = source.read([0, 1], 48)
     assert numbers(frames) == [0, 1]
     np.testing.assert_allclose(frames[1, :, 40, 30], (200, 90, 200), atol=12)
