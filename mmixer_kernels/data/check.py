@@ -64,6 +64,9 @@ def check(
     parts = options.parts(listing, seed)
     part_of = {clip.name: part for part, clips in parts.items() for clip in clips}
     report = Report(_table(options, parts), [*listing.notes, *options.remarks()])
+    if listing.forms is not None:
+        forms = ", ".join(f"{modality} {form}" for modality, form in listing.forms.items())
+        report.notes.append(f"frames are read as {forms}")
     missing = report.notes if options.allow_missing else report.wrong
     missing += _missing(options, parts)
     unequal, longer = [], []
@@ -73,8 +76,9 @@ def check(
         counts = ", ".join(f"{count} {modality}" for modality, count in found.frames.items())
         if len(set(found.frames.values())) > 1:
             unequal.append(f"{clip.name} ({counts})")
-        if clip.listed is not None and clip.listed.frames not in (None, *found.frames.values()):
-            longer.append(f"{clip.listed.place} ({counts})")
+        listed = clip.listed.frames if clip.listed else None
+        if listed is not None and max(found.frames.values(), default=0) > listed:
+            longer.append(f"{clip.name} ({counts}, listed {listed})")
     if unequal:
         read = "which are aligned by their time (--align)"
         if options.rule() == "frame":

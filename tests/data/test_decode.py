@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import struct
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from data import miniature
 
 from mmixer_kernels.data.decode import (
     DepthFolderSource,
+    NumberedPicturesSource,
     PictureFilesSource,
     VideoSource,
     require,
@@ -214,6 +217,111 @@ def test_pictures_of_another_size_are_refused(folder):
     miniature.write_picture(folder / "MDepth-00000002.png", picture)
     with pytest.raises(DamagedFile, match=r"00000002\.png: has a size other than .*00000001\.png"):
         DepthFolderSource(str(folder)).read([0, 1], 54)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["9.jpg", "10.jpg", "100.JPEG"],
+        ["a2_frame_9_t1.png", "a2_frame_10_t1.png", "a2_frame_11_t0.png"],
+        ["1548339819.87426.png", "1548339819.9.png", "1548339820.1.png"],
+        ["v1.9_left.jpg", "v1.10_left.jpg", "v2.0_left.jpg"],
+    ],
+)
+def test_pictures_are_in_the_order_of_their_numbers(tmp_path, names):
+    for number, name in enumerate(names):
+        kind = "PNG" if name.endswith(".png") else "JPEG"
+        miniature.write_picture(tmp_path / name, miniature.picture(number, (48, 64), 5), kind)
+    for name in ("._9.jpg", "notes7.txt", ".thumb_1.png"):
+        (tmp_path / name).write_text("no frame")
+    source = NumberedPicturesSource(str(tmp_path), "colour", given_rate=25)
+    assert source.names() == names
+    assert (source.count(), source.rate()) == (3, 25)
+    assert numbers(source.read([0, 1, 2], 48)) == [0, 1, 2]
+    assert source.stored_form() == "colour"
+    source.verify(full=False)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["1.jpg", "1.png"], r"has two pictures of one number, 1\.jpg and 1\.png"),
+        (["01.jpg", "1.jpg"], r"has two pictures of one number, 01\.jpg and 1\.jpg"),
+        (["1.jpg", "cover.jpg"], r"cover\.jpg: has no number in its name"),
+        ([], "has no frame"),
+    ],
+)
+def test_pictures_without_an_order_are_named(tmp_path, names, message):
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(DamagedFile, match=f"{tmp_path}.*{message}"):
+        NumberedPicturesSource(str(tmp_path), "colour").count()
+
+
+def test_values_of_8_bits_are_those_of_the_nearest_pixels(tmp_path):
+    values = np.random.default_rng(0).integers(0, 256, (40, 50), np.uint8)
+    miniature.write_picture(tmp_path / "1.png", values)
+    source = NumberedPicturesSource(str(tmp_path), "8-bit")
+    np.testing.assert_array_equal(source.read([0], 40)[0, 0].numpy(), values)
+    np.testing.assert_array_equal(source.read([0], 20)[0, 0].numpy(), values[1::2, 1::2])
+
+
+@pytest.mark.parametrize(("form", "kind"), [("8-bit", "grey.mkv"), ("16-bit", "16-bit.mkv")])
+def test_values_in_a_video_are_those_of_the_nearest_pixels(tmp_path, form, kind):
+    path = miniature.write_recording(tmp_path / "a", kind, 7, rate=12)
+    source = VideoSource(str(path), form, strict=True)
+    assert (source.stored_form(), source.count(), source.rate()) == (
+        *("16-bit" if form == "16-bit" else "grey", 7, 12.0),
+    )
+    frames = source.read([0, 3, 6], 24)
+    assert numbers(frames) == [0, 3, 6]
+    expected = miniature.depth_picture(3, (48, 64), masked=True)
+    if form == "8-bit":
+        expected = miniature.grey(miniature.picture(3, (48, 64), 1))
+    np.testing.assert_array_equal(frames[1, 0].numpy(), expected[1::2, 1::2])
+
+
+@pytest.mark.parametrize(
+    ("kind", "form", "message"),
+    [
+        ("16-bit.mkv", "8-bit", "must have 8 bits per channel, but its pixels are gray16le"),
+        ("grey.mkv", "16-bit", "must have 16 bits in one channel, but its pixels are gray"),
+        ("grey.mkv", "colour", "must be colour, but is grey"),
+        ("avi", "grey", "must be grey, but is colour"),
+    ],
+)
+def test_a_video_of_another_form_is_refused(tmp_path, kind, form, message):
+    path = miniature.write_recording(tmp_path / "a", kind, 2)
+    with pytest.raises(DamagedFile, match=f"^{path}: {message}"):
+        VideoSource(str(path), form, strict=True).read([0], 24)
+
+
+@pytest.mark.parametrize("form", ["colour", "8-bit"])
+def test_a_phone_s_video_is_turned_upright(tmp_path, form):
+    path = tmp_path / "a.mp4"
+    miniature.write_video(path, 3, (48, 64))
+    lying = VideoSource(str(path), form).read([1], 24)
+    content = path.read_bytes()
+    matrix = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    place = content.index(matrix, content.index(b"tkhd"))  # the track's, not the film's
+    turned = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
+    path.write_bytes(content[:place] + turned + content[place + len(matrix) :])
+    upright = VideoSource(str(path), form).read([1], 24)
+    assert upright.shape[-2:] == (32, 24)
+    assert torch.equal(upright, lying.rot90(-1, (-2, -1)))
+
+
+def test_a_header_without_a_rate_is_named(video, monkeypatch):
+    assert VideoSource(str(video)).rate() == 30
+    assert VideoSource(str(video), given_rate=12.5).rate() == 12.5
+
+    @contextlib.contextmanager
+    def opened(source):
+        yield None, SimpleNamespace(average_rate=None)
+
+    monkeypatch.setattr(VideoSource, "_opened", opened)
+    with pytest.raises(DamagedFile, match=f"^{video}: its header has no frame rate: .* --rates"):
+        VideoSource(str(video)).rate()
 
 
 def test_colour_pictures(tmp_path):
