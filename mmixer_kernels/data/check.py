@@ -14,14 +14,17 @@ from typing import Any, NamedTuple
 from ..errors import DamagedFile
 from .alignment import Rule
 from .clips import Clip
+from .decode import NumberedPicturesSource
 from .video import PARTS, VideoOptions, first
 
 
 class Found(NamedTuple):
-    """A clip's numbers of frames by modality, and what is wrong with its files."""
+    """A clip's numbers of frames by modality, what is wrong with its files, and its folders of
+    pictures that may lack some."""
 
     frames: dict[str, int]
     damage: list[str]
+    gaps: list[str]
 
 
 @dataclass
@@ -69,10 +72,11 @@ def check(
         report.notes.append(f"frames are read as {forms}")
     missing = report.notes if options.allow_missing else report.wrong
     missing += _missing(options, parts)
-    unequal, longer = [], []
+    unequal, longer, gaps = [], [], []
     results = _results(listing.clips, options.rule(), full, workers)
     for clip, found in zip(listing.clips, progress(results, len(listing.clips)), strict=True):
         report.wrong += [f"{clip.name} ({part_of[clip.name]}): {text}" for text in found.damage]
+        gaps += found.gaps
         counts = ", ".join(f"{count} {modality}" for modality, count in found.frames.items())
         if len(set(found.frames.values())) > 1:
             unequal.append(f"{clip.name} ({counts})")
@@ -90,6 +94,11 @@ def check(
         report.notes.append(
             f"{len(longer):,} samples have more frames than their lists say, and all are read: "
             f"{first(longer)}"
+        )
+    if gaps:
+        report.notes.append(
+            f"{len(gaps):,} folders have pictures whose numbers do not rise in equal steps, as "
+            f"where some are missing: {first(gaps)}"
         )
     return report
 
@@ -137,11 +146,13 @@ def _results(clips: list[Clip], rule: Rule, full: bool, workers: int) -> Iterato
 
 
 def _look(clip: Clip, rule: Rule, full: bool) -> Found:
-    found = Found({}, [])
+    found = Found({}, [], [])
     for modality, source in clip.sources.items():
         try:
             found.frames[modality] = clip.track(modality, rule).frames
             source.verify(full)
+            if isinstance(source, NumberedPicturesSource) and source.has_gap():
+                found.gaps.append(source.folder)
         except DamagedFile as error:
             found.damage.append(str(error))
     return found

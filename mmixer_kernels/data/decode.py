@@ -9,6 +9,7 @@ pixels, and no frame's number.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import re
 from abc import ABC, abstractmethod
@@ -322,6 +323,19 @@ class NumberedPicturesSource(PictureSource):
 
     def names(self) -> list[str]:
         """The files' names in order; DamagedFile where two have one number, or one has none."""
+        return list(self._numbered().values())
+
+    def has_gap(self) -> bool:
+        """True where the first of the numbers that changes rises by unequal steps, as where a
+        picture is missing; time stamps are not looked at."""
+        for column in zip(*self._numbered(), strict=False):
+            steps = {after - before for before, after in itertools.pairwise(column)}
+            if steps - {0}:
+                return len(steps) > 1 and 0 not in steps and all(s == int(s) for s in steps)
+        return False
+
+    def _numbered(self) -> dict[tuple[Decimal, ...], str]:
+        """The files' names by their numbers, in order."""
         numbered: dict[tuple[Decimal, ...], str] = {}
         for name in sorted(filter(is_picture, _listed(self.folder))):
             stem = os.path.splitext(name)[0]
@@ -337,7 +351,7 @@ class NumberedPicturesSource(PictureSource):
                     self.folder, f"has two pictures of one number, {numbered[key]} and {name}"
                 )
             numbered[key] = name
-        return [numbered[key] for key in sorted(numbered)]
+        return dict(sorted(numbered.items()))
 
 
 def is_picture(name: str) -> bool:

@@ -350,7 +350,10 @@ class ShardWriter:
         member = tarfile.TarInfo(name)
         member.size = len(data)
         offset = self.file.tell() + tarfile.BLOCKSIZE
-        self.tar.addfile(member, io.BytesIO(data))
+        try:
+            self.tar.addfile(member, io.BytesIO(data))
+        except ValueError as error:
+            raise ValueError(f"{name!r} cannot be a file in a tar: {error}: shorten it") from error
         return offset, len(data), zlib.crc32(data)
 
 

@@ -258,6 +258,25 @@ def test_pictures_without_an_order_are_named(tmp_path, names, message):
         NumberedPicturesSource(str(tmp_path), "colour").count()
 
 
+@pytest.mark.parametrize(
+    ("names", "gap"),
+    [
+        (["000001", "000002", "000003"], False),
+        (["t_8", "t_16", "t_24"], False),
+        (["1"], False),
+        (["1", "2", "4"], True),
+        (["p3_1_t9", "p3_2_t7", "p3_3_t2"], False),
+        (["p3_1_t9", "p3_2_t7", "p3_4_t8"], True),
+        (["15_100", "15_140", "16_020"], False),
+        (["9.5", "9.7", "10.25"], False),
+    ],
+)
+def test_a_picture_that_may_be_missing_shows(tmp_path, names, gap):
+    for name in names:
+        (tmp_path / f"{name}.jpg").touch()
+    assert NumberedPicturesSource(str(tmp_path), "colour").has_gap() == gap
+
+
 def test_values_of_8_bits_are_those_of_the_nearest_pixels(tmp_path):
     values = np.random.default_rng(0).integers(0, 256, (40, 50), np.uint8)
     miniature.write_picture(tmp_path / "1.png", values)

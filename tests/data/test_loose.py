@@ -148,6 +148,9 @@ def test_recordings_are_given_one_by_one(own: Path, monkeypatch: pytest.MonkeyPa
     assert [clips[1].sources[modality].count() for modality in OWN.modalities] == [3, 5]
     of_folder = {clip.name: clip for clip in recordings(own)}
     assert [of_folder[clip.name].sources["depth"].count() for clip in clips] == [12, 5]
+    inside = own / "rgb" / "set"  # a folder above has a modality's name too
+    pair = [miniature.write_recording(inside / m / "z/y", "16-bit", 2) for m in OWN.modalities]
+    assert [clip.name for clip in recordings(*pair)] == ["z/y"]
 
 
 def test_recordings_that_make_up_no_sample_are_named(own: Path) -> None:

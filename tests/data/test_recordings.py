@@ -18,10 +18,11 @@ from mmixer_kernels.data import ClipsOptions, Data, Split
 from mmixer_kernels.data.alignment import Track, align
 from mmixer_kernels.data.check import check
 from mmixer_kernels.data.clips import ClipSplit
-from mmixer_kernels.data.convert import prepare
+from mmixer_kernels.data.convert import prepare, verify
 from mmixer_kernels.data.recordings import forms_of
 from mmixer_kernels.data.transforms import Sampling
 from mmixer_kernels.errors import DamagedFile
+from mmixer_kernels.training import parsing
 
 LISTS = {
     "train.txt": ["a 0", "walk/b 1", "c 0", "d 1"],
@@ -277,6 +278,10 @@ def test_what_is_there_twice_or_in_no_list_is_named(tmp_path: Path) -> None:
     notes = check(options(), tmp_path).notes
     assert "3 samples are in no list: last, other, x/new" in notes
     assert "frames are read as rgb colour, depth 16-bit" in notes
+    assert not any("equal steps" in note for note in notes)
+    miniature.write_recording(tmp_path / "depth" / "walk" / "b", "16-bit", 5)
+    (tmp_path / "depth" / "walk" / "b" / "000003.png").unlink()
+    assert check(options(), tmp_path).notes[-1].endswith(f"missing: {tmp_path}/depth/walk/b")
     miniature.write_recording(tmp_path / "rgb" / "walk" / "b", "avi", 1)
     message = rf"rgb of walk/b \({tmp_path}/train\.txt, line 2\) is there twice, .*b\.avi"
     with pytest.raises(ValueError, match=message):
@@ -350,6 +355,34 @@ def test_the_converted_form_gives_the_same_samples(tmp_path: Path, rule: str) ->
                 difference = (x - y).abs()
                 exact = modality in ("depth", "thermal")
                 assert difference.max() == 0 if exact else difference.mean() < 0.3
+
+
+@pytest.mark.parametrize("rule", ["span", "rate"])
+def test_what_a_damaged_modality_needs_is_not_stored(tmp_path: Path, rule: str) -> None:
+    raw, folder = tmp_path / "raw", tmp_path / "converted"
+    miniature.clips(raw, LISTS, {"rgb": ("avi", 21), "depth": ("16-bit", 13), "ir": ("avi", 9)})
+    (raw / "depth" / "a" / "000000.png").write_bytes(b"")
+    by_rate = {"align": "rate", "rates": (30.0, 20.0, 9.0)} if rule == "rate" else {}
+    modalities = ("rgb", "depth", "ir")
+    chosen = options(modalities=modalities, allow_missing=True, **by_rate)
+    report = prepare(chosen, raw, folder, 37, 95, 2, 1)
+    assert [(problem.sample, problem.modality) for problem in report.problems] == [("a", "depth")]
+    assert verify(folder, 1) == (6, [])
+    assert "a" not in names(chosen.load(folder, 0).train)
+
+
+def test_names_too_long_for_a_tar_are_named(tmp_path: Path) -> None:
+    raw, name = tmp_path / "raw", "/".join(["x" * 90] * 3)
+    miniature.clips(raw, {**LISTS, "train.txt": [f"{name} 0", "a 1"]}, KINDS)
+    with pytest.raises(ValueError, match=rf"'{name}\.json' cannot be a file in a tar: .* shorten"):
+        prepare(options(), raw, tmp_path / "converted", 37, 95, 9, 1)
+
+
+def test_options_survive_a_run_s_configuration() -> None:
+    arguments = ["--data", "clips", "--align", "rate", "--rates", "30", "12.5", "--lists", "fold"]
+    chosen = parsing.parse(arguments, "test")
+    assert chosen.data == ClipsOptions(align="rate", rates=(30.0, 12.5), lists=Path("fold"))
+    assert parsing.parse_config(chosen.config(), "here") == chosen
 
 
 def numbers_of(split: ClipSplit) -> list[list[int]]:
