@@ -51,8 +51,8 @@ class VideoOptions:
     image_size: int = 224
     """Height and width of the network's frames in pixels."""
     color_range: Literal["frame", "fixed"] = "frame"
-    """Range that the jet map of depth and IR spreads over: each frame's least to greatest value, or
-    0 to the sensor's maximum."""
+    """Range that the jet map of one channel, as depth and IR, spreads over: each frame's least to
+    greatest value, or 0 to the sensor's maximum."""
     flip: float = 0.5
     """Probability of mirroring a training clip."""
     jitter: float = 0.4

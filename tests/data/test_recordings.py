@@ -22,7 +22,7 @@ from mmixer_kernels.data.convert import prepare, verify
 from mmixer_kernels.data.recordings import forms_of
 from mmixer_kernels.data.transforms import Sampling
 from mmixer_kernels.errors import DamagedFile
-from mmixer_kernels.training import parsing
+from mmixer_kernels.training import parsing, run
 
 LISTS = {
     "train.txt": ["a 0", "walk/b 1", "c 0", "d 1"],
@@ -213,6 +213,20 @@ def test_validation_is_held_out_by_the_seed(tmp_path: Path, seed: int) -> None:
     assert names(other.load(tmp_path, seed).validation) == held
 
 
+def test_the_check_has_the_parts_of_the_training(tmp_path: Path) -> None:
+    train = [f"s{number} 0" for number in range(4)]
+    miniature.clips(tmp_path, {"train.txt": train, "test.txt": ["t 0"]}, KINDS)
+    (tmp_path / "rgb" / "s1" / "000001.png").write_bytes(b"")
+    found = set()
+    for seed in range(6):
+        held = names(options().load(tmp_path, seed).validation)
+        arguments = ["--data", "clips", "--root", str(tmp_path), "--seed", str(seed), "--check"]
+        (wrong,) = run.check(parsing.parse(arguments, "test")).wrong
+        assert wrong.startswith("s1 (validation): " if held == ["s1"] else "s1 (train): ")
+        found.add(held == ["s1"])
+    assert found == {False, True}
+
+
 def test_missing_files_are_named_with_their_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -275,6 +289,7 @@ def test_what_is_there_twice_or_in_no_list_is_named(tmp_path: Path) -> None:
     for name in ("x/new", "other"):
         miniature.write_recording(tmp_path / "rgb" / name, "png", 1)
     miniature.write_recording(tmp_path / "depth" / "last", "avi", 1)
+    miniature.write_recording(tmp_path / "depth" / "._last", "avi", 1)
     notes = check(options(), tmp_path).notes
     assert "3 samples are in no list: last, other, x/new" in notes
     assert "frames are read as rgb colour, depth 16-bit" in notes
