@@ -30,7 +30,7 @@ from .base import held_out
 from .clips import Clip, Source
 from .decode import VIDEO_ENDINGS, NumberedPicturesSource, VideoSource, is_picture, require
 from .images import KINECT, Form
-from .lists import Lists, read_lists
+from .lists import MOST_FAULTS, Lists, read_lists
 from .transforms import Transform
 from .video import Listing, VideoOptions, first
 
@@ -246,7 +246,8 @@ def files_of(
                 )
             of_modalities[modality] = path
     if twice:
-        raise ValueError("; ".join(sorted(twice)[:3]) + f" ({len(twice):,} in all)")
+        more = f"; and {len(twice) - MOST_FAULTS:,} more" if len(twice) > MOST_FAULTS else ""
+        raise ValueError("; ".join(twice[:MOST_FAULTS]) + more)
     return found
 
 
