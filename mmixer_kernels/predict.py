@@ -33,8 +33,10 @@ class PredictOptions:
     """best.pt or last.pt of a run. The streams' own predictions need the classifiers that
     python -m mmixer_kernels.evaluate CHECKPOINT --streams writes."""
     files: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """Files and folders of one or more samples. A network of video takes NAME_rgb.avi,
-    NAME_ir.avi and the depth folder NAME, or folders of NW-UCLA. A network of arrays takes .npz
+    """Files and folders of one or more samples. A network of clips takes files and folders as
+    .../rgb/NAME.mp4 and .../depth/NAME, a folder with a folder for each modality, or a list
+    .../new.txt of names beside such folders. A network of NTU takes NAME_rgb.avi, NAME_ir.avi and
+    the depth folder NAME, one of NW-UCLA its folders. A network of arrays takes .npz
     files as those it was trained on, where label may be missing, or folders of such files. Nothing
     that the network was trained on is needed beside them."""
     index: tuple[int, ...] = ()

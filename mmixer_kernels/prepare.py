@@ -16,7 +16,13 @@ from .errors import user_errors
 from .stop import Interrupted
 
 PROG = "python -m mmixer_kernels.prepare"
-VIDEO = tuple(name for name, options in DATA.items() if issubclass(options, VideoOptions))
+OF_SOME = {
+    "depth": ("ntu60", "ntu120"),
+    "lists": ("clips",),
+    "align": ("clips",),
+    "rates": ("clips",),
+}
+"""Options that only these data sets have."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +33,19 @@ class PrepareOptions:
 
     output: Path
     """Folder of the converted form."""
-    data: Literal["ntu60", "ntu120", "nw-ucla"] | None = None
+    data: Literal["clips", "ntu60", "ntu120", "nw-ucla"] | None = None
     """Data set."""
     root: Path | None = None
     """Folder of the raw files."""
-    modalities: tuple[Literal["rgb", "depth", "ir"], ...] | None = None
+    modalities: tuple[str, ...] | None = None
     """Modalities to convert; training may choose fewer. When None, the data set's default."""
+    lists: Path | None = None
+    """Folder of the lists of clips, as in training."""
+    align: Literal["span", "rate"] | None = None
+    """Frames of clips' modalities that belong together, as in training; span is the default."""
+    rates: tuple[float, ...] | None = None
+    """Frames per second of each of clips' modalities, in their order, for --align rate, as in
+    training, which then needs them no more."""
     depth: Literal["masked", "full"] | None = None
     """NTU's depth of the bodies alone (the default), or with the background."""
     stride: int = 8
@@ -43,7 +56,7 @@ class PrepareOptions:
     size: int = 256
     """Pixels of the frames' shorter side; training with --image-size 224 needs 256."""
     quality: int = 95
-    """Quality of the JPEGs of RGB and IR, 1 to 100; depth is kept exactly."""
+    """Quality of the JPEGs of colour and grey, 1 to 100; depth is kept exactly."""
     samples_per_shard: int = 256
     """Samples per file, the unit that is made anew after a stop."""
     workers: int = field(default_factory=command.processors)
@@ -64,8 +77,11 @@ class PrepareOptions:
             raise ValueError(f"--quality must be in 1..100, but is {self.quality}")
         if not self.verify and (self.data is None or self.root is None):
             raise ValueError("--data and --root must say what to convert (or --verify --output)")
-        if self.depth is not None and self.data == "nw-ucla":
-            raise ValueError("--depth is for ntu60 and ntu120: leave it out for nw-ucla")
+        for name, sets in OF_SOME.items():
+            if getattr(self, name) is not None and self.data not in (None, *sets):
+                raise ValueError(
+                    f"--{name} is for {' and '.join(sets)}: leave it out for {self.data}"
+                )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -126,6 +142,9 @@ def _data(options: PrepareOptions) -> VideoOptions:
     given: dict[str, Any] = {
         "modalities": options.modalities,
         "depth": options.depth,
+        "lists": options.lists,
+        "align": options.align,
+        "rates": options.rates,
         "stride": options.stride,
         "frames": options.frames,
         "allow_missing": options.allow_missing,

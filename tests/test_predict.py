@@ -108,6 +108,58 @@ def test_files_give_what_the_data_set_gives(
     assert (found.name, found.label) == (name, expected.label)
     for stream, confidences in expected.confidences.items():
         assert torch.equal(found.confidences[stream], confidences)
+    older = checkpoint.load(path)
+    del older["data"]["forms"]  # which older versions do not write
+    checkpoint.save(older, path)
+    moved.rename(root)
+    assert len(restore(path).data.test) == len(restored.data.test)
+    files = [root / file.relative_to(moved) for file in files]
+    assert len(predictions.of_files(restore(path, samples="none"), path, files)) == 1
+
+
+def test_new_recordings_need_neither_the_training_set_nor_labels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shrink_resnets(monkeypatch)
+    root, output = tmp_path / "mine", tmp_path / "run"
+    kinds = {"rgb": ("avi", 20), "depth": ("16-bit", 12), "thermal": ("grey.png", 9)}
+    lists = {
+        "train.txt": ["a/1 0", "b/1 1", "a/2 0", "b/2 1"],
+        "test.txt": ["a/3 0", "b/3 1"],
+        "classes.txt": ["sit", "stand"],
+    }
+    miniature.clips(root, lists, kinds)
+    chosen = ["--data", "clips", *VIDEO[2:], "--modalities", *kinds]
+    assert train.main([*chosen, "--root", str(root), "--output", str(output)]) == 0
+    path = output / "best.pt"
+    restored = restore(path)
+    expected = predictions.of_split(restored, path, "test", [0, 1])
+    capsys.readouterr()
+    assert command(path, "--index", 0, "--output", tmp_path / "p.png") == 0
+    assert capsys.readouterr().out.startswith("a/3, true class sit\n")
+    moved = root.rename(tmp_path / "new")
+    (moved / "train.txt").unlink()
+    (moved / "new.txt").write_text("a/3\nb/3\n")
+    files = [moved / "rgb" / "b" / "3.avi", moved / "depth" / "b" / "3", moved / "thermal" / "b/3"]
+    for given, places in (
+        ([moved / "new.txt"], (0, 1)),
+        ([moved / "test.txt"], (0, 1)),
+        (files, (1,)),
+    ):
+        assert command(path, *given, "--output", tmp_path / "p.png") == 0
+        text = capsys.readouterr().out
+        assert ("true class" in text) == (given[0].name == "test.txt")
+        found = predictions.of_files(restore(path, samples="none"), path, given)
+        assert [prediction.name for prediction in found] == [expected[i].name for i in places]
+        for ours, place in zip(found, places, strict=True):
+            confidences = expected[place].confidences
+            assert ours.confidences.keys() == confidences.keys() == {"rgb+depth+thermal"}
+            for stream, values in confidences.items():
+                assert torch.equal(ours.confidences[stream], values)
+    assert command(path, moved, "--output", tmp_path / "p.png") == 0
+    assert capsys.readouterr().out.count("rgb+depth+thermal") == 6
+    assert command(path, *files[:2]) == 2
+    assert "the sample b/3 lacks thermal" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("standardize", [False, True])

@@ -12,7 +12,7 @@ import pytest
 from data import miniature
 
 from mmixer_kernels import prepare
-from mmixer_kernels.data import Ntu60Options, NwUclaOptions
+from mmixer_kernels.data import ClipsOptions, Ntu60Options, NwUclaOptions
 from mmixer_kernels.data.clips import ClipSplit
 
 SAMPLES = 24
@@ -144,6 +144,30 @@ def test_nw_ucla_too(tmp_path: Path) -> None:
     assert frames(found.test, 0) == frames(expected.test, 0)  # type: ignore[arg-type]
 
 
+def test_recordings_of_ones_own_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, output = tmp_path / "raw", tmp_path / "converted"
+    lists = {
+        "lists/train.txt": ["a 0", "b 0", "c 1"],
+        "lists/test.txt": ["d 1"],
+        "lists/val.txt": ["e 1"],
+    }
+    miniature.clips(root, lists, {"rgb": ("avi", 9), "flow": ("png", 18)})
+    chosen = ["--data", "clips", "--root", root, "--output", output, "--workers", 1]
+    by_rate = ["--lists", root / "lists", "--align", "rate", "--rates", 10, 20]
+    assert run(*chosen, *by_rate, "--modalities", "rgb", "flow") == 0
+    options = ClipsOptions(modalities=("flow", "rgb"), align="rate")
+    data = options.load(output, 0)
+    assert [len(data.train), len(data.validation), len(data.test)] == [3, 1, 1]
+    assert data.test[0].length == 3
+    assert run("--verify", "--output", output) == 0
+    (root / "flow" / "b" / "000003.png").write_bytes(b"")
+    again = tmp_path / "again"
+    chosen[5] = again
+    assert run(*chosen, *by_rate, "--modalities", "rgb", "flow", "--stride", 1) == 1
+    assert f"b: flow: {root}/flow/b/000003.png: cannot be decoded" in capsys.readouterr().err
+    assert not (again / "index.json").exists()
+
+
 def test_damaged_files_are_named_and_end_in_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -189,6 +213,8 @@ def test_mistakes_end_in_one_line(
     (tmp_path / "empty").mkdir()
     for arguments, message in (
         (["--output", tmp_path], "--data and --root must say what to convert"),
+        ([*options(raw, tmp_path), "--align", "rate"], "--align is for clips: leave it out for"),
+        ([*options(raw, tmp_path), "--modalities", "rgb", "smell"], "modalities must be two or"),
         ([*options(raw, tmp_path), "--stride", "0"], "--stride must be 1 or more, but is 0"),
         ([*options(raw, tmp_path), "--quality", "101"], "--quality must be in 1..100, but is 101"),
         (options(whole, tmp_path / "new"), "is a converted folder already"),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from data import miniature
+from networks import shrink_resnets
 
 GUIDE = Path(__file__).parents[1] / "docs" / "training.md"
 BATCH = ["--epochs", "2", "--loader.batch-size", "2", "--loader.workers", "0"]
@@ -26,8 +27,14 @@ SMALLER = {
 """What makes a command of the guide fit a miniature tree and this machine."""
 
 
-def commands() -> list[list[str]]:
-    blocks = re.findall(r"```sh\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+OWN = "## Recordings of your own"
+
+
+def commands(own: bool = False) -> list[list[str]]:
+    """The commands of the section OWN, or those of all others."""
+    before, _, rest = GUIDE.read_text().partition(OWN)
+    section, _, after = rest.partition("\n## ")
+    blocks = re.findall(r"```sh\n(.*?)```", section if own else before + after, re.DOTALL)
     lines = [line for block in blocks for line in block.splitlines()]
     return [shlex.split(line) for line in lines if not line.startswith("pip ")]
 
@@ -66,6 +73,35 @@ def test_every_command_of_the_guide(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert len((tmp_path / "runs" / folder / "metrics.jsonl").read_text().splitlines()) == 2
     assert result["processes"] == 1
     for product in ("predictions.png", "model.onnx", "runs/nw-ucla/result.json"):
+        assert (tmp_path / product).stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_every_command_for_recordings_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for extra in ("av", "torchvision", "onnxscript", "onnxruntime"):
+        pytest.importorskip(extra)
+    shrink_resnets(monkeypatch)
+    kinds = {"rgb": ("mp4", 20), "depth": ("16-bit", 9)}
+    train = ["ann/1 wave", "bob/1 wave", "ann/2 sit", "bob/2 sit"]
+    lists = {"train.txt": train, "test.txt": ["eve/1 wave", "eve/2 sit"]}
+    miniature.clips(tmp_path / "mine", lists, kinds)
+    for modality, (kind, frames) in kinds.items():
+        miniature.write_recording(tmp_path / "new" / modality / "unknown", kind, frames)
+    monkeypatch.chdir(tmp_path)
+    found = commands(own=True)
+    assert len(found) == 6
+    for words in found:
+        capsys.readouterr()
+        assert run(words) == 0, " ".join(words)
+        if "mmixer_kernels.predict" in words:
+            assert capsys.readouterr().out.startswith("unknown\nrgb+depth\n")
+    run_folder = tmp_path / "runs" / "mine"
+    result = json.loads((run_folder / "result.json").read_text())
+    assert (result["samples"], result["classes"]) == (2, ["sit", "wave"])
+    assert len(list((run_folder / "features").glob("*.npz"))) == 3
+    for product in ("predictions.png", "mine.onnx"):
         assert (tmp_path / product).stat().st_size > 0
 
 

@@ -5,6 +5,7 @@ from .arrays import ArraysOptions
 from .base import Batch, Data, Sample, Split, collate
 from .ntu import Ntu60Options, Ntu120Options
 from .nw_ucla import NwUclaOptions
+from .recordings import ClipsOptions
 from .synthetic import SyntheticOptions
 from .watch import WatchOptions
 
@@ -12,6 +13,7 @@ DATA: dict[str, type] = {
     "synthetic": SyntheticOptions,
     "watch": WatchOptions,
     "arrays": ArraysOptions,
+    "clips": ClipsOptions,
     "ntu60": Ntu60Options,
     "ntu120": Ntu120Options,
     "nw-ucla": NwUclaOptions,
@@ -21,6 +23,7 @@ __all__ = [
     "DATA",
     "ArraysOptions",
     "Batch",
+    "ClipsOptions",
     "DamagedFile",
     "Data",
     "Ntu60Options",

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .base import UNKNOWN, Data, Moments, Sample, Split
+from .base import UNKNOWN, Data, Moments, Sample, Split, held_out
 
 RESERVED = ("label", "length", "classes")
 PART = 1024
@@ -339,12 +339,7 @@ def _named(path: Path, names: np.ndarray) -> tuple[str, ...]:
 def _hold_out(train: Arrays, share: float, seed: int) -> tuple[Arrays, Arrays]:
     """Training and validation samples; validation gets its share of each class that has two samples
     or more, and at least one of them."""
-    random = torch.Generator().manual_seed(seed)
-    held = torch.zeros(len(train.labels), dtype=torch.bool)
-    for label in train.labels.unique():
-        indices = (train.labels == label).nonzero()[:, 0]
-        count = min(max(round(share * len(indices)), 1), len(indices) - 1)
-        held[indices[torch.randperm(len(indices), generator=random)[:count]]] = True
+    held = held_out(train.labels, share, seed)
     if not held.any():
         raise ValueError(
             f"{train.path}: no class has two samples, so none can be held out for validation: "

@@ -86,6 +86,9 @@ class Data:
     """The moments that inputs were standardized by; samples from elsewhere need the same."""
     steps: int | None = None
     """T, where it is known to be the same for every sample."""
+    forms: dict[str, str] | None = None
+    """The forms of the frames by modality, where files told them; samples from elsewhere need the
+    same."""
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -98,6 +101,22 @@ def collate(samples: Sequence[Sample]) -> Batch:
     lengths = torch.tensor([sample.length for sample in samples])
     full = bool((lengths == inputs[0].shape[1]).all())
     return Batch(inputs, labels, None if full else lengths)
+
+
+def held_out(labels: Tensor, share: float, seed: int) -> Tensor:
+    """The samples to validate on, True in bool `[samples]`: a share of each class that has two
+    samples or more, and at least one of them.
+
+    Args:
+        labels: [samples] int64.
+    """
+    random = torch.Generator().manual_seed(seed)
+    held = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique():
+        indices = (labels == label).nonzero()[:, 0]
+        count = min(max(round(share * len(indices)), 1), len(indices) - 1)
+        held[indices[torch.randperm(len(indices), generator=random)[:count]]] = True
+    return held
 
 
 def draws(seed: int, split: int, epoch: int, index: int, purpose: int = 0) -> np.random.Generator:

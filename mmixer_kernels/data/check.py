@@ -12,15 +12,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import DamagedFile
+from .alignment import Rule
 from .clips import Clip
+from .decode import NumberedPicturesSource
 from .video import PARTS, VideoOptions, first
 
 
 class Found(NamedTuple):
-    """A clip's numbers of frames by modality, and what is wrong with its files."""
+    """A clip's numbers of frames by modality, what is wrong with its files, and its folders of
+    pictures that may lack some."""
 
     frames: dict[str, int]
     damage: list[str]
+    gaps: list[str]
 
 
 @dataclass
@@ -42,6 +46,7 @@ def check(
     root: Path | None,
     full: bool = False,
     workers: int = 0,
+    seed: int = 0,
     progress: Callable[[Iterable[Any], int], Iterable[Any]] = lambda clips, total: clips,
 ) -> Report:
     """Counts samples, looks into every file and compares with the published counts.
@@ -51,6 +56,7 @@ def check(
         full: decode every frame; otherwise headers are compared with the number of packets, and
             pictures are looked at for their beginning and end.
         workers: processes; 0 works in this one.
+        seed: seed of the parts, where they are drawn by chance.
         progress: given the clips' results as they come, and their number.
 
     Raises:
@@ -58,23 +64,41 @@ def check(
         BrokenProcessPool: a process was killed.
     """
     listing = options.listing(root)
-    parts = options.parts(listing.clips)
+    parts = options.parts(listing, seed)
+    part_of = {clip.name: part for part, clips in parts.items() for clip in clips}
     report = Report(_table(options, parts), [*listing.notes, *options.remarks()])
+    if listing.forms is not None:
+        forms = ", ".join(f"{modality} {form}" for modality, form in listing.forms.items())
+        report.notes.append(f"frames are read as {forms}")
     missing = report.notes if options.allow_missing else report.wrong
     missing += _missing(options, parts)
-    unequal = []
-    results = _results(listing.clips, full, workers)
+    unequal, longer, gaps = [], [], []
+    results = _results(listing.clips, options.rule(), full, workers)
     for clip, found in zip(listing.clips, progress(results, len(listing.clips)), strict=True):
-        report.wrong += [
-            f"{clip.name} ({options.part(clip.name)}): {text}" for text in found.damage
-        ]
+        report.wrong += [f"{clip.name} ({part_of[clip.name]}): {text}" for text in found.damage]
+        gaps += found.gaps
+        counts = ", ".join(f"{count} {modality}" for modality, count in found.frames.items())
         if len(set(found.frames.values())) > 1:
-            counts = ", ".join(f"{count} {modality}" for modality, count in found.frames.items())
             unequal.append(f"{clip.name} ({counts})")
+        listed = clip.listed.frames if clip.listed else None
+        if listed is not None and max(found.frames.values(), default=0) > listed:
+            longer.append(f"{clip.name} ({counts}, listed {listed})")
     if unequal:
+        read = "which are aligned by their time (--align)"
+        if options.rule() == "frame":
+            read = "of which as many as the shortest has are read"
         report.notes.append(
-            f"{len(unequal):,} samples differ in their modalities' frames, of which as many as the "
-            f"shortest has are read: {first(unequal)}"
+            f"{len(unequal):,} samples differ in their modalities' frames, {read}: {first(unequal)}"
+        )
+    if longer:
+        report.notes.append(
+            f"{len(longer):,} samples have more frames than their lists say, and all are read: "
+            f"{first(longer)}"
+        )
+    if gaps:
+        report.notes.append(
+            f"{len(gaps):,} folders have pictures whose numbers do not rise in equal steps, as "
+            f"where some are missing: {first(gaps)}"
         )
     return report
 
@@ -99,15 +123,16 @@ def _missing(options: VideoOptions, parts: dict[str, list[Clip]]) -> Iterator[st
         for clip in clips:
             found["test" if part == "test" else "train"] += not options.missing(clip)
             for modality in options.missing(clip):
-                yield f"{clip.name} ({part}): has no {modality}"
+                place = f" ({clip.listed.place})" if clip.listed else ""
+                yield f"{clip.name} ({part}): has no {modality}{place}"
     for split, count in options.published().items():
         if found[split] != count:
             also = " with validation" if split == "train" else ""
             yield f"{split}{also}: {found[split]:,} complete samples, published are {count:,}"
 
 
-def _results(clips: list[Clip], full: bool, workers: int) -> Iterator[Found]:
-    look = partial(_look, full=full)
+def _results(clips: list[Clip], rule: Rule, full: bool, workers: int) -> Iterator[Found]:
+    look = partial(_look, rule=rule, full=full)
     if not workers:
         yield from map(look, clips)
         return
@@ -120,12 +145,14 @@ def _results(clips: list[Clip], full: bool, workers: int) -> Iterator[Found]:
         pool.shutdown(cancel_futures=True)
 
 
-def _look(clip: Clip, full: bool) -> Found:
-    found = Found({}, [])
+def _look(clip: Clip, rule: Rule, full: bool) -> Found:
+    found = Found({}, [], [])
     for modality, source in clip.sources.items():
         try:
-            found.frames[modality] = source.count()
+            found.frames[modality] = clip.track(modality, rule).frames
             source.verify(full)
+            if isinstance(source, NumberedPicturesSource) and source.has_gap():
+                found.gaps.append(source.folder)
         except DamagedFile as error:
             found.damage.append(str(error))
     return found

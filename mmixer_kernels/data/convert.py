@@ -13,13 +13,14 @@ import tarfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from ..atomic import replacing
 from ..errors import DamagedFile, UserError
 from . import images, processes, shards
+from .alignment import Track, needed
 from .clips import Clip
 from .processes import Step
 from .shards import Conversion
@@ -73,6 +74,7 @@ def convert(
     output: Path,
     workers: int,
     allow_missing: bool,
+    parts: Mapping[str, Sequence[str]] | None = None,
 ) -> Report:
     """Converts clips into a folder, or goes on with a conversion that was stopped.
 
@@ -85,6 +87,7 @@ def convert(
         classes: names of the data set's classes.
         workers: number of processes.
         allow_missing: write index.json even though a modality of a sample is missing or damaged.
+        parts: names of the samples by part, where lists tell them.
 
     Raises:
         UserError: the folder is not this conversion's, has samples that are not among the clips, or
@@ -114,6 +117,8 @@ def convert(
         )
         if report.complete:
             index = {"classes": list(classes), "notes": list(notes), "shards": entries}
+            if parts is not None:
+                index["parts"] = {part: list(names) for part, names in parts.items()}
             _write(output / "index.json", index)
         _write(output / "report.json", report.table())
     return report
@@ -151,15 +156,18 @@ def prepare(
         quality=quality,
         samples_per_shard=samples_per_shard,
         source=data.source(),
+        forms=listing.forms,
+        align=data.rule(),
     )
     return convert(
         listing.clips,
         listing.notes,
-        data.classes,
+        listing.classes,
         conversion,
         output,
         workers,
         data.allow_missing,
+        listing.parts,
     )
 
 
@@ -240,11 +248,10 @@ def _plan(clips: Sequence[Clip], conversion: Conversion, output: Path) -> list[_
 
 
 def _check_conversion(before: Conversion, now: Conversion, output: Path) -> None:
-    tables = before.table(), now.table()
     differing = [
-        f"{key} was {tables[0][key]}, is {tables[1][key]}"
-        for key in tables[0]
-        if tables[0][key] != tables[1][key]
+        f"{field.name} was {getattr(before, field.name)}, is {getattr(now, field.name)}"
+        for field in fields(Conversion)
+        if getattr(before, field.name) != getattr(now, field.name)
     ]
     if differing:
         raise UserError(
@@ -276,10 +283,10 @@ def _make(task: _Task, step: Step) -> _Made:
         return kept
     problems: list[Problem] = []
     with replacing(task.path("tar")) as file:
-        writer = shards.ShardWriter(file)
+        writer = shards.ShardWriter(file, task.conversion)
         for clip in task.clips:
-            counts, pictures, found = _encoded(clip, task.conversion)
-            writer.add(clip.name, clip.label, counts, pictures)
+            tracks, pictures, found = _encoded(clip, task.conversion)
+            writer.add(clip.name, clip.label, tracks, pictures)
             problems += found
             step()
         writer.close()
@@ -340,37 +347,38 @@ def _missing(clip: Clip, conversion: Conversion) -> list[Problem]:
 
 def _encoded(
     clip: Clip, conversion: Conversion
-) -> tuple[dict[str, int], dict[str, dict[int, bytes]], list[Problem]]:
-    """The original's numbers of frames and the pictures by frame, both by modality, and the
-    modalities that are missing or damaged."""
+) -> tuple[dict[str, Track], dict[str, dict[int, bytes]], list[Problem]]:
+    """The original's tracks and the pictures by frame, both by modality, and the modalities that
+    are missing or damaged."""
     problems = _missing(clip, conversion)
-    counts: dict[str, int] = {}
+    tracks: dict[str, Track] = {}
     pictures: dict[str, dict[int, bytes]] = {}
+    rule, sampling = conversion.align, conversion.sampled()
 
     def damaged(modality: str, error: Exception) -> None:
         problems.append(Problem(clip.name, modality, str(error)))
-        counts.pop(modality, None)
+        tracks.pop(modality, None)
 
     for modality in conversion.modalities:
         if modality in clip.sources:
             try:
-                counts[modality] = clip.sources[modality].count()
+                tracks[modality] = clip.track(modality, rule)
             except (DamagedFile, OSError) as error:
                 damaged(modality, error)
-    for modality, indices in shards.stored_frames(counts, conversion.sampled()).items():
+    for modality, indices in needed(tracks, rule, sampling).items():
         try:
             frames = clip.sources[modality].read(indices, conversion.size)
         except (DamagedFile, OSError) as error:
             damaged(modality, error)
             continue
         pictures[modality] = {
-            index: images.encode(frame, modality, conversion.quality)
+            index: images.encode(frame, conversion.form(modality), conversion.quality)
             for index, frame in zip(indices, frames, strict=True)
         }
-    wanted = shards.stored_frames(counts, conversion.sampled())  # without those damaged since
+    wanted = needed(tracks, rule, sampling)  # without those damaged since
     return (
-        counts,
-        {m: {index: pictures[m][index] for index in wanted[m]} for m in counts},
+        tracks,
+        {m: {index: pictures[m][index] for index in wanted[m]} for m in tracks},
         problems,
     )
 
@@ -396,14 +404,14 @@ def _check(check: _Check, step: Step) -> list[str]:
     damaged = []
     with open(tar, "rb") as file:
         for sample in samples:
-            damaged += _damaged_pictures(file, sample)
+            damaged += _damaged_pictures(file, sample, check.conversion)
             step()
     if wrong_tar is not None:
         more = f" and {len(damaged) - NAMED} more" if len(damaged) > NAMED else ""
         where = ", ".join(damaged[:NAMED]) + more if damaged else "nothing but what lies between"
         return [f"{wrong_tar}; of its pictures are damaged: {where}"]
     wrong = [f"{name} is not where {table.name} says" for name in damaged]
-    wrong += _wrong_members(tar, samples)
+    wrong += _wrong_members(tar, samples, check.conversion)
     wrong += _wrong_counts(check, samples)
     return [f"{tar}: {line}" for line in wrong]
 
@@ -418,22 +426,29 @@ def _wrong_file(path: Path, size: int, sha256: str) -> str | None:
     return None
 
 
-def _damaged_pictures(file: IO[bytes], sample: Mapping[str, Any]) -> list[str]:
+def _damaged_pictures(
+    file: IO[bytes], sample: Mapping[str, Any], conversion: Conversion
+) -> list[str]:
     damaged = []
     for modality, places in sample["places"].items():
+        form = conversion.form(modality)
         for index, offset, length, checksum in places:
             file.seek(offset)
             if zlib.crc32(file.read(length)) != checksum:
-                damaged.append(shards.member_name(sample["name"], modality, index))
+                damaged.append(shards.member_name(sample["name"], modality, index, form))
     return damaged
 
 
-def _wrong_members(tar: Path, samples: Sequence[Mapping[str, Any]]) -> list[str]:
+def _wrong_members(
+    tar: Path, samples: Sequence[Mapping[str, Any]], conversion: Conversion
+) -> list[str]:
     expected = []
     for sample in samples:
-        expected.append(f"{sample['name']}.json")
+        name = sample["name"]
+        expected.append(f"{name}.json")
         for modality, places in sample["places"].items():
-            expected += [shards.member_name(sample["name"], modality, place[0]) for place in places]
+            form = conversion.form(modality)
+            expected += [shards.member_name(name, modality, place[0], form) for place in places]
     with tarfile.open(tar) as archive:
         found = archive.getnames()
     return (
@@ -442,11 +457,11 @@ def _wrong_members(tar: Path, samples: Sequence[Mapping[str, Any]]) -> list[str]
 
 
 def _wrong_counts(check: _Check, samples: Sequence[Mapping[str, Any]]) -> list[str]:
-    wrong = []
+    wrong, conversion = [], check.conversion
     if len(samples) != check.entry["samples"]:
         wrong.append(f"has {len(samples)} samples, but index.json says {check.entry['samples']}")
     for sample in samples:
-        expected = shards.stored_frames(sample["frames"], check.conversion.sampled())
+        expected = needed(shards.tracks_of(sample), conversion.align, conversion.sampled())
         found = {m: [place[0] for place in places] for m, places in sample["places"].items()}
         if found != expected:
             wrong.append(f"the pictures of {sample['name']} are not those that the sampling takes")

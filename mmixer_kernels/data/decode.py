@@ -9,13 +9,15 @@ pixels, and no frame's number.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from decimal import Decimal
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,7 +25,16 @@ from torch import Tensor
 
 from ..errors import DamagedFile
 from . import images
+from .images import Form
 
+T = TypeVar("T")
+
+VIDEO_ENDINGS = (
+    *(".avi", ".mp4", ".mkv", ".webm", ".mov", ".m4v"),
+    *(".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".3gp"),
+)
+"""Endings of videos' names, in small letters."""
+PICTURE_ENDINGS = (".jpg", ".jpeg", ".png")
 WITHOUT_COUNT = "matroska"
 """The container whose header has no number of frames, as FFmpeg names it; WebM is one."""
 
@@ -48,11 +59,15 @@ class VideoSource:
 
     Args:
         path: the file's path.
-        channels: 3 for RGB, 1 for grey.
+        form: the form of its frames. Colours become grey, and grey colours, as it has them.
+        strict: refuse colours for grey and grey for colours.
+        given_rate: frames per second, where the header's are not to be taken.
     """
 
     path: str
-    channels: Literal[1, 3] = 3
+    form: Form = "colour"
+    strict: bool = False
+    given_rate: float | None = None
 
     def count(self) -> int:
         """The header's number of frames; the number of packets in a file that has none.
@@ -68,17 +83,36 @@ class VideoSource:
             raise DamagedFile(self.path, "its header says that it has no frame")
         return count
 
+    def rate(self) -> float:
+        """Frames per second: those given, or the header's.
+
+        Raises:
+            DamagedFile: the header has none, or cannot be read.
+        """
+        if self.given_rate is not None:
+            return self.given_rate
+        with self._opened() as (_, stream):
+            if not stream.average_rate:
+                raise DamagedFile(self.path, "its header has no frame rate: give it by --rates")
+            return float(stream.average_rate)
+
+    def stored_form(self) -> Form:
+        """The form that the header tells: "16-bit", "grey" or "colour".
+
+        Raises:
+            DamagedFile: no video.
+        """
+        with self._opened() as (_, stream):
+            return _form_of_pixels(stream.codec_context.pix_fmt or "")
+
     def read(self, indices: Sequence[int], size: int) -> Tensor:
-        """The frames uint8 `[n, channels, h, w]`; as `clips.Source` has it."""
+        """The frames `[n, channels, h, w]` in the source's form; as `clips.Source` has it."""
         pictures: list[np.ndarray] = []
         for number, frame in enumerate(self._frames()):
             wanted = indices.count(number)
             if wanted:
-                height, width = _resized(frame.height, frame.width, size)
-                picture = frame.reformat(
-                    width, height, "rgb24" if self.channels == 3 else "gray", threads=1
-                )
-                pictures += [picture.to_ndarray().reshape(height, width, self.channels)] * wanted
+                self._check_form(frame.format.name)
+                pictures += [self._picture(frame, size)] * wanted
         if len(pictures) < len(indices):
             raise IndexError(f"{self.path}: has no frame {indices[-1]}")
         return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
@@ -111,6 +145,31 @@ class VideoSource:
                 number += 1
             self._compare(number, _header_count(container, stream))
 
+    def _picture(self, frame: Any, size: int) -> np.ndarray:
+        """A decoded frame as `[h, w, channels]`, upright."""
+        pixel_format = {"colour": "rgb24", "16-bit": "gray16le"}.get(self.form, "gray")
+        height, width = frame.height, frame.width
+        exact = images.is_exact(self.form)
+        if not exact:
+            height, width = _resized(height, width, size)
+        picture = frame.reformat(width, height, pixel_format, threads=1).to_ndarray()
+        picture = picture.reshape(height, width, -1)
+        if exact:
+            rows, columns = _nearest(height, width, size)
+            picture = picture[rows[:, None], columns]
+        # Phones write the sensor's rows and how far to turn them, counterclockwise in degrees.
+        return np.rot90(picture, round(getattr(frame, "rotation", 0) / 90))
+
+    def _check_form(self, pixel_format: str) -> None:
+        found = _form_of_pixels(pixel_format)
+        if (found == "16-bit") != (self.form == "16-bit"):
+            bits = "16 bits in one channel" if self.form == "16-bit" else "8 bits per channel"
+            raise DamagedFile(self.path, f"must have {bits}, but its pixels are {pixel_format}")
+        if self.strict and (found == "colour") != (self.form == "colour"):
+            raise DamagedFile(
+                self.path, f"must be {self.form}, but is {found}: its pixels are {pixel_format}"
+            )
+
     def _compare(self, found: int, expected: int | None) -> None:
         expected = max(1, found) if expected is None else expected
         if found != expected:
@@ -139,7 +198,9 @@ class PictureSource(ABC):
     """
 
     folder: str
-    depth: bool
+    form: Form
+    strict: bool
+    given_rate: float | None
 
     @abstractmethod
     def names(self) -> Sequence[str]:
@@ -156,13 +217,27 @@ class PictureSource(ABC):
             raise DamagedFile(self.folder, "has no frame")
         return count
 
+    def rate(self) -> float | None:
+        """Frames per second, None where they are not given: pictures do not tell."""
+        return self.given_rate
+
+    def stored_form(self) -> Form:
+        """The form that the first file is stored in.
+
+        Raises:
+            DamagedFile: there is none, or it cannot be decoded.
+        """
+        self.count()
+        path = os.path.join(self.folder, self.names()[0])
+        return _read(path, images.form_of)
+
     def read(self, indices: Sequence[int], size: int) -> Tensor:
-        """The frames uint8 `[n, 3, h, w]`, or uint16 `[n, 1, h, w]` of depth; as `clips.Source`."""
+        """The frames `[n, channels, h, w]` in the source's form; as `clips.Source`."""
         names = self.names()
         pictures: list[Tensor] = []
         for index in indices:
             path = os.path.join(self.folder, names[index])
-            picture = _shrunk(_decoded(path, self.depth), size)
+            picture = _shrunk(self._decoded(path), size, images.is_exact(self.form))
             if pictures and picture.shape != pictures[0].shape:
                 raise DamagedFile(path, f"has a size other than that of {names[indices[0]]}")
             pictures.append(picture)
@@ -178,9 +253,12 @@ class PictureSource(ABC):
         for name in self.names():
             path = os.path.join(self.folder, name)
             if full:
-                _decoded(path, self.depth)
+                self._decoded(path)
             else:
                 _check_ends(path)
+
+    def _decoded(self, path: str) -> Tensor:
+        return _read(path, lambda content: images.decode(content, self.form, self.strict))
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,14 +266,13 @@ class DepthFolderSource(PictureSource):
     """A folder of 16-bit PNGs that are numbered from 1, as `MDepth-00000001.png`."""
 
     folder: str
-    depth = True
+    form = "16-bit"
+    strict = True
+    given_rate = None
 
     def names(self) -> list[str]:
         """The files' names in the order of their numbers; DamagedFile where a number is missing."""
-        try:
-            listed = os.listdir(self.folder)
-        except OSError as error:
-            raise DamagedFile(self.folder, f"cannot be listed: {error.strerror}") from error
+        listed = _listed(self.folder)
         matches = (re.fullmatch(r"M?Depth-(\d+)\.png", name) for name in listed)
         numbered = sorted((int(match[1]), match[0]) for match in matches if match)
         for expected, (number, name) in enumerate(numbered, 1):
@@ -211,15 +288,75 @@ class PictureFilesSource(PictureSource):
     Args:
         folder: where they are.
         files: their names in the order of time.
-        depth: whether they are 16-bit depth; colour pictures otherwise.
+        form: the form of the frames; colours become grey, and grey colours, as it has them.
     """
 
     folder: str
     files: tuple[str, ...]
-    depth: bool
+    form: Form
+    strict = False
+    given_rate = None
 
     def names(self) -> tuple[str, ...]:
         return self.files
+
+
+@dataclass(frozen=True, slots=True)
+class NumberedPicturesSource(PictureSource):
+    """The pictures of a folder in the order of the numbers in their names.
+
+    Names are compared by their numbers, the first one first, as 2 and 10 of `left_2_t10.png`; a
+    name that is a decimal number, as a time stamp is, counts as that number. Files that are no
+    pictures and hidden files are passed over.
+
+    Args:
+        folder: where they are.
+        form: the form of the frames; colours become grey, and grey colours, as it has them.
+        strict: refuse colours for grey and grey for colours.
+        given_rate: frames per second, where they are known.
+    """
+
+    folder: str
+    form: Form
+    strict: bool = False
+    given_rate: float | None = None
+
+    def names(self) -> list[str]:
+        """The files' names in order; DamagedFile where two have one number, or one has none."""
+        return list(self._numbered().values())
+
+    def has_gap(self) -> bool:
+        """True where the first of the numbers that changes rises by unequal steps, as where a
+        picture is missing; time stamps are not looked at."""
+        for column in zip(*self._numbered(), strict=False):
+            steps = {after - before for before, after in itertools.pairwise(column)}
+            if steps - {0}:
+                return len(steps) > 1 and 0 not in steps and all(s == int(s) for s in steps)
+        return False
+
+    def _numbered(self) -> dict[tuple[Decimal, ...], str]:
+        """The files' names by their numbers, in order."""
+        numbered: dict[tuple[Decimal, ...], str] = {}
+        for name in sorted(filter(is_picture, _listed(self.folder))):
+            stem = os.path.splitext(name)[0]
+            numbers = [stem] if re.fullmatch(r"\d+\.\d+", stem) else re.findall(r"\d+", stem)
+            key = tuple(map(Decimal, numbers))
+            if not key:
+                raise DamagedFile(
+                    os.path.join(self.folder, name),
+                    "has no number in its name, which tells its place in time: take it away",
+                )
+            if key in numbered:
+                raise DamagedFile(
+                    self.folder, f"has two pictures of one number, {numbered[key]} and {name}"
+                )
+            numbered[key] = name
+        return dict(sorted(numbered.items()))
+
+
+def is_picture(name: str) -> bool:
+    """True for the name of a picture that is not hidden."""
+    return name.lower().endswith(PICTURE_ENDINGS) and not name.startswith(".")
 
 
 def _header_count(container: Any, stream: Any) -> int | None:
@@ -231,30 +368,51 @@ def _packets(container: Any, stream: Any) -> int:
     return sum(packet.size > 0 for packet in container.demux(stream))
 
 
-def _decoded(path: str, depth: bool) -> Tensor:
+def _form_of_pixels(pixel_format: str) -> Form:
+    """The form of a video's frames, by FFmpeg's name of their pixels."""
+    if not pixel_format.startswith(("gray", "mono")):
+        return "colour"
+    return "16-bit" if re.match(r"gray(9|1\d)", pixel_format) else "grey"
+
+
+def _listed(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError as error:
+        raise DamagedFile(folder, f"cannot be listed: {error.strerror}") from error
+
+
+def _read(path: str, decode: Callable[[bytes], T]) -> T:
+    """Decodes a file's content."""
     try:
         with open(path, "rb") as file:
             content = file.read()
     except OSError as error:
         raise DamagedFile(path, f"cannot be read: {error.strerror}") from error
     try:
-        return images.decode(content, "depth" if depth else "rgb")
+        return decode(content)
     except ValueError as error:
         raise DamagedFile(path, str(error)) from error
 
 
-def _shrunk(image: Tensor, size: int) -> Tensor:
-    """The image `[C, h, w]` with a shorter side of `size`: depth by nearest neighbour, colours
+def _shrunk(image: Tensor, size: int, exact: bool) -> Tensor:
+    """The image `[C, h, w]` with a shorter side of `size`: exact values by nearest neighbour, looks
     smoothed."""
-    old_height, old_width = image.shape[-2:]
-    height, width = _resized(old_height, old_width, size)
-    if image.dtype == torch.uint16:
-        rows = (2 * torch.arange(height) + 1) * old_height // (2 * height)
-        columns = (2 * torch.arange(width) + 1) * old_width // (2 * width)
-        return image[:, rows[:, None], columns]
+    if exact:
+        rows, columns = _nearest(image.shape[-2], image.shape[-1], size)
+        return image[:, torch.from_numpy(rows)[:, None], torch.from_numpy(columns)]
     from torchvision.transforms.v2 import functional
 
+    height, width = _resized(image.shape[-2], image.shape[-1], size)
     return functional.resize(image, [height, width], antialias=True)
+
+
+def _nearest(height: int, width: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows and columns that a shorter side of `size` takes, each the nearest to its middle."""
+    new_height, new_width = _resized(height, width, size)
+    rows = (2 * np.arange(new_height) + 1) * height // (2 * new_height)
+    columns = (2 * np.arange(new_width) + 1) * width // (2 * new_width)
+    return rows, columns
 
 
 def _resized(height: int, width: int, size: int) -> tuple[int, int]:
@@ -265,7 +423,7 @@ def _resized(height: int, width: int, size: int) -> tuple[int, int]:
 
 def _check_ends(path: str) -> None:
     """Raises DamagedFile unless a PNG or JPEG begins and ends as it must."""
-    png = path.endswith(".png")
+    png = path.lower().endswith(".png")
     signature = images.PNG_SIGNATURE if png else images.JPEG_SIGNATURE
     end = images.PNG_END if png else images.JPEG_END
     try:

@@ -23,8 +23,9 @@ from typing import ClassVar, Literal, NamedTuple
 
 from .clips import Clip, Source
 from .decode import DepthFolderSource, VideoSource, require
+from .images import KINECT
 from .ntu_classes import CLASSES
-from .video import Listing, VideoOptions
+from .video import Listing, SubjectOptions
 
 TRAINING_SUBJECTS_60 = frozenset(
     (1, 2, 4, 5, 8, 9, 13, 14, 15, 16, 17, 18, 19, 25, 27, 28, 31, 34, 35, 38)
@@ -52,7 +53,7 @@ class Name(NamedTuple):
 
 
 @dataclass(frozen=True)
-class NtuOptions(VideoOptions):
+class NtuOptions(SubjectOptions):
     """The options that NTU RGB+D 60 and 120 share."""
 
     modalities: tuple[Literal["rgb", "depth", "ir"], ...] = ("rgb", "depth")
@@ -142,7 +143,7 @@ class Ntu120Options(NtuOptions):
     classes = CLASSES
     training_subjects = TRAINING_SUBJECTS_120
     setups = 32
-    recipe: ClassVar[dict[str, object]] = {**VideoOptions.recipe, "model.extractor": "resnet34"}
+    recipe: ClassVar[dict[str, object]] = {**SubjectOptions.recipe, "model.extractor": "resnet34"}
 
     def published(self) -> dict[str, int]:
         if self.split == "cross-subject":
@@ -164,7 +165,7 @@ def parse(name: str) -> Name:
 def _source(modality: str, path: str) -> Source:
     if modality == "depth":
         return DepthFolderSource(path)
-    return VideoSource(path, 3 if modality == "rgb" else 1)
+    return VideoSource(path, KINECT[modality])
 
 
 def _files(root: Path, depth: str) -> Iterator[tuple[str, str, str]]:

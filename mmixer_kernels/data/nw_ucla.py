@@ -19,7 +19,8 @@ from typing import ClassVar, Literal
 
 from .clips import Clip, Source
 from .decode import PictureFilesSource, require
-from .video import Listing, VideoOptions, first
+from .images import KINECT
+from .video import Listing, SubjectOptions, first
 
 ACTIONS = {
     1: "pick up with one hand",
@@ -43,7 +44,7 @@ FRAME = re.compile(r"frame_(\d+)_tc_\d+_(?:(rgb)\.jpg|(depth)\.png)")
 
 
 @dataclass(frozen=True)
-class NwUclaOptions(VideoOptions):
+class NwUclaOptions(SubjectOptions):
     """The data set `nw-ucla`: Northwestern-UCLA Multiview Action 3D."""
 
     modalities: tuple[Literal["rgb", "depth"], ...] = ("rgb", "depth")
@@ -79,7 +80,7 @@ class NwUclaOptions(VideoOptions):
                 )
             sources: dict[str, Source] = {
                 modality: PictureFilesSource(
-                    folder, tuple(numbered[n] for n in common), modality == "depth"
+                    folder, tuple(numbered[n] for n in common), KINECT[modality]
                 )
                 for modality, numbered in found.items()
             }

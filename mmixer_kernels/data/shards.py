@@ -3,13 +3,14 @@
 A folder that `python -m mmixer_kernels.prepare` wrote holds
 
 - `shard-000000.tar`, ...: for each sample `NAME.json` (its name, label and, by modality, the frames
-  of the original) and a picture per stored frame, `NAME.rgb.00008.jpg`, numbered as in the
-  original. RGB and IR are JPEG, depth is PNG of 16 bits with its values unchanged. The library
-  webdataset can read them too.
+  of the original and, where modalities are aligned by their rates, these) and a picture per stored
+  frame, `NAME.rgb.00008.jpg`, numbered as in the original. Colour and grey pictures are JPEG;
+  values, as depth, are PNG of 8 or 16 bits and unchanged. The library webdataset can read them too.
 - `shard-000000.json`, ...: the place and checksum of each picture, and what was missing or damaged.
 - `conversion.json`: what was asked for.
-- `index.json`: the shards with their checksums. It comes last: where it is missing, the conversion
-  has not ended.
+- `index.json`: the classes, the shards with their checksums and, for a data set whose lists say so,
+  the part that each sample belongs to. It comes last: where it is missing, the conversion has not
+  ended.
 - `report.json`: what the last run did.
 
 Training reads pictures by their places, in any order, and every split of the data set is made of
@@ -28,7 +29,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,13 +37,14 @@ from torch import Tensor
 
 from ..errors import DamagedFile
 from . import images
+from .alignment import Rule, Track
 from .clips import Clip
+from .images import KINECT, Form
 from .transforms import Sampling
 
 FORMAT = 1
 OPEN_FILES = 256
 """Shards that a process keeps open; the least recently used one is closed."""
-EXTENSIONS = {"rgb": "jpg", "ir": "jpg", "depth": "png"}
 VERIFY = "python -m mmixer_kernels.prepare --verify --output"
 
 
@@ -63,13 +65,18 @@ class Conversion:
     source: Mapping[str, Any]
     """Options of the data set that decide which files are read."""
     format: int = FORMAT
+    forms: Mapping[str, Form] | None = None
+    """The forms of the frames by modality; None for those of a Kinect, images.KINECT."""
+    align: Rule = "frame"
+    """The rule that tells which frames of the modalities belong together."""
 
     @classmethod
     def read(cls, folder: Path) -> Conversion:
         """The conversion of a folder; ValueError where this version cannot read it."""
         path = folder / "conversion.json"
         table = read_json(path)
-        if table.get("format") != FORMAT or table.keys() != {item.name for item in fields(cls)}:
+        known = {item.name for item in fields(cls)}
+        if table.get("format") != FORMAT or not known - set(OPTIONAL) <= table.keys() <= known:
             raise ValueError(
                 f"{path} must have format {FORMAT}, but has {table.get('format')}: convert the "
                 "data set again, into another folder"
@@ -80,9 +87,23 @@ class Conversion:
         """The sampling that the options describe."""
         return Sampling(**self.sampling)
 
+    def form(self, modality: str) -> Form:
+        """The form of a modality's frames."""
+        return KINECT[modality] if self.forms is None else self.forms[modality]
+
     def table(self) -> dict[str, Any]:
-        """The options in JSON's types."""
-        return {**asdict(self), "modalities": list(self.modalities)}
+        """The options in JSON's types, without those that older versions do not know where they are
+        at their defaults."""
+        table = {**asdict(self), "modalities": list(self.modalities)}
+        return {
+            name: value
+            for name, value in table.items()
+            if name not in OPTIONAL or value != OPTIONAL[name]
+        }
+
+
+OPTIONAL = {"forms": None, "align": "frame"}
+"""The options that conversions of older versions lack, with their defaults."""
 
 
 def sampling_options(sampling: Sampling) -> dict[str, int]:
@@ -92,18 +113,10 @@ def sampling_options(sampling: Sampling) -> dict[str, int]:
     return {"stride": sampling.stride}
 
 
-def stored_frames(counts: Mapping[str, int], sampling: Sampling) -> dict[str, list[int]]:
-    """The frames to store of a clip with these numbers of frames, both by modality.
-
-    A clip is read at the indices that the sampling gives for the fewest frames among the chosen
-    modalities: so each modality's own frames are stored, and those that a shorter one may ask for.
-    """
-    return {
-        modality: sorted(
-            {index for other in counts.values() if other <= count for index in sampling(other)}
-        )
-        for modality, count in counts.items()
-    }
+def tracks_of(sample: Mapping[str, Any]) -> dict[str, Track]:
+    """The numbers of frames and the rates by modality, of a sample in a shard's table."""
+    rates = sample.get("rates", {})
+    return {name: Track(count, rates.get(name)) for name, count in sample["frames"].items()}
 
 
 @dataclass(frozen=True)
@@ -131,8 +144,9 @@ class ShardSource:
     Args:
         shard: the file that they are in.
         name: the sample's name.
-        modality: "rgb", "depth" or "ir".
-        frames: number of frames of the original.
+        modality: the modality's name.
+        form: the form of its frames.
+        track: number of frames of the original and, where it is stored, its rate.
         size: pixels of the pictures' shorter side.
         places: int64 `[n, 4]`, a row per picture, ascending: its number in the original, and the
             offset, length and CRC-32 of its bytes.
@@ -141,13 +155,18 @@ class ShardSource:
     shard: Shard
     name: str
     modality: str
-    frames: int
+    form: Form
+    track: Track
     size: int
     places: np.ndarray
 
     def count(self) -> int:
         """The number of frames of the original."""
-        return self.frames
+        return self.track.frames
+
+    def rate(self) -> float | None:
+        """The original's frames per second, None where they were not needed."""
+        return self.track.rate
 
     def read(self, indices: Sequence[int], size: int) -> Tensor:
         """The pictures of these frames of the original, as `Source.read` has them.
@@ -171,9 +190,9 @@ class ShardSource:
                 )
             content = self._bytes(index, *places[index])
             try:
-                pictures[index] = images.decode(content, self.modality)
+                pictures[index] = images.decode(content, self.form)
             except ValueError as error:
-                member = member_name(self.name, self.modality, index)
+                member = member_name(self.name, self.modality, index, self.form)
                 raise DamagedFile(self.shard.path, f"{member} {error}") from error
         return torch.stack([pictures[index] for index in indices])
 
@@ -190,13 +209,24 @@ class ShardSource:
     def _bytes(self, index: int, offset: int, length: int, checksum: int) -> bytes:
         data = self.shard.read(offset, length)
         if zlib.crc32(data) != checksum:
-            member = member_name(self.name, self.modality, index)
+            member = member_name(self.name, self.modality, index, self.form)
             raise DamagedFile(
                 self.shard.path,
                 f"{member} does not have the checksum of the index: {VERIFY} "
                 f"{self.shard.path.parent} finds what is damaged",
             )
         return data
+
+
+class Converted(NamedTuple):
+    """The contents of a converted folder: samples, the raw form's notes, the names of the classes,
+    the samples' names by part where lists tell them, and the forms by modality."""
+
+    clips: list[Clip]
+    notes: list[str]
+    classes: tuple[str, ...]
+    parts: Mapping[str, Sequence[str]] | None
+    forms: Mapping[str, Form]
 
 
 def is_converted(folder: Path) -> bool:
@@ -211,9 +241,10 @@ def clips(
     sampling: Sampling,
     size: int,
     source: Mapping[str, Any],
-) -> tuple[list[Clip], list[str]] | None:
+    align: Rule = "frame",
+) -> Converted | None:
     """The samples of a converted folder, in the order of the raw form, each with those of the
-    modalities that it has, and the raw form's notes; None where the folder is not converted.
+    modalities that it has; None where the folder is not converted.
 
     Args:
         data: the data set's name.
@@ -221,6 +252,7 @@ def clips(
         sampling: the one that the folder was converted with.
         size: pixels of the frames' shorter side.
         source: options of the data set that decide which files these modalities are read from.
+        align: the rule that the modalities are aligned by.
 
     Raises:
         ValueError: the conversion has not ended, it was another one than is asked for, or its
@@ -229,15 +261,18 @@ def clips(
     """
     if not is_converted(root):
         return None
-    _check(root, Conversion.read(root), data, modalities, sampling, size, source)
+    conversion = Conversion.read(root)
+    asked = {**sampling_options(sampling), **source, "align": align}
+    _check(root, conversion, data, modalities, size, asked)
     index = read_index(root)
     found = []
     for entry in index["shards"]:
         _check_sizes(root, entry)
         shard = Shard(root / f"{entry['name']}.tar", entry["sha256"])
         for sample in read_json(root / f"{entry['name']}.json")["samples"]:
-            found.append(_clip(shard, sample, modalities, size))
-    return found, index["notes"]
+            found.append(_clip(shard, sample, modalities, conversion))
+    forms = {modality: conversion.form(modality) for modality in modalities}
+    return Converted(found, index["notes"], tuple(index["classes"]), index.get("parts"), forms)
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -267,16 +302,16 @@ def dumps(table: Mapping[str, Any]) -> bytes:
     return (json.dumps(table, separators=(",", ":")) + "\n").encode()
 
 
-def member_name(name: str, modality: str, index: int) -> str:
+def member_name(name: str, modality: str, index: int, form: Form) -> str:
     """A picture's name in its shard; webdataset takes what is before the first dot as the key."""
-    return f"{name}.{modality}.{index:05}.{EXTENSIONS[modality]}"
+    return f"{name}.{modality}.{index:05}.{images.FORMS[form].extension}"
 
 
 class ShardWriter:
     """Writes a shard's samples into an open file; equal samples give equal bytes."""
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file = file
+    def __init__(self, file: IO[bytes], conversion: Conversion) -> None:
+        self.file, self.conversion = file, conversion
         self.tar = tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
         self.samples: list[dict[str, Any]] = []
 
@@ -284,19 +319,26 @@ class ShardWriter:
         self,
         name: str,
         label: int,
-        counts: Mapping[str, int],
+        tracks: Mapping[str, Track],
         pictures: Mapping[str, Mapping[int, bytes]],
     ) -> None:
-        """Adds a sample: the original's number of frames and the encoded pictures by modality."""
-        about = {"name": name, "label": label, "frames": dict(counts)}
+        """Adds a sample: the original's number of frames, with their rate where that counts, and
+        the encoded pictures by modality."""
+        about: dict[str, Any] = {
+            "name": name,
+            "label": label,
+            "frames": {modality: track.frames for modality, track in tracks.items()},
+        }
+        if self.conversion.align == "rate":
+            about["rates"] = {modality: track.rate for modality, track in tracks.items()}
         self._add(f"{name}.json", dumps(about))
-        places = {
-            modality: [
-                [index, *self._add(member_name(name, modality, index), data)]
+        places = {}
+        for modality, frames in pictures.items():
+            form = self.conversion.form(modality)
+            places[modality] = [
+                [index, *self._add(member_name(name, modality, index, form), data)]
                 for index, data in sorted(frames.items())
             ]
-            for modality, frames in pictures.items()
-        }
         self.samples.append({**about, "places": places})
 
     def close(self) -> None:
@@ -308,7 +350,10 @@ class ShardWriter:
         member = tarfile.TarInfo(name)
         member.size = len(data)
         offset = self.file.tell() + tarfile.BLOCKSIZE
-        self.tar.addfile(member, io.BytesIO(data))
+        try:
+            self.tar.addfile(member, io.BytesIO(data))
+        except ValueError as error:
+            raise ValueError(f"{name!r} cannot be a file in a tar: {error}: shorten it") from error
         return offset, len(data), zlib.crc32(data)
 
 
@@ -326,19 +371,22 @@ def _opened(path: Path, sha256: str) -> _OpenFile:
     return _OpenFile(path)
 
 
-def _clip(shard: Shard, sample: Mapping[str, Any], modalities: Sequence[str], size: int) -> Clip:
-    name = sample["name"]
+def _clip(
+    shard: Shard, sample: Mapping[str, Any], modalities: Sequence[str], conversion: Conversion
+) -> Clip:
+    name, tracks = sample["name"], tracks_of(sample)
     sources = {
         modality: ShardSource(
             shard,
             name,
             modality,
-            sample["frames"][modality],
-            size,
+            conversion.form(modality),
+            tracks[modality],
+            conversion.size,
             np.array(sample["places"][modality], dtype=np.int64),
         )
         for modality in modalities
-        if modality in sample["frames"]
+        if modality in tracks
     }
     return Clip(name, sample["label"], sources)
 
@@ -348,10 +396,10 @@ def _check(
     conversion: Conversion,
     data: str,
     modalities: Sequence[str],
-    sampling: Sampling,
     size: int,
-    source: Mapping[str, Any],
+    asked: Mapping[str, Any],
 ) -> None:
+    """Refuses a conversion of other files or frames than are asked for by these options."""
     if conversion.data != data:
         raise ValueError(
             f"--data {data} does not fit --root {root}, which was converted from "
@@ -370,8 +418,11 @@ def _check(
             f"with --size {conversion.size}: convert the data set with --size {size}, into another "
             "folder"
         )
-    asked = {**sampling_options(sampling), **source}
-    stored = {**conversion.sampling, **{key: conversion.source.get(key) for key in source}}
+    options = {**conversion.source, "align": conversion.align}
+    stored = {
+        **conversion.sampling,
+        **{key: options.get(key) for key in asked if key not in ("stride", "frames")},
+    }
     if asked != stored:
         now = _flags({key: value for key, value in asked.items() if stored.get(key) != value})
         then = _flags({key: value for key, value in stored.items() if asked.get(key) != value})

@@ -64,10 +64,11 @@ class Transform:
     Args:
         image_size: height and width of the inputs in pixels.
         flip: probability of a training clip's being mirrored.
-        jitter: a training clip's brightness, contrast and saturation of RGB are each multiplied
+        jitter: a training clip's brightness, contrast and saturation of colours are each multiplied
             by a factor up to this share below or above 1.
-        maximum: by modality, the value that becomes the map's last colour, 0 the first; without
-            one, each frame's least and greatest values do.
+        maximum: by modality, the value that becomes the map's last colour, 0 the first, but no
+            more than pixels of 8 bits can have; without one, each frame's least and greatest
+            values do.
 
     Raises:
         ValueError: an argument out of its range.
@@ -124,7 +125,8 @@ def eight_bits(pictures: Tensor, maximum: int | None = None) -> Tensor:
     """Pictures of one channel `[T, 1, h, w]` as uint8: 0 to `maximum`, or each frame's least to
     greatest value, becomes 0 to 255."""
     values = pictures.int()
-    least, greatest = torch.zeros((), dtype=torch.int32), torch.tensor(maximum or 0)
+    most = torch.iinfo(pictures.dtype).max
+    least, greatest = torch.zeros((), dtype=torch.int32), torch.tensor(min(maximum or 0, most))
     if maximum is None:
         least, greatest = values.amin((1, 2, 3), True), values.amax((1, 2, 3), True)
     span = (greatest - least).clamp(min=1)  # a frame of one value becomes 0

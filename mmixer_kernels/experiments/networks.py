@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
 
+from ..data import ClipsOptions
 from ..data.video import VideoOptions
 from ..engines import choose, of_device
 from ..errors import UserError
@@ -74,10 +76,14 @@ def of_modalities(base: Options) -> list[Network]:
     elif name in ("synthetic", "ntu60", "ntu120"):
         sets = (("rgb", "depth"), ("rgb", "ir"), ("depth", "ir"), ("rgb", "depth", "ir"))
         choices = {names: f"{len(names)}: {' + '.join(names)}" for names in sets}
+    elif isinstance(base.data, ClipsOptions) and len(base.data.modalities) > 2:
+        numbers = range(2, len(base.data.modalities) + 1)
+        subsets = [s for n in numbers for s in itertools.combinations(base.data.modalities, n)]
+        choices = {names: f"{len(names)}: {' + '.join(names)}" for names in subsets}
     else:
         raise UserError(
             f"modalities needs a data set with modalities to choose from, but --data is {name}: "
-            "take synthetic, watch, ntu60 or ntu120"
+            "take synthetic, watch, ntu60, ntu120 or clips with three modalities or more"
         )
     now = base.data.modalities  # type: ignore[attr-defined]
     now = (now,) if isinstance(now, str) else now

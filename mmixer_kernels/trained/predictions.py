@@ -74,7 +74,7 @@ def of_files(restored: Restored, path: Path, files: Sequence[Path]) -> Iterator[
     splits: list[tuple[str, Split]]
     with user_errors():
         if isinstance(options, VideoOptions):
-            clips = clips_of(files, options)
+            clips = clips_of(files, options, restored.data)
             splits = [("", options.split_of(clips, seed=0, training=False))]
         elif isinstance(options, ArraysOptions):
             read = options.samples_of(files, restored.data, path)

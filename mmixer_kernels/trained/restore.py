@@ -158,8 +158,8 @@ def _without_samples(saved: dict[str, Any]) -> Data:
     none = Split(torch.zeros(0, dtype=torch.int64))
     names = tuple(saved["modalities"]), tuple(saved["classes"])
     if saved["feature_sizes"] is None:
-        steps = saved.get("steps")
-        return Data(*names, none, none, none, extractors=None, feature_sizes=None, steps=steps)
+        steps, forms = saved.get("steps"), saved.get("forms")
+        return Data(*names, none, none, none, None, None, steps=steps, forms=forms)
     sizes = tuple(saved["feature_sizes"])
     identities: list[nn.Module] = [nn.Identity() for _ in sizes]
     moments = saved.get("moments")

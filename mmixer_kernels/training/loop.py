@@ -376,4 +376,5 @@ def identity(data: Data) -> dict[str, Any]:
         "samples": [len(data.train), len(data.validation), len(data.test)],
         "moments": data.moments,
         "steps": data.steps,
+        "forms": data.forms,
     }

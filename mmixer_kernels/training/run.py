@@ -135,6 +135,7 @@ def check(options: Options) -> preflight.Report:
             options.run.root,
             full="full" in (options.run.check or ()),
             workers=options.run.loader.workers,
+            seed=options.run.seed,
             progress=lambda results, total: tqdm(results, "check", total, unit=" samples"),
         )
 

@@ -1,5 +1,5 @@
-"""NTU RGB+D and NW-UCLA in miniature: the layout and the formats are the real ones, the pictures
-are small and carry their frame's number.
+"""NTU RGB+D, NW-UCLA and a person's own recordings in miniature: the layout and the formats are the
+real ones, the pictures are small and carry their frame's number.
 
 Colour and IR pictures have the number in eight black or white blocks along their upper half, which
 survive compression; depth is 1000 mm and 7 mm more per frame.
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +98,61 @@ def nw_ucla(
     return names
 
 
+def clips(
+    root: Path,
+    lists: Mapping[str, Sequence[str]],
+    modalities: Mapping[str, tuple[str, int]] = {"rgb": ("jpg", 12), "depth": ("16-bit", 12)},
+) -> None:
+    """Writes lists, and the samples that their lines name.
+
+    Args:
+        lists: lines by the name of their file; those of classes.txt name no samples.
+        modalities: the kind of a modality's files, as `write_recording` takes it, and the number
+            of frames of each sample.
+    """
+    for file, lines in lists.items():
+        path = root / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(f"{line}\n" for line in lines))
+        if path.name == "classes.txt":
+            continue
+        for line in lines:
+            name = (line.split("\t") if "\t" in line else line.split())[0].rstrip("/")
+            for modality, (kind, frames) in modalities.items():
+                write_recording(root / modality / name, kind, frames)
+
+
+def write_recording(path: Path, kind: str, frames: int, rate: int = 30) -> Path:
+    """Writes a sample of a modality, and gives the path of its file or folder.
+
+    Args:
+        path: without the ending of a video.
+        kind: "jpg" or "png" in colour, "grey.jpg", "grey.png" or "16-bit" of pictures; else the
+            ending of a video, which may have "grey." or "16-bit." before.
+    """
+    size = (48, 64)
+    form, _, ending = kind.rpartition(".")
+    if ending in ("jpg", "png", "16-bit"):
+        for n in range(frames):
+            image = picture(n, size, 1)
+            if ending == "16-bit":
+                image = depth_picture(n, size, masked=True)
+            elif form == "grey":
+                image = grey(image)
+            write_picture(path / f"{n:06}.{'png' if ending == '16-bit' else ending}", image)
+        return path
+    file = path.with_name(f"{path.name}.{ending}")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    codec = {"": "mpeg4", "grey": "ffv1", "16-bit": "ffv1"}[form]
+    write_video(file, frames, size, codec, rate=rate, form=form)
+    return file
+
+
+def grey(image: np.ndarray) -> np.ndarray:
+    """uint8 `[h, w]`: the mean of a picture's channels."""
+    return image.mean(-1).astype(np.uint8)
+
+
 def spoil(root: Path, name: str, modality: str, kind: str) -> Path:
     """Damages a sample's video, or the fifth picture of its depth, and gives that file's path.
 
@@ -165,18 +220,28 @@ def write_picture(path: Path, image: np.ndarray, format: str | None = None) -> N
 
 
 def write_video(
-    path: Path, frames: int, size: tuple[int, int], codec: str = "mpeg4", action: int = 1
+    path: Path,
+    frames: int,
+    size: tuple[int, int],
+    codec: str = "mpeg4",
+    action: int = 1,
+    rate: int = 30,
+    form: str = "",
 ) -> None:
-    """A video of one key frame whose pictures are numbered from 0."""
+    """A video of one key frame whose pictures are numbered from 0; its form is "" for colour,
+    "grey" or "16-bit"."""
     import av
 
+    pixels = {"": "rgb24", "grey": "gray", "16-bit": "gray16le"}[form]
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=30)
+        stream = container.add_stream(codec, rate=rate)
         stream.height, stream.width = size
-        stream.pix_fmt = "yuv420p"
+        stream.pix_fmt = pixels if form else "yuv420p"
         stream.codec_context.gop_size = 1000
-        stream.options = CODECS[codec]
+        stream.options = CODECS.get(codec, {})
         for n in range(frames):
-            frame = av.VideoFrame.from_ndarray(picture(n, size, action), format="rgb24")
-            container.mux(stream.encode(frame))
+            image = picture(n, size, action)
+            if form:
+                image = grey(image) if form == "grey" else depth_picture(n, size, masked=True)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format=pixels)))
         container.mux(stream.encode())

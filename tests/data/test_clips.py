@@ -10,7 +10,7 @@ pytest.importorskip("torchvision")
 
 from mmixer_kernels import command
 from mmixer_kernels.data import collate
-from mmixer_kernels.data.clips import Clip, ClipSplit
+from mmixer_kernels.data.clips import Clip, ClipSplit, Listed
 from mmixer_kernels.data.transforms import Sampling, Transform
 from mmixer_kernels.errors import DamagedFile
 
@@ -64,6 +64,46 @@ def test_a_sample_has_the_modalities_in_order_and_its_own_length():
         assert (rgb.diff() > 0).all()
     # Depth spreads every frame alike, so its numbers are gone and its frames are equal.
     assert torch.equal(samples[0].inputs[0][0], samples[0].inputs[0][1])
+
+
+class Recorded(Noise):
+    """A source that knows its frame rate."""
+
+    def rate(self):
+        return float(self.frames)
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [("frame", [0, 4]), ("span", [1, 9, 17]), ("rate", [0, 8, 16])],
+)
+def test_the_other_modality_is_read_at_the_first_one_s_moments(rule, expected):
+    read = {}
+
+    class Noted(Recorded):
+        def read(self, indices, size):
+            read[self.channels] = list(indices)
+            return super().read(indices, size)
+
+    other = 7 if rule == "frame" else 18
+    clip = Clip("clip", 0, {"rgb": Noted(9), "depth": Noted(other, 1)})
+    arguments = [clip], ("rgb", "depth"), Sampling(stride=4), Transform(16), 0, False
+    samples = ClipSplit(*arguments, rule)
+    for part in (samples, samples.plain()):
+        assert part[0].length == len(expected)
+        assert read == {3: expected if rule == "frame" else [0, 4, 8], 1: expected}
+
+
+def test_a_list_s_number_of_frames_is_the_least():
+    sources = {"rgb": Noise(9), "depth": Noise(7, 1)}
+    for frames in (None, 7):
+        clip = Clip("a", 0, sources, Listed("train.txt, line 3", frames))
+        assert clip.track("depth").frames == 7
+    clip = Clip("a", 0, sources, Listed("train.txt, line 3", 8))
+    assert clip.track("rgb").frames == 9
+    message = r"^train\.txt, line 3: says 8 frames, but a has 7 of depth: "
+    with pytest.raises(DamagedFile, match=message):
+        clip.track("depth")
 
 
 def test_training_draws_depend_on_seed_epoch_and_index_alone():

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import struct
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from data import miniature
 
 from mmixer_kernels.data.decode import (
     DepthFolderSource,
+    NumberedPicturesSource,
     PictureFilesSource,
     VideoSource,
     require,
@@ -72,7 +75,7 @@ def test_other_containers(tmp_path, suffix):
 def test_colours_are_rgb_and_grey_is_one_channel(video):
     colour = VideoSource(str(video)).read([0], 54)[0, :, 45, 48].tolist()
     np.testing.assert_allclose(colour, miniature.picture(0, (54, 96), 1)[45, 48], atol=12)
-    grey = VideoSource(str(video), channels=1).read([0, 40], 27)
+    grey = VideoSource(str(video), "grey").read([0, 40], 27)
     assert grey.shape == (2, 1, 27, 48)
     assert numbers(grey) == [0, 40]
     np.testing.assert_allclose(
@@ -205,7 +208,7 @@ def test_an_empty_folder_is_named(tmp_path):
 def test_depth_of_8_bits_is_refused(folder):
     path = folder / "MDepth-00000001.png"
     miniature.write_picture(path, np.zeros((54, 64), np.uint8))
-    with pytest.raises(DamagedFile, match="must be 16-bit depth in one channel, but is 8-bit grey"):
+    with pytest.raises(DamagedFile, match="must have 16 bits in one channel, but is 8-bit grey"):
         DepthFolderSource(str(folder)).read([0], 54)
 
 
@@ -216,11 +219,139 @@ def test_pictures_of_another_size_are_refused(folder):
         DepthFolderSource(str(folder)).read([0, 1], 54)
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["9.jpg", "10.jpg", "100.JPEG"],
+        ["a2_frame_9_t1.png", "a2_frame_10_t1.png", "a2_frame_11_t0.png"],
+        ["1548339819.87426.png", "1548339819.9.png", "1548339820.1.png"],
+        ["v1.9_left.jpg", "v1.10_left.jpg", "v2.0_left.jpg"],
+    ],
+)
+def test_pictures_are_in_the_order_of_their_numbers(tmp_path, names):
+    for number, name in enumerate(names):
+        kind = "PNG" if name.endswith(".png") else "JPEG"
+        miniature.write_picture(tmp_path / name, miniature.picture(number, (48, 64), 5), kind)
+    for name in ("._9.jpg", "notes7.txt", ".thumb_1.png"):
+        (tmp_path / name).write_text("no frame")
+    source = NumberedPicturesSource(str(tmp_path), "colour", given_rate=25)
+    assert source.names() == names
+    assert (source.count(), source.rate()) == (3, 25)
+    assert numbers(source.read([0, 1, 2], 48)) == [0, 1, 2]
+    assert source.stored_form() == "colour"
+    source.verify(full=False)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["1.jpg", "1.png"], r"has two pictures of one number, 1\.jpg and 1\.png"),
+        (["01.jpg", "1.jpg"], r"has two pictures of one number, 01\.jpg and 1\.jpg"),
+        (["1.jpg", "cover.jpg"], r"cover\.jpg: has no number in its name"),
+        ([], "has no frame"),
+    ],
+)
+def test_pictures_without_an_order_are_named(tmp_path, names, message):
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(DamagedFile, match=f"{tmp_path}.*{message}"):
+        NumberedPicturesSource(str(tmp_path), "colour").count()
+
+
+@pytest.mark.parametrize(
+    ("names", "gap"),
+    [
+        (["000001", "000002", "000003"], False),
+        (["t_8", "t_16", "t_24"], False),
+        (["1"], False),
+        (["1", "2", "4"], True),
+        (["p3_1_t9", "p3_2_t7", "p3_3_t2"], False),
+        (["p3_1_t9", "p3_2_t7", "p3_4_t8"], True),
+        (["15_100", "15_140", "16_020"], False),
+        (["9.5", "9.7", "10.25"], False),
+    ],
+)
+def test_a_picture_that_may_be_missing_shows(tmp_path, names, gap):
+    for name in names:
+        (tmp_path / f"{name}.jpg").touch()
+    assert NumberedPicturesSource(str(tmp_path), "colour").has_gap() == gap
+
+
+def test_values_of_8_bits_are_those_of_the_nearest_pixels(tmp_path):
+    values = np.random.default_rng(0).integers(0, 256, (40, 50), np.uint8)
+    miniature.write_picture(tmp_path / "1.png", values)
+    source = NumberedPicturesSource(str(tmp_path), "8-bit")
+    np.testing.assert_array_equal(source.read([0], 40)[0, 0].numpy(), values)
+    np.testing.assert_array_equal(source.read([0], 20)[0, 0].numpy(), values[1::2, 1::2])
+
+
+@pytest.mark.parametrize(("form", "pixels"), [("8-bit", "gray"), ("16-bit", "gray16le")])
+def test_values_in_a_video_are_those_of_the_nearest_pixels(tmp_path, form, pixels):
+    import av
+
+    dtype = np.uint8 if form == "8-bit" else np.uint16
+    values = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (7, 48, 64), dtype)
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream = container.add_stream("ffv1", rate=12)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, pixels
+        for image in values:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format=pixels)))
+        container.mux(stream.encode())
+    source = VideoSource(str(tmp_path / "a.mkv"), form, strict=True)
+    assert source.stored_form() == ("16-bit" if form == "16-bit" else "grey")
+    assert (source.count(), source.rate()) == (7, 12.0)
+    frames = source.read([0, 3, 6], 24)
+    np.testing.assert_array_equal(frames[:, 0].numpy(), values[[0, 3, 6], 1::2, 1::2])
+
+
+@pytest.mark.parametrize(
+    ("kind", "form", "message"),
+    [
+        ("16-bit.mkv", "8-bit", "must have 8 bits per channel, but its pixels are gray16le"),
+        ("grey.mkv", "16-bit", "must have 16 bits in one channel, but its pixels are gray"),
+        ("grey.mkv", "colour", "must be colour, but is grey"),
+        ("avi", "grey", "must be grey, but is colour"),
+    ],
+)
+def test_a_video_of_another_form_is_refused(tmp_path, kind, form, message):
+    path = miniature.write_recording(tmp_path / "a", kind, 2)
+    with pytest.raises(DamagedFile, match=f"^{path}: {message}"):
+        VideoSource(str(path), form, strict=True).read([0], 24)
+
+
+@pytest.mark.parametrize("form", ["colour", "8-bit"])
+def test_a_phone_s_video_is_turned_upright(tmp_path, form):
+    path = tmp_path / "a.mp4"
+    miniature.write_video(path, 3, (48, 64))
+    lying = VideoSource(str(path), form).read([1], 24)
+    content = path.read_bytes()
+    matrix = struct.pack(">9i", 1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30)
+    place = content.index(matrix, content.index(b"tkhd"))  # the track's, not the film's
+    turned = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
+    path.write_bytes(content[:place] + turned + content[place + len(matrix) :])
+    upright = VideoSource(str(path), form).read([1], 24)
+    assert upright.shape[-2:] == (32, 24)
+    assert torch.equal(upright, lying.rot90(-1, (-2, -1)))
+
+
+def test_a_header_without_a_rate_is_named(video, monkeypatch):
+    assert VideoSource(str(video)).rate() == 30
+    assert VideoSource(str(video), given_rate=12.5).rate() == 12.5
+
+    @contextlib.contextmanager
+    def opened(source):
+        yield None, SimpleNamespace(average_rate=None)
+
+    monkeypatch.setattr(VideoSource, "_opened", opened)
+    with pytest.raises(DamagedFile, match=f"^{video}: its header has no frame rate: .* --rates"):
+        VideoSource(str(video)).rate()
+
+
 def test_colour_pictures(tmp_path):
     names = ("b.jpg", "a.jpg")
     for number, name in enumerate(names):
         miniature.write_picture(tmp_path / name, miniature.picture(number, (48, 64), 5))
-    source = PictureFilesSource(str(tmp_path), names, depth=False)
+    source = PictureFilesSource(str(tmp_path), names, "colour")
     frames = source.read([0, 1], 48)
     assert numbers(frames) == [0, 1]
     np.testing.assert_allclose(frames[1, :, 40, 30], (200, 90, 200), atol=12)

@@ -34,39 +34,63 @@ def depth() -> Tensor:
     return torch.randint(65536, (1, 33, 41)).to(torch.uint16)
 
 
-@pytest.mark.parametrize(("modality", "channels"), [("rgb", 3), ("ir", 1)])
-def test_jpeg_keeps_channels_rows_and_columns(modality: str, channels: int) -> None:
+@pytest.mark.parametrize(("form", "channels"), [("colour", 3), ("grey", 1)])
+def test_jpeg_keeps_channels_rows_and_columns(form: images.Form, channels: int) -> None:
     frame = ramp(channels)
-    content = images.encode(frame, modality, 95)
-    found = images.decode(content, modality)
+    content = images.encode(frame, form, 95)
+    found = images.decode(content, form)
     assert content.startswith(images.JPEG_SIGNATURE)
     assert (found.dtype, found.shape) == (torch.uint8, frame.shape)
     assert (found.int() - frame.int()).abs().max() <= 3
-    assert len(images.encode(frame, modality, 10)) < len(content)
-    assert images.encode(frame, modality, 95) == content
+    assert len(images.encode(frame, form, 10)) < len(content)
+    assert images.encode(frame, form, 95) == content
 
 
 def test_depth_is_exact(depth: Tensor) -> None:
-    content = images.encode(depth, "depth", 95)
-    found = images.decode(content, "depth")
+    content = images.encode(depth, "16-bit", 95)
+    found = images.decode(content, "16-bit")
     assert content.startswith(images.PNG_SIGNATURE)
     assert found.dtype == torch.uint16
     assert torch.equal(found.int(), depth.int())
 
 
+def test_values_of_8_bits_are_exact() -> None:
+    frame = torch.randint(256, (1, 33, 41)).byte()
+    content = images.encode(frame, "8-bit", 10)
+    assert content.startswith(images.PNG_SIGNATURE)
+    assert torch.equal(images.decode(content, "8-bit"), frame)
+
+
 def test_a_strided_frame_is_the_same_picture(depth: Tensor) -> None:
-    for modality, frame in (("rgb", ramp(3)), ("ir", ramp(1)), ("depth", depth)):
+    for form, frame in (("colour", ramp(3)), ("grey", ramp(1)), ("16-bit", depth)):
         transposed = frame.transpose(1, 2).contiguous().transpose(1, 2)
-        assert images.encode(transposed, modality, 95) == images.encode(frame, modality, 95)
+        assert images.encode(transposed, form, 95) == images.encode(frame, form, 95)
 
 
 def test_grey_becomes_rgb_and_rgb_grey() -> None:
     grey, colour = ramp(1), ramp(3)
-    found = images.decode(file_of(grey[0].numpy(), "PNG"), "rgb")
+    found = images.decode(file_of(grey[0].numpy(), "PNG"), "colour")
     assert torch.equal(found, grey.expand(3, -1, -1))
-    found = images.decode(file_of(colour.permute(1, 2, 0).numpy(), "PNG"), "ir")
+    found = images.decode(file_of(colour.permute(1, 2, 0).numpy(), "PNG"), "grey")
     luma = torch.tensor([0.299, 0.587, 0.114])[:, None, None] * colour
     assert (found - luma.sum(0)).abs().max() <= 1
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG"])
+def test_the_form_of_a_file_is_told_and_strictly_kept(format: str, depth: Tensor) -> None:
+    grey = file_of(ramp(1)[0].numpy(), format)
+    colour = file_of(ramp(3).permute(1, 2, 0).numpy(), format)
+    values = images.encode(depth, "16-bit", 95)
+    assert [images.form_of(content) for content in (grey, colour, values)] == [
+        *("grey", "colour", "16-bit")
+    ]
+    assert images.decode(grey, "grey", strict=True).shape == (1, 33, 41)
+    assert images.decode(colour, "colour", strict=True).shape == (3, 33, 41)
+    with pytest.raises(ValueError, match=r"^must be colour, but is 8-bit grey$"):
+        images.decode(grey, "colour", strict=True)
+    for form in ("grey", "8-bit"):
+        with pytest.raises(ValueError, match=r"^must be 8-bit grey, but is colour$"):
+            images.decode(colour, form, strict=True)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -74,15 +98,15 @@ def test_grey_becomes_rgb_and_rgb_grey() -> None:
 )
 def test_depth_of_another_kind_is_refused(shape: tuple[int, ...], kind: str) -> None:
     content = file_of(np.zeros(shape, np.uint8), "PNG")
-    with pytest.raises(ValueError, match=f"^must be 16-bit depth in one channel, but is {kind}$"):
-        images.decode(content, "depth")
+    with pytest.raises(ValueError, match=f"^must have 16 bits in one channel, but is {kind}$"):
+        images.decode(content, "16-bit")
 
 
-@pytest.mark.parametrize("modality", ["rgb", "ir"])
-def test_depth_is_no_colour(modality: str, depth: Tensor) -> None:
-    content = images.encode(depth, "depth", 95)
+@pytest.mark.parametrize("form", ["colour", "grey", "8-bit"])
+def test_depth_is_no_colour(form: images.Form, depth: Tensor) -> None:
+    content = images.encode(depth, "16-bit", 95)
     with pytest.raises(ValueError, match="must have 8 bits per channel, but has 16"):
-        images.decode(content, modality)
+        images.decode(content, form)
 
 
 def test_colours_of_16_bits_are_not_cut_to_8() -> None:
@@ -92,38 +116,39 @@ def test_colours_of_16_bits_are_not_cut_to_8() -> None:
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
         for kind, data in chunks
     )
-    with pytest.raises(ValueError, match="must have 8 bits per channel, but has 16"):
-        images.decode(content, "rgb")
+    for look in (images.form_of, lambda content: images.decode(content, "colour")):
+        with pytest.raises(ValueError, match="must have 8 bits per channel, but has 16"):
+            look(content)
 
 
-@pytest.mark.parametrize("modality", ["rgb", "ir", "depth"])
-def test_frames_of_another_kind_are_not_encoded(modality: str, depth: Tensor) -> None:
-    frames = {"rgb": ramp(3), "ir": ramp(1), "depth": depth}
+@pytest.mark.parametrize("form", ["colour", "grey", "16-bit"])
+def test_frames_of_another_form_are_not_encoded(form: images.Form, depth: Tensor) -> None:
+    frames = {"colour": ramp(3), "grey": ramp(1), "16-bit": depth}
     for other, frame in frames.items():
-        if other != modality:
-            with pytest.raises(ValueError, match=f"a frame of {modality} must be torch.uint"):
-                images.encode(frame, modality, 95)
+        if other != form:
+            with pytest.raises(ValueError, match=f"a frame in the form {form} must be torch.uint"):
+                images.encode(frame, form, 95)
 
 
 @pytest.mark.parametrize("content", [b"", b"text", file_of(np.zeros((9, 8), np.uint8), "BMP")])
 def test_what_is_neither_jpeg_nor_png_is_refused(content: bytes) -> None:
     with pytest.raises(ValueError, match=r"^cannot be decoded: "):
-        images.decode(content, "rgb")
+        images.decode(content, "colour")
 
 
 def test_every_flipped_bit_of_a_png_is_found(depth: Tensor) -> None:
     """Pillow looks at no checksum of the pixels."""
-    content = images.encode(depth[:, :4, :4], "depth", 95)
+    content = images.encode(depth[:, :4, :4], "16-bit", 95)
     for place in range(len(content)):
         flipped = bytearray(content)
         flipped[place] ^= 1 << place % 8
         with pytest.raises(ValueError, match=r"^(is|cannot be) "):
-            images.decode(bytes(flipped), "depth")
+            images.decode(bytes(flipped), "16-bit")
 
 
 def test_every_truncation_is_found(depth: Tensor) -> None:
-    for modality, frame in (("rgb", ramp(3)), ("depth", depth[:, :4, :4])):
-        content = images.encode(frame, modality, 95)
+    for form, frame in (("colour", ramp(3)), ("16-bit", depth[:, :4, :4])):
+        content = images.encode(frame, form, 95)
         for length in range(0, len(content) - 2, 3):
             with pytest.raises(ValueError, match=r"^(is|cannot be) "):
-                images.decode(content[:length], modality)
+                images.decode(content[:length], form)

@@ -45,7 +45,7 @@ def opened(folder: Path, **changed: object) -> list[Clip]:
     }
     answer = shards.clips(folder, **arguments)  # type: ignore[arg-type]
     assert answer is not None
-    return answer[0]
+    return answer.clips
 
 
 @pytest.mark.parametrize("sampling", [Sampling(8), Sampling(3), Sampling(frames=4)])
@@ -118,6 +118,17 @@ def test_a_conversion_that_has_not_ended_is_refused(tmp_path: Path) -> None:
     (tmp_path / "index.json").unlink()
     with pytest.raises(ValueError, match=r"no index\.json: its conversion has not ended"):
         opened(tmp_path)
+
+
+def test_a_conversion_of_an_older_version_has_the_same_bytes_and_is_read(tmp_path: Path) -> None:
+    converted(tmp_path, made_clips(2, FRAMES), Sampling(8))
+    assert (tmp_path / "conversion.json").read_text() == (
+        '{"data":"ntu60","modalities":["rgb","depth","ir"],"sampling":{"stride":8},"size":24,'
+        '"quality":95,"samples_per_shard":2,"source":{"depth":"masked"},"format":1}\n'
+    )
+    assert shards.read_json(tmp_path / "index.json").keys() == {"classes", "notes", "shards"}
+    samples = shards.read_json(tmp_path / "shard-000000.json")["samples"]
+    assert all(sample.keys() == {"name", "label", "frames", "places"} for sample in samples)
 
 
 def test_another_format_is_refused(tmp_path: Path) -> None:

@@ -187,6 +187,12 @@ def test_depth_is_spread_before_the_crop():
     assert torch.equal(inputs, expected)
 
 
+def test_8_bits_end_at_255_whatever_the_sensor_s_maximum():
+    frames = torch.full((1, 1, READ, READ), 51, dtype=torch.uint8)
+    inputs = Transform(SIZE, maximum={"depth": 5000})({"depth": frames}, None)[0]
+    assert torch.equal(inputs, normalized(jet(torch.full((1, 1, SIZE, SIZE), 51).byte())))
+
+
 def test_frames_of_another_size_are_resized():
     inputs = Transform(32)({"rgb": places(100)}, None)[0]
     assert inputs.shape == (2, 3, 32, 32)

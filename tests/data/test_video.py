@@ -9,7 +9,7 @@ from mmixer_kernels.training import parsing
 VIDEO = {"ntu60": (60, 5000), "ntu120": (120, 5000), "nw-ucla": (10, 3975)}
 
 
-@pytest.mark.parametrize("name", VIDEO)
+@pytest.mark.parametrize("name", [*VIDEO, "clips"])
 def test_defaults_are_the_papers(name):
     chosen = parsing.parse(["--data", name], "train")
     run, data = chosen.run, chosen.data

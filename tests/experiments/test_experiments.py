@@ -196,6 +196,7 @@ def test_an_interrupted_experiment_goes_on(tmp_path):
         (["table1", "--model.unit", "gru"], "--model.unit must be left out"),
         (["table1", "--folds"], "--folds needs a data set with folds, watch"),
         (["modalities", "--data", "nw-ucla"], "modalities needs a data set with modalities"),
+        (["modalities", "--data", "clips"], "or clips with three modalities or more"),
         (["length", "--data", "arrays"], "length needs a data set whose sequences"),
     ],
 )
@@ -211,11 +212,16 @@ def test_mistakes_end_in_one_line(arguments, message, tmp_path, capsys, monkeypa
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("data", ["synthetic", "watch", "ntu60", "ntu120"])
+@pytest.mark.parametrize(
+    "data",
+    ["synthetic", "watch", "ntu60", "ntu120", "clips --modalities rgb depth thermal"],
+)
 def test_forms_of_a_data_set_are_options_of_training(data):
-    base = parsing.parse(["--data", data], "test")
-    for network in [*of_modalities(base), *of_lengths(base)]:
-        parsing.parse(["--data", data, *network.options], "test")
+    chosen = ["--data", *data.split()]
+    base = parsing.parse(chosen, "test")
+    networks = [*of_modalities(base), *of_lengths(base)]
+    for network in networks:
+        parsing.parse([*chosen, *network.options], "test")
 
 
 def test_folds_test_everybody_once():
