@@ -114,7 +114,7 @@ def test_files_give_what_the_data_set_gives(
     moved.rename(root)
     assert len(restore(path).data.test) == len(restored.data.test)
     files = [root / file.relative_to(moved) for file in files]
-    assert len(predictions.of_files(restore(path, samples="none"), path, files)) == 1
+    assert len(list(predictions.of_files(restore(path, samples="none"), path, files))) == 1
 
 
 def test_new_recordings_need_neither_the_training_set_nor_labels(
@@ -149,7 +149,7 @@ def test_new_recordings_need_neither_the_training_set_nor_labels(
         assert command(path, *given, "--output", tmp_path / "p.png") == 0
         text = capsys.readouterr().out
         assert ("true class" in text) == (given[0].name == "test.txt")
-        found = predictions.of_files(restore(path, samples="none"), path, given)
+        found = list(predictions.of_files(restore(path, samples="none"), path, given))
         assert [prediction.name for prediction in found] == [expected[i].name for i in places]
         for ours, place in zip(found, places, strict=True):
             confidences = expected[place].confidences
@@ -200,7 +200,7 @@ def test_new_arrays_need_neither_the_training_file_nor_labels(
         assert "true class" not in text
         assert "the first 2 of 25 are shown here and drawn in" in text
         assert len(table(text)) == 4
-    found = predictions.of_files(restore(path, samples="none"), path, [root])
+    found = list(predictions.of_files(restore(path, samples="none"), path, [root]))
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.label is None
         assert torch.equal(ours.confidences["a+b"], theirs.confidences["a+b"])
