@@ -13,7 +13,7 @@ from data import miniature
 from mmixer_kernels import evaluate, extract, predict, train
 from mmixer_kernels.data import ArraysOptions
 from mmixer_kernels.trained.restore import restore
-from mmixer_kernels.training import checkpoint
+from mmixer_kernels.training import checkpoint, loop, model, parsing
 
 pytest.importorskip("av")
 torchvision = pytest.importorskip("torchvision")
@@ -83,6 +83,23 @@ def test_it_trains_is_extracted_and_its_features_train(
     features = ["--data", "arrays", "--root", str(run / "features"), *SMALL]
     assert train.main([*features, "--device", "cpu", "--output", str(tmp_path / "head")]) == 0
     assert result(tmp_path / "head")["samples"] == result(run)["samples"] == 2
+
+
+def test_weights_of_another_run_do_not_hide_what_it_cannot_take(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--data", "ntu60", "--device", "cpu", "--root", str(root), "--image-size", "32"]
+    given += ["--model.extractor", NAME, "--model.weights", "none", "--model.hidden-size", "8"]
+    chosen = parsing.parse([*given, "--frames", "16"], "train")
+    data = chosen.load_data()
+    network = model.build(chosen.run.model, data).state_dict()
+    state = {"config": chosen.config(), "data": loop.identity(data), "model": network, "epoch": 1}
+    other, run = tmp_path / "other.pt", tmp_path / "run"
+    checkpoint.save(state, other)
+    more = ["--frames", "4", "--init-from", str(other), "--output", str(run)]
+    assert train.main([*given, *more]) == 2
+    assert "s3d cannot take clips of 4 frames of 32" in capsys.readouterr().err
+    assert not run.exists()
 
 
 def test_what_it_cannot_do_is_told(

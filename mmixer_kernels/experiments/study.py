@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -80,11 +80,11 @@ class Study:
             UserError: an option, or a folder with trainings of other options; nothing has been
                 trained then.
         """
-        before = self._of_each(lambda name: EXPERIMENTS[name].before(self.plan))
+        before = self._of_each(self.names, lambda name: EXPERIMENTS[name].before(self.plan))
         failures = self._train([(run, ()) for runs in before.values() for run in runs])
         if failures:
             return failures
-        networks = self._of_each(lambda name: EXPERIMENTS[name].networks(self.plan))
+        networks = self._of_each(before, lambda name: EXPERIMENTS[name].networks(self.plan))
         failures = self._train(
             [
                 (run, EXPERIMENTS[name].measures)
@@ -105,10 +105,10 @@ class Study:
             print(f"{name}: reported", file=sys.stderr)
         return failures
 
-    def _of_each(self, ask: Callable[[str], T]) -> dict[str, T]:
-        """The answers of the experiments that go with the data set."""
+    def _of_each(self, names: Iterable[str], ask: Callable[[str], T]) -> dict[str, T]:
+        """The answers of those experiments that go with the data set."""
         answers = {}
-        for name in self.names:
+        for name in names:
             try:
                 answers[name] = ask(name)
             except UserError as error:

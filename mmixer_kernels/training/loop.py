@@ -318,7 +318,7 @@ class Trainer:
         """Takes the position of a `state` with the same options, data and number of processes, and
         its random state."""
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        optimizer.load_state(self.optimizer, state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         rank = distributed.rank()
         torch.set_rng_state(state["random"][rank])

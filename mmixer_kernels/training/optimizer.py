@@ -38,6 +38,14 @@ def build(model: nn.Module, options: OptimizerOptions) -> torch.optim.Optimizer:
     return optimizer(groups, lr=options.learning_rate, fused=fused)
 
 
+def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Takes an optimizer's `state_dict`, of another form of its update too: versions before wrote
+    one that is not fused, to which a GradScaler would not tell that gradients overflowed."""
+    fused = optimizer.defaults["fused"]
+    groups = [{**group, "fused": fused} for group in state["param_groups"]]
+    optimizer.load_state_dict({**state, "param_groups": groups})
+
+
 def set_rates(
     optimizer: torch.optim.Optimizer,
     options: OptimizerOptions,

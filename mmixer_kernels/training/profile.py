@@ -77,9 +77,12 @@ class Profile:
             self._leave()
 
     def _watch(self, module: nn.Module, name: str) -> None:
-        """Times a module's forward as a part."""
-        module.register_forward_pre_hook(lambda *_: self._enter(name) if self.running else None)
-        module.register_forward_hook(lambda *_: self._leave() if self.running else None)
+        """Times a module's forward as a part of a step; in a validation it is the validation's."""
+        module.register_forward_pre_hook(lambda *_: self._enter(name) if self._in_step() else None)
+        module.register_forward_hook(lambda *_: self._leave() if self._in_step() else None)
+
+    def _in_step(self) -> bool:
+        return self.running[:1] == ["step"]
 
     def _enter(self, name: str) -> None:
         self._count()

@@ -62,6 +62,8 @@ def _train(options: Options, device: torch.device) -> dict[str, Any]:
         data, recognizer, _ = build(options, device, initial_weights)
         if source is not None:
             lines = initial.load(recognizer, source, options, data)
+            with user_errors():
+                model.check_sample(recognizer, data)  # the other run's samples may have another T
             if first:
                 print("\n".join(lines), file=sys.stderr)
         _check_shares(options, data)

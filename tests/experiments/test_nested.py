@@ -12,6 +12,7 @@ from mmixer_kernels.experiments import nested
 from mmixer_kernels.experiments.__main__ import main
 from mmixer_kernels.experiments.networks import GRU, M_MIXER
 from mmixer_kernels.experiments.runs import FOLDS, Plan
+from mmixer_kernels.experiments.study import Study
 
 SMALL = ("--data", "watch", "--epochs", "2", "--samples", "32", "--model.hidden-size", "8")
 
@@ -87,6 +88,18 @@ def test_it_needs_folds_and_a_grid() -> None:
         nested.candidates(Plan(SMALL, Path("runs"), (0,)))
     with pytest.raises(UserError, match="a grid, watch, but --data is synthetic"):
         nested.candidates(Plan(("--data", "synthetic"), Path("runs"), (0,), ((),)))
+
+
+@pytest.mark.parametrize("data", ["synthetic", "watch"])  # no grid, and no folds
+def test_beside_all_it_is_left_out_where_it_cannot_be(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained: list[object] = []
+    monkeypatch.setattr(Study, "_train", lambda _, wanted: trained.extend(wanted) or [])
+    arguments = ("--data", data)
+    assert Study(("nested",), arguments, (0,), False, 1, tmp_path, None, True, ()).run() == []
+    assert capsys.readouterr().err.count("nested: left out") == 1
+    assert not trained
 
 
 @pytest.mark.slow

@@ -57,6 +57,20 @@ def test_float16_skips_an_update_that_overflows_and_halves_the_scale() -> None:
     assert unequal(dict(trained.model.state_dict()), before) == []
 
 
+def test_so_does_an_optimizer_of_a_checkpoint_from_before_updates_were_fused() -> None:
+    trained = trainer("--precision", "float16")
+    state = trained.state()
+    for group in state["optimizer"]["param_groups"]:
+        group["fused"] = None
+    state["scaler"]["scale"] = 2.0**40
+    trained.load_state(state)
+    before = {name: value.clone() for name, value in trained.model.state_dict().items()}
+    batch = iter(loop.batches.load(trained.data.train, [[0, 1, 2]], 0))
+    trained._train_step([[0, 1, 2]], batch, 3)
+    assert trained.scaler.get_scale() == 2.0**39
+    assert unequal(dict(trained.model.state_dict()), before) == []
+
+
 def test_the_gradient_is_clipped_after_the_scale_is_taken_off() -> None:
     norms = []
     for precision in ("float32", "float16"):

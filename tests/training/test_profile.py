@@ -46,6 +46,17 @@ def test_a_part_s_time_is_without_that_of_the_parts_inside_it() -> None:
     assert profile.counts["extractors"] == profile.counts["recurrence"] == 2
 
 
+def test_what_a_validation_computes_is_no_step_s() -> None:
+    profile, network = profiled(steps=1)
+    for _ in range(WARM_UP + 1):
+        with profile.step(), profile.part("recurrence"):
+            pass
+    with profile.part("validation"):
+        network.extractors[0](torch.ones(1))
+    assert profile.seconds["validation"] >= 0.02
+    assert "extractors" not in profile.seconds
+
+
 def test_a_compiled_network_is_not_looked_into() -> None:
     profile, network = profiled(steps=1, compiled=True)
     for _ in range(WARM_UP + 1):
