@@ -133,7 +133,7 @@ def test_new_recordings_need_neither_the_training_set_nor_labels(
     assert train.main([*chosen, "--root", str(root), "--output", str(output)]) == 0
     path = output / "best.pt"
     restored = restore(path)
-    expected = predictions.of_split(restored, path, "test", [0, 1])
+    expected = list(predictions.of_split(restored, path, "test", [0, 1]))
     capsys.readouterr()
     assert command(path, "--index", 0, "--output", tmp_path / "p.png") == 0
     assert capsys.readouterr().out.startswith("a/3, true class sit\n")
@@ -155,7 +155,9 @@ def test_new_recordings_need_neither_the_training_set_nor_labels(
             confidences = expected[place].confidences
             assert ours.confidences.keys() == confidences.keys() == {"rgb+depth+thermal"}
             for stream, values in confidences.items():
-                assert torch.equal(ours.confidences[stream], values)
+                # A batch of another size may change a convolution's last bits.
+                tolerance = 0 if len(places) == len(expected) else 1e-6
+                torch.testing.assert_close(ours.confidences[stream], values, rtol=0, atol=tolerance)
     assert command(path, moved, "--output", tmp_path / "p.png") == 0
     assert capsys.readouterr().out.count("rgb+depth+thermal") == 6
     assert command(path, *files[:2]) == 2
