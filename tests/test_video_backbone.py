@@ -10,7 +10,7 @@ import pytest
 import torch
 from data import miniature
 
-from mmixer_kernels import evaluate, extract, predict, train
+from mmixer_kernels import evaluate, export, extract, predict, train
 from mmixer_kernels.data import ArraysOptions
 from mmixer_kernels.trained.restore import restore
 from mmixer_kernels.training import checkpoint, loop, model, parsing
@@ -21,6 +21,7 @@ torchvision = pytest.importorskip("torchvision")
 NAME = "s3d"
 """The smallest one."""
 FRAMES = ["--data", "ntu60", "--device", "cpu", "--frames", "16", "--image-size", "32"]
+RANDOM = ["--model.extractor", NAME, "--model.weights", "none", "--model.hidden-size", "8"]
 SMALL = ["--model.hidden-size", "8", "--epochs", "2", "--loader.batch-size", "2"]
 
 
@@ -85,21 +86,35 @@ def test_it_trains_is_extracted_and_its_features_train(
     assert result(tmp_path / "head")["samples"] == result(run)["samples"] == 2
 
 
-def test_weights_of_another_run_do_not_hide_what_it_cannot_take(
-    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    given = ["--data", "ntu60", "--device", "cpu", "--root", str(root), "--image-size", "32"]
-    given += ["--model.extractor", NAME, "--model.weights", "none", "--model.hidden-size", "8"]
-    chosen = parsing.parse([*given, "--frames", "16"], "train")
+@pytest.fixture(scope="module")
+def untrained(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of a network that was not trained, of clips of 16 frames."""
+    chosen = parsing.parse([*FRAMES, "--root", str(root), *RANDOM], "train")
     data = chosen.load_data()
     network = model.build(chosen.run.model, data).state_dict()
     state = {"config": chosen.config(), "data": loop.identity(data), "model": network, "epoch": 1}
-    other, run = tmp_path / "other.pt", tmp_path / "run"
-    checkpoint.save(state, other)
-    more = ["--frames", "4", "--init-from", str(other), "--output", str(run)]
-    assert train.main([*given, *more]) == 2
+    path = tmp_path_factory.mktemp("untrained") / "best.pt"
+    checkpoint.save(state, path)
+    return path
+
+
+def test_weights_of_another_run_do_not_hide_what_it_cannot_take(
+    root: Path, untrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [*FRAMES, "--root", str(root), *RANDOM, "--frames", "4"]
+    run = tmp_path / "run"
+    assert train.main([*given, "--init-from", str(untrained), "--output", str(run)]) == 2
     assert "s3d cannot take clips of 4 frames of 32" in capsys.readouterr().err
     assert not run.exists()
+
+
+def test_it_cannot_be_exported_with_steps_that_it_cannot_take(
+    untrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "network.pt2"
+    assert export.main([str(untrained), "--output", str(path), "--steps", "4"]) == 2
+    assert "such as 16, that of the run, but is 4" in capsys.readouterr().err
+    assert not path.exists()
 
 
 def test_what_it_cannot_do_is_told(

@@ -74,14 +74,16 @@ def export(
             steps of the time, whose samples all have the same number.
 
     Raises:
-        UserError: a package is missing, the time cannot be free, the numbers differ, or the file
-            cannot be written.
+        UserError: a package is missing, the time cannot be free, the extractors cannot take
+            `steps`, the numbers differ, or the file cannot be written.
     """
     if kind == "onnx":
         _require_packages()
     recognizer = restored.model
     shapes = _shapes(restored)
-    if steps is None and _shortens(recognizer, shapes):
+    if steps is not None:
+        _check_steps(recognizer, shapes, steps)
+    elif _shortens(recognizer, shapes):
         steps = shapes[0][0]
     if steps is None and _unrolls(recognizer):
         raise UserError(
@@ -125,6 +127,18 @@ def _require_packages() -> None:
             f"--format onnx needs {', '.join(missing)}, which cannot be found: "
             "pip install 'mmixer_kernels[export]'"
         )
+
+
+def _check_steps(recognizer: Recognizer, shapes: Sequence[tuple[int, ...]], steps: int) -> None:
+    """Raises UserError where the extractors cannot take so many steps, as networks of video."""
+    try:
+        with torch.no_grad():
+            recognizer.features(_random(shapes, 1, steps))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise UserError(
+            f"--steps must be a number of steps that the extractors take, such as {shapes[0][0]}, "
+            f"that of the run, but is {steps}: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def _shortens(recognizer: Recognizer, shapes: Sequence[tuple[int, ...]]) -> bool:

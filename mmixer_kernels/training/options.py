@@ -179,7 +179,8 @@ class RunOptions:
     checkpoint_steps: int = 0
     """Write last.pt also after every this many updates; 0 writes it at the end of an epoch only."""
     validate_every: int = 1
-    """Epochs from one validation to the next; the last epoch has one in any case."""
+    """Epochs from one validation to the next; the last epoch has one in any case, which stays where
+    --resume adds epochs, so that it can be the best one."""
     resume: bool = False
     """Go on from last.pt of --output, with its config.toml where there is no --config."""
     check: tuple[Literal["full"], ...] | None = None
