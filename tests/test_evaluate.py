@@ -137,6 +137,7 @@ def test_mistakes_end_in_one_line(
     checkpoint.save(other, tmp_path / "other.pt")
     for arguments, message in (
         ([str(tmp_path / "missing.pt")], "missing.pt is not a file"),
+        ([str(tmp_path / "missing" / "best.pt"), "--streams"], "missing/best.pt is not a file"),
         ([str(broken)], "broken.pt is damaged"),
         ([str(tmp_path / "other.pt")], "classes was ['something else'"),
         ([str(tiny_run / "best.pt"), "--root", "somewhere"], "root"),

@@ -12,17 +12,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import DamagedFile
-from .alignment import Rule
+from .alignment import Rule, Track
 from .clips import Clip
 from .decode import NumberedPicturesSource
 from .video import PARTS, VideoOptions, first
 
+READ: dict[Rule, str] = {
+    "frame": "frames, of which as many as the shortest has are read",
+    "span": "frames, which are aligned by their time (--align)",
+    "rate": "seconds, of which those that all have are read (--align rate)",
+}
+"""What a sample's modalities may differ in, and what is read then, by the rule of `alignment`."""
+
 
 class Found(NamedTuple):
-    """A clip's numbers of frames by modality, what is wrong with its files, and its folders of
+    """A clip's frames by modality, what is wrong with its files, and its folders of
     pictures that may lack some."""
 
-    frames: dict[str, int]
+    tracks: dict[str, Track]
     damage: list[str]
     gaps: list[str]
 
@@ -77,18 +84,21 @@ def check(
     for clip, found in zip(listing.clips, progress(results, len(listing.clips)), strict=True):
         report.wrong += [f"{clip.name} ({part_of[clip.name]}): {text}" for text in found.damage]
         gaps += found.gaps
-        counts = ", ".join(f"{count} {modality}" for modality, count in found.frames.items())
-        if len(set(found.frames.values())) > 1:
+        counts = ", ".join(_shown(modality, track) for modality, track in found.tracks.items())
+        # Under the rule `rate` alone there are rates, and then lengths are seconds.
+        lengths = {track.frames / (track.rate or 1) for track in found.tracks.values()}
+        if len(lengths) > 1:
             unequal.append(f"{clip.name} ({counts})")
         listed = clip.listed.frames if clip.listed else None
-        if listed is not None and max(found.frames.values(), default=0) > listed:
+        if (
+            listed is not None
+            and max((t.frames for t in found.tracks.values()), default=0) > listed
+        ):
             longer.append(f"{clip.name} ({counts}, listed {listed})")
     if unequal:
-        read = "which are aligned by their time (--align)"
-        if options.rule() == "frame":
-            read = "of which as many as the shortest has are read"
         report.notes.append(
-            f"{len(unequal):,} samples differ in their modalities' frames, {read}: {first(unequal)}"
+            f"{len(unequal):,} samples differ in their modalities' {READ[options.rule()]}: "
+            f"{first(unequal)}"
         )
     if longer:
         report.notes.append(
@@ -131,6 +141,11 @@ def _missing(options: VideoOptions, parts: dict[str, list[Clip]]) -> Iterator[st
             yield f"{split}{also}: {found[split]:,} complete samples, published are {count:,}"
 
 
+def _shown(modality: str, track: Track) -> str:
+    seconds = f" in {track.frames / track.rate:.2f} s" if track.rate else ""
+    return f"{track.frames} {modality}{seconds}"
+
+
 def _results(clips: list[Clip], rule: Rule, full: bool, workers: int) -> Iterator[Found]:
     look = partial(_look, rule=rule, full=full)
     if not workers:
@@ -149,7 +164,7 @@ def _look(clip: Clip, rule: Rule, full: bool) -> Found:
     found = Found({}, [], [])
     for modality, source in clip.sources.items():
         try:
-            found.frames[modality] = clip.track(modality, rule).frames
+            found.tracks[modality] = clip.track(modality, rule)
             source.verify(full)
             if isinstance(source, NumberedPicturesSource) and source.has_gap():
                 found.gaps.append(source.folder)

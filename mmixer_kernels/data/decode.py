@@ -214,7 +214,7 @@ class PictureSource(ABC):
         """
         count = len(self.names())
         if count < 1:
-            raise DamagedFile(self.folder, "has no frame")
+            raise DamagedFile(self.folder, "has no frame: it must hold pictures, JPEG or PNG")
         return count
 
     def rate(self) -> float | None:
@@ -244,15 +244,15 @@ class PictureSource(ABC):
         return torch.stack(pictures)
 
     def verify(self, full: bool) -> None:
-        """Looks for each file's beginning and end, or in full decodes it.
+        """Looks for each file's beginning and end and decodes the first one, or in full all.
 
         Raises:
-            DamagedFile: a file that is cut off or cannot be decoded.
+            DamagedFile: a file that is cut off, cannot be decoded or has another form.
         """
         self.count()
-        for name in self.names():
+        for place, name in enumerate(self.names()):
             path = os.path.join(self.folder, name)
-            if full:
+            if full or place == 0:
                 self._decoded(path)
             else:
                 _check_ends(path)

@@ -17,7 +17,7 @@ the test's.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -89,28 +89,36 @@ def read_lists(folder: Path) -> Lists:
             )
     faults: list[str] = []
     lines = {part: _lines(path, faults, labelled=True) for part, path in paths.items()}
+    faults += [
+        f"{paths[part]} has no line `name label`: add samples"
+        + (", or remove it to hold out a share of those for training" * (part == "validation"))
+        for part, found in lines.items()
+        if not found and not faults
+    ]
     together = [line for part in lines.values() for line in part]
     _check_once(together, faults)
     _check_alike(together, faults)
     _raise(faults)
     classes = _classes(folder, lines)
+    _note_classes_without_samples(lines["train"], classes, folder / "classes.txt", notes)
     parts = {part: _entries(found, classes, faults) for part, found in lines.items()}
     _raise(faults)
     return Lists(parts, classes, notes)
 
 
-def read_new(path: Path, classes: Sequence[str]) -> list[Entry]:
+def read_new(path: Path, classes: Sequence[str], there: Container[str] = ()) -> list[Entry]:
     """The samples of a list in which labels may be missing, which are UNKNOWN then: `name`, or a
     line as in other lists.
 
     Args:
         classes: names of the classes that labels are of.
+        there: names of samples. A line that as a whole is one of these is a name, blanks or not.
 
     Raises:
         ValueError, OSError: as in `read_lists`.
     """
     faults: list[str] = []
-    lines = _lines(path, faults, labelled=False)
+    lines = _lines(path, faults, labelled=False, there=there)
     _check_once(lines, faults)
     _check_alike(lines, faults)
     entries = _entries(lines, tuple(classes), faults)
@@ -125,7 +133,9 @@ def _text(path: Path) -> list[str]:
         raise ValueError(f"{path} must be text in UTF-8: {error}") from error
 
 
-def _lines(path: Path, faults: list[str], labelled: bool) -> list[_Line]:
+def _lines(
+    path: Path, faults: list[str], labelled: bool, there: Container[str] = ()
+) -> list[_Line]:
     """The lines of a list that are not blank; what is wrong with others is added to `faults`."""
     lines = []
     for number, text in enumerate(_text(path), 1):
@@ -134,6 +144,8 @@ def _lines(path: Path, faults: list[str], labelled: bool) -> list[_Line]:
         place = f"{path}, line {number}"
         text = text.strip()
         columns = [c.strip() for c in text.split("\t")] if "\t" in text else text.split()
+        if _name(text) in there:
+            columns = [text]
         name = _name(columns[0])
         if name is None:
             faults.append(f"{place}: {columns[0]!r} must be a path below a modality's folder")
@@ -204,6 +216,25 @@ def _classes(folder: Path, lines: dict[str, list[_Line]]) -> tuple[str, ...]:
             f"has {missing}: number the classes from 0 without gaps, or name them in classes.txt"
         )
     return tuple(map(str, names))
+
+
+def _note_classes_without_samples(
+    lines: Sequence[_Line], classes: tuple[str, ...], path: Path, notes: list[str]
+) -> None:
+    """Adds a note on classes that the training has no sample of, as where labels count from 1."""
+    labels = {line.label for line in lines if line.label is not None}
+    numbers = {int(label) for label in labels if _is_number(label)}
+    lacking = [
+        name
+        for number, name in enumerate(classes)
+        if (number not in numbers if numbers else name not in labels)
+    ]
+    if lacking:
+        notes.append(
+            f"{len(lacking):,} classes of {path} have no training sample: "
+            f"{', '.join(lacking[:MOST_FAULTS])}{', ...' * (len(lacking) > MOST_FAULTS)} "
+            "(labels that are numbers count from 0)"
+        )
 
 
 def _entries(lines: Sequence[_Line], classes: tuple[str, ...], faults: list[str]) -> list[Entry]:

@@ -6,7 +6,8 @@ Of a network of `clips`, a path is one of three:
   in the path that has the name of one of the network's modalities, and NAME what follows it;
 - a folder with a folder for each modality: every sample in it;
 - a list, `.../new.txt`, of a name per line, of samples beside it. A label may follow, as in
-  `lists`; without one, and in the other two, samples have none.
+  `lists`; without one, and in the other two, samples have none. A line that as a whole names a
+  sample there is its name, even with blanks.
 
 The frames must have the forms that they had in the training.
 
@@ -109,7 +110,7 @@ def _paths_of(file: Path, options: ClipsOptions, data: Data, labels: dict[str, i
     """The samples' paths that one path stands for; a list's labels are added to `labels`."""
     modalities = options.modalities
     if file.suffix == ".txt":
-        entries = read_new(file, data.classes)
+        entries = read_new(file, data.classes, files_of(file.parent, modalities))
         places = {entry.name: entry.listed.place for entry in entries}
         labels.update({entry.name: entry.label for entry in entries})
         found = files_of(file.parent, modalities, places)

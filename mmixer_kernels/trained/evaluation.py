@@ -36,12 +36,12 @@ def evaluate(
         UserError: the checkpoint or the data cannot be read, or do not belong together; or the
             network cannot be computed in the precision on the device.
     """
+    state, options = read(path, overrides)
     if with_streams and not os.access(path.parent, os.W_OK):
         raise UserError(
             f"{path.parent} cannot be written, and the classifiers of the streams belong there: "
             "copy the checkpoint to a folder of your own"
         )
-    state, options = read(path, overrides)
     place = device_of(options.run.device)
     with distributed.job(place):
         with distributed.fail_together():

@@ -248,7 +248,7 @@ def test_pictures_are_in_the_order_of_their_numbers(tmp_path, names):
         (["1.jpg", "1.png"], r"has two pictures of one number, 1\.jpg and 1\.png"),
         (["01.jpg", "1.jpg"], r"has two pictures of one number, 01\.jpg and 1\.jpg"),
         (["1.jpg", "cover.jpg"], r"cover\.jpg: has no number in its name"),
-        ([], "has no frame"),
+        ([], "has no frame: it must hold pictures, JPEG or PNG"),
     ],
 )
 def test_pictures_without_an_order_are_named(tmp_path, names, message):

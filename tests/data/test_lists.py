@@ -130,3 +130,19 @@ def test_new_samples_may_have_no_label(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(ValueError, match=message):
             read_new(path, ("run", "walk"))
+
+
+def test_lists_without_samples_are_named(tmp_path: Path) -> None:
+    for part in ("train", "test", "validation"):
+        files = {"train": "a 0\n", "test": "b 0\n", "validation": "c 0\n", part: "\n"}
+        with pytest.raises(ValueError, match=rf"{part}\.txt has no line `name label`: add samples"):
+            read(tmp_path, **files)
+
+
+def test_classes_without_training_samples_are_noted(tmp_path: Path) -> None:
+    for label in ("1", "sit"):  # as where someone counts from 1
+        found = read(tmp_path, classes="stand\nsit\n", train=f"a {label}\n", test=f"b {label}\n")
+        (note,) = found.notes
+        assert note.startswith(
+            f"1 classes of {tmp_path}/classes.txt have no training sample: stand"
+        )

@@ -138,6 +138,16 @@ def test_a_list_names_recordings_beside_it_with_labels_or_without(own: Path) -> 
     assert [(clip.name, clip.label) for clip in clips] == [("walk/a", 1), ("b", 0)]
 
 
+def test_names_with_blanks_need_no_tab_in_a_list_without_labels(own: Path) -> None:
+    for modality in OWN.modalities:
+        (own / modality / "walk" / "a").rename(own / modality / "walk" / "a 1")
+    (own / "new.txt").write_text("walk/a 1\nb\nc sit\n")
+    clips = recordings(own / "new.txt")
+    assert [(clip.name, clip.label) for clip in clips] == [
+        *(("walk/a 1", UNKNOWN), ("b", UNKNOWN), ("c", 0)),
+    ]
+
+
 def test_recordings_are_given_one_by_one(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     video = miniature.write_recording(own / "rgb" / "last", "MP4", 3)
     miniature.write_recording(own / "depth" / "last", "16-bit", 5)

@@ -187,6 +187,10 @@ def test_rates_tell_which_frames_belong_together(tmp_path: Path, given: bool) ->
     ]
     other = options(align="rate", rates=(30.0, 30.0)).load(tmp_path, 0)
     assert numbers(other) == [[0, 4, 8]] * 2
+    notes = check(options(align="rate", **rates), tmp_path).notes
+    assert any(
+        "seconds, of which" in n and "a (30 rgb in 1.00 s, 12 depth in 0.80 s)" in n for n in notes
+    )
     if given:
         with pytest.raises(ValueError, match=r"depth/a has pictures, .* pass --rates"):
             options(align="rate").load(tmp_path, 0)
@@ -265,6 +269,15 @@ def test_damaged_files_are_named(tmp_path: Path, kind: str) -> None:
     for full in (False, True):
         (wrong,) = check(options(), tmp_path, full).wrong[:1]
         assert wrong.startswith(f"f (test): {path}: ")
+
+
+def test_the_check_names_a_folder_of_another_form(tmp_path: Path) -> None:
+    miniature.clips(tmp_path, LISTS, KINDS)
+    (tmp_path / "depth" / "f").rename(tmp_path / "f")
+    miniature.write_recording(tmp_path / "depth" / "f", "grey.png", 2)
+    (wrong,) = check(options(), tmp_path).wrong
+    assert f"{tmp_path}/depth/f/" in wrong
+    assert "must have 16 bits in one channel" in wrong
 
 
 def test_the_lists_numbers_of_frames_are_compared(tmp_path: Path) -> None:
@@ -395,6 +408,7 @@ def test_names_too_long_for_a_tar_are_named(tmp_path: Path) -> None:
 
 def test_options_survive_a_run_s_configuration() -> None:
     arguments = ["--data", "clips", "--align", "rate", "--rates", "30", "12.5", "--lists", "fold"]
+    arguments += ["--device", "cpu"]
     chosen = parsing.parse(arguments, "test")
     assert chosen.data == ClipsOptions(align="rate", rates=(30.0, 12.5), lists=Path("fold"))
     assert parsing.parse_config(chosen.config(), "here") == chosen
