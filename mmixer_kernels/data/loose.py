@@ -21,9 +21,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 from . import nw_ucla
 from .base import UNKNOWN, Data
@@ -34,6 +34,8 @@ from .lists import read_new
 from .ntu import NAME
 from .recordings import ClipsOptions, Paths, files_of
 from .video import VideoOptions
+
+T = TypeVar("T")
 
 
 def clips_of(files: Sequence[Path], options: VideoOptions, data: Data) -> list[Clip]:
@@ -65,16 +67,8 @@ def clips_of(files: Sequence[Path], options: VideoOptions, data: Data) -> list[C
                     f"{file} is {modality}, but the network knows {', '.join(options.modalities)}: "
                     "leave it out"
                 )
-            if modality in sample:
-                raise ValueError(f"{file} is the second {modality} of the sample {name}: give one")
-            sample[modality] = source
-    for name, sample in samples.items():
-        missing = [modality for modality in options.modalities if modality not in sample]
-        if missing:
-            raise ValueError(
-                f"the sample {name} lacks {' and '.join(missing)}: give {_kinds(name, missing)}, "
-                "for files belong together by their names"
-            )
+            _add(sample, name, modality, file, source)
+    _check_complete(samples, options.modalities, _kinds)
     return [Clip(name, _label(name, options), sample) for name, sample in samples.items()]
 
 
@@ -89,21 +83,37 @@ def _recordings(files: Sequence[Path], options: ClipsOptions, data: Data) -> lis
         for name, of_modalities in found.items():
             sample = paths.setdefault(name, {})
             for modality, path in of_modalities.items():
-                if modality in sample:
-                    raise ValueError(
-                        f"{path} is the second {modality} of the sample {name}: give one"
-                    )
-                sample[modality] = path
-    for name, sample in paths.items():
-        missing = [modality for modality in options.modalities if modality not in sample]
-        if missing:
-            raise ValueError(
-                f"the sample {name} lacks {' and '.join(missing)}: give .../{missing[0]}/{name} "
-                "too, for files belong together by their names"
-            )
+                _add(sample, name, modality, path, path)
+    _check_complete(paths, options.modalities, lambda name, missing: f".../{missing[0]}/{name} too")
     assert data.forms is not None
     sources = options.sources(paths, cast(dict[str, Form], data.forms))
     return [Clip(name, labels.get(name, UNKNOWN), sources[name]) for name in paths]
+
+
+def _add(sample: dict[str, T], name: str, modality: str, path: str | Path, value: T) -> None:
+    """Adds a modality to a sample, which must not have it yet."""
+    if modality in sample:
+        raise ValueError(f"{path} is the second {modality} of the sample {name}: give one")
+    sample[modality] = value
+
+
+def _check_complete(
+    samples: Mapping[str, Collection[str]],
+    modalities: Sequence[str],
+    wanted: Callable[[str, Sequence[str]], str],
+) -> None:
+    """Raises ValueError where a sample lacks a modality.
+
+    Args:
+        wanted: says what to give of a sample that lacks these modalities.
+    """
+    for name, sample in samples.items():
+        missing = [modality for modality in modalities if modality not in sample]
+        if missing:
+            raise ValueError(
+                f"the sample {name} lacks {' and '.join(missing)}: give {wanted(name, missing)}, "
+                "for files belong together by their names"
+            )
 
 
 def _paths_of(file: Path, options: ClipsOptions, data: Data, labels: dict[str, int]) -> Paths:

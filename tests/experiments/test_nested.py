@@ -117,7 +117,7 @@ def test_the_command_chooses_trains_and_reports(
         accuracies = found["numbers"]["candidates"][label]
         for options, of_candidates in zip(network["by fold"], accuracies, strict=True):
             assert of_candidates[" ".join(options)] == max(of_candidates.values())
-    assert "The choices took 20 trainings" in (tmp_path / "README.md").read_text()
+    assert "The choices took 40 trainings" in (tmp_path / "README.md").read_text()
     assert not list((tmp_path / "runs" / "nested").rglob("*.png"))
     before = {path: path.stat().st_mtime for path in tmp_path.rglob("result.json")}
     assert main(arguments) == 0
