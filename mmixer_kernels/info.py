@@ -14,6 +14,7 @@ import torch
 
 from .command import processors
 from .engines import engines
+from .environment import VARIABLES
 from .training.result import versions
 
 
@@ -21,7 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Prints `collect`'s answer as aligned text, or as JSON."""
     parser = argparse.ArgumentParser(
         prog="python -m mmixer_kernels.info",
-        description="Prints versions, the build of the extension, engines, devices and threads.",
+        description="Prints versions, the build of the extension, engines, devices, threads and the "
+        "environment variables that the library reads.",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     chosen = parser.parse_args(arguments)
@@ -49,8 +51,7 @@ def collect() -> dict[str, dict[str, Any]]:
             "processors": processors(),
         },
         "environment": {
-            name: os.environ.get(name, "not set")
-            for name in ("MMIXER_ENGINE", "MMIXER_CUDA_PATHS", "OMP_NUM_THREADS")
+            variable.name: os.environ.get(variable.name, "not set") for variable in VARIABLES
         },
     }
 
@@ -65,9 +66,10 @@ def _extension() -> dict[str, Any]:
 
 def _text(facts: dict[str, dict[str, Any]]) -> str:
     width = max(len(key) for table in facts.values() for key in table)
+    notes = {x.name: f" ({x.meaning.replace('`', '')}; read at {x.read})" for x in VARIABLES}
     sections = []
     for title, table in facts.items():
-        lines = [f"  {key:<{width}}  {value}" for key, value in table.items()]
+        lines = [f"  {key:<{width}}  {value}{notes.get(key, '')}" for key, value in table.items()]
         sections.append("\n".join([title, *lines]))
     return "\n\n".join(sections)
 

@@ -1,3 +1,3 @@
 """The package's version, where any room can read it without an installation."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 PACKAGE = "mmixer_kernels"
 FLOORS = (
-    "version problem errors atomic stop command provenance",
+    "version environment problem errors atomic stop command provenance",
     "autocast arguments unit reference",
     "engines",
     "dispatch batching derivatives flops onnx ops plain",

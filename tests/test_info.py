@@ -10,6 +10,7 @@ import torch
 import mmixer_kernels
 from mmixer_kernels import info
 from mmixer_kernels.engines import names
+from mmixer_kernels.environment import VARIABLES
 
 
 def facts(capsys: pytest.CaptureFixture[str]) -> dict[str, dict[str, object]]:
@@ -53,3 +54,16 @@ def test_text_is_aligned(capsys: pytest.CaptureFixture[str]) -> None:
     width = max(len(key) for table in info.collect().values() for key in table)
     assert len(rows) > 10
     assert all(row[2 + width : 4 + width] == "  " and row[4 + width] != " " for row in rows)
+
+
+def test_every_variable_of_the_environment_is_printed_with_its_meaning(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MMIXER_ENGINE", "reference")
+    assert facts(capsys)["environment"]["MMIXER_ENGINE"] == "reference"
+    assert info.main([]) == 0
+    printed = capsys.readouterr().out
+    assert "reference (the engine of units" in printed
+    for variable in VARIABLES:
+        line = next(x for x in printed.splitlines() if x.split()[:1] == [variable.name])
+        assert variable.meaning.replace("`", "") in line
