@@ -22,8 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Prints `collect`'s answer as aligned text, or as JSON."""
     parser = argparse.ArgumentParser(
         prog="python -m mmixer_kernels.info",
-        description="Prints versions, the build of the extension, engines, devices, threads and the "
-        "environment variables that the library reads.",
+        description="Prints versions, the build of the extension, engines, devices, threads and "
+        "environment variables.",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     chosen = parser.parse_args(arguments)

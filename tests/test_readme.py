@@ -94,8 +94,9 @@ def test_its_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.importorskip(extra)
     shrink_resnets(monkeypatch)
     (tmp_path / "features").mkdir()
+    random = np.random.default_rng(0)
     for split, samples in (("train", 24), ("test", 8)):
-        arrays = {name: np.random.randn(samples, 5, 3) for name in ("skeleton", "audio")}
+        arrays = {x: random.standard_normal((samples, 5, 3)) for x in ("skeleton", "audio")}
         path = tmp_path / "features" / f"{split}.npz"
         np.savez(path, label=np.arange(samples) % 2, **arrays)
     names = [f"{name}/{n} {label}" for name in ("ann", "bob") for n, label in ((1, 0), (2, 1))]
