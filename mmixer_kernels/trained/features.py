@@ -75,6 +75,9 @@ def extract(
     a time: features wait in a temporary file per modality until the longest sample is known.
 
     Args:
+        recognizer: the network whose extractors are used.
+        data: the data set.
+        loader: the size of a batch, and the workers.
         output: the folder to make; it may exist when it is empty.
 
     Raises:

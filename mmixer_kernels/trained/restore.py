@@ -63,6 +63,8 @@ def restore(path: Path, overrides: Overrides = AS_TRAINED, samples: Samples = "a
     place.
 
     Args:
+        path: the checkpoint.
+        overrides: options that are not the run's.
         samples: "all" of them, a sample's "shapes", or "none". Without "all", files of video are
             not read, nor, for "none", those of arrays, and their splits are empty.
 
