@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib
 import inspect
 import re
@@ -89,14 +91,28 @@ def symbols(module: ModuleType) -> list[str]:
     ]
 
 
+def found(path: str) -> object:
+    """What "package.module.Class.attribute" names; the package's path alone is not enough, as the
+    face hides the module `engines` behind the function of that name."""
+    module, names = path, list[str]()
+    while module not in sys.modules:
+        module, _, name = module.rpartition(".")
+        names.insert(0, name)
+    return functools.reduce(getattr, names, sys.modules[module])
+
+
 @pytest.mark.slow
 def test_every_public_symbol_has_an_entry(site: Path) -> None:
-    entries = set[str]()
+    modules = [importlib.import_module(name) for name in MODULES]
+    documented = set[int]()
     for page in (site / "api").rglob("*.html"):
-        entries.update(re.findall(r'id="([\w.]+)"', page.read_text()))
-    for module in MODULES:
-        for symbol in symbols(importlib.import_module(module)):
-            assert f"{module}.{symbol}" in entries, f"{module}.{symbol} has no entry in docs/api"
+        for path in re.findall(r'id="(mmixer_kernels[\w.]*)"', page.read_text()):
+            with contextlib.suppress(AttributeError):  # of what instances alone have
+                documented.add(id(found(path)))
+    for module in modules:
+        for symbol in symbols(module):
+            name = f"{module.__name__}.{symbol}"
+            assert id(getattr(module, symbol)) in documented, f"{name} has no entry in docs/api"
 
 
 @pytest.mark.slow
@@ -131,7 +147,7 @@ def documented() -> Iterator[griffe.Object]:
             entry = package[path.removeprefix("mmixer_kernels.")]
             chosen = re.search(r"\bmembers: \[([^]]*)\]", options)
             if chosen and entry.is_module:
-                for name in chosen[1].split(", "):
+                for name in re.findall(r"\w+", chosen[1]):
                     yield from within(entry[name])
             else:
                 yield from within(entry)

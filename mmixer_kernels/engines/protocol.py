@@ -12,11 +12,14 @@ from ..problem import Call, Cotangents, Gradients, Keep, Need, Problem
 
 
 class EngineState(NamedTuple):
-    """Available or not; the reason in words; the error that the reason came from."""
+    """Whether an engine can run here, and why or why not."""
 
     available: bool
+    """Whether it can."""
     reason: str
+    """What it is, or what is missing."""
     error: BaseException | None = None
+    """The error that the reason came from, where there was one."""
 
 
 class Engine(Protocol):

@@ -30,8 +30,11 @@ class Extracted(NamedTuple):
     """A file of features `[samples, steps, D]`, one array per modality."""
 
     path: Path
+    """The file."""
     samples: int
+    """The number of samples in it."""
     steps: int
+    """T, the steps of the longest."""
 
 
 def of_checkpoint(restored: Restored, output: Path) -> list[Extracted]:

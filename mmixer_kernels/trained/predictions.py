@@ -23,17 +23,17 @@ from .restore import Restored
 
 @dataclass(frozen=True)
 class Prediction:
-    """A sample and its classes' logits.
-
-    Shapes: `inputs` `[T, ...]` per modality; `logits` `[K]` by stream, on the CPU: each modality's
-    where there are classifiers of the streams (Eq. 15), and last the whole network's (Eq. 5), named
-    as `rgb+depth`.
-    """
+    """A sample and its classes' logits."""
 
     name: str
+    """The sample's name, or its file or split and its place there."""
     label: int | None
+    """The class, None where it is not known."""
     inputs: dict[str, Tensor]
+    """`[T, ...]` by modality."""
     logits: dict[str, Tensor]
+    """`[K]` by stream, on the CPU: each modality's where there are classifiers of the streams
+    (Eq. 15), and last the whole network's (Eq. 5), named as `rgb+depth`."""
 
     @property
     def confidences(self) -> dict[str, Tensor]:
