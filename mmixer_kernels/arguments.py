@@ -277,8 +277,8 @@ def check(problem: Problem, layout: CallLayout = "sequence") -> None:
         layout: that of the call, by which the messages name an operand.
 
     Raises:
-        ValueError: a wrong shape, device, length, mix or eps. TypeError: a wrong dtype, or a
-        weight that is no tensor.
+        ValueError: a wrong shape, device, length, mix or eps.
+        TypeError: a wrong dtype, or a weight that is no tensor.
     """
     inputs, _, sets, hx, lengths, mix, eps, _ = problem
     check_options(mix, eps)

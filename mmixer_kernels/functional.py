@@ -51,6 +51,7 @@ def mcu(
         lengths: integers `[B]` in 1..T: past a sample's length the input is not used, the output
             is 0 and h_n is the sample's own last valid step.
         mix: "gated" is Eq. 9-10, "concat" Table 3's experiment II.
+        batch_first: input and output are `[B, T, ...]` instead of `[T, B, ...]`.
         eps: added to LayerNorm's variance.
         engine: "auto" or the name of an engine, see `mmixer_kernels.engines()`.
         recompute: save only the states for backward, which then computes the rest again, to the
@@ -65,8 +66,9 @@ def mcu(
         `[D, B, H]` (`[D, H]` unbatched).
 
     Raises:
-        ValueError: a wrong shape, device, length or option. TypeError: a wrong dtype, what is no
-        tensor, or no bool. RuntimeError: the engine asked for cannot run here.
+        ValueError: a wrong shape, device, length or option.
+        TypeError: a wrong dtype, what is no tensor, or no bool.
+        RuntimeError: the engine asked for cannot run here.
     """
     arguments.check_bool("recompute", recompute)
     sets = (weights,) if isinstance(weights, Weights) else _both_directions(weights)
@@ -125,13 +127,20 @@ def mcu_group(
             sets without `weight_g` and `weight_s`, as in `mcu`.
         weights: G weight sets.
         hx: `[G, B, H]`, zeros when None.
-        lengths, mix, eps, engine, recompute: as in `mcu`, one for all.
+        lengths: as in `mcu`, one for all.
+        mix: likewise.
+        batch_first: likewise.
+        eps: likewise.
+        engine: likewise.
+        recompute: likewise.
 
     Returns:
         output `[G, T, B, H]` (`[G, B, T, H]` when batch_first) and h_n `[G, B, H]`.
 
     Raises:
-        As `mcu`, and ValueError where the groups do not agree.
+        ValueError: as `mcu`, and where the groups do not agree.
+        TypeError: as `mcu`.
+        RuntimeError: as `mcu`.
     """
     arguments.check_bool("recompute", recompute)
     named = {"inputs": inputs, "contexts": contexts, "weights": weights}
@@ -210,14 +219,19 @@ def mcu_cell(
     Args:
         input: `[B, input_size]`, or `[input_size]` unbatched.
         context: `[B, context_size]`, or `[context_size]` unbatched; None as in `mcu`.
-        weights, mix, eps, engine: as in `mcu`.
+        weights: one weight set, as in `mcu`.
         hx: `[B, H]` (`[H]` unbatched), zeros when None.
+        mix: as in `mcu`.
+        eps: likewise.
+        engine: likewise.
 
     Returns:
         The next state `[B, H]` (`[H]` unbatched).
 
     Raises:
-        As `mcu`.
+        ValueError: as `mcu`.
+        TypeError: as `mcu`.
+        RuntimeError: as `mcu`.
     """
     if not isinstance(weights, Weights):
         _refuse_weights("weights", weights)

@@ -31,6 +31,8 @@ class FusedMCU(MCU):
         engine: "auto" or the name of an engine, see `mmixer_kernels.engines()`; the environment
             variable MMIXER_ENGINE overrides "auto".
         recompute: save only the states for backward, see `functional.mcu`.
+        device: where the parameters are.
+        dtype: the parameters' dtype.
 
     Raises:
         ValueError: a size below 1 (context_size: below 0), an unknown mix, init or engine, or an
@@ -110,8 +112,9 @@ class FusedMCU(MCU):
             output, like input with H features, and h_n `[1, B, H]` (`[1, H]` unbatched).
 
         Raises:
-            ValueError: a wrong shape, device or length. TypeError: a wrong dtype, or what is no
-            tensor. RuntimeError: the engine asked for cannot run here.
+            ValueError: a wrong shape, device or length.
+            TypeError: a wrong dtype, or what is no tensor.
+            RuntimeError: the engine asked for cannot run here.
         """
         if not self.context_size:
             context, hx = arguments.context_and_hx(context, hx)
@@ -191,7 +194,8 @@ class FusedMCUCell(MCU):
             The next state `[B, H]` (`[H]` unbatched).
 
         Raises:
-            ValueError: a wrong shape or device. TypeError: a wrong dtype, or what is no tensor.
+            ValueError: a wrong shape or device.
+            TypeError: a wrong dtype, or what is no tensor.
             RuntimeError: the engine asked for cannot run here.
         """
         if not self.context_size:

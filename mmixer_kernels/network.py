@@ -37,6 +37,11 @@ class Summarizer(nn.Module):
     Args:
         kind: "avg" and "max" pool over time; "gru" is the last state of an `nn.GRU`.
         size: D; d_c = d_f for every kind.
+        device: where the parameters are.
+        dtype: the parameters' dtype.
+
+    Raises:
+        ValueError: an unknown kind.
     """
 
     def __init__(
@@ -84,10 +89,13 @@ class MMixer(nn.Module):
         content: "cross" gives each MCU the other modalities' contents (Eq. 3), "self" its own
             (Table 4's MCU-self). "none" is units without context, and no summarizers: the
             modalities meet in the classifier alone, as with the units of Table 2.
-        mix, layer_norm, init: the MCU's, see `FusedMCU` (Table 3).
+        mix: the MCU's, see `FusedMCU` (Table 3).
+        layer_norm: likewise.
+        init: likewise, of the recurrent weights.
         batch_first: features are `[B, T, d_f]` instead of `[T, B, d_f]`.
         engine: the MCU's engine.
-        device, dtype: of the parameters.
+        device: where the parameters are.
+        dtype: the parameters' dtype.
 
     Units "gru" and "lstm" have no use for summarizer, content, mix, layer_norm, init and engine,
     and content "none" has none for summarizer and mix: they must be valid all the same, and a

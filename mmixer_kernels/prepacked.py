@@ -69,8 +69,9 @@ class PrepackedMCU:
         """Output and h_n of `FusedMCU.forward`, which says what the arguments are.
 
         Raises:
-            ValueError, TypeError, RuntimeError: as the unit, and ValueError for an input, context
-            or hx that requires a gradient.
+            ValueError: as the unit, and for an input, context or hx that requires a gradient.
+            TypeError: as the unit.
+            RuntimeError: as the unit.
         """
         results = self._run(input, context, hx, lengths)
         if results is not None:

@@ -138,8 +138,9 @@ class QuantizedMCUCell(nn.Module):
 
         Raises:
             ValueError: a wrong shape or device, what requires a gradient, or an engine without
-            int8 weights. TypeError: a wrong dtype, or what is no tensor. RuntimeError: the engine
-            asked for cannot run here.
+                int8 weights.
+            TypeError: a wrong dtype, or what is no tensor.
+            RuntimeError: the engine asked for cannot run here.
         """
         if not self.context_size:
             context, hx = arguments.context_and_hx(context, hx)

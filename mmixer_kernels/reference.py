@@ -39,9 +39,11 @@ def mcu(
         input: f `[T, B, input_size]`.
         context: g `[B, context_size]`, None where the weights have no `weight_g`: Eq. 8-10 fall
             away, and f_tilde is f_bar.
+        weights: one weight set; without norms every LN is the identity.
         hx: h_0 `[B, H]`, zeros when None.
         lengths: `[B]`; past a sample's length the output is 0 and the state stands still.
         mix: "gated" (Eq. 9-10) or "concat" (Table 3, experiment II).
+        eps: added to LayerNorm's variance.
         reverse: from each sample's last step to its first; output stands at the steps of the input.
         layer_norm: PyTorch's, which is fast and can be differentiated twice by autograd (its third
             derivative is wrong, and so is forward mode over forward mode, seen in 2.11 and 2.14),
@@ -99,6 +101,7 @@ def mcu_group(problem: Problem, **options: Any) -> tuple[Tensor, Tensor]:
     """`mcu` of G weight sets: output `[G, T, B, H]` and h_n `[G, B, H]`.
 
     Args:
+        problem: the weight sets and what they are called with.
         options: `layer_norm` and `loop` of `mcu`.
     """
     groups = each_group(problem)
@@ -286,6 +289,8 @@ class MCU(Unit):
         eps: added to LayerNorm's variance.
         init: the initial values of the recurrent weights, `weight_r`, `weight_z` and `weight_h`:
             "uniform" as in `nn.GRU`, or "orthogonal", each a random orthogonal matrix.
+        device: where the parameters are.
+        dtype: the parameters' dtype.
 
     Raises:
         ValueError: a size below 1 (context_size: below 0), an unknown mix or init, or an eps that
@@ -360,7 +365,8 @@ class MCU(Unit):
             output, like input with H features, and h_n `[1, B, H]` (`[1, H]` unbatched).
 
         Raises:
-            ValueError: a wrong shape, device or length. TypeError: a wrong dtype.
+            ValueError: a wrong shape, device or length.
+            TypeError: a wrong dtype.
         """
         if not self.context_size:
             context, hx = arguments.context_and_hx(context, hx)

@@ -31,7 +31,15 @@ class FusedMCUStack(Unit):
             its first; D below is 2 instead of 1.
         dropout: the probability with which each layer's output but the last's is dropped in
             training; the values come from PyTorch's default generator, as `nn.GRU`'s do.
-        batch_first, layer_norm, mix, eps, init, engine, recompute, device, dtype: as in `FusedMCU`.
+        batch_first: as in `FusedMCU`.
+        layer_norm: likewise.
+        mix: likewise.
+        eps: likewise.
+        init: likewise.
+        engine: likewise.
+        recompute: likewise.
+        device: likewise.
+        dtype: likewise.
 
     Raises:
         ValueError: a size below 1 (context_size: below 0), a dropout outside of 0..1, an unknown
@@ -133,8 +141,9 @@ class FusedMCUStack(Unit):
             output, like input with D H features, and h_n `[L D, B, H]` (`[L D, H]` unbatched).
 
         Raises:
-            ValueError: a wrong shape, device or length. TypeError: a wrong dtype, or what is no
-            tensor. RuntimeError: the engine asked for cannot run here.
+            ValueError: a wrong shape, device or length.
+            TypeError: a wrong dtype, or what is no tensor.
+            RuntimeError: the engine asked for cannot run here.
         """
         if not self.context_size:
             context, hx = arguments.context_and_hx(context, hx)

@@ -47,7 +47,8 @@ class CellStream:
         batch_size: B where neither context nor hx says it; 1 when None.
 
     Raises:
-        ValueError, TypeError: as the cell, and ValueError for what requires a gradient.
+        ValueError: as the cell, and for what requires a gradient.
+        TypeError: as the cell.
         RuntimeError: a tracer or a transform of torch.func looks on, which could not follow.
 
     >>> cell = FusedMCUCell(64, 64, 128)

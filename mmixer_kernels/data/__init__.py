@@ -18,6 +18,7 @@ DATA: dict[str, type] = {
     "ntu120": Ntu120Options,
     "nw-ucla": NwUclaOptions,
 }
+"""The options of each data set, by the name that `--data` takes."""
 
 __all__ = [
     "DATA",

@@ -18,33 +18,32 @@ Moments = dict[str, tuple[list[float], list[float]]]
 
 
 class Sample(NamedTuple):
-    """A single clip.
-
-    Shapes: `inputs` a tensor `[T, ...]` float32 per modality; `length` its valid steps, 1..T.
-    """
+    """A single clip."""
 
     inputs: tuple[Tensor, ...]
+    """A tensor `[T, ...]` float32 per modality."""
     label: int
+    """The class, from 0 on; -1 where it is not known."""
     length: int
+    """The valid steps, 1..T."""
 
 
 class Batch(NamedTuple):
-    """Samples side by side.
-
-    Shapes: `inputs` a tensor `[B, T, ...]` per modality, zeros past a sample's length; `labels` [B]
-    int64; `lengths` [B] int64, None when every sample has all T steps.
-    """
+    """Samples side by side."""
 
     inputs: list[Tensor]
+    """A tensor `[B, T, ...]` per modality, zeros past a sample's length."""
     labels: Tensor
+    """`[B]` int64."""
     lengths: Tensor | None
+    """`[B]` int64; None when every sample has all T steps."""
 
 
 class Split(Dataset[Sample]):
     """Samples by index, each one determined by (seed, epoch, index).
 
     Args:
-        labels: [samples] int64, known without loading any sample.
+        labels: `[samples]` int64, known without loading any sample.
     """
 
     def __init__(self, labels: Tensor) -> None:
@@ -68,20 +67,26 @@ class Split(Dataset[Sample]):
 class Data:
     """A data set: its three splits and how each modality becomes features.
 
-    `extractors` has a module per modality, `[B, T, ...] -> [B, T', feature_sizes[i]]`, which is
-    `nn.Identity` where the inputs are features already. When samples differ in length an extractor
-    treats each step by itself; when T' is not T, every sample has all T steps. None says that the
-    inputs are frames `[B, T, 3, H, W]`, for a network that the model's options choose: one of video
-    needs `steps`.
+    When samples differ in length an extractor treats each step by itself; when T' is not T, every
+    sample has all T steps.
     """
 
     modalities: tuple[str, ...]
+    """Names, in the order of a sample's inputs."""
     classes: tuple[str, ...]
+    """The K names of the classes."""
     train: Split
+    """The samples to learn from."""
     validation: Split
+    """The samples by which an epoch is selected."""
     test: Split
+    """The samples of the result."""
     extractors: list[nn.Module] | None
+    """A module per modality, `[B, T, ...] -> [B, T', feature_sizes[i]]`, which is `nn.Identity`
+    where the inputs are features already. None says that the inputs are frames `[B, T, 3, H, W]`,
+    for a network that the model's options choose: one of video needs `steps`."""
     feature_sizes: tuple[int, ...] | None
+    """The size of each modality's features; None beside extractors that are None."""
     moments: Moments | None = None
     """The moments that inputs were standardized by; samples from elsewhere need the same."""
     steps: int | None = None

@@ -67,7 +67,9 @@ def check(
         progress: given the clips' results as they come, and their number.
 
     Raises:
-        ValueError, FileNotFoundError, ModuleNotFoundError: as `VideoOptions.listing`.
+        ValueError: as `VideoOptions.listing`.
+        FileNotFoundError: likewise.
+        ModuleNotFoundError: likewise.
         BrokenProcessPool: a process was killed.
     """
     listing = options.listing(root)

@@ -143,7 +143,10 @@ def prepare(
 
     Raises:
         ValueError: as in `VideoOptions.listing`, or root is a converted folder.
-        FileNotFoundError, UserError, stop.Interrupted, OSError: as in `listing` and `convert`.
+        FileNotFoundError: as in `VideoOptions.listing`.
+        UserError: as in `convert`.
+        stop.Interrupted: likewise.
+        OSError: likewise.
     """
     if root is not None and shards.is_converted(root):
         raise ValueError(f"--root {root} is a converted folder already: give that of the raw files")
@@ -177,7 +180,8 @@ def verify(folder: Path, workers: int) -> tuple[int, list[str]]:
 
     Raises:
         ValueError: the folder is not a converted one, or not to its end.
-        stop.Interrupted, UserError: as in `convert`.
+        stop.Interrupted: as in `convert`.
+        UserError: likewise.
     """
     if not shards.is_converted(folder):
         raise ValueError(f"{folder} has no conversion.json: give the --output of a conversion")

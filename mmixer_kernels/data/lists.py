@@ -115,7 +115,8 @@ def read_new(path: Path, classes: Sequence[str], there: Container[str] = ()) -> 
         there: names of samples. A line that as a whole is one of these is a name, blanks or not.
 
     Raises:
-        ValueError, OSError: as in `read_lists`.
+        ValueError: as in `read_lists`.
+        OSError: likewise.
     """
     faults: list[str] = []
     lines = _lines(path, faults, labelled=False, there=there)

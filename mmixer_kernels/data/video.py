@@ -155,7 +155,8 @@ class VideoOptions:
         Raises:
             ValueError: as in `listing`; a test sample lacks a modality, without allow_missing; a
                 split is empty.
-            FileNotFoundError, ModuleNotFoundError: as in `listing`.
+            FileNotFoundError: as in `listing`.
+            ModuleNotFoundError: likewise.
         """
         listing = self.listing(root)
         for note in listing.notes:

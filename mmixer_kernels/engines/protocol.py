@@ -12,11 +12,14 @@ from ..problem import Call, Cotangents, Gradients, Keep, Need, Problem
 
 
 class EngineState(NamedTuple):
-    """Available or not; the reason in words; the error that the reason came from."""
+    """Whether an engine can run here, and why or why not."""
 
     available: bool
+    """Whether it can."""
     reason: str
+    """What it is, or what is missing."""
     error: BaseException | None = None
+    """The error that the reason came from, where there was one."""
 
 
 class Engine(Protocol):
@@ -61,7 +64,8 @@ class Stream(Protocol):
         """Writes each layer's next state over its hx.
 
         Raises:
-            ValueError, TypeError: the first layer's input is not such a one; nothing is written.
+            ValueError: the first layer's input is not such a one; nothing is written.
+            TypeError: likewise.
         """
 
 
@@ -90,6 +94,9 @@ class NativeEngine(Engine, Protocol):
         so does one of the inputs or contexts; one that is not needed may be None.
 
         Args:
+            call: that of `run_forward`.
+            tensors: likewise.
+            saved: what `run_forward` left.
             cotangents: those of output and h_n, None for zeros.
             needs: for each tensor whether its gradient is needed; one more stands for that of the
                 first state where the call has no hx.

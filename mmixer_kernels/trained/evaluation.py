@@ -25,7 +25,9 @@ def evaluate(
     """The report of a checkpoint's weights on a split.
 
     Args:
+        path: the checkpoint.
         split: "validation" or "test".
+        overrides: options that are not the run's.
         with_streams: adds "streams", the report of a classifier on each modality's state (Eq. 15),
             and writes the classifiers beside the checkpoint.
         with_missing: adds "missing", the numbers with a modality absent or noised, as

@@ -70,6 +70,8 @@ def export(
 
     Args:
         restored: a checkpoint's network on the CPU.
+        path: the file to write.
+        kind: "onnx", or "torch" for a program of torch.export.
         steps: fixes the time to so many steps; None leaves it free, but for extractors that join
             steps of the time, whose samples all have the same number.
 

@@ -30,8 +30,11 @@ class Extracted(NamedTuple):
     """A file of features `[samples, steps, D]`, one array per modality."""
 
     path: Path
+    """The file."""
     samples: int
+    """The number of samples in it."""
     steps: int
+    """T, the steps of the longest."""
 
 
 def of_checkpoint(restored: Restored, output: Path) -> list[Extracted]:
@@ -75,6 +78,9 @@ def extract(
     a time: features wait in a temporary file per modality until the longest sample is known.
 
     Args:
+        recognizer: the network whose extractors are used.
+        data: the data set.
+        loader: the size of a batch, and the workers.
         output: the folder to make; it may exist when it is empty.
 
     Raises:

@@ -69,7 +69,11 @@ def evaluate(
     the result is the same to the last bit.
 
     Args:
+        model: the network.
+        split: the samples.
         modalities: names, in the order of a sample's inputs.
+        classes: K.
+        loader: the size of a batch, and the workers.
         precision: that of `RunOptions`.
     """
 

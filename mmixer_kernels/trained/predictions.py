@@ -23,17 +23,17 @@ from .restore import Restored
 
 @dataclass(frozen=True)
 class Prediction:
-    """A sample and its classes' logits.
-
-    Shapes: `inputs` `[T, ...]` per modality; `logits` `[K]` by stream, on the CPU: each modality's
-    where there are classifiers of the streams (Eq. 15), and last the whole network's (Eq. 5), named
-    as `rgb+depth`.
-    """
+    """A sample and its classes' logits."""
 
     name: str
+    """The sample's name, or its file or split and its place there."""
     label: int | None
+    """The class, None where it is not known."""
     inputs: dict[str, Tensor]
+    """`[T, ...]` by modality."""
     logits: dict[str, Tensor]
+    """`[K]` by stream, on the CPU: each modality's where there are classifiers of the streams
+    (Eq. 15), and last the whole network's (Eq. 5), named as `rgb+depth`."""
 
     @property
     def confidences(self) -> dict[str, Tensor]:
@@ -66,6 +66,7 @@ def of_files(restored: Restored, path: Path, files: Sequence[Path]) -> Iterator[
     Args:
         restored: the network; its data set needs no samples.
         path: the checkpoint's path; classifiers of the streams are used where they are beside it.
+        files: the files of the samples, any number of samples.
 
     Raises:
         UserError: the data set has no such files, or they do not make up samples.
@@ -95,6 +96,7 @@ def of_split(
     these are the batches of an evaluation.
 
     Args:
+        restored: the network and its data set.
         path: as in `of_files`.
         part: "train" (without augmentation), "validation" or "test".
         indices: the samples' places in the split; all of them when None.

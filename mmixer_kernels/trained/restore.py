@@ -50,10 +50,15 @@ class Restored(NamedTuple):
     """A checkpoint's network, in evaluation mode, and what it goes with."""
 
     options: Options
+    """The run's options, with the overrides."""
     data: Data
+    """The data set; its splits are empty where samples were not asked for."""
     model: model.Recognizer
+    """The network, on the device of the options."""
     engine: str | None
+    """The engine that computes its MCUs; None for units that are PyTorch's own."""
     epoch: int
+    """The epoch that the weights are of."""
 
 
 def restore(path: Path, overrides: Overrides = AS_TRAINED, samples: Samples = "all") -> Restored:
@@ -63,6 +68,8 @@ def restore(path: Path, overrides: Overrides = AS_TRAINED, samples: Samples = "a
     place.
 
     Args:
+        path: the checkpoint.
+        overrides: options that are not the run's.
         samples: "all" of them, a sample's "shapes", or "none". Without "all", files of video are
             not read, nor, for "none", those of arrays, and their splits are empty.
 

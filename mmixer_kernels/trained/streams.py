@@ -37,6 +37,9 @@ def train_heads(
     every confidence would be 1.
 
     Args:
+        model: the network, which stays as it is.
+        data: its data set.
+        loader: the size of a batch, and the workers.
         precision: that of `RunOptions`, for the frozen network.
     """
     streams, labels = _frozen_streams(model, data.train.plain(), loader, precision)

@@ -87,12 +87,16 @@ def build(options: ModelOptions, data: Data, initial: bool = True) -> Recognizer
     """The network that the options describe, for the modalities and classes of a data set.
 
     Args:
+        options: the network's.
+        data: the data set.
         initial: False where a checkpoint's weights will replace the initial ones: pretrained
             weights are then not read.
 
     Raises:
         ValueError: an option that does not go with the data set, or pretrained weights that do
-            not fit. OSError: weights that cannot be had. ModuleNotFoundError: no torchvision.
+            not fit.
+        OSError: weights that cannot be had.
+        ModuleNotFoundError: torchvision is not installed.
     """
     modules, sizes = _extractors(options, data, initial)
     mixer = MMixer(
