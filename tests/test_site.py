@@ -6,6 +6,7 @@ import contextlib
 import functools
 import importlib
 import inspect
+import os
 import re
 import shutil
 import subprocess
@@ -42,7 +43,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The site, built as CI builds it."""
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    result = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     assert result.returncode == 0, result.stderr
     return folder
 
@@ -92,8 +96,8 @@ def symbols(module: ModuleType) -> list[str]:
 
 
 def found(path: str) -> object:
-    """What "package.module.Class.attribute" names; the package's path alone is not enough, as the
-    face hides the module `engines` behind the function of that name."""
+    """The object of a path "package.module.Class.attribute". Modules are looked up as such, since
+    the face hides the module `engines` behind the function of that name."""
     module, names = path, list[str]()
     while module not in sys.modules:
         module, _, name = module.rpartition(".")
