@@ -285,8 +285,9 @@ def mask_to_lengths(mask: Tensor) -> Tensor:
     The values are looked at, for which a GPU is waited for; torch.compile and transforms of
     torch.func, which cannot look, take the mask as it is.
 
-    >>> mask_to_lengths(torch.tensor([[True, True, False], [True, False, False]]))
-    tensor([2, 1])
+    Examples:
+        >>> mask_to_lengths(torch.tensor([[True, True, False], [True, False, False]]))
+        tensor([2, 1])
     """
     arguments.check_tensor("mask", mask)
     if mask.dtype != torch.bool:

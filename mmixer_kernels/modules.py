@@ -42,13 +42,14 @@ class FusedMCU(MCU):
 
     Parameters are `reference.MCU`'s: state_dicts move both ways.
 
-    >>> unit = FusedMCU(64, 64, 128)
-    >>> output, h_n = unit(torch.randn(16, 8, 64), torch.randn(8, 64))
-    >>> output.shape, h_n.shape
-    (torch.Size([16, 8, 128]), torch.Size([1, 8, 128]))
+    Examples:
+        >>> unit = FusedMCU(64, 64, 128)
+        >>> output, h_n = unit(torch.randn(16, 8, 64), torch.randn(8, 64))
+        >>> output.shape, h_n.shape
+        (torch.Size([16, 8, 128]), torch.Size([1, 8, 128]))
 
-    >>> unit = FusedMCU(64, 0, 128)  # without context
-    >>> output, h_n = unit(torch.randn(16, 8, 64))
+        >>> unit = FusedMCU(64, 0, 128)  # without context
+        >>> output, h_n = unit(torch.randn(16, 8, 64))
     """
 
     _defaults: ClassVar[dict[str, object]] = {
@@ -144,10 +145,11 @@ class FusedMCUCell(MCU):
     states it is about half on a CPU, at the precision of bfloat16 weights; `cell.quantized()` has
     them in int8.
 
-    >>> cell = FusedMCUCell(64, 64, 128)
-    >>> hx = cell(torch.randn(1, 64), torch.randn(1, 64))
-    >>> hx.shape
-    torch.Size([1, 128])
+    Examples:
+        >>> cell = FusedMCUCell(64, 64, 128)
+        >>> hx = cell(torch.randn(1, 64), torch.randn(1, 64))
+        >>> hx.shape
+        torch.Size([1, 128])
     """
 
     def __init__(
@@ -213,8 +215,9 @@ class FusedMCUCell(MCU):
     def quantized(self) -> QuantizedMCUCell:
         """The cell with a copy of its weights in int8, for streaming: see `QuantizedMCUCell`.
 
-        >>> cell = FusedMCUCell(64, 64, 128).quantized()
-        >>> cell(torch.randn(1, 64), torch.randn(1, 64)).shape
-        torch.Size([1, 128])
+        Examples:
+            >>> cell = FusedMCUCell(64, 64, 128).quantized()
+            >>> cell(torch.randn(1, 64), torch.randn(1, 64)).shape
+            torch.Size([1, 128])
         """
         return QuantizedMCUCell(self)

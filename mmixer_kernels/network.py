@@ -113,9 +113,10 @@ class MMixer(nn.Module):
     are `FusedMCU` as they were made, with the same options, which are read from the units at each
     call, they are one call of the engine.
 
-    >>> network = MMixer([512, 512], num_classes=60)
-    >>> network([torch.randn(8, 16, 512), torch.randn(8, 16, 512)]).shape
-    torch.Size([8, 60])
+    Examples:
+        >>> network = MMixer([512, 512], num_classes=60)
+        >>> network([torch.randn(8, 16, 512), torch.randn(8, 16, 512)]).shape
+        torch.Size([8, 60])
     """
 
     def __init__(

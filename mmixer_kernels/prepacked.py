@@ -37,12 +37,13 @@ class PrepackedMCU:
     Raises:
         TypeError: what is no FusedMCU.
 
-    >>> unit = PrepackedMCU(FusedMCU(64, 64, 128))
-    >>> context, h_n = torch.randn(1, 64), None
-    >>> for chunk in torch.randn(10, 4, 1, 64):
-    ...     output, h_n = unit(chunk, context, h_n)
-    >>> output.shape, h_n.shape
-    (torch.Size([4, 1, 128]), torch.Size([1, 1, 128]))
+    Examples:
+        >>> unit = PrepackedMCU(FusedMCU(64, 64, 128))
+        >>> context, h_n = torch.randn(1, 64), None
+        >>> for chunk in torch.randn(10, 4, 1, 64):
+        ...     output, h_n = unit(chunk, context, h_n)
+        >>> output.shape, h_n.shape
+        (torch.Size([4, 1, 128]), torch.Size([1, 1, 128]))
     """
 
     def __init__(self, unit: FusedMCU) -> None:

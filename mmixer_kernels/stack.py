@@ -52,10 +52,11 @@ class FusedMCUStack(Unit):
     layer, `weight_f_l0_reverse` of its second direction, and so on. The first layer's weight_f is
     `[H, input_size]`, that of the others `[H, D H]`.
 
-    >>> stack = FusedMCUStack(64, 0, 128, num_layers=2, bidirectional=True)
-    >>> output, h_n = stack(torch.randn(16, 8, 64))
-    >>> output.shape, h_n.shape
-    (torch.Size([16, 8, 256]), torch.Size([4, 8, 128]))
+    Examples:
+        >>> stack = FusedMCUStack(64, 0, 128, num_layers=2, bidirectional=True)
+        >>> output, h_n = stack(torch.randn(16, 8, 64))
+        >>> output.shape, h_n.shape
+        (torch.Size([16, 8, 256]), torch.Size([4, 8, 128]))
     """
 
     _defaults: ClassVar[dict[str, object]] = {

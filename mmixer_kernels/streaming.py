@@ -51,16 +51,17 @@ class CellStream:
         TypeError: as the cell.
         RuntimeError: a tracer or a transform of torch.func looks on, which could not follow.
 
-    >>> cell = FusedMCUCell(64, 64, 128)
-    >>> stream = CellStream(cell, context=torch.randn(1, 64))
-    >>> for frame in torch.randn(10, 1, 64):
-    ...     state = stream(frame)
-    >>> state.shape
-    torch.Size([1, 128])
+    Examples:
+        >>> cell = FusedMCUCell(64, 64, 128)
+        >>> stream = CellStream(cell, context=torch.randn(1, 64))
+        >>> for frame in torch.randn(10, 1, 64):
+        ...     state = stream(frame)
+        >>> state.shape
+        torch.Size([1, 128])
 
-    >>> stream = CellStream(FusedMCUStack(64, 0, 128, num_layers=2))
-    >>> stream(torch.randn(1, 64)).shape, stream.state.shape
-    (torch.Size([1, 128]), torch.Size([2, 1, 128]))
+        >>> stream = CellStream(FusedMCUStack(64, 0, 128, num_layers=2))
+        >>> stream(torch.randn(1, 64)).shape, stream.state.shape
+        (torch.Size([1, 128]), torch.Size([2, 1, 128]))
     """
 
     def __init__(

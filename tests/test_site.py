@@ -169,7 +169,9 @@ def test_sections_of_docstrings_are_read() -> None:
         for section in entry.docstring.parsed:
             told = f"{path}, {section.kind.value}"
             if section.kind.value == "text":
-                assert not re.search(r"^(Args|Returns|Raises|Yields):", section.value, re.M), told
+                assert not re.search(
+                    r"^(Args|Returns|Raises|Yields|Examples):|^>>>", section.value, re.M
+                ), told
             elif section.kind.value == "raises":
                 for error in section.value:
                     several = re.search(r"\b\w+(Error|Warning):", error.description)
