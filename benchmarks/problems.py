@@ -26,6 +26,7 @@ from mmixer_kernels.comparison.checking import (
     check,
     largest,
     relative_error,
+    unit_subject,
 )
 from mmixer_kernels.comparison.passes import contender
 from mmixer_kernels.comparison.timing import Contender
@@ -98,20 +99,7 @@ def check_sequence(
     each name of a path that the caller makes the engine take."""
     torch.manual_seed(0)
     unit = FusedMCU(*[size.hidden] * 3, engine=engine, device=device, dtype=dtype)
-    operands = dict(zip(("input", "context"), sequence_operands(size, device, dtype), strict=True))
-
-    def truth(input: Tensor, context: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
-        output, h_n = reference.mcu(input, context, Weights(*weights))
-        return output, h_n.unsqueeze(0)
-
-    return check(
-        Subject(
-            lambda input, context, *_: unit(input, context),
-            truth,
-            operands | dict(unit.named_parameters()),
-        ),
-        tolerance,
-    )
+    return check(unit_subject(unit, sequence_operands(size, device, dtype)), tolerance)
 
 
 def check_prepacked(size: Size, device: torch.device, threads: int) -> float:

@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from .. import reference
+from ..engines.native import matmul_precision
+from ..modules import FusedMCU
+from ..problem import Weights
+
 TOLERANCE = 1e-4
 """Largest ||x - truth|| / ||truth|| of a float32 output or gradient."""
+_TOLERANCES = {torch.float64: 1e-9, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+_TF32 = 5e-3
+
+
+def tolerance_of(dtype: torch.dtype, device: torch.device) -> float:
+    """The largest relative error of a dtype's output or gradient, in the precision that torch's
+    float32 products have on the device."""
+    if dtype == torch.float32 and device.type == "cuda" and matmul_precision() != "highest":
+        return _TF32
+    return _TOLERANCES.get(dtype, TOLERANCE)
 
 
 class WrongResult(AssertionError):
@@ -69,6 +84,26 @@ def largest(errors: dict[str, float], tolerance: float = TOLERANCE) -> float:
     if wrong:
         raise WrongResult(f"relative errors must be below {tolerance}, but are {wrong}: no timing")
     return max(errors.values())
+
+
+def unit_subject(unit: FusedMCU, operands: Sequence[Tensor]) -> Subject:
+    """A FusedMCU as a function of input, context where it has one, and its parameters."""
+    count = len(operands)
+
+    def truth(*tensors: Tensor) -> tuple[Tensor, Tensor]:
+        output, h_n = exact(tensors[:count], tensors[count:])
+        return output, h_n.unsqueeze(0)
+
+    named = dict(zip(("input", "context"), operands, strict=False))
+    return Subject(lambda *x: unit(*x[:count]), truth, named | dict(unit.named_parameters()))
+
+
+def exact(operands: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Output and h_n by the reference, in float64, of `[input, context]`, or `[input]` alone, and
+    the parameters that there are."""
+    input, *contexts = (x.double() for x in operands)
+    (own,) = Weights.sets([x.double() for x in weights], 1, has_context=bool(contexts))
+    return reference.mcu(input, contexts[0] if contexts else None, own)
 
 
 @contextmanager

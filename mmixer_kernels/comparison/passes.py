@@ -44,7 +44,8 @@ class ForwardBackward:
         torch.autograd.grad(outputs, [*self.operands, *self.parameters], directions)
 
 
-PASSES = ("forward", "forward + backward")
+FORWARD, FORWARD_BACKWARD = "forward", "forward + backward"
+PASSES = (FORWARD, FORWARD_BACKWARD)
 RECORDED = "forward, gradients on"
 """A forward that leaves what backward needs, which does not come."""
 
@@ -56,9 +57,9 @@ def contender(
     for its work. passes is one of `PASSES`, or `RECORDED`."""
     parameters = list(module.parameters()) if isinstance(module, nn.Module) else []
     calls: dict[str, Callable[[], object]] = {
-        "forward": Forward(module, operands),
+        FORWARD: Forward(module, operands),
         RECORDED: functools.partial(module, *operands),
-        "forward + backward": ForwardBackward(module, operands, parameters),
+        FORWARD_BACKWARD: ForwardBackward(module, operands, parameters),
     }
     return Contender(name, calls[passes])
 
