@@ -6,10 +6,11 @@ import problems
 import pytest
 import torch
 from conftest import Compare
-from problems import PASSES, Group, Size, contender
+from problems import Group, Size
 from torch import Tensor
 
 from mmixer_kernels import functional
+from mmixer_kernels.comparison.passes import PASSES, contender
 
 SIZE = Size(64, 8, 256)
 MODALITIES = 3

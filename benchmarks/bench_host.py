@@ -23,11 +23,12 @@ import problems
 import pytest
 import torch
 from conftest import Compare
-from problems import PASSES, RECORDED, Group, Size
-from timing import Contender
+from problems import Group, Size
 from torch import Tensor, nn
 
 from mmixer_kernels import functional
+from mmixer_kernels.comparison.passes import PASSES, RECORDED, contender
+from mmixer_kernels.comparison.timing import Contender
 from mmixer_kernels.engines import cuda
 
 pytestmark = [
@@ -143,7 +144,7 @@ def _emulated(path: str) -> Iterator[ModuleType]:
 def _smallest(passes: str) -> Contender:
     input, _ = problems.sequence_operands(SMALLEST, CPU)
     gru = nn.GRU(SMALLEST.hidden, SMALLEST.hidden)
-    return problems.contender(f"nn.GRU on a CPU, {SMALLEST}", gru, [input], passes)
+    return contender(f"nn.GRU on a CPU, {SMALLEST}", gru, [input], passes)
 
 
 def _grouped(group: Group, passes: str) -> Contender:
@@ -151,4 +152,4 @@ def _grouped(group: Group, passes: str) -> Contender:
         return functional.mcu_group(*group, engine="cuda")[0]
 
     name = f"one call of N = {len(group.inputs)}"
-    return problems.contender(name, function, list(group.operands().values()), passes)
+    return contender(name, function, list(group.operands().values()), passes)

@@ -20,7 +20,8 @@ import pytest
 import torch
 from conftest import Compare
 from problems import Size
-from timing import Contender, seconds
+
+from mmixer_kernels.comparison.timing import Contender, seconds
 
 CPU = torch.device("cpu")
 SIZE = Size(64, 8, 512)

@@ -6,7 +6,9 @@ import problems
 import pytest
 import torch
 from conftest import Compare
-from problems import PASSES, Size, StackForm
+from problems import Size, StackForm
+
+from mmixer_kernels.comparison.passes import PASSES
 
 CPU = torch.device("cpu")
 SIZES = [

@@ -10,15 +10,17 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 
-import problems
 import pytest
 import torch
+from clocks import add_if_it_runs
 from conftest import Compare
-from problems import ForwardBackward, Subject
-from timing import Contender, Times, add_if_it_runs, synchronised
 from torch import Tensor, nn
 
 from mmixer_kernels import FusedMCU, MMixer, engines
+from mmixer_kernels.comparison import checking
+from mmixer_kernels.comparison.checking import Subject
+from mmixer_kernels.comparison.passes import ForwardBackward
+from mmixer_kernels.comparison.timing import Contender, Times, synchronised
 from mmixer_kernels.engines import of_device
 from mmixer_kernels.network import Summarizer
 
@@ -160,7 +162,7 @@ def _check(engine: str, modalities: int, threads: int) -> float:
         call = torch.func.functional_call(exact, parameters, (list(operands[:modalities]),))
         return (call,)
 
-    return problems.check(
+    return checking.check(
         Subject(
             lambda *operands: (network(list(operands[:modalities])),),
             truth,

@@ -7,7 +7,9 @@ import problems
 import pytest
 import torch
 from conftest import Compare
-from problems import PASSES, Size
+from problems import Size
+
+from mmixer_kernels.comparison.passes import PASSES
 
 CPU = torch.device("cpu")
 SIZES = [

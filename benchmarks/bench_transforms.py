@@ -7,11 +7,14 @@ import problems
 import pytest
 import torch
 from conftest import Compare
-from problems import PASSES, Size, Subject, contender
-from timing import Contender
+from problems import Size
 from torch import Tensor, nn
 
 from mmixer_kernels import FusedMCU, functional, reference
+from mmixer_kernels.comparison import checking
+from mmixer_kernels.comparison.checking import Subject
+from mmixer_kernels.comparison.passes import PASSES, contender
+from mmixer_kernels.comparison.timing import Contender
 from mmixer_kernels.reference import Weights
 
 CALLS = 8
@@ -46,7 +49,7 @@ def test_vmap_over_samples(compare: Compare, size: Size, passes: str, threads: i
         return (torch.stack([reference.mcu(x, c, own)[0] for x, c in calls]),)
 
     operands = {"inputs": inputs, "contexts": contexts, **dict(unit.named_parameters())}
-    error = problems.check(Subject(lambda *x: (vmap(*x),), truth, operands))
+    error = checking.check(Subject(lambda *x: (vmap(*x),), truth, operands))
     every = [inputs, contexts, *weights]
     contenders = [
         contender(f"torch.vmap over {CALLS} calls", vmap, every, passes),
@@ -87,7 +90,7 @@ def test_vmap_over_weights(compare: Compare, size: Size, passes: str, threads: i
         return (torch.stack([reference.mcu(input, context, own)[0] for own in sets]),)
 
     operands = {"input": input, "context": context, **dict(zip(names, weights, strict=True))}
-    error = problems.check(Subject(lambda *x: (vmap(*x),), truth, operands))
+    error = checking.check(Subject(lambda *x: (vmap(*x),), truth, operands))
     every = list(operands.values())
     contenders = [
         contender(f"torch.vmap over {CALLS} weight sets", vmap, every, passes),
@@ -106,8 +109,8 @@ def _error(found: dict[str, Tensor], truth: dict[str, Tensor]) -> float:
     errors = {
         name: float((found[name].double() - x).norm() / x.norm()) for name, x in truth.items()
     }
-    wrong = {name: error for name, error in errors.items() if not error < problems.TOLERANCE}
-    assert not wrong, f"relative errors must be below {problems.TOLERANCE}, but are {wrong}"
+    wrong = {name: error for name, error in errors.items() if not error < checking.TOLERANCE}
+    assert not wrong, f"relative errors must be below {checking.TOLERANCE}, but are {wrong}"
     return max(errors.values())
 
 

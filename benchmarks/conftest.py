@@ -14,13 +14,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import clocks
 import pytest
 import report
-import timing
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from mmixer_kernels.command import processors
+from mmixer_kernels.comparison import timing
 
 COMPARISONS = pytest.StashKey[list[report.Comparison]]()
 LOAD = pytest.StashKey[float]()
@@ -150,8 +151,8 @@ def compare_on_gpu(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) 
             benchmark.pedantic(ours.call)
             return
         budget = config.getoption("budget")
-        calls = timing.interleave(contenders, budget, timing.call_seconds)
-        clock = partial(timing.cuda_seconds, cycles=HEAD_START)
+        calls = timing.interleave(contenders, budget, clocks.call_seconds)
+        clock = partial(clocks.cuda_seconds, cycles=HEAD_START)
         alone = timing.interleave([x for x in contenders if x.name in on_gpu], budget, clock)
         benchmark.pedantic(timing.synchronised(ours, torch.device("cuda")).call, rounds=5)
         comparison = report.Comparison(
@@ -165,8 +166,8 @@ def compare_on_gpu(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) 
             kind: {name: median(x) for name, x in times.items()}
             for kind, times in (("call", calls), ("GPU", alone))
         }
-        comparison.seconds["host"] = timing.host_seconds(calls)
-        comparison.by_host = timing.by_host(alone)
+        comparison.seconds["host"] = clocks.host_seconds(calls)
+        comparison.by_host = clocks.by_host(alone)
         comparison.missing = missing
         benchmark.extra_info.update(case=case, relative_error=error, seconds=comparison.seconds)
         _record(config, comparison)
@@ -198,8 +199,8 @@ def compare_on_host(benchmark: BenchmarkFixture, request: pytest.FixtureRequest)
             benchmark.pedantic(ours.call)
             return
         budget = config.getoption("budget")
-        times = timing.interleave(contenders, budget, timing.processor_seconds)
-        benchmark.pedantic(ours.call, rounds=5, iterations=timing.CALLS)
+        times = timing.interleave(contenders, budget, clocks.processor_seconds)
+        benchmark.pedantic(ours.call, rounds=5, iterations=clocks.CALLS)
         comparison = report.Comparison(table, case, 1, error, len(times[ours.name]))
         comparison.ratios = {
             x.name: timing.ratio(times[ours.name], times[x.name]) for x in contenders[1:]
@@ -287,9 +288,9 @@ def count_kernels(benchmark: BenchmarkFixture, request: pytest.FixtureRequest) -
         comparison.settings = settings
         for contender in contenders:
             try:
-                comparison.kernels[contender.name] = timing.kernels(contender.call)
+                comparison.kernels[contender.name] = clocks.kernels(contender.call)
             except Exception as problem:
-                comparison.missing[f"kernels of {contender.name}"] = timing.reason(problem)
+                comparison.missing[f"kernels of {contender.name}"] = clocks.reason(problem)
         comparison.shares = _started(comparison.kernels)
         _record(request.config, comparison)
 
@@ -314,7 +315,7 @@ def _write(config: pytest.Config, failed: Sequence[str]) -> Path | None:
             try:
                 config.stash[FACTS] = report.facts()
             except Exception as problem:  # what was measured is worth more
-                config.stash[FACTS] = {"facts": f"no answer: {timing.reason(problem)}"}
+                config.stash[FACTS] = {"facts": f"no answer: {clocks.reason(problem)}"}
         comparisons = config.stash[COMPARISONS]
         report.write(path, config.stash[FACTS], comparisons, failed, config.stash[LOAD])
     return path

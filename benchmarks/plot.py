@@ -18,10 +18,11 @@ import problems
 import report
 import torch
 from matplotlib.figure import Figure
-from problems import PASSES, Size
-from timing import WARMING, interleave
+from problems import Size
 
 from mmixer_kernels import provenance
+from mmixer_kernels.comparison.passes import PASSES
+from mmixer_kernels.comparison.timing import WARMING, interleave
 
 DOCS = Path(__file__).parents[1] / "docs"
 BASE = Size(64, 8, 256)

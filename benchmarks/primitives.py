@@ -9,9 +9,11 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import onednn
 import torch
-from problems import Size, largest, one_thread, relative_error
-from timing import Contender
+from problems import Size
 from torch import Tensor
+
+from mmixer_kernels.comparison.checking import largest, one_thread, relative_error
+from mmixer_kernels.comparison.timing import Contender
 
 
 class Kind(NamedTuple):

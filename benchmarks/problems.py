@@ -5,13 +5,10 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
-from timing import Contender
 from torch import Tensor, nn
 
 from mmixer_kernels import (
@@ -23,10 +20,17 @@ from mmixer_kernels import (
     functional,
     reference,
 )
+from mmixer_kernels.comparison.checking import (
+    TOLERANCE,
+    Subject,
+    check,
+    largest,
+    relative_error,
+    unit_subject,
+)
+from mmixer_kernels.comparison.passes import contender
+from mmixer_kernels.comparison.timing import Contender
 from mmixer_kernels.reference import Weights
-
-TOLERANCE = 1e-4
-"""Largest ||x - truth|| / ||truth|| of a float32 output or gradient."""
 
 
 class Size(NamedTuple):
@@ -38,114 +42,11 @@ class Size(NamedTuple):
         return "x".join(map(str, self))
 
 
-class Subject(NamedTuple):
-    """A kernel as a function of named leaf tensors, and the same in reference equations."""
-
-    run: Callable[..., tuple[Tensor, ...]]
-    truth: Callable[..., tuple[Tensor, ...]]
-    operands: dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Forward:
-    """A module's forward where no gradient is needed."""
-
-    module: Callable[..., Any]
-    operands: Sequence[Tensor]
-
-    def __call__(self) -> None:
-        with torch.no_grad():
-            self.module(*self.operands)
-
-
-@dataclass(frozen=True)
-class ForwardBackward:
-    """A forward, and the gradients of the operands and the parameters from those of the output.
-
-    Of a tuple, the first entry is the output; a list is several outputs.
-    """
-
-    module: Callable[..., Any]
-    operands: Sequence[Tensor]
-    parameters: Sequence[Tensor]
-
-    def __call__(self) -> None:
-        output = self.module(*self.operands)
-        output = output[0] if isinstance(output, tuple) else output
-        outputs = output if isinstance(output, list) else [output]
-        directions = [_ones(x.shape, x.device, x.dtype) for x in outputs]
-        torch.autograd.grad(outputs, [*self.operands, *self.parameters], directions)
-
-
-PASSES = ("forward", "forward + backward")
-RECORDED = "forward, gradients on"
-"""A forward that leaves what backward needs, which does not come."""
-
-
-def contender(
-    name: str, module: Callable[..., Any], operands: Sequence[Tensor], passes: str
-) -> Contender:
-    """A call of a module, or of a function of its operands alone; on a GPU one that does not wait
-    for its work. passes is one of `PASSES`, or `RECORDED`."""
-    parameters = list(module.parameters()) if isinstance(module, nn.Module) else []
-    calls = {
-        "forward": Forward(module, operands),
-        RECORDED: functools.partial(module, *operands),
-        "forward + backward": ForwardBackward(module, operands, parameters),
-    }
-    return Contender(name, calls[passes])
-
-
 class Layers(nn.ModuleList):
     """Recurrent layers beside each other: the output of each for its own input."""
 
     def forward(self, *inputs: Tensor) -> list[Tensor]:
         return [layer(input)[0] for layer, input in zip(self, inputs, strict=True)]
-
-
-def relative_errors(subject: Subject) -> dict[str, float]:
-    """`relative_error` of each output, with and without gradients needed, and of each gradient,
-    against float64."""
-    torch.manual_seed(1)
-    operands = subject.operands
-    doubles = {name: x.detach().double().requires_grad_() for name, x in operands.items()}
-    outputs = subject.run(*operands.values())
-    with torch.no_grad():
-        plain = subject.run(*operands.values())
-    directions = [torch.randn_like(output) for output in outputs]
-    grads = torch.autograd.grad(outputs, list(operands.values()), directions)
-    with one_thread():
-        expected = subject.truth(*doubles.values())
-        expected_grads = torch.autograd.grad(
-            expected, list(doubles.values()), [direction.double() for direction in directions]
-        )
-
-    errors = {}
-    for i, truth in enumerate(expected):
-        errors[f"output {i}"] = relative_error(outputs[i], truth)
-        errors[f"output {i} under no_grad"] = relative_error(plain[i], truth)
-    for name, grad, truth in zip(operands, grads, expected_grads, strict=True):
-        errors[f"gradient of {name}"] = relative_error(grad, truth)
-    return errors
-
-
-def relative_error(x: Tensor, truth: Tensor) -> float:
-    """||x - truth|| / ||truth||; absolute where the truth is zero."""
-    norm = truth.detach().norm()
-    difference = (x.detach().double() - truth.detach()).norm()
-    return float(difference / norm if norm > 0 else difference)
-
-
-def check(subject: Subject, tolerance: float = TOLERANCE) -> float:
-    """The largest relative error; AssertionError where one passes tolerance or is not finite."""
-    return largest(relative_errors(subject), tolerance)
-
-
-def largest(errors: dict[str, float], tolerance: float = TOLERANCE) -> float:
-    """The largest error; AssertionError where one passes tolerance or is not finite."""
-    wrong = {name: error for name, error in errors.items() if not error < tolerance}
-    assert not wrong, f"relative errors must be below {tolerance}, but are {wrong}: no timing"
-    return max(errors.values())
 
 
 def sequence_operands(
@@ -198,20 +99,7 @@ def check_sequence(
     each name of a path that the caller makes the engine take."""
     torch.manual_seed(0)
     unit = FusedMCU(*[size.hidden] * 3, engine=engine, device=device, dtype=dtype)
-    operands = dict(zip(("input", "context"), sequence_operands(size, device, dtype), strict=True))
-
-    def truth(input: Tensor, context: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
-        output, h_n = reference.mcu(input, context, Weights(*weights))
-        return output, h_n.unsqueeze(0)
-
-    return check(
-        Subject(
-            lambda input, context, *_: unit(input, context),
-            truth,
-            operands | dict(unit.named_parameters()),
-        ),
-        tolerance,
-    )
+    return check(unit_subject(unit, sequence_operands(size, device, dtype)), tolerance)
 
 
 def check_prepacked(size: Size, device: torch.device, threads: int) -> float:
@@ -474,17 +362,3 @@ def check_group(
         Subject(lambda *_: functional.mcu_group(*group, engine=engine), truth, group.operands()),
         tolerance,
     )
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Many small operations take longest where their threads wait for a busy processor."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@functools.cache
-def _ones(shape: torch.Size, device: torch.device, dtype: torch.dtype) -> Tensor:
-    return torch.ones(shape, device=device, dtype=dtype)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timing import Ratio
 
 from mmixer_kernels import info, provenance
 from mmixer_kernels.atomic import replacing
+from mmixer_kernels.comparison.timing import Ratio
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Comparison:
     seconds: dict[str, dict[str, float]] = field(default_factory=dict)
     """Medians of each contender, by the kind of clock."""
     by_host: list[str] = field(default_factory=list)
-    """Contenders whose seconds of the clock "GPU" are the host's (`timing.by_host`)."""
+    """Contenders whose seconds of the clock "GPU" are the host's (`clocks.by_host`)."""
     kernels: dict[str, dict[str, int]] = field(default_factory=dict)
     """Names of what each contender starts on the GPU, and how often."""
     missing: dict[str, str] = field(default_factory=dict)

@@ -2,9 +2,7 @@
 
 import importlib.util
 import json
-import math
 import os
-import random
 import subprocess
 import sys
 import time
@@ -18,81 +16,22 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+import clocks
 import gpu_table
 import limits
 import onednn
 import primitives
 import problems
 import report
-import timing
-from timing import Contender, HostSeconds, Ratio
+from clocks import HostSeconds
 
 from mmixer_kernels import reference
+from mmixer_kernels.comparison.timing import Contender, Ratio
 from mmixer_kernels.problem import Call, Form, Problem, Weights
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 CPU = torch.device("cpu")
-
-
-def test_every_second_round_has_the_opposite_order():
-    order = []
-    contenders = [Contender(name, lambda name=name: name) for name in "ABC"]
-
-    def clock(call):
-        order.append(call())
-        return float(len(order))
-
-    times = timing.interleave(contenders, 0, clock)
-    rounds = "".join(order)[-15:]  # what comes before are the estimates
-    assert rounds == "ABCCBAABCCBAABC"
-    assert [len(x) for x in times.values()] == [5, 5, 5]
-    # each time is its contender's own
-    assert all(order[int(x) - 1] == name for name, rounds in times.items() for x in rounds)
-
-
-def test_a_short_call_is_warmed_for_its_time(monkeypatch):
-    now, calls = [0.0], []
-
-    def takes(name, seconds):
-        def call():
-            calls.append(name)
-            now[0] += seconds
-
-        return Contender(name, call)
-
-    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    turns = timing.Turns([takes("short", 0.008), takes("long", 0.03)], 0.5, warming=0.02)
-    assert turns.rounds == 8  # of 58 ms
-    calls.clear()
-    turns.take_baselines()
-    assert calls == ["long", "short", "short", "short"]
-    assert turns.times == {"short": [], "long": pytest.approx([0.03])}
-
-
-def test_the_interval_is_that_of_the_medians():
-    """The median's exact 95 % interval of 101 values 0...100 is from the 41st to the 61st."""
-    ours = [float(x) for x in range(101)]
-    random.Random(0).shuffle(ours)
-    ratio = timing.ratio(ours, [10.0] * 101)
-    assert ratio.of_medians == 5
-    assert 3.8 <= ratio.low <= 4.2
-    assert 5.8 <= ratio.high <= 6.2
-    assert timing.ratio(ours, [10.0] * 101) == ratio
-    assert str(Ratio(1.234, 1.0, 2.0)) == "1.23 (1.00-2.00)"
-
-
-def test_the_interval_draws_whole_rounds():
-    """A delay that slows both contenders of a round alike says nothing of their ratio."""
-    generator = random.Random(0)
-    baseline = [math.exp(generator.gauss(0, 2)) for _ in range(51)]
-    ratio = timing.ratio([2 * x for x in baseline], baseline)
-    assert ratio == pytest.approx((2, 2, 2))
-
-
-def test_a_ratio_needs_equal_rounds():
-    with pytest.raises(ValueError, match="zip"):
-        timing.ratio([1.0, 2.0], [1.0])
 
 
 class Cuda:
@@ -137,10 +76,10 @@ def test_a_time_on_the_gpu_is_the_hosts_where_the_gpu_woke_first(monkeypatch):
         return call
 
     for seconds, late in ((0.009, False), (0.011, True)):
-        measured = timing.cuda_seconds(takes(seconds), head_start)
+        measured = clocks.cuda_seconds(takes(seconds), head_start)
         assert measured == pytest.approx(seconds)
         assert isinstance(measured, HostSeconds) is late
-    assert not isinstance(timing.cuda_seconds(takes(1.0)), HostSeconds)  # the caller's view
+    assert not isinstance(clocks.cuda_seconds(takes(1.0)), HostSeconds)  # the caller's view
 
 
 def test_the_hosts_part_of_a_call_ends_where_it_returns(monkeypatch):
@@ -150,10 +89,10 @@ def test_the_hosts_part_of_a_call_ends_where_it_returns(monkeypatch):
         cuda.now += 1.0
         time.sleep(0.01)
 
-    measured = timing.call_seconds(call)
+    measured = clocks.call_seconds(call)
     assert measured == 1.0
     assert 0.01 <= measured.host < 0.5
-    (median,) = timing.host_seconds({"ours": [measured] * 3}).values()
+    (median,) = clocks.host_seconds({"ours": [measured] * 3}).values()
     assert median == measured.host
 
 
@@ -164,7 +103,7 @@ def test_more_than_half_of_the_rounds_make_a_median_the_hosts():
         "half": [late, late, asleep, asleep],
         "most": [late, asleep, late, late],
     }
-    assert timing.by_host(times) == ["most"]
+    assert clocks.by_host(times) == ["most"]
 
 
 def test_the_processors_time_is_that_of_a_call(monkeypatch):
@@ -174,8 +113,8 @@ def test_the_processors_time_is_that_of_a_call(monkeypatch):
     def call():
         now[0] += 0.25
 
-    assert timing.processor_seconds(call) == 0.25
-    assert now[0] == 5 + 0.25 * timing.CALLS
+    assert clocks.processor_seconds(call) == 0.25
+    assert now[0] == 5 + 0.25 * clocks.CALLS
 
 
 class Profile:
@@ -199,10 +138,10 @@ def test_kernels_are_counted_by_name(monkeypatch):
     profile = Profile(("gemm", cuda), ("aten::mm", cpu), ("gru", cuda), ("gemm", cuda))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(torch.profiler, "profile", lambda activities: profile)
-    assert timing.kernels(lambda: None) == {"gemm": 2, "gru": 1}
+    assert clocks.kernels(lambda: None) == {"gemm": 2, "gru": 1}
     monkeypatch.setattr(torch.profiler, "profile", lambda activities: Profile(("aten::mm", cpu)))
     with pytest.raises(RuntimeError, match="saw nothing"):
-        timing.kernels(lambda: None)
+        clocks.kernels(lambda: None)
 
 
 class Benchmark:
@@ -276,7 +215,7 @@ def test_a_comparison_on_a_gpu_is_written_as_it_is(fixtures, monkeypatch):
 def test_a_comparison_on_the_host_counts_after_it_has_timed(fixtures, monkeypatch):
     module, request = fixtures
     times, calls = {"ours": 2.0, "GRU": 4.0}, []
-    monkeypatch.setattr(timing, "processor_seconds", lambda call: times[call()])
+    monkeypatch.setattr(clocks, "processor_seconds", lambda call: times[call()])
 
     def contender(name):
         return Contender(name, lambda: calls.append(name) or name)
@@ -304,7 +243,7 @@ def test_a_profiler_that_refuses_is_told_and_no_more(fixtures, monkeypatch):
             raise RuntimeError("CUPTI_ERROR_INSUFFICIENT_PRIVILEGES")
         return names
 
-    monkeypatch.setattr(timing, "kernels", kernels)
+    monkeypatch.setattr(clocks, "kernels", kernels)
     count = module.count_kernels._get_wrapped_function()(Benchmark(), request)
     contenders = [Contender("nn.GRU", lambda: "refused"), Contender("nn.LSTM", lambda: "")]
     count("Kernels", "64x8x512", contenders, settings={"kind": "kernels"})
@@ -404,7 +343,7 @@ def test_what_does_not_run_or_end_is_left_out_with_its_reason():
         raise ImportError("no such\n thing")
 
     def add(name, make, limit=60):
-        timing.add_if_it_runs(contenders, missing, name, make, CPU, limit)
+        clocks.add_if_it_runs(contenders, missing, name, make, CPU, limit)
 
     add("fails", fails)
     add("hangs", lambda name: Contender(name, lambda: time.sleep(30)), limit=1)

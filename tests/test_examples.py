@@ -1,8 +1,12 @@
-"""The programs in examples/."""
+"""The programs in examples/: short, run as they are, and what they print is right."""
 
 from __future__ import annotations
 
+import re
 import runpy
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +18,84 @@ from torch.nn import functional as F
 from mmixer_kernels import FusedMCU, FusedMCUStack, MMixer, functional
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+PATHS = sorted(EXAMPLES.glob("*.py"))
+MOST_LINES = 40
+
+Run = Callable[[str], str]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
-def test_it_runs(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    runpy.run_path(str(path), run_name="__main__")
-    assert capsys.readouterr().out
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs an example in this process, where torch is there already, and gives what it prints."""
+
+    def printed(name: str) -> str:
+        torch.manual_seed(0)
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+        return capsys.readouterr().out
+
+    return printed
 
 
-@pytest.mark.slow
-def test_m_mixer_learns_on_two_models_that_stay_and_on_two_that_learn() -> None:
+def accuracies(text: str) -> list[float]:
+    return [float(x) for x in re.findall(r"([\d.]+)%", text)]
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_it_is_short_and_says_how_to_run_it(path: Path) -> None:
+    first, *others = path.read_text().splitlines()
+    assert len(others) < MOST_LINES
+    assert re.fullmatch(rf'""".+: `python examples/{path.name}`"""', first)
+
+
+def test_every_example_is_run_by_a_test() -> None:
+    text = Path(__file__).read_text()
+    assert all(re.search(rf'"{path.stem}(.py)?"', text) for path in PATHS)
+
+
+def test_both_layers_learn_in_the_same_model(run: Run) -> None:
+    text = run("replace_gru")
+    assert [line.split(":")[0] for line in text.splitlines()] == ["GRU", "FusedMCUStack"]
+    assert min(accuracies(text)) > 60  # of 4 classes
+
+
+def test_a_stream_is_the_whole_sequence(run: Run) -> None:
+    assert "100 frames, one by one" in run("sensor_stream")
+
+
+def test_features_in_arrays_are_learnt_and_predicted(run: Run) -> None:
+    text = run("own_features")
+    assert float(text.split("test accuracy ")[1].split()[0]) > 0.9  # of 3 classes
+    first = [line.split() for line in text.splitlines() if re.match(r"\s*\d", line)][::3]
+    assert text.splitlines()[-1].split()[4:] == [name for _, name in first]
+
+
+def test_m_mixer_learns_on_two_models_that_stay_and_on_two_that_learn(run: Run) -> None:
     pytest.importorskip("torchvision")
-    example = runpy.run_path(str(EXAMPLES / "two_backbones.py"))
-    torch.manual_seed(0)
-    chance = 1 / example["CLASSES"]
-    assert example["frozen"]() > 3 * chance
-    assert example["joint"]() > 3 * chance
+    text = run("two_backbones")
+    assert [line.split(":")[0] for line in text.splitlines()] == ["frozen", "trained along"]
+    assert min(accuracies(text)) > 75  # of 4 classes, of which each model alone tells two
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's exporter warns of itself
+def test_an_exported_unit_needs_no_torch(tmp_path: Path) -> None:
+    for name in ("onnxruntime", "onnxscript"):
+        pytest.importorskip(name)
+    example, unit = EXAMPLES / "onnx_without_torch.py", str(tmp_path / "unit.onnx")
+    runpy.run_path(str(example))["export"](unit)  # in this process, which has torch
+    code = f"import runpy; runpy.run_path({str(example)!r})['run']({unit!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "without torch: output (20, 1, 32) and h_n (1, 1, 32)" in done.stdout
+
+
+@pytest.mark.slow
+def test_an_export_by_another_process() -> None:
+    pytest.importorskip("onnxscript")
+    command = [sys.executable, str(EXAMPLES / "onnx_without_torch.py")]
+    assert "without torch" in subprocess.check_output(command, text=True)
+
+
+def test_dropconnect_learns(run: Run) -> None:
+    assert min(accuracies(run("dropconnect"))) > 50  # of 4 classes
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ FLOORS = (
     "functional modules prepacked quantized stack streaming",
     "network",
     "data training",
-    "trained experiments tuning",
-    "train evaluate predict extract export prepare info tune",
+    "trained experiments tuning comparison",
+    "train evaluate predict extract export prepare info tune compare",
 )
 """The rooms, from the ground up: a module may import from its own floor or from a lower one."""
 MOST_PARAMETERS = 6

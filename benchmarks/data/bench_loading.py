@@ -17,13 +17,13 @@ from statistics import median
 
 import numpy as np
 import pytest
-import timing
 import torch
 from conftest import Compare
-from timing import Contender, Times
 from torch import Tensor, nn
 
 from mmixer_kernels import MMixer
+from mmixer_kernels.comparison import timing
+from mmixer_kernels.comparison.timing import Contender, Times
 from mmixer_kernels.data import Ntu60Options, collate, convert
 from mmixer_kernels.data.clips import Clip, ClipSplit
 from mmixer_kernels.data.transforms import Sampling

@@ -18,9 +18,9 @@ import pytest
 import torch
 from conftest import Compare
 from problems import Size
-from timing import Contender, Times
 
 from mmixer_kernels import reference
+from mmixer_kernels.comparison.timing import Contender, Times
 from mmixer_kernels.problem import Call, Form, Problem
 
 STEPS, HIDDEN = 64, 512

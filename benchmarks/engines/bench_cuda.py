@@ -17,12 +17,14 @@ from typing import Any, NamedTuple
 import problems
 import pytest
 import torch
+from clocks import add_if_it_runs
 from conftest import Compare
-from problems import PASSES, Group, Layers, Size, StackForm
-from timing import Contender, add_if_it_runs
+from problems import Group, Layers, Size, StackForm
 from torch import Tensor, nn
 
 from mmixer_kernels import engines, functional, reference
+from mmixer_kernels.comparison.passes import PASSES, contender
+from mmixer_kernels.comparison.timing import Contender
 from mmixer_kernels.engines import cuda
 
 STATE = engines()["cuda"]
@@ -242,7 +244,7 @@ def test_compiled_reference(compare_on_gpu: Compare, passes: str, compile_limit:
         torch.manual_seed(0)
         unit = reference.MCU(*[HIDDEN] * 3, device=GPU, dtype=dtype)
         operands = problems.sequence_operands(size, GPU, dtype)
-        return problems.contender(name, torch.compile(unit), operands, passes)
+        return contender(name, torch.compile(unit), operands, passes)
 
     rivals = {"compiled reference": compiled}
     title = "the compiled reference"
@@ -399,7 +401,7 @@ def _of_paper(size: Size, modalities: int, passes: str, dtype: torch.dtype) -> l
     contenders = [_grouped("mcu_group", group, passes)]
     for name, layer in BASELINES.items():
         layers = Layers(layer(HIDDEN, HIDDEN, device=GPU, dtype=dtype) for _ in range(modalities))
-        contenders.append(problems.contender(name, layers, group.inputs, passes))
+        contenders.append(contender(name, layers, group.inputs, passes))
     return contenders
 
 
@@ -409,7 +411,7 @@ def _grouped(name: str, group: Group, passes: str) -> Contender:
     def function(*_: Tensor) -> Tensor:
         return functional.mcu_group(*group, engine="cuda")[0]
 
-    return problems.contender(name, function, operands, passes)
+    return contender(name, function, operands, passes)
 
 
 class _Messages(logging.Handler):
@@ -456,4 +458,4 @@ def _flashrnn(
         output: Tensor = flashrnn(*operands, function=function, dtype=str(dtype)[6:])[0]
         return output
 
-    return problems.contender(name, module, operands, passes)
+    return contender(name, module, operands, passes)

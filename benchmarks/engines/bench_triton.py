@@ -9,10 +9,11 @@ import problems
 import pytest
 import torch
 from conftest import Compare
-from problems import PASSES, Forward, Size
-from timing import Contender
+from problems import Size
 
 from mmixer_kernels import CellStream, FusedMCU, FusedMCUCell, engines, reference
+from mmixer_kernels.comparison.passes import PASSES, Forward
+from mmixer_kernels.comparison.timing import Contender
 from mmixer_kernels.problem import Problem
 
 STATES = {name: engines()[name] for name in ("cuda", "triton")}

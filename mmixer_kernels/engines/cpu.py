@@ -70,6 +70,38 @@ def saved_size(problem: Problem, keep: Keep) -> int:
     return size
 
 
+_MULTIPLICATIONS = 32768
+"""The fewest of a thread in a step's product that are worth its barriers: `worthy_threads` of
+csrc/cpu/forward.h."""
+
+
+def threads(problem: Problem) -> int:
+    """The number of threads that a call takes, of those that torch has."""
+    groups, _, batch, hidden = problem.sizes
+    worth = groups * batch * hidden * hidden // _MULTIPLICATIONS
+    processors: int = _native.build_info()["processors"]
+    return max(1, min(worth, torch.get_num_threads(), processors))
+
+
+def path(problem: Problem, backward: bool) -> str:
+    """`protocol.Engine`'s: instruction set, threads, and where the weights are read."""
+    count, of_torch = threads(problem), torch.get_num_threads()
+    groups, steps, batch, hidden = problem.sizes
+    parts = [_native.build_info()["instruction_set"], f"{count} thread{'s' * (count > 1)}"]
+    if count < of_torch:
+        parts[-1] += (
+            f" of torch's {of_torch}, as a step's product has {groups * batch * hidden * hidden} "
+            f"multiplications and a thread takes {_MULTIPLICATIONS} at least"
+        )
+    if steps == 1 and not backward:
+        parts.append("weights read where they lie, once each")
+    else:
+        parts.append("weights packed at the call's begin, for all of its steps")
+    if problem.dtype not in _WIDE:
+        parts.append(f"{problem.dtype} computed in {problem.compute_dtype}".replace("torch.", ""))
+    return ", ".join(parts)
+
+
 def run_forward(call: Call, tensors: Sequence[Tensor]) -> native.Results:
     """`protocol.NativeEngine.run_forward`."""
     return _forward(None, call, tensors)

@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..problem import Call, Cotangents, Gradients, Keep, Need, Problem, Step
+from ..problem import Call, Cotangents, Form, Gradients, Keep, Need, Problem, Step
 from . import native
 from .protocol import EngineState
 
@@ -350,23 +350,34 @@ def _way_of(call: Call, tensors: Sequence[Tensor], backward: bool) -> _Way:
     return _way(device, groups, batch, hidden, input.dtype, backward, precision, PATHS, SAMPLES)
 
 
-def _tell(way: _Way, call: Call, tensors: Sequence[Tensor]) -> None:
-    """Logs the way that a pass has gone."""
-    if not _logger.isEnabledFor(logging.DEBUG):
-        return
-    size, plan, how = way.size, way.plan, ""
-    steps = 1 if call.layout == "step" else tensors[0].shape[call.batch_first]
+def path(problem: Problem, backward: bool) -> str:
+    """`protocol.Engine`'s: the path, its kernels' variant, and why not a path before it."""
+    call, tensors = Call(Form.of(problem.flat()), "gates"), problem.tensors()
+    with native.device_of(tensors[0]):
+        return _words(_way_of(call, tensors, backward))
+
+
+def _words(way: _Way) -> str:
+    plan, how = way.plan, ""
     if plan.path != "step":
         how = (
             f", H padded to {plan.padded}, {plan.terms} terms of {plan.term_dtype} per float, "
             f"teams of {plan.samples} samples"
         )
+    return f"path {plan.path}{how}" + (f" ({way.refused})" if way.refused else "")
+
+
+def _tell(way: _Way, call: Call, tensors: Sequence[Tensor]) -> None:
+    """Logs the way that a pass has gone."""
+    if not _logger.isEnabledFor(logging.DEBUG):
+        return
+    size = way.size
+    steps = 1 if call.layout == "step" else tensors[0].shape[call.batch_first]
     _logger.debug(
-        "%s of G=%d T=%d B=%d H=%d %s: path %s%s%s",
+        "%s of G=%d T=%d B=%d H=%d %s: %s",
         "backward" if size.backward else "forward",
         *(size.groups, steps, size.batch, size.hidden),
-        *(size.dtype, plan.path, how),
-        f" ({way.refused})" if way.refused else "",
+        *(size.dtype, _words(way)),
     )
 
 

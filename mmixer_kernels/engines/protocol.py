@@ -30,7 +30,8 @@ class Engine(Protocol):
     steps of a stream has `stream(steps: Sequence[Step]) -> Stream`. One whose forward begins with
     a rearrangement of the weights has `prepack(call, tensors)`, which makes it of one weight set's
     and returns a `NativeEngine.run_forward` for any call with these weights, while they are what
-    they were; both raise as that does.
+    they were; both raise as that does. One that has several ways through a call tells in words, by
+    `path(problem: Problem, backward: bool) -> str`, which one a pass takes, and why not another.
     """
 
     NAME: str

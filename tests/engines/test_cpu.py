@@ -5,6 +5,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import helpers
@@ -393,3 +394,27 @@ def test_lengths_are_checked_where_the_values_are():
 def _weights(input_size, context_size, hidden):
     unit = reference.MCU(input_size, context_size, hidden)
     return unit.weights().map(torch.Tensor.detach)
+
+
+def test_the_way_of_a_call_in_words(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(
+        cpu._native, "build_info", lambda: {"instruction_set": "x", "processors": 3}
+    )
+
+    def path(size, dtype=torch.float32, backward=False):
+        return cpu.path(problem(size, dtype=dtype).call(), backward)
+
+    packed = "weights packed at the call's begin, for all of its steps"
+    assert path(Size(2, 8, 4, 4, 128)) == (
+        "x, 3 threads of torch's 4, as a step's product has 131072 multiplications and a thread "
+        f"takes 32768 at least, {packed}"
+    )
+    assert path(Size(2, 1, 4, 4, 64)).startswith("x, 1 thread of torch's 4")
+    assert path(Size(1, 1, 4, 4, 64)).endswith("weights read where they lie, once each")
+    assert path(Size(1, 1, 4, 4, 64), backward=True).endswith(packed)
+    assert path(Size(2, 1, 4, 4, 64), torch.float16).endswith("float16 computed in float32")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert path(Size(2, 8, 4, 4, 128)) == f"x, 1 thread, {packed}"
+    text = (Path(__file__).parents[2] / "csrc/cpu/forward.h").read_text()
+    assert f"work / {cpu._MULTIPLICATIONS}, p.threads" in text

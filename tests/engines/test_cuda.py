@@ -261,6 +261,7 @@ def test_the_log_tells_path_and_reason(
         p = problem(size, dtype=dtype)
         with caplog.at_level(logging.DEBUG, "mmixer_kernels.engines.cuda"), torch.no_grad():
             run()(p.input, p.context, p.weights, p.hx, None)
+        assert caplog.messages[-1].endswith(cuda.path(p.call(), backward=False))
         return caplog.messages[-1]
 
     assert "path cluster, H padded to 128, 3 terms" in path_of(Size(2, 2, 3, 3, 20), torch.float32)
