@@ -104,7 +104,7 @@ def test_the_text_answers_each_question(report: dict[str, Any]) -> None:
         "what limits it",
         "recurrent weights 768 B, which each step reads",
         "PrepackedMCU",
-        "recompute=True keeps",
+        "T = 1: FusedMCU's time for a call of one step",
     ):
         assert part in shown
     sentences = [x for x in shown.splitlines() if "ms" not in x and "FusedMCU" not in x]

@@ -1,7 +1,7 @@
 """A unit beside others, in one process: times in turns, memory, and what limits a call.
 
-`compare(Case(...))` gives what `python -m mmixer_kernels.compare` prints, of the process that calls
-it: its threads, its environment, its settings of torch.
+`print(describe(compare(Case.of(unit, input))))` in a script whose calls are slow prints what
+`python -m mmixer_kernels.compare` does of a shape, with the script's own threads and settings.
 """
 
 from .case import Case

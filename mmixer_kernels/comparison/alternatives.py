@@ -18,6 +18,8 @@ from .checking import TOLERANCE, exact, largest, relative_error, tolerance_of
 from .machine import faster_engine, threads_are_set_by
 from .timing import Ratio
 
+STEPS = 16
+"""Those of the sequence that stands beside calls of one step."""
 WORTH = 0.95
 """An alternative is advice where the whole interval of its ratio is below this."""
 
@@ -65,7 +67,7 @@ def all_of(case: Case) -> list[Alternative]:
     if is_cpu and case.steps > 1:
         found.append(_prepacked(case))
     if case.steps == 1:
-        found.append(_stream(case))
+        found += [_sequence(case), _stream(case)]
     return found
 
 
@@ -91,6 +93,17 @@ def _batch(case: Case) -> Alternative:
         case.tolerance,
     )
     return alternative._replace(calls=2)
+
+
+def _sequence(case: Case) -> Alternative:
+    alternative = _of_unit(
+        f"T = {STEPS}",
+        f"a sequence of {STEPS} steps in one call takes {{}} of the time per step",
+        case.unit,
+        case.operands_of(STEPS, case.batch),
+        case.tolerance,
+    )
+    return alternative._replace(calls=STEPS)
 
 
 def _engine(case: Case, name: str) -> Alternative:

@@ -56,6 +56,22 @@ class Case:
                 f"against, but is {self.device}"
             )
 
+    @classmethod
+    def of(cls, unit: FusedMCU, input: Tensor) -> Case:
+        """The case of a unit's call on input `[T, B, input_size]`, or `[B, T, input_size]` where
+        the unit has batch_first; its `layer_norm` and `mix` are the defaults all the same.
+
+        Raises:
+            TypeError: what is no FusedMCU. ValueError: an input of other dimensions.
+        """
+        if not isinstance(unit, FusedMCU):
+            raise TypeError(f"unit must be a FusedMCU, but is a {type(unit).__name__}")
+        if input.dim() != 3:
+            raise ValueError(f"input must have three dimensions, but has {input.dim()}")
+        steps, batch = input.shape[:2][:: -1 if unit.batch_first else 1]
+        sizes = unit.hidden_size, unit.input_size, unit.context_size
+        return cls(steps, batch, *sizes, input.dtype, input.device, unit.engine)
+
     @property
     def F(self) -> int:
         """input_size."""

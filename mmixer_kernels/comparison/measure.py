@@ -29,6 +29,8 @@ IN_TURN, AT_ONCE = "products of one step after another", "products of all steps 
 CHECKED = 2**31
 """Bytes that the float64 check may take, about: of a longer sequence it checks the first steps."""
 _CHECKED_TABLES = 30  # of T x B x H numbers, in the reference's graph and its gradients
+WORTH_BYTES = 2**20
+"""The memory from which on it is worth a sentence that a call can keep less for backward."""
 HALF = 0.5
 
 
@@ -189,8 +191,8 @@ def _saved_bytes(case: Case, missing: dict[str, str]) -> dict[str, int]:
 
 
 def memory_advice(saved: dict[str, int], seconds: dict[str, float]) -> list[str]:
-    """A sentence on `recompute=True`, where it keeps less."""
-    if AGAIN not in saved or saved[AGAIN] >= saved[OURS]:
+    """A sentence on `recompute=True`, where what it keeps less is worth one."""
+    if AGAIN not in saved or saved[OURS] - saved[AGAIN] < WORTH_BYTES:
         return []
     return [
         f"recompute=True keeps {saved[AGAIN] / 1e6:.3g} MB for backward in place of "
@@ -230,14 +232,14 @@ def limit(shares: dict[str, float]) -> str:
     if in_turn + at_once < HALF:
         return (
             "everything but the matrix products (norms, gates, starts of operations, threads that "
-            f"wait for each other): by torch alone, these take {in_turn + at_once:.0%} of its time"
+            f"wait for each other): for all products torch.mm takes {in_turn + at_once:.0%} of its "
+            "time"
         )
-    if in_turn >= at_once:
-        return (
-            "the recurrent products, of which each step waits for the one before: by torch alone, "
-            f"they take {in_turn:.0%} of its time"
-        )
-    return (
-        "the products of all steps at once, with inputs and context: by torch alone, they take "
-        f"{at_once:.0%} of its time"
-    )
+    if ONE_STEP not in shares:
+        products, share = "the matrix products, each weight read for one step", in_turn + at_once
+    elif in_turn >= at_once:
+        products = "the recurrent products, of which each step waits for the one before"
+        share = in_turn
+    else:
+        products, share = "the products of all steps at once, with inputs and context", at_once
+    return f"{products}: for these alone torch.mm takes {share:.0%} of its time"

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .machine import BUSY
-from .measure import AT_ONCE, IN_TURN, ONE_STEP, OTHERS, OURS
+from .measure import OTHERS, OURS
 from .timing import Ratio
 
 WIDTH = 100
@@ -99,14 +99,16 @@ def _limits(report: dict[str, Any]) -> Iterator[str]:
     yield "what limits it"
     for passes, limits in report["limits"].items():
         yield _broken(f"  {passes}: {limits['limit']}")
-    rows = [["", "GFLOP", "GFLOP/s", "recurrent", "at once", "T = 1"]]
+    has_steps = report["case"]["steps"] > 1
+    rows = [["", "GFLOP", "GFLOP/s", "recurrent", "at once", *["T = 1"] * has_steps]]
     for passes, limits in report["limits"].items():
-        shares = [limits["shares"].get(x) for x in (IN_TURN, AT_ONCE, ONE_STEP)]
+        shares = [f"{x:.2f}" for x in limits["shares"].values()]
         numbers = [f"{limits[x] / 1e9:.3g}" for x in ("operations", "operations_per_second")]
-        rows.append([passes, *numbers, *("" if x is None else f"{x:.2f}" for x in shares)])
+        rows.append([passes, *numbers, *shares])
     yield from _table(rows)
-    yield "  recurrent, at once: torch's time for the same products alone, over FusedMCU's;"
-    yield "  T = 1: FusedMCU's own for a single step, over that of all"
+    yield "  recurrent, at once: torch.mm's time for the same products alone, over FusedMCU's"
+    if has_steps:
+        yield "  T = 1: FusedMCU's time for a call of one step, over its own"
     yield _broken(f"  {_weights(report['recurrent_weights'], report['memories'])}")
     yield "  other ways to make a forward, their time for equal work over this one's"
     rows = [[f"  {name}", str(Ratio(**x))] for name, x in report["alternatives"].items()]

@@ -30,7 +30,7 @@ def names(case: Case) -> list[str]:
 def test_a_case_has_the_alternatives_that_there_are_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     usual = ["B = 4", "2 threads", "bfloat16 weights", "PrepackedMCU"]
     assert names(Case(3, 2, 8)) == usual
-    assert names(Case(1, 2, 8)) == [*usual[:3], "CellStream"]
+    assert names(Case(1, 2, 8)) == [*usual[:3], "T = 16", "CellStream"]
     assert names(Case(3, 2, 8, dtype=torch.float64)) == [*usual[:2], "float32", "PrepackedMCU"]
     assert names(Case(3, 2, 8, dtype=torch.bfloat16)) == [*usual[:2], "float32", "PrepackedMCU"]
     assert names(Case(3, 2, 8, engine="reference"))[1] == 'engine="cpu"'

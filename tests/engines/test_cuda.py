@@ -29,6 +29,7 @@ from helpers import (
 from torch import Tensor
 
 from mmixer_kernels import FusedMCU, reference
+from mmixer_kernels.comparison import Case, compare, describe
 from mmixer_kernels.engines import cuda
 from mmixer_kernels.functional import mcu_cell, mcu_group
 from mmixer_kernels.problem import Keep, Weights
@@ -278,6 +279,16 @@ def test_the_log_tells_path_and_reason(
     message = path_of(Size(1, 73, 3, 3, 20), torch.float32)
     assert "path step" in message
     assert "10 teams, 1 at once" in message
+
+
+def test_compare_checks_the_engine_and_tells_its_path() -> None:
+    report = compare(Case(2, 2, 16, 4, 3, engine="cuda"), 0.01)
+    assert report["engine"]["name"] == "cuda"
+    for way in report["engine"]["ways"].values():
+        assert way.startswith("path cluster, H padded to")
+    assert report["check"]["error"] < 1e-4
+    assert report["saved_bytes"]["FusedMCU, recompute=True"] == 4 * 2 * 2 * 16
+    assert "path cluster" in describe(report)
 
 
 def test_sizes_beyond_every_persistent_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
