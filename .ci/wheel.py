@@ -38,7 +38,11 @@ def main() -> None:
         run("CUDA's compiler", settings["before-all"].replace(CONTAINER_CUDA, cuda))
         for name, value in settings["environment"].items():
             os.environ[name] = value.replace(CONTAINER_CUDA, cuda)
-        run("build", f"{sys.executable} -m build --outdir {built} {ROOT}")
+        run("source archive", f"{sys.executable} -m build --quiet --sdist --outdir {built} {ROOT}")
+        (archive,) = built.glob("*.tar.gz")
+        # pip is silent until a build fails, and then shows all of it.
+        pip = f"{sys.executable} -m pip wheel --quiet --no-deps --no-cache-dir"
+        run("build", f"{pip} --wheel-dir {built} {archive}")
         (wheel,) = built.glob("*.whl")
         run("repair", settings["repair-wheel-command"].format(wheel=wheel, dest_dir=output))
 
