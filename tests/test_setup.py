@@ -158,7 +158,7 @@ def test_default_architectures(tmp_path, capabilities, architectures):
 @pytest.mark.slow
 @pytest.mark.skipif(not (_CAN_BUILD and shutil.which("nvcc")), reason="needs nvcc")
 def test_all_kinds_of_gpus_are_compiled_for(tmp_path):
-    """Where there is no GPU: CI builds the wheel, which has fewer."""
+    """The default where there is no GPU has more kinds than the wheel, which CI builds."""
     dump = sass.cuobjdump() or pytest.skip("there is no cuobjdump: install CUDA's or triton")
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexit 1\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
