@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import sass
+
 ROOT = Path(__file__).parent.parent
 _CAN_BUILD = bool(shutil.which("cmake") and shutil.which("ninja"))
 
@@ -149,3 +153,22 @@ def test_default_architectures(tmp_path, capabilities, architectures):
     assert result.returncode == 0, result.stderr
     assert f"architectures {architectures}" in result.stdout
     assert "90-virtual\n" in result.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (_CAN_BUILD and shutil.which("nvcc")), reason="needs nvcc")
+def test_all_kinds_of_gpus_are_compiled_for(tmp_path):
+    """The default where there is no GPU has more kinds than the wheel, which CI builds."""
+    dump = sass.cuobjdump() or pytest.skip("there is no cuobjdump: install CUDA's or triton")
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    build, path = tmp_path / "build", f"{tmp_path}:{os.environ['PATH']}"
+    configure(build, "-DMMIXER_CUDA=ON", "-DMMIXER_CUDA_ARCHS=", PATH=path).check_returncode()
+    object = build / "CMakeFiles" / "mmixer_cuda.dir" / "csrc" / "cuda" / "products.cu.o"
+    command = ["cmake", "--build", str(build), "--target", str(object.relative_to(build))]
+    subprocess.run(command, check=True, capture_output=True)
+    known = subprocess.check_output(["nvcc", "--list-gpu-code"], text=True).split()
+    listed = subprocess.check_output([dump, "-lelf", "-lptx", object], text=True)
+    built = set(re.findall(r"sm_\d+(?=\.cubin)", listed))
+    assert built == {"sm_80", "sm_90"} | {"sm_100", "sm_120"} & set(known)
+    assert "sm_80.ptx" in listed
