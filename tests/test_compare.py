@@ -72,11 +72,30 @@ def test_wrong_results_are_an_exit_code_and_no_times(
     assert "nothing was timed: output 0 is wrong" in err
 
 
+@pytest.mark.parametrize("size", [["--hidden", "4000000"], ["--batch", "4000000000000"]])
+def test_too_little_memory_is_one_line(size: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare.main(["--device", "cpu", "--steps", "2", "--hidden", "16", *size]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: the memory does not suffice for this shape: ")
+
+
+def test_other_errors_are_faults_and_keep_their_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(compare, "compare", broken)
+    with pytest.raises(RuntimeError, match="broken"):
+        compare.main(["--device", "cpu"])
+
+
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
         ("--steps", "0", "steps must be"),
-        ("--threads", "0", "--threads must be 1 or more, but is 0"),
+        ("--threads", "0", "--threads must be 1 to "),
+        ("--threads", "1000000", "on this machine, but is 1000000"),
         ("--budget", "0", "--budget must be more than 0"),
         ("--engine", "fast", "engine must be one of"),
         ("--engine", "cuda", "does not take this call"),

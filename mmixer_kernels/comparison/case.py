@@ -59,7 +59,8 @@ class Case:
     @classmethod
     def of(cls, unit: FusedMCU, input: Tensor) -> Case:
         """The case of a unit's call on input `[T, B, input_size]`, or `[B, T, input_size]` where
-        the unit has batch_first; its `layer_norm` and `mix` are the defaults all the same.
+        the unit has batch_first. Sizes and engine are the unit's, the parameters' dtype is the
+        input's, and `layer_norm`, `mix`, `eps` and `recompute` are the defaults all the same.
 
         Raises:
             TypeError: what is no FusedMCU. ValueError: an input of other dimensions.
