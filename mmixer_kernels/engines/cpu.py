@@ -90,7 +90,7 @@ def path(problem: Problem, backward: bool) -> str:
     parts = [_native.build_info()["instruction_set"], f"{count} thread{'s' * (count > 1)}"]
     processors, work = _native.build_info()["processors"], groups * batch * hidden * hidden
     if count < of_torch and count == processors:
-        parts[-1] += f" of torch's {of_torch}, as there are {processors} processors"
+        parts[-1] += f" of torch's {of_torch}, one per processor"
     elif count < of_torch:
         parts[-1] += (
             f" of torch's {of_torch}, as a step's product has {work} multiplications and a thread "

@@ -407,7 +407,7 @@ def test_the_way_of_a_call_in_words(monkeypatch):
 
     packed = "weights packed at the call's begin, for all of its steps"
     assert path(Size(2, 8, 4, 4, 128)) == (
-        f"x, 3 threads of torch's 4, as there are 3 processors, {packed}"
+        f"x, 3 threads of torch's 4, one per processor, {packed}"
     )
     assert path(Size(2, 1, 4, 4, 256)) == (
         "x, 2 threads of torch's 4, as a step's product has 65536 multiplications and a thread "
