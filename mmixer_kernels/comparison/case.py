@@ -58,12 +58,16 @@ class Case:
 
     @classmethod
     def of(cls, unit: FusedMCU, input: Tensor) -> Case:
-        """The case of a unit's call on input `[T, B, input_size]`, or `[B, T, input_size]` where
-        the unit has batch_first. Sizes and engine are the unit's, the parameters' dtype is the
+        """The case of a unit's call. Sizes and engine are the unit's, the parameters' dtype is the
         input's, and `layer_norm`, `mix`, `eps` and `recompute` are the defaults all the same.
 
+        Args:
+            unit: the unit that is called.
+            input: `[T, B, input_size]`, or `[B, T, input_size]` where the unit has batch_first.
+
         Raises:
-            TypeError: what is no FusedMCU. ValueError: an input of other dimensions.
+            TypeError: unit is no FusedMCU.
+            ValueError: input has other dimensions than three.
         """
         if not isinstance(unit, FusedMCU):
             raise TypeError(f"unit must be a FusedMCU, but is a {type(unit).__name__}")

@@ -41,13 +41,15 @@ def compare(case: Case, budget: float = 10.0, *, backward: bool = True) -> dict[
     may be called in a script whose calls are slow.
 
     Args:
+        case: the call, and the engine that it asks for.
         budget: seconds for all rounds, about; at least five of each are made.
         backward: False leaves out the gradients and the memory that is kept for them.
 
     Raises:
         WrongResult: the unit, or an alternative to it, is farther from float64 than `tolerance`
             allows. Nothing is timed before.
-        ValueError, RuntimeError: the engine that is asked for cannot run here.
+        ValueError: the engine that is asked for is unknown, or takes no tensors of this device.
+        RuntimeError: it cannot run here.
     """
     load = machine.load()
     engine = machine.facts(case)

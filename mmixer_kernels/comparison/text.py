@@ -15,7 +15,12 @@ WIDTH = 100
 
 
 def describe(report: dict[str, Any]) -> str:
-    """The report, a section for each question; what is no table is broken to `WIDTH`."""
+    """The report of `compare` in words, a section for each question; lines that are no table are
+    broken to `WIDTH`.
+
+    Args:
+        report: what `compare` returned.
+    """
     sections = [
         _case(report["case"], report["machine"]),
         _engine(report["engine"]),
