@@ -130,6 +130,15 @@ def test_the_text_answers_each_question(report: dict[str, Any]) -> None:
     assert max(map(len, sentences)) <= text.WIDTH + 10
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_forward_alone_has_a_text_too(steps: int) -> None:
+    shown = describe(measured(Case(steps, 2, 8, 6, 5), 0.01, backward=False))
+    table = shown.split("\n\n")[3]
+    assert "nn.LSTM" in table
+    assert "kept" not in shown
+    assert "backward, ms" not in shown
+
+
 def test_a_busy_machine_is_a_warning(report: dict[str, Any]) -> None:
     def shown(load: float | None) -> str:
         return describe(report | {"machine": report["machine"] | {"load": load, "processors": 4}})
