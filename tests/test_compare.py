@@ -135,6 +135,7 @@ def test_a_forward_alone_has_a_text_too(steps: int) -> None:
     shown = describe(measured(Case(steps, 2, 8, 6, 5), 0.01, backward=False))
     table = shown.split("\n\n")[3]
     assert "nn.LSTM" in table
+    assert "recompute" not in table
     assert "kept" not in shown
     assert "backward, ms" not in shown
 

@@ -49,6 +49,15 @@ def test_workflows_pin_the_major_versions_of_actions() -> None:
                 assert ("uses" in step) != ("run" in step), (file.name, step)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason=".ci/wheel.py is for Linux")
+def test_a_folder_that_cannot_be_is_told_before_the_build(tmp_path: Path) -> None:
+    (tmp_path / "dist").write_text("a file\n")
+    command = [sys.executable, str(ROOT / ".ci" / "wheel.py"), str(tmp_path / "dist")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    told = f"the wheel cannot be written to {tmp_path / 'dist'}: File exists\n"
+    assert (result.returncode, result.stdout, result.stderr) == (1, "", told)
+
+
 def test_an_installation_is_the_package_alone() -> None:
     """It has no tests or sources of the extension, and no library beside it."""
     try:

@@ -81,6 +81,8 @@ def _times(report: dict[str, Any]) -> Iterator[str]:
     head = ["", *(x for name in passes for x in (f"{name}, ms", "ratio"))]
     rows = [[*head, "kept, MB"] if saved else head]
     for name in (OURS, *OTHERS):
+        if not any(name in report["seconds"][taken] for taken in passes):
+            continue  # recompute=True, where there is no backward; or named below the table
         row = [name]
         for taken in passes:
             seconds = report["seconds"][taken].get(name)

@@ -40,6 +40,14 @@ def test_a_case_has_the_alternatives_that_there_are_for_it(monkeypatch: pytest.M
     assert names(Case(3, 2, 8))[2:4] == ["1 thread", "2 threads"]
 
 
+def test_one_with_more_work_is_worth_several_calls() -> None:
+    case = Case(1, 2, 8)
+    worth = {x.name: x.calls for x in alternatives.all_of(case)}
+    assert {name: calls for name, calls in worth.items() if calls > 1} == {"B = 4": 2, "T = 16": 16}
+    for alternative in alternatives.all_of(case):
+        assert alternative.call().shape[:2].numel() == 2 * alternative.calls
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("steps", [1, 3])
 @pytest.mark.parametrize("context_size", [0, 5])
