@@ -86,19 +86,22 @@ def chosen(engine: str, input: Tensor) -> Engine:
     MMIXER_ENGINE) takes the fastest engine of the input's device that runs here, and warns once
     where a faster one does not.
     """
+    asked = "engine"
     if isinstance(engine, str) and engine == "auto":
         engine = os.environ.get("MMIXER_ENGINE") or "auto"
         if engine == "auto":
             return _fastest(input.device)
+        asked = "MMIXER_ENGINE"
+        check_choice(asked, engine, ("auto", *names()))
     found, device = get(engine), input.device
     if not _takes(found, device):
         raise ValueError(
-            f'engine="{engine}" does not take this call: it takes tensors on '
+            f'{asked}="{engine}" does not take this call: it takes tensors on '
             f"{', '.join(found.DEVICES)}, but input is on {device}"
         )
     state = found.state(device)
     if not state.available:
-        raise RuntimeError(f'engine="{engine}" cannot run here: {state.reason}') from state.error
+        raise RuntimeError(f'{asked}="{engine}" cannot run here: {state.reason}') from state.error
     return found
 
 

@@ -41,7 +41,10 @@ def test_environment_overrides_auto_only(monkeypatch):
     assert choose("auto", torch.zeros(1)) == "reference"
     assert choose("cpu", torch.zeros(1)) == "cpu"
     monkeypatch.setenv("MMIXER_ENGINE", "fast")
-    with pytest.raises(ValueError, match=r"engine must be one of auto, .* but is 'fast'"):
+    with pytest.raises(ValueError, match=r"MMIXER_ENGINE must be one of auto, .* but is 'fast'"):
+        choose("auto", torch.zeros(1))
+    monkeypatch.setenv("MMIXER_ENGINE", "cuda")
+    with pytest.raises(ValueError, match='MMIXER_ENGINE="cuda" does not take this call'):
         choose("auto", torch.zeros(1))
 
 
