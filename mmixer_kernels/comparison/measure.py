@@ -38,7 +38,7 @@ def compare(case: Case, budget: float = 10.0, *, backward: bool = True) -> dict[
     """Everything that `python -m mmixer_kernels.compare` prints, as it prints with --json.
 
     It runs in this process, with its number of threads, its environment and its torch settings: it
-    may be called in a script whose calls are slow.
+    may be called in a script whose calls are slow, and leaves its random numbers as they were.
 
     Args:
         case: the call, and the engine that it asks for.
@@ -51,6 +51,11 @@ def compare(case: Case, budget: float = 10.0, *, backward: bool = True) -> dict[
         ValueError: the engine that is asked for is unknown, or takes no tensors of this device.
         RuntimeError: it cannot run here.
     """
+    with torch.random.fork_rng([case.device] if case.device.type == "cuda" else []):
+        return _compare(case, budget, backward)
+
+
+def _compare(case: Case, budget: float, backward: bool) -> dict[str, Any]:
     load = machine.load()
     engine = machine.facts(case)
     steps = _checked_steps(case)

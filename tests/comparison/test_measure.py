@@ -73,6 +73,14 @@ def test_the_report_has_an_answer_to_each_question(
     assert any(x.startswith("recompute=True keeps") for x in compare(CASE)["advice"])
 
 
+def test_a_script_s_random_numbers_stay(rounds: list[list[str]]) -> None:
+    torch.manual_seed(5)
+    expected = torch.randn(3)
+    torch.manual_seed(5)
+    compare(Case(2, 2, 8))
+    assert torch.equal(torch.randn(3), expected)
+
+
 def test_a_forward_alone(rounds: list[list[str]]) -> None:
     report = compare(Case(1, 2, 8, context_size=0), backward=False)
     assert list(report["seconds"]) == ["forward"]
