@@ -39,6 +39,7 @@ def compare(case: Case, budget: float = 10.0, *, backward: bool = True) -> dict[
 
     It runs in this process, with its number of threads, its environment and its torch settings: it
     may be called in a script whose calls are slow, and leaves its random numbers as they were.
+    The script's `no_grad`, `inference_mode` and `autocast` do not count.
 
     Args:
         case: the call, and the engine that it asks for.
@@ -51,7 +52,12 @@ def compare(case: Case, budget: float = 10.0, *, backward: bool = True) -> dict[
         ValueError: the engine that is asked for is unknown, or takes no tensors of this device.
         RuntimeError: it cannot run here.
     """
-    with torch.random.fork_rng([case.device] if case.device.type == "cuda" else []):
+    with (
+        torch.random.fork_rng([case.device] if case.device.type == "cuda" else []),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast(case.device.type, enabled=False),
+    ):
         return _compare(case, budget, backward)
 
 

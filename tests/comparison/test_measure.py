@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -79,6 +80,16 @@ def test_a_script_s_random_numbers_stay(rounds: list[list[str]]) -> None:
     torch.manual_seed(5)
     compare(Case(2, 2, 8))
     assert torch.equal(torch.randn(3), expected)
+
+
+@pytest.mark.parametrize(
+    "mode", [torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)]
+)
+def test_a_script_s_modes_do_not_count(rounds: list[list[str]], mode: Any) -> None:
+    with mode():
+        report = compare(Case(2, 2, 8))
+    assert report["check"]["error"] < 1e-5
+    assert report["saved_bytes"]["FusedMCU"] > 0
 
 
 def test_a_forward_alone(rounds: list[list[str]]) -> None:
