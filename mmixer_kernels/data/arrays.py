@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import UNKNOWN, Data, Moments, Sample, Split, held_out
+from .standardize import Standardize
 
 RESERVED = ("label", "length", "classes")
 PART = 1024
@@ -366,10 +367,8 @@ def _moments(train: Arrays) -> Moments:
 
 
 def _standardized(arrays: Arrays, moments: Moments) -> Arrays:
-    features = {}
-    for name, tensor in arrays.features.items():
-        mean, deviation = (torch.tensor(x, dtype=torch.float64) for x in moments[name])
+    standardize, features = Standardize(tuple(arrays.features), moments), {}
+    for i, (name, tensor) in enumerate(arrays.features.items()):
         # Part by part: a whole set in float64 would take twice its memory again.
-        parts = [((part - mean) / deviation).float() for part in tensor.split(PART)]
-        features[name] = torch.cat(parts)
+        features[name] = torch.cat([standardize.of(i, part) for part in tensor.split(PART)])
     return Arrays(arrays.path, features, arrays.labels, arrays.lengths, arrays.classes)
