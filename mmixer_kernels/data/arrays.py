@@ -208,7 +208,8 @@ def _read(path: Path, known: Known | None = None, labelled: bool = True) -> Arra
         if arrays[name].shape[:2] != (samples, steps):
             raise ValueError(
                 f"{path}: modalities must agree in samples and T, but {names[0]!r} has shape "
-                f"{list(arrays[names[0]].shape)} and {name!r} {list(arrays[name].shape)}"
+                f"{list(arrays[names[0]].shape)} and {name!r} {list(arrays[name].shape)}: bring "
+                "them to the same steps, as by numpy.interp along the time"
             )
     if "label" in arrays:
         labels = _integers(path, "label", arrays["label"], samples)
