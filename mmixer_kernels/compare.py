@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
 from . import command
+from .command import processors
 from .comparison import Case, WrongResult, compare, describe
 from .engines import chosen
 from .errors import UserError, user_errors
@@ -69,7 +71,8 @@ def _main(arguments: Sequence[str]) -> int:
         raise UserError(f"--budget must be more than 0 seconds, but is {options.budget}")
     case = _case(options)
     try:
-        report = compare(case, options.budget, backward=not options.forward_only)
+        with _enough_memory():
+            report = compare(case, options.budget, backward=not options.forward_only)
     except WrongResult as error:
         print(f"wrong results, so that nothing was timed: {error}", file=sys.stderr)
         return 1
@@ -77,11 +80,29 @@ def _main(arguments: Sequence[str]) -> int:
     return 0
 
 
+@contextmanager
+def _enough_memory() -> Iterator[None]:
+    """Turns the errors of memory that is not there into UserError."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        # On a CPU torch raises a RuntimeError that is no OutOfMemoryError.
+        short = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        if not short and "can't allocate memory" not in str(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"the memory does not suffice for this shape: {reason}: choose fewer --steps, a "
+            "smaller --batch or --hidden, or --forward-only"
+        ) from error
+
+
 def _set_threads(threads: int | None) -> None:
     if threads is None:
         return
-    if threads < 1:
-        raise UserError(f"--threads must be 1 or more, but is {threads}")
+    most = 16 * processors()  # some thousands end the process without a word
+    if not 1 <= threads <= most:
+        raise UserError(f"--threads must be 1 to {most} on this machine, but is {threads}")
     torch.set_num_threads(threads)
 
 

@@ -72,11 +72,30 @@ def test_wrong_results_are_an_exit_code_and_no_times(
     assert "nothing was timed: output 0 is wrong" in err
 
 
+@pytest.mark.parametrize("size", [["--hidden", "4000000"], ["--batch", "4000000000000"]])
+def test_too_little_memory_is_one_line(size: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert compare.main(["--device", "cpu", "--steps", "2", "--hidden", "16", *size]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: the memory does not suffice for this shape: ")
+
+
+def test_other_errors_are_faults_and_keep_their_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(compare, "compare", broken)
+    with pytest.raises(RuntimeError, match="broken"):
+        compare.main(["--device", "cpu"])
+
+
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
         ("--steps", "0", "steps must be"),
-        ("--threads", "0", "--threads must be 1 or more, but is 0"),
+        ("--threads", "0", "--threads must be 1 to "),
+        ("--threads", "1000000", "on this machine, but is 1000000"),
         ("--budget", "0", "--budget must be more than 0"),
         ("--engine", "fast", "engine must be one of"),
         ("--engine", "cuda", "does not take this call"),
@@ -109,6 +128,15 @@ def test_the_text_answers_each_question(report: dict[str, Any]) -> None:
         assert part in shown
     sentences = [x for x in shown.splitlines() if "ms" not in x and "FusedMCU" not in x]
     assert max(map(len, sentences)) <= text.WIDTH + 10
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_forward_alone_has_a_text_too(steps: int) -> None:
+    shown = describe(measured(Case(steps, 2, 8, 6, 5), 0.01, backward=False))
+    table = shown.split("\n\n")[3]
+    assert "nn.LSTM" in table
+    assert "kept" not in shown
+    assert "backward, ms" not in shown
 
 
 def test_a_busy_machine_is_a_warning(report: dict[str, Any]) -> None:

@@ -58,7 +58,8 @@ class Case:
 
     @classmethod
     def of(cls, unit: FusedMCU, input: Tensor) -> Case:
-        """The case of a unit's call; its `layer_norm` and `mix` are the defaults all the same.
+        """The case of a unit's call. Sizes and engine are the unit's, the parameters' dtype is the
+        input's, and `layer_norm`, `mix`, `eps` and `recompute` are the defaults all the same.
 
         Args:
             unit: the unit that is called.

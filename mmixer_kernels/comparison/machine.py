@@ -74,7 +74,7 @@ def facts(case: Case) -> dict[str, Any]:
     elif asked and asked != "auto":
         why = f"MMIXER_ENGINE={asked} asks for it"
     else:
-        why = f"auto takes the fastest that runs on {case.device.type}"
+        why = f"the first in auto's order that runs on {case.device.type}"
     others = {}
     order = [x.NAME for x in of_device(case.device)]
     for name, state in engines().items():
@@ -85,9 +85,9 @@ def facts(case: Case) -> dict[str, Any]:
         elif not state.available:
             others[name] = f"off: {state.reason}"
         elif order.index(name) > order.index(engine.NAME):
-            others[name] = "runs here, but is slower"
+            others[name] = "runs here, and is behind it in auto's order"
         else:
-            others[name] = "runs here, and is faster"
+            others[name] = "runs here, and is before it in auto's order"
     path = getattr(engine, "path", None)
     ways = {}
     for backward, name in ((False, "forward"), (True, "backward")):
@@ -107,8 +107,9 @@ def faster_engine(case: Case) -> str | None:
 
 
 def threads_are_set_by() -> str:
-    """Who has said how many threads torch has."""
-    said = [f"{name}={os.environ[name]}" for name in _THREADS if os.environ.get(name)]
+    """Who has said how many threads torch has, as far as the number tells."""
+    now = str(torch.get_num_threads())
+    said = [f"{name}={now}" for name in _THREADS if os.environ.get(name) == now]
     return " and ".join(said) or "torch.set_num_threads, --threads, or torch itself"
 
 
@@ -121,7 +122,7 @@ def settings(case: Case) -> list[str]:
         if engine is own:
             break
         if not (state := engine.state(case.device)).available:
-            notes.append(f'the faster engine "{engine.NAME}" is off: {state.reason}')
+            notes.append(f'the engine "{engine.NAME}", which auto prefers, is off: {state.reason}')
     if case.device.type == "cpu":
         notes += _of_build()
     return notes + [

@@ -214,22 +214,23 @@ def _limits(case: Case, seconds: dict[str, float], passes: str) -> dict[str, Any
         "operations": products.operations,
         "operations_per_second": products.operations / ours,
         "shares": shares,
-        "limit": limit(shares),
+        "limit": limit(shares, case.steps),
     }
 
 
-def limit(shares: dict[str, float]) -> str:
+def limit(shares: dict[str, float], steps: int) -> str:
     """The largest part of a pass, in a sentence.
 
     Args:
         shares: of its time, those of its products alone, `IN_TURN` and `AT_ONCE`, and, unless it is
             of one step itself, of a call of `ONE_STEP`.
+        steps: T, so that the cost that does not grow with T is known from `ONE_STEP`'s share.
     """
     one_step, in_turn, at_once = (shares.get(x, 0.0) for x in (ONE_STEP, IN_TURN, AT_ONCE))
-    if one_step > HALF:
+    if steps > 1 and (fixed := (steps * one_step - 1) / (steps - 1)) > HALF:
         return (
-            f"the call's fixed cost: a call of one step takes {one_step:.0%} of its time, so that "
-            "longer sequences, or several in one call, cost little more"
+            f"the call's fixed cost, about {min(fixed, 1):.0%} of its time, as a call of one step "
+            f"takes {one_step:.0%}: longer sequences cost little more"
         )
     if in_turn + at_once < HALF:
         return (

@@ -87,7 +87,9 @@ def _times(report: dict[str, Any]) -> Iterator[str]:
             ratio = report["ratios"][taken].get(name)
             row.append("" if seconds is None else f"{1e3 * seconds:.3g}")
             row.append("" if ratio is None else str(Ratio(**ratio)))
-        rows.append([*row, f"{saved[name] / 1e6:.2f}" if name in saved else ""])
+        if saved:
+            row.append(f"{saved[name] / 1e6:.2f}" if name in saved else "")
+        rows.append(row)
     yield from _table(rows)
     rounds = " and ".join(str(n) for n in report["rounds"].values())
     yield f"  ms: medians of {rounds} rounds, in turns"

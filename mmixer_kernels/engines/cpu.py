@@ -88,13 +88,18 @@ def path(problem: Problem, backward: bool) -> str:
     count, of_torch = threads(problem), torch.get_num_threads()
     groups, steps, batch, hidden = problem.sizes
     parts = [_native.build_info()["instruction_set"], f"{count} thread{'s' * (count > 1)}"]
-    if count < of_torch:
+    processors, work = _native.build_info()["processors"], groups * batch * hidden * hidden
+    if count < of_torch and count == processors:
+        parts[-1] += f" of torch's {of_torch}, one per processor"
+    elif count < of_torch:
         parts[-1] += (
-            f" of torch's {of_torch}, as a step's product has {groups * batch * hidden * hidden} "
-            f"multiplications and a thread takes {_MULTIPLICATIONS} at least"
+            f" of torch's {of_torch}, as a step's product has {work} multiplications and a thread "
+            f"takes {_MULTIPLICATIONS} at least"
         )
     if steps == 1 and not backward:
         parts.append("weights read where they lie, once each")
+    elif steps == 1:  # `are_in_place` of csrc/cpu/backward.h
+        parts.append("weights read where they lie, or packed where that is faster")
     else:
         parts.append("weights packed at the call's begin, for all of its steps")
     if problem.dtype not in _WIDE:

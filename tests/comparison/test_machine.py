@@ -24,15 +24,15 @@ def _no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_engine_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
     facts = machine.facts(CASE)
-    assert (facts["name"], facts["why"]) == ("cpu", "auto takes the fastest that runs on cpu")
-    assert facts["others"]["reference"] == "runs here, but is slower"
+    assert (facts["name"], facts["why"]) == ("cpu", "the first in auto's order that runs on cpu")
+    assert facts["others"]["reference"] == "runs here, and is behind it in auto's order"
     assert facts["others"]["cuda"] == "takes no tensors on cpu"
     assert machine.faster_engine(CASE) is None
     assert machine.facts(Case(2, 1, 8, engine="reference"))["why"] == "asked for by name"
     monkeypatch.setenv("MMIXER_ENGINE", "reference")
     facts = machine.facts(CASE)
     assert facts["why"] == "MMIXER_ENGINE=reference asks for it"
-    assert facts["others"]["cpu"] == "runs here, and is faster"
+    assert facts["others"]["cpu"] == "runs here, and is before it in auto's order"
     assert machine.faster_engine(CASE) == "cpu"
 
 
@@ -44,7 +44,7 @@ def test_an_engine_that_is_off_is_told_with_its_reason(monkeypatch: pytest.Monke
     assert facts["name"] == "reference"
     assert facts["others"]["cpu"] == "off: no such file"
     assert machine.faster_engine(CASE) is None
-    assert machine.settings(CASE) == ['the faster engine "cpu" is off: no such file']
+    assert machine.settings(CASE) == ['the engine "cpu", which auto prefers, is off: no such file']
 
 
 def test_a_setting_is_told_where_it_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,5 +100,8 @@ def test_who_set_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
     assert "torch.set_num_threads" in machine.threads_are_set_by()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert machine.threads_are_set_by() == "OMP_NUM_THREADS=1"
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")  # --threads 1 has said otherwise since
+    assert "OMP" not in machine.threads_are_set_by()

@@ -407,12 +407,15 @@ def test_the_way_of_a_call_in_words(monkeypatch):
 
     packed = "weights packed at the call's begin, for all of its steps"
     assert path(Size(2, 8, 4, 4, 128)) == (
-        "x, 3 threads of torch's 4, as a step's product has 131072 multiplications and a thread "
+        f"x, 3 threads of torch's 4, one per processor, {packed}"
+    )
+    assert path(Size(2, 1, 4, 4, 256)) == (
+        "x, 2 threads of torch's 4, as a step's product has 65536 multiplications and a thread "
         f"takes 32768 at least, {packed}"
     )
     assert path(Size(2, 1, 4, 4, 64)).startswith("x, 1 thread of torch's 4")
     assert path(Size(1, 1, 4, 4, 64)).endswith("weights read where they lie, once each")
-    assert path(Size(1, 1, 4, 4, 64), backward=True).endswith(packed)
+    assert path(Size(1, 1, 4, 4, 64), backward=True).endswith("or packed where that is faster")
     assert path(Size(2, 1, 4, 4, 64), torch.float16).endswith("float16 computed in float32")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     assert path(Size(2, 8, 4, 4, 128)) == f"x, 1 thread, {packed}"
