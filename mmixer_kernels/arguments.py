@@ -111,7 +111,10 @@ class Layout(NamedTuple):
         check_tensor("hx", hx)
         if hx.ndim != (3 if self.batched else 2) or hx.shape[0] != states:
             expected = f"[{states}, B, H]" if self.batched else f"[{states}, H] for unbatched input"
-            raise ValueError(f"hx must be {expected}, but has shape {list(hx.shape)}")
+            hint = ""
+            if hx.ndim == 2:
+                hint = "; a unit of context_size 0 takes hx as its second argument, and no context"
+            raise ValueError(f"hx must be {expected}, but has shape {list(hx.shape)}{hint}")
 
     def restore(self, output: Tensor, h_n: Tensor) -> tuple[Tensor | PackedSequence, Tensor]:
         """Output `[T, B, D]` and h_n `[states, B, H]` in the caller's layout."""

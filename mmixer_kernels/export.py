@@ -58,6 +58,8 @@ def _main(arguments: Sequence[str]) -> int:
     )
     print(f"{written.path}: float32 {shapes} to logits [batch, {written.classes}]")
     print("sizes that have a name are free, the others fixed; a batch's clips have all steps")
+    if restored.data.moments is not None:
+        print("features are as the data set's files have them: the network standardizes them")
     print(
         f"checked on random inputs of other sizes: greatest error {written.error:.1e}, "
         f"allowed {written.allowed:.1e}"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from .command import processors
-from .engines import engines
+from .engines import engines, names
 from .environment import VARIABLES
 from .training.result import versions
 
@@ -50,9 +50,7 @@ def collect() -> dict[str, dict[str, Any]]:
             "torch between operations": torch.get_num_interop_threads(),
             "processors": processors(),
         },
-        "environment": {
-            variable.name: os.environ.get(variable.name, "not set") for variable in VARIABLES
-        },
+        "environment": {variable.name: _value(variable.name) for variable in VARIABLES},
     }
 
 
@@ -62,6 +60,13 @@ def _extension() -> dict[str, Any]:
     except ImportError as error:
         return {"error": f"mmixer_kernels._native cannot be loaded: {error}"}
     return dict(native.build_info())
+
+
+def _value(variable: str) -> str:
+    value = os.environ.get(variable, "not set")
+    if variable == "MMIXER_ENGINE" and value not in ("not set", "", "auto", *names()):
+        return f"{value}, which is none of auto, {', '.join(names())}"
+    return value
 
 
 def _text(facts: dict[str, dict[str, Any]]) -> str:

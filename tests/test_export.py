@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -149,3 +151,32 @@ def test_mistakes_end_in_one_line(
         assert error.startswith("error: ")
         assert error.count("\n") == 1, error
         assert message in error
+
+
+@pytest.mark.parametrize(("name", "loaded"), [("m.onnx", run_onnx), ("m.pt2", run_torch)])
+def test_features_are_standardized_in_the_file(tmp_path: Path, name: str, loaded: Any) -> None:
+    """It takes features as new files have them, whatever their scale, and agrees with predict."""
+    random = np.random.default_rng(0)
+    scales = {"rgb": (200.0, 30.0), "depth": (9.8, 0.01)}
+    files = {
+        name: {
+            key: mean + scale * random.normal(size=(16, 4, 3))
+            for key, (mean, scale) in scales.items()
+        }
+        | {"label": np.arange(16) % 3}
+        for name in ("train", "test")
+    }
+    for split, arrays in files.items():
+        np.savez(tmp_path / f"{split}.npz", **arrays)
+    run = ["--data", "arrays", "--root", str(tmp_path), "--output", str(tmp_path / "run")]
+    small = ["--epochs", "1", "--model.hidden-size", "8", "--device", "cpu"]
+    assert train.main([*run, *small]) == 0
+    checkpoint, scores = tmp_path / "run" / "best.pt", tmp_path / "scores.csv"
+    assert predict.main([str(checkpoint), "--scores", str(scores)]) == 0
+    assert command(checkpoint, "--output", tmp_path / name) == 0
+    inputs = [torch.from_numpy(files["test"][key]).float() for key in scales]
+    found = loaded(tmp_path / name, inputs).softmax(1)
+    with scores.open() as file:
+        rows = [row for row in csv.DictReader(file) if row["stream"] == "rgb+depth"]
+    expected = torch.tensor([[float(row[key]) for key in ("0", "1", "2")] for row in rows])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)

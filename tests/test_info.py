@@ -64,6 +64,8 @@ def test_every_variable_of_the_environment_is_printed_with_its_meaning(
     assert info.main([]) == 0
     printed = capsys.readouterr().out
     assert "reference (the engine of units" in printed
+    monkeypatch.setenv("MMIXER_ENGINE", "fast")
+    assert "fast, which is none of auto, cpu" in str(facts(capsys)["environment"]["MMIXER_ENGINE"])
     for variable in VARIABLES:
         line = next(x for x in printed.splitlines() if x.split()[:1] == [variable.name])
         assert variable.meaning.replace("`", "") in line

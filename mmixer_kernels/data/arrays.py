@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import UNKNOWN, Data, Moments, Sample, Split, held_out
+from .standardize import Standardize
 
 RESERVED = ("label", "length", "classes")
 PART = 1024
@@ -207,7 +208,8 @@ def _read(path: Path, known: Known | None = None, labelled: bool = True) -> Arra
         if arrays[name].shape[:2] != (samples, steps):
             raise ValueError(
                 f"{path}: modalities must agree in samples and T, but {names[0]!r} has shape "
-                f"{list(arrays[names[0]].shape)} and {name!r} {list(arrays[name].shape)}"
+                f"{list(arrays[names[0]].shape)} and {name!r} {list(arrays[name].shape)}: bring "
+                "them to the same steps, as by numpy.interp along the time"
             )
     if "label" in arrays:
         labels = _integers(path, "label", arrays["label"], samples)
@@ -366,10 +368,8 @@ def _moments(train: Arrays) -> Moments:
 
 
 def _standardized(arrays: Arrays, moments: Moments) -> Arrays:
-    features = {}
-    for name, tensor in arrays.features.items():
-        mean, deviation = (torch.tensor(x, dtype=torch.float64) for x in moments[name])
+    standardize, features = Standardize(tuple(arrays.features), moments), {}
+    for i, (name, tensor) in enumerate(arrays.features.items()):
         # Part by part: a whole set in float64 would take twice its memory again.
-        parts = [((part - mean) / deviation).float() for part in tensor.split(PART)]
-        features[name] = torch.cat(parts)
+        features[name] = torch.cat([standardize.of(i, part) for part in tensor.split(PART)])
     return Arrays(arrays.path, features, arrays.labels, arrays.lengths, arrays.classes)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..atomic import replacing
+from ..data.standardize import Standardize
 from ..data.video import VideoOptions
 from ..errors import UserError, user_errors
 from ..modules import FusedMCU
@@ -44,15 +45,17 @@ class Exported(NamedTuple):
 
 
 class Flat(nn.Module):
-    """A Recognizer that takes its modalities as arguments of their own."""
+    """A Recognizer that takes its modalities as arguments of their own, and features as they were
+    before they were standardized."""
 
-    def __init__(self, recognizer: Recognizer) -> None:
+    def __init__(self, recognizer: Recognizer, standardize: Standardize | None) -> None:
         super().__init__()
         self.recognizer = recognizer
+        self.standardize = standardize
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """Logits `[B, K]` of a tensor `[B, T, ...]` per modality."""
-        return self.recognizer(inputs)
+        return self.recognizer(inputs if self.standardize is None else self.standardize(*inputs))
 
 
 def export(
@@ -60,10 +63,12 @@ def export(
 ) -> Exported:
     """Writes a network, with the names of its modalities and classes, after a check.
 
-    The file's inputs are float32 `[batch, time, ...]`, one per modality and as the data set's
-    transforms leave them, its output the logits `[batch, K]`. All clips of a batch have all steps.
-    For `onnx` the MCU is the reference in a loop, see `mmixer_kernels.onnx`; in a program of
-    torch.export it is the engine's own op, so that whoever loads it imports mmixer_kernels first.
+    The file's inputs are float32 `[batch, time, ...]`, one per modality: features as the files of
+    `arrays` have them, which the network in the file standardizes where the training did, and
+    anything else as the data set's transforms leave it. Its output is the logits `[batch, K]`.
+    All clips of a batch have all steps. For `onnx` the MCU is the reference in a loop, see
+    `mmixer_kernels.onnx`; in a program of torch.export it is the engine's own op, so that whoever
+    loads it imports mmixer_kernels first.
 
     What was written is loaded again and run on random inputs of other sizes. It may differ from
     the network in float64 by MARGIN times what float32 PyTorch does.
@@ -95,18 +100,20 @@ def export(
     example_steps = steps or max(2, shapes[0][0])
     names = restored.data.modalities
     about = {"modalities": list(names), "classes": list(restored.data.classes)}
-    example = _random(shapes, 2, example_steps)
+    moments = restored.data.moments
+    network = Flat(recognizer, None if moments is None else Standardize(names, moments)).eval()
+    example = _random(network, shapes, 2, example_steps)
     free = {0: torch.export.Dim("batch"), **({1: torch.export.Dim("time")} if not steps else {})}
     with torch.no_grad(), _quiet():
         program = torch.export.export(
-            Flat(recognizer), tuple(example), dynamic_shapes=((free,) * len(example),)
+            network, tuple(example), dynamic_shapes=((free,) * len(example),)
         )
         if kind == "onnx":
             content, run = _onnx(program, free, about)
         else:
             content, run = _torch(program, about)
         sizes = [(3, steps or example_steps + 3), (1, steps or 1)]
-        error, allowed = _compare(run, recognizer, [_random(shapes, *size) for size in sizes])
+        error, allowed = _compare(run, network, [_random(network, shapes, *size) for size in sizes])
     if not error <= allowed:
         raise UserError(
             f"the exported network differs by {error:.1e} from this one, and {allowed:.1e} is "
@@ -135,7 +142,7 @@ def _check_steps(recognizer: Recognizer, shapes: Sequence[tuple[int, ...]], step
     """Raises UserError where the extractors cannot take so many steps, as networks of video."""
     try:
         with torch.no_grad():
-            recognizer.features(_random(shapes, 1, steps))
+            recognizer.features(_noise(shapes, 1, steps))
     except (RuntimeError, ValueError, AssertionError) as error:
         raise UserError(
             f"--steps must be a number of steps that the extractors take, such as {shapes[0][0]}, "
@@ -145,7 +152,7 @@ def _check_steps(recognizer: Recognizer, shapes: Sequence[tuple[int, ...]], step
 
 def _shortens(recognizer: Recognizer, shapes: Sequence[tuple[int, ...]]) -> bool:
     """True where the extractors give fewer steps than they get."""
-    sample = _random(shapes, 1, max(2, shapes[0][0]))
+    sample = _noise(shapes, 1, max(2, shapes[0][0]))
     with torch.no_grad():
         return recognizer.features(sample)[0].shape[1] != sample[0].shape[1]
 
@@ -164,7 +171,15 @@ def _shapes(restored: Restored) -> list[tuple[int, ...]]:
     return [tuple(x.shape) for x in restored.data.test[0].inputs]
 
 
-def _random(shapes: Sequence[tuple[int, ...]], batch: int, steps: int) -> list[Tensor]:
+def _random(
+    network: Flat, shapes: Sequence[tuple[int, ...]], batch: int, steps: int
+) -> list[Tensor]:
+    """Random inputs, of the features' own means and deviations where the network knows them."""
+    inputs = _noise(shapes, batch, steps)
+    return inputs if network.standardize is None else network.standardize.inverse(inputs)
+
+
+def _noise(shapes: Sequence[tuple[int, ...]], batch: int, steps: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(batch)
     return [torch.randn(batch, steps, *shape[1:], generator=generator) for shape in shapes]
 
@@ -215,21 +230,19 @@ def _torch(program: torch.export.ExportedProgram, about: dict[str, Any]) -> tupl
     return file.getvalue(), lambda inputs: module(*inputs)
 
 
-def _compare(
-    run: Run, recognizer: Recognizer, batches: Sequence[Sequence[Tensor]]
-) -> tuple[float, float]:
+def _compare(run: Run, network: Flat, batches: Sequence[Sequence[Tensor]]) -> tuple[float, float]:
     """The greatest difference of the logits from float64's, and the greatest that is allowed."""
-    exact = copy.deepcopy(recognizer).double()
+    exact = copy.deepcopy(network).double()
     for module in exact.modules():
         if isinstance(module, FusedMCU):
             module.engine = "reference"
     error = rounding = 0.0
     for inputs in batches:
-        truth = exact([x.double() for x in inputs])
+        truth = exact(*(x.double() for x in inputs))
         error = max(error, _difference(run(inputs), truth))
         # By chance a few logits are right to the last bit: the bound is no less than that bit.
         last_bit = torch.finfo(torch.float32).eps * truth.abs().max().item()
-        rounding = max(rounding, _difference(recognizer(inputs), truth), last_bit)
+        rounding = max(rounding, _difference(network(*inputs), truth), last_bit)
     return error, MARGIN * rounding
 
 

@@ -54,14 +54,18 @@ class Restored(NamedTuple):
     data: Data
     """The data set; its splits are empty where samples were not asked for."""
     model: model.Recognizer
-    """The network, on the device of the options."""
+    """The network, on the device of the options. It takes inputs as the data set's splits have
+    them: where `data.moments` is not None, features that `data.standardize.Standardize` has brought
+    to them."""
     engine: str | None
     """The engine that computes its MCUs; None for units that are PyTorch's own."""
     epoch: int
     """The epoch that the weights are of."""
 
 
-def restore(path: Path, overrides: Overrides = AS_TRAINED, samples: Samples = "all") -> Restored:
+def restore(
+    path: Path | str, overrides: Overrides = AS_TRAINED, samples: Samples = "all"
+) -> Restored:
     """The network of a checkpoint with its weights, and the data set that it was trained on.
 
     Where the run's engine cannot run on the device, a note on stderr says so and auto takes its
@@ -76,6 +80,7 @@ def restore(path: Path, overrides: Overrides = AS_TRAINED, samples: Samples = "a
     Raises:
         UserError: the checkpoint or the data cannot be read, or do not belong together.
     """
+    path = Path(path)
     state, options = read(path, overrides)
     return rebuild(state, options, path, device_of(options.run.device), samples)
 

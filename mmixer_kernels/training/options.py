@@ -79,7 +79,7 @@ class OptimizerOptions:
     name: Literal["adam", "adamw"] = "adam"
     """Adam (weight decay in the gradient) or AdamW (decoupled)."""
     learning_rate: float = 1e-4
-    """The rate after warm-up; the default is the paper's."""
+    """The rate after warm-up; the paper's is 1e-4."""
     schedule: Literal["constant", "cosine"] = "constant"
     """The rate after warm-up: the same, or down to 0 at the last step."""
     extractor_rate: float | None = None
@@ -123,7 +123,7 @@ class LoaderOptions:
     """Batches and the processes that load them."""
 
     batch_size: int = 8
-    """Samples per batch of one process, in training and in evaluation; the default is the paper's.
+    """Samples per batch of one process, in training and in evaluation; the paper's is 8.
     An update has batch_size x processes x --optimizer.accumulate of them."""
     workers: int = 0
     """Processes that load samples; 0 is the training process alone. It changes no result."""
