@@ -172,7 +172,8 @@ def test_features_are_standardized_in_the_file(tmp_path: Path, name: str, loaded
     small = ["--epochs", "1", "--model.hidden-size", "8", "--device", "cpu"]
     assert train.main([*run, *small]) == 0
     checkpoint, scores = tmp_path / "run" / "best.pt", tmp_path / "scores.csv"
-    assert predict.main([str(checkpoint), "--scores", str(scores)]) == 0
+    picture = ["--output", str(tmp_path / "predictions.png")]
+    assert predict.main([str(checkpoint), "--scores", str(scores), *picture]) == 0
     assert command(checkpoint, "--output", tmp_path / name) == 0
     inputs = [torch.from_numpy(files["test"][key]).float() for key in scales]
     found = loaded(tmp_path / name, inputs).softmax(1)
