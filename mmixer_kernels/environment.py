@@ -27,9 +27,3 @@ VARIABLES = (
     Variable("CUDACXX", "build", "the CUDA compiler, where `nvcc` is not on the path"),
 )
 """Every variable that a user may set, in the order in which `info` prints them."""
-
-
-def table() -> str:
-    """The variables as the Markdown table that README.md has."""
-    rows = [f"| `{x.name}` | {x.read} | {x.meaning} |" for x in VARIABLES]
-    return "\n".join(["| variable | read at | meaning |", "|---|---|---|", *rows])
