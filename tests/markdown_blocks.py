@@ -24,7 +24,11 @@ class Block(NamedTuple):
 
 def blocks(path: Path, language: str) -> list[Block]:
     """The blocks of a language ("" for those that name none), in the file's order."""
-    page = path.read_text()
+    return blocks_of(path.read_text(), language)
+
+
+def blocks_of(page: str, language: str) -> list[Block]:
+    """`blocks` of a page's text."""
     found = []
     for match in FENCE.finditer(page):
         indent, named, text = match.groups()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import re
 import shlex
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from data import miniature
+from markdown_blocks import blocks_of
 from networks import shrink_resnets
 
 GUIDE = Path(__file__).parents[1] / "docs" / "training.md"
@@ -34,8 +34,8 @@ def commands(own: bool = False) -> list[list[str]]:
     """The commands of the section OWN, or those of all others."""
     before, _, rest = GUIDE.read_text().partition(OWN)
     section, _, after = rest.partition("\n## ")
-    blocks = re.findall(r"```sh\n(.*?)```", section if own else before + after, re.DOTALL)
-    lines = [line for block in blocks for line in block.splitlines()]
+    blocks = blocks_of(section if own else before + after, "sh")
+    lines = [line for block in blocks for line in block.text.splitlines()]
     return [shlex.split(line) for line in lines if not line.startswith("pip ")]
 
 
