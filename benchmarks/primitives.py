@@ -12,8 +12,8 @@ import torch
 from problems import Size
 from torch import Tensor
 
-from mmixer_kernels.comparison.checking import largest, one_thread, relative_error
-from mmixer_kernels.comparison.timing import Contender
+from mmixer_kernels.comparison.checking import largest, relative_error
+from mmixer_kernels.comparison.timing import Contender, torch_threads
 
 
 class Kind(NamedTuple):
@@ -197,7 +197,7 @@ def check(kind: Kind, layer: Layer) -> float:
     """The largest relative error of a layer's results and, where it has any, gradients against
     float64; AssertionError where one passes the tolerance or is not finite."""
     operands = {name: x.double().requires_grad_() for name, x in layer.operands.items()}
-    with one_thread():
+    with torch_threads(1):
         expected = truth(kind, operands)
     errors = {}
 
@@ -215,7 +215,7 @@ def check(kind: Kind, layer: Layer) -> float:
         for name, x in directions.items():
             layer.gradients[name].copy_(x)
         compare("forward + backward", layer.forward_backward)
-        with one_thread():
+        with torch_threads(1):
             gradients = torch.autograd.grad(
                 list(expected.values()),
                 list(operands.values()),

@@ -16,7 +16,7 @@ from ..streaming import CellStream
 from .case import Case
 from .checking import TOLERANCE, exact, largest, relative_error, tolerance_of
 from .machine import faster_engine, threads_are_set_by
-from .timing import Ratio
+from .timing import Ratio, torch_threads
 
 STEPS = 16
 """Those of the sequence that stands beside calls of one step."""
@@ -123,11 +123,8 @@ def _threads(case: Case, threads: int) -> Alternative:
     before = torch.get_num_threads()
 
     def call() -> Tensor:
-        torch.set_num_threads(threads)
-        try:
+        with torch_threads(threads):
             output: Tensor = case.unit(*case.operands)[0]
-        finally:
-            torch.set_num_threads(before)
         return output
 
     name, take = ("1 thread", "takes") if threads == 1 else (f"{threads} threads", "take")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,6 +12,7 @@ from .. import reference
 from ..engines.native import matmul_precision
 from ..modules import FusedMCU
 from ..problem import Weights
+from .timing import torch_threads
 
 TOLERANCE = 1e-4
 """Largest ||x - truth|| / ||truth|| of a float32 output or gradient."""
@@ -51,7 +51,7 @@ def relative_errors(subject: Subject) -> dict[str, float]:
         plain = subject.run(*operands.values())
     directions = [torch.randn_like(output) for output in outputs]
     grads = torch.autograd.grad(outputs, list(operands.values()), directions)
-    with one_thread():
+    with torch_threads(1):  # many small operations wait for each other's threads on busy processors
         expected = subject.truth(*doubles.values())
         expected_grads = torch.autograd.grad(
             expected, list(doubles.values()), [direction.double() for direction in directions]
@@ -104,14 +104,3 @@ def exact(operands: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[Tensor
     input, *contexts = (x.double() for x in operands)
     (own,) = Weights.sets([x.double() for x in weights], 1, has_context=bool(contexts))
     return reference.mcu(input, contexts[0] if contexts else None, own)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Many small operations take longest where their threads wait for a busy processor."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ..engines import Engine, chosen, engines, of_device
+from ..engines import Engine, EngineState, chosen, engines, of_device
 from .case import Case
 
 BUSY = 0.5
@@ -95,15 +95,15 @@ def facts(case: Case) -> dict[str, Any]:
     return {"name": engine.NAME, "why": why, "ways": ways, "others": others}
 
 
+def _before(case: Case) -> dict[str, EngineState]:
+    """The engines of the device that stand before the case's own, with their states."""
+    order = of_device(case.device)
+    return {x.NAME: x.state(case.device) for x in order[: order.index(_engine(case))]}
+
+
 def faster_engine(case: Case) -> str | None:
     """The name of an engine that runs here and stands before the case's own."""
-    own = _engine(case)
-    for engine in of_device(case.device):
-        if engine is own:
-            return None
-        if engine.state(case.device).available:
-            return engine.NAME
-    return None
+    return next((name for name, state in _before(case).items() if state.available), None)
 
 
 def threads_are_set_by() -> str:
@@ -116,13 +116,11 @@ def threads_are_set_by() -> str:
 def settings(case: Case) -> list[str]:
     """The settings of this process's environment and of this build that slow the case, a sentence
     each. What else might be faster is measured: see `alternatives`."""
-    notes = []
-    own = _engine(case)
-    for engine in of_device(case.device):
-        if engine is own:
-            break
-        if not (state := engine.state(case.device)).available:
-            notes.append(f'the engine "{engine.NAME}", which auto prefers, is off: {state.reason}')
+    notes = [
+        f'the engine "{name}", which auto prefers, is off: {state.reason}'
+        for name, state in _before(case).items()
+        if not state.available
+    ]
     if case.device.type == "cpu":
         notes += _of_build()
     return notes + [

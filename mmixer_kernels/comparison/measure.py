@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .. import reference
 from ..command import processors
@@ -32,6 +32,8 @@ _CHECKED_TABLES = 30  # of T x B x H numbers, in the reference's graph and its g
 WORTH_BYTES = 2**20
 """The memory from which on it is worth a sentence that a call can keep less for backward."""
 HALF = 0.5
+Calls = dict[str, tuple[nn.Module, list[Tensor]]]
+"""Modules and their operands, by name."""
 
 
 def compare(case: Case, budget: float = 10.0, *, backward: bool = True) -> dict[str, Any]:
@@ -72,10 +74,11 @@ def _compare(case: Case, budget: float, backward: bool) -> dict[str, Any]:
     passes = [FORWARD, FORWARD_BACKWARD] if backward else [FORWARD]
     part = budget / (len(passes) + 1)
     missing: dict[str, str] = {}
-    times = {name: _times(case, name, part, missing) for name in passes}
+    calls = _calls(case)
+    times = {name: _times(case, calls, name, part, missing) for name in passes}
     ratios = _alternative_ratios(case, others, part)
     seconds = {name: {x: median(t) for x, t in taken.items()} for name, taken in times.items()}
-    saved = _saved_bytes(case, missing) if backward else {}
+    saved = _saved_bytes(calls, missing) if backward else {}
     advice = alternatives.advice(others, ratios)
     if backward:
         advice += memory_advice(saved, seconds[FORWARD_BACKWARD])
@@ -129,37 +132,29 @@ def _device_name(device: torch.device) -> str:
     return processor() if device.type == "cpu" else torch.cuda.get_device_name(device)
 
 
-def _units(case: Case) -> dict[str, nn.Module]:
-    """Ours and its baselines, by name."""
+def _calls(case: Case) -> Calls:
+    """Ours and its baselines with their operands, by name: torch's own layers see no context."""
     sizes = case.F, case.C, case.hidden_size
     again = FusedMCU(*sizes, engine=case.engine, recompute=True, **case.like)
     eager = reference.MCU(*sizes, **case.like)
     for unit in (again, eager):
         unit.load_state_dict(case.unit.state_dict())
+    input = case.operands[:1]
     return {
-        OURS: case.unit,
-        AGAIN: again,
-        EAGER: eager,
-        GRU: nn.GRU(case.F, case.hidden_size, **case.like),
-        LSTM: nn.LSTM(case.F, case.hidden_size, **case.like),
+        OURS: (case.unit, case.operands),
+        AGAIN: (again, case.operands),
+        EAGER: (eager, case.operands),
+        GRU: (nn.GRU(case.F, case.hidden_size, **case.like), input),
+        LSTM: (nn.LSTM(case.F, case.hidden_size, **case.like), input),
     }
 
 
-def _calls(case: Case) -> dict[str, tuple[nn.Module, list[torch.Tensor]]]:
-    """The units with their operands: torch's own layers see no context."""
-    return {
-        name: (unit, case.operands[:1] if name in (GRU, LSTM) else case.operands)
-        for name, unit in _units(case).items()
-    }
-
-
-def _times(case: Case, passes: str, budget: float, missing: dict[str, str]) -> Times:
+def _times(case: Case, calls: Calls, passes: str, budget: float, missing: dict[str, str]) -> Times:
     """The rounds of ours, its baselines, the products alone and a call of one step."""
-    calls = _calls(case)
-    if passes == FORWARD:
-        del calls[AGAIN]  # as it keeps nothing, it is the same
     contenders = []
     for name, (unit, operands) in calls.items():
+        if name == AGAIN and passes == FORWARD:
+            continue  # as it keeps nothing, it is the same
         candidate = synchronised(contender(name, unit, operands, passes), case.device)
         try:
             candidate.call()
@@ -194,11 +189,11 @@ def _alternative_ratios(
     return {x.name: ratio([t / x.calls for t in times[x.name]], times[OURS]) for x in others}
 
 
-def _saved_bytes(case: Case, missing: dict[str, str]) -> dict[str, int]:
+def _saved_bytes(calls: Calls, missing: dict[str, str]) -> dict[str, int]:
     """The bytes that each unit keeps for its backward."""
     return {
         name: memory.saved_bytes(partial(unit, *operands), [*operands, *unit.parameters()])
-        for name, (unit, operands) in _calls(case).items()
+        for name, (unit, operands) in calls.items()
         if f"{name}, {FORWARD_BACKWARD}" not in missing
     }
 

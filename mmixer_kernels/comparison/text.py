@@ -28,10 +28,7 @@ def describe(report: dict[str, Any]) -> str:
         _times(report),
         _limits(report),
         _sentences("settings that slow calls", report["settings"]),
-        _sentences(
-            "what would help, as measured here",
-            report["advice"],
-        ),
+        _sentences("what would help, as measured here", report["advice"]),
     ]
     return "\n\n".join("\n".join(lines) for section in sections if (lines := list(section)))
 

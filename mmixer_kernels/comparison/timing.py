@@ -8,7 +8,8 @@ its own weights in the caches and not its rival's.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from statistics import median
 from typing import NamedTuple
 
@@ -54,6 +55,17 @@ def synchronised(contender: Contender, device: torch.device) -> Contender:
         torch.accelerator.synchronize(device)
 
     return Contender(contender.name, call)
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """torch has so many threads, and afterwards as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 Clock = Callable[[Callable[[], object]], float]

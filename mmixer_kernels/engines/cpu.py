@@ -87,9 +87,9 @@ def path(problem: Problem, backward: bool) -> str:
     """`protocol.Engine`'s: instruction set, threads, and where the weights are read."""
     count, of_torch = threads(problem), torch.get_num_threads()
     groups, steps, batch, hidden = problem.sizes
-    parts = [_native.build_info()["instruction_set"], f"{count} thread{'s' * (count > 1)}"]
-    processors, work = _native.build_info()["processors"], groups * batch * hidden * hidden
-    if count < of_torch and count == processors:
+    build, work = _native.build_info(), groups * batch * hidden * hidden
+    parts = [build["instruction_set"], f"{count} thread{'s' * (count > 1)}"]
+    if count < of_torch and count == build["processors"]:
         parts[-1] += f" of torch's {of_torch}, one per processor"
     elif count < of_torch:
         parts[-1] += (

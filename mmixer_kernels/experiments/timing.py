@@ -11,6 +11,7 @@ from statistics import median
 import torch
 from torch.nn import functional as F
 
+from ..comparison.timing import torch_threads
 from ..data import collate
 from ..trained.restore import restore
 from ..training import batches
@@ -29,12 +30,8 @@ class Time:
 def of_samples(checkpoints: Sequence[Path]) -> list[Time]:
     """The time of each network on the first batch of its test samples, forward and backward, with
     one thread on a CPU; in turns, so that what disturbs the machine disturbs all."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with torch_threads(1):
         return _of_samples(checkpoints)
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _of_samples(checkpoints: Sequence[Path]) -> list[Time]:

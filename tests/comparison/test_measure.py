@@ -44,7 +44,7 @@ def test_everything_takes_turns_and_waits_for_the_device(
     monkeypatch.setattr(measure, "synchronised", synchronised)
     missing: dict[str, str] = {}
     for pass_ in passes.PASSES:
-        measure._times(CASE, pass_, 0, missing)
+        measure._times(CASE, measure._calls(CASE), pass_, 0, missing)
     rest = [ONE_STEP, IN_TURN, AT_ONCE]
     assert rounds[0] == [f"{x}!" for x in [*UNITS[:1], *UNITS[2:], *rest]]
     assert rounds[1] == [f"{x}!" for x in [*UNITS, *rest]]
