@@ -109,7 +109,9 @@ bool spin(const TeamState& team, int round, int index) {
 
 // Sleeps until the round has ended. No call is lost: the sleeper counts itself before it looks at
 // the round, and the last member ends the round before it looks at the count, so that one of them
-// sees the other; and who is seen holds the mutex from that look until it sleeps.
+// sees the other; and who is seen holds the mutex from that look until it sleeps. Both change what
+// they write by an atomic exchange or addition: a store would do for C++ and for processors, but
+// qemu-user lets a load overtake an emulated store of AArch64, and both would miss each other.
 void sleep(TeamState& team, int round) {
   team.has_slept.store(true, std::memory_order_relaxed);
   std::unique_lock<std::mutex> lock(team.mutex);
@@ -120,7 +122,7 @@ void sleep(TeamState& team, int round) {
 
 void end_round(TeamState& team, int round) {
   team.arrived.store(0, std::memory_order_relaxed);
-  team.round.store(round + 1);
+  team.round.exchange(round + 1);
   if (team.sleepers.load() == 0) return;
   team.mutex.lock();
   team.mutex.unlock();

@@ -60,6 +60,26 @@ void meet(int members, int rounds) {
   run_team(members, body);
 }
 
+// Two members, of which one is late by about as long as the other spins before it sleeps, for some
+// seconds: the last member ends the round while the other goes to sleep.
+void meet_at_the_brink_of_sleep(std::chrono::seconds duration) {
+  using Clock = std::chrono::steady_clock;
+  std::minstd_rand seeds(1);
+  for (const auto end = Clock::now() + duration; Clock::now() < end;) {
+    const auto seed = seeds();
+    auto body = [&](Member& member) {
+      std::minstd_rand random(seed);
+      for (int round = 0; round < 1000; round++) {
+        const auto late = std::chrono::nanoseconds(95000 + random() % 30000);
+        const auto comes = Clock::now() + late;
+        while (round % 2 == member.index() && Clock::now() < comes) continue;
+        member.barrier();
+      }
+    };
+    run_team(2, body);
+  }
+}
+
 int team_size(int threads) {
   int size = 0;
   auto body = [&](Member& member) {
@@ -76,6 +96,7 @@ int main() {
   const Watch watch;
   set_available_processors(4);  // teams keep their size
   for (const int members : {1, 2, 3, 4, 7}) meet(members, 2000);
+  meet_at_the_brink_of_sleep(std::chrono::seconds(5));
 #ifdef __linux__
   cpu_set_t before, one;
   sched_getaffinity(0, sizeof before, &before);
