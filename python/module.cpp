@@ -102,6 +102,8 @@ PYBIND11_MODULE(_native, m) {
     if (!cpu::use_instruction_set(name))
       throw py::value_error("this build or processor has no instruction set " + name);
   });
+  m.def("team_size", &cpu::team_size, py::arg("multiplications"), py::arg("threads"));
+  m.attr("multiplications_per_member") = cpu::multiplications_per_member;
 #ifdef MMIXER_CUDA_BUILD
   py::module_ cuda = m.def_submodule("cuda");
   bind_cuda(cuda);

@@ -17,18 +17,16 @@
 
 namespace mmixer::cpu::MMIXER_ISA {
 
-// The number of threads that are worth their barriers, each with at least 32 k multiplications in a
-// step's product.
-inline int64_t worthy_threads(const Problem& p) {
-  const int64_t work = p.groups * p.batch * p.hidden * p.hidden;
-  return std::max<int64_t>(1, std::min<int64_t>(work / 32768, p.threads));
+// The multiplications of a step's product, by which a call has its team.
+inline int64_t multiplications(const Problem& p) {
+  return p.groups * p.batch * p.hidden * p.hidden;
 }
 
-// Those of them that have a processor.
-inline int team_size(const Problem& p) {
-  const int64_t worth = worthy_threads(p);
-  return worth == 1 ? 1 : int(std::min<int64_t>(worth, available_processors()));
+inline int worthy_threads(const Problem& p) {
+  return cpu::worthy_threads(multiplications(p), p.threads);
 }
+
+inline int team_size(const Problem& p) { return cpu::team_size(multiplications(p), p.threads); }
 
 // The groups of a call that are computed at once: those of one thread one after another, in the
 // memory of the largest, which stays in the caches.

@@ -177,6 +177,16 @@ int available_processors() {
 
 void set_available_processors(int count) { processors_of_test = count; }
 
+int worthy_threads(int64_t multiplications, int threads) {
+  const int64_t worth = multiplications / multiplications_per_member;
+  return int(std::max<int64_t>(1, std::min<int64_t>(worth, threads)));
+}
+
+int team_size(int64_t multiplications, int threads) {
+  const int worth = worthy_threads(multiplications, threads);
+  return worth == 1 ? 1 : std::min(worth, available_processors());
+}
+
 void run_team(int threads, void (*body)(Member&, void*), void* context) {
 #ifdef MMIXER_OPENMP
   if (omp_in_parallel()) threads = 1;

@@ -37,6 +37,14 @@ class Member {
 // call's own.
 void run_team(int threads, void (*body)(Member&, void*), void* context);
 
+// The fewest multiplications of a step's product that are worth a member's barriers.
+constexpr int64_t multiplications_per_member = 32768;
+
+// How many of the threads are worth their barriers where a step's product has that many
+// multiplications, and how many of those have a processor.
+int worthy_threads(int64_t multiplications, int threads);
+int team_size(int64_t multiplications, int threads);
+
 // The processors that this process may use, or the number that a test has set; 0 sets it back.
 int available_processors();
 void set_available_processors(int count);

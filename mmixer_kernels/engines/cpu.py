@@ -70,31 +70,18 @@ def saved_size(problem: Problem, keep: Keep) -> int:
     return size
 
 
-_MULTIPLICATIONS = 32768
-"""The fewest of a thread in a step's product that are worth its barriers: `worthy_threads` of
-csrc/cpu/forward.h."""
-
-
-def threads(problem: Problem) -> int:
-    """The number of threads that a call takes, of those that torch has."""
-    groups, _, batch, hidden = problem.sizes
-    worth = groups * batch * hidden * hidden // _MULTIPLICATIONS
-    processors: int = _native.build_info()["processors"]
-    return max(1, min(worth, torch.get_num_threads(), processors))
-
-
 def path(problem: Problem, backward: bool) -> str:
     """`protocol.Engine`'s: instruction set, threads, and where the weights are read."""
-    count, of_torch = threads(problem), torch.get_num_threads()
     groups, steps, batch, hidden = problem.sizes
-    build, work = _native.build_info(), groups * batch * hidden * hidden
+    work, of_torch = groups * batch * hidden * hidden, torch.get_num_threads()
+    count, build = _native.team_size(work, of_torch), _native.build_info()
     parts = [build["instruction_set"], f"{count} thread{'s' * (count > 1)}"]
     if count < of_torch and count == build["processors"]:
         parts[-1] += f" of torch's {of_torch}, one per processor"
     elif count < of_torch:
         parts[-1] += (
             f" of torch's {of_torch}, as a step's product has {work} multiplications and a thread "
-            f"takes {_MULTIPLICATIONS} at least"
+            f"takes {_native.multiplications_per_member} at least"
         )
     if steps == 1 and not backward:
         parts.append("weights read where they lie, once each")

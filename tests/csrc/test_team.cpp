@@ -80,7 +80,7 @@ void meet_at_the_brink_of_sleep(std::chrono::seconds duration) {
   }
 }
 
-int team_size(int threads) {
+int size_of_a_team(int threads) {
   int size = 0;
   auto body = [&](Member& member) {
     if (member.index() == 0) size = member.size();
@@ -95,6 +95,13 @@ int team_size(int threads) {
 int main() {
   const Watch watch;
   set_available_processors(4);  // teams keep their size
+  constexpr int64_t worth = multiplications_per_member;
+  expect(team_size(2 * worth - 1, 8) == 1, "one member has what is not worth two");
+  expect(team_size(2 * worth, 8) == 2, "two have what is worth two");
+  expect(team_size(9 * worth, 3) == 3, "a team has no more members than there may be threads");
+  expect(team_size(9 * worth, 8) == 4 && worthy_threads(9 * worth, 8) == 8,
+         "a team has no more members than there are processors");
+  expect(team_size(0, 8) == 1, "a call without work has a member");
   for (const int members : {1, 2, 3, 4, 7}) meet(members, 2000);
   meet_at_the_brink_of_sleep(std::chrono::seconds(5));
 #ifdef __linux__
@@ -106,12 +113,12 @@ int main() {
   std::thread([&] {  // its pool's threads inherit the one processor
     sched_setaffinity(0, sizeof one, &one);
     meet(3, 2000);
-    expect(team_size(3) == 3, "a test's teams keep their size");
+    expect(size_of_a_team(3) == 3, "a test's teams keep their size");
     set_available_processors(0);
-    expect(team_size(3) == 3, "the first team has its size");
-    expect(team_size(3) == 1, "the next has the processors of one that was crowded");
+    expect(size_of_a_team(3) == 3, "the first team has its size");
+    expect(size_of_a_team(3) == 1, "the next has the processors of one that was crowded");
     std::this_thread::sleep_for(std::chrono::milliseconds(150));
-    expect(team_size(3) == 3, "a crowd is forgotten");
+    expect(size_of_a_team(3) == 3, "a crowd is forgotten");
   })
       .join();
 #endif
