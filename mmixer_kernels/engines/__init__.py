@@ -117,7 +117,8 @@ def _fastest(device: torch.device) -> Engine:
         refused.append(f"{engine.NAME}: {state.reason}")
     # On AMD's GPUs there is no cuda engine to miss.
     if refused and not (engine.NAME == "triton" and torch.version.hip is not None):
-        _warn_once(f'falling back to engine="{engine.NAME}", which is slower: {"; ".join(refused)}')
+        reasons = "; ".join(refused)
+        _warn_once(f'falling back to engine="{engine.NAME}", as others do not run here: {reasons}')
     return engine
 
 
