@@ -83,7 +83,7 @@ def build_directory(sanitize: str = "", source: Path = ROOT, options: Sequence[s
     in the repository's build/tests, or in MMIXER_TEST_BUILD. Each sanitizer, source, and choice of
     tools and options has a folder of its own, as CMake keeps those of its first run."""
     flags = [os.environ.get(name) for name in ("CXX", "CXXFLAGS", "MMIXER_SETS")]
-    tools = repr([sys.executable, shutil.which("ninja", path=SEARCH), *flags, source, *options])
+    tools = repr([sys.prefix, shutil.which("ninja", path=SEARCH), *flags, source, *options])
     digest = hashlib.sha256(tools.encode()).hexdigest()[:8]
     folder = Path(os.environ.get("MMIXER_TEST_BUILD", ROOT / "build" / "tests"))
     return folder / f"{sanitize.partition(',')[0] or 'plain'}-{digest}"

@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -117,15 +118,16 @@ def require(packages: dict[str, str]) -> None:
 
 
 def native(runs: Sequence[Run], launcher: Sequence[object] = ()) -> list[Result]:
-    results = []
-    for run in runs:
+    def result(run: Run) -> Result:
         try:
-            result = call(["env", f"{FAULT}={run.fault}", *launcher, run.program, *run.words])
-            results.append(Result(result.returncode, result.stdout))
+            ended = call(["env", f"{FAULT}={run.fault}", *launcher, run.program, *run.words])
+            return Result(ended.returncode, ended.stdout)
         except subprocess.TimeoutExpired as expired:
             output = (expired.output or b"").decode(errors="replace")
-            results.append(Result(None, f"{output}It did not end in {expired.timeout} seconds."))
-    return results
+            return Result(None, f"{output}It did not end in {expired.timeout} seconds.")
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(result, runs))
 
 
 def qemu(runs: Sequence[Run]) -> list[Result]:
