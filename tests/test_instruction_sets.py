@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+from functools import partial
 from pathlib import Path
 
 import instruction_sets
@@ -62,6 +64,18 @@ def test_the_exit_status_tells_of_failures(
     out = capsys.readouterr().out
     assert says in out
     assert "avx2      natively, " + ("passed" if result.status == 0 else "FAILED") in out
+
+
+def test_a_program_that_does_not_end_is_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = partial(subprocess.run, stdout=subprocess.PIPE, text=True, timeout=3)
+    monkeypatch.setattr(instruction_sets, "call", run)
+    hangs, ends = (
+        Run(Path("sh"), ("-c", f"echo begun; {then}")) for then in ("exec sleep 60", ":")
+    )
+    assert instruction_sets.native([hangs, ends]) == [
+        Result(None, "begun\nIt did not end in 3 seconds."),
+        Result(0, "begun\n"),
+    ]
 
 
 def test_a_fault_that_nobody_notices_is_a_failure(
